@@ -1,0 +1,25 @@
+"""What to train ResNet-50 on: measured on your own machines, paired, with intervals.
+
+`rresnet.read("results")` gives the tables as DataFrames, `rresnet.speedup(trials, over="device", reference="cpu")` the
+speedups. Neither needs Ray or torch.
+"""
+
+from importlib import import_module
+from importlib.metadata import version
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rresnet.analysis import Tables, read, speedup
+    from rresnet.store import StoreError
+
+__version__ = version("rresnet")
+__all__ = ["StoreError", "Tables", "__version__", "read", "speedup"]
+
+_HOME = {"Tables": "analysis", "read": "analysis", "speedup": "analysis", "StoreError": "store"}
+
+
+def __getattr__(name: str) -> object:
+    """Load a public name when it is first asked for: a trial process need not wait for pandas and scipy."""
+    if name not in _HOME:
+        raise AttributeError(f"module 'rresnet' has no attribute {name!r}; it has {', '.join(__all__)}")
+    return getattr(import_module(f"rresnet.{_HOME[name]}"), name)

@@ -1,0 +1,84 @@
+"""Ray itself: start it on this machine or join a cluster, and see what is there."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from rresnet.config import Device, UsageError
+from rresnet.hardware import Hardware, probe
+
+# Each was needed in practice; the reason stands beside it.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry, and no prompt about it
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # processes that hold no GPU keep CUDA_VISIBLE_DEVICES as it is
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's boxes, which verbose=0 does not silence
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each worker group, unused
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # needs the dashboard
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to each trial of a worker group
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record; no CSV, JSON and TensorBoard files a trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
+    "TUNE_WARN_THRESHOLD_S": "60",  # Tune's remarks on its own slowness
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A connected Ray cluster."""
+
+    hardware: Hardware  # of the machines that measure
+    local: bool
+
+    @property
+    def devices(self) -> tuple[Device, ...]:
+        """Device kinds there are."""
+        return ("cpu", "gpu") if self.hardware.gpu_count else ("cpu",)
+
+    @property
+    def trial_resources(self) -> dict[str, float]:
+        """What the hot trial process holds: a whole machine, so that no two trials ever share one."""
+        gpus = {"GPU": float(self.hardware.gpu_count)} if self.hardware.gpu_count else {}
+        return {"CPU": float(self.hardware.cpu_count), **gpus}
+
+
+# Ray puts this resource on the head node; holding a sliver of it leaves every CPU to the trial's workers.
+WORKER_GROUP_RESOURCES = {"node:__internal_head__": 0.001}
+
+
+@contextlib.contextmanager
+def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
+    """Ray for the length of a block: started here when `address` is None and ended after, else joined and left.
+
+    Raises UsageError when there is no such cluster.
+    """
+    for name, value in _ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    if address is None:
+        ray.init("local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common)
+    else:
+        try:
+            ray.init(address, **common)
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UsageError(
+                f"no Ray cluster answers at --address {address} ({str(error).splitlines()[0]}): "
+                "start one with `ray start --head` or `ray up cluster.yaml`, or drop --address to measure here"
+            ) from error
+    try:
+        yield Cluster(hardware=hardware, local=True) if address is None else _joined()
+    finally:
+        ray.shutdown()
+
+
+def _joined() -> Cluster:
+    """The joined cluster's measuring machines, as one of them reports itself: with GPUs if any has them."""
+    import ray
+
+    resources = ray.cluster_resources()
+    asked = {"num_gpus": 1} if resources.get("GPU", 0) else {}
+    hardware = ray.get(ray.remote(probe).options(**asked).remote(), timeout=120)
+    return Cluster(hardware=hardware, local=False)

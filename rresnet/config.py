@@ -1,0 +1,203 @@
+"""What is measured: the settings of a run (which are also its command line) and the cells they ask for."""
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+Device = Literal["cpu", "gpu"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Input = Literal["dataloader", "resident"]
+Execution = Literal["eager", "graph", "compile"]
+Recipe = Literal["blog", "tuned"]
+
+SCHEMA_VERSION = 1
+DEFAULT_REPEATS = 12
+DEFAULT_TIMEOUT_SECONDS = 600.0
+EPOCH_TIMEOUT_SECONDS = 3600.0
+
+
+class UsageError(ValueError):
+    """A request that is wrong or can't be met; the message says what was wrong, what is valid and what to do."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise UsageError(message)
+
+
+def stable_hash(value: object) -> str:
+    """16 hex digits of the SHA-256 of `value` as canonical JSON: the same on every machine and Python process."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell:
+    """One configuration to train: everything asked for that may change its speed. Its fields are table columns."""
+
+    device: Device = field(metadata={"doc": "device kind trained on"})
+    recipe: Recipe = field(metadata={"doc": "named settings that the axes below were resolved from"})
+    precision: Precision = field(metadata={"doc": "arithmetic of convolutions and matrix products, by effect"})
+    input: Input = field(metadata={"doc": "input path: per-image DataLoader, or data set resident on the device"})
+    execution: Execution = field(metadata={"doc": "how the step runs: eager, one CUDA graph, or compiled"})
+    channels_last: bool = field(metadata={"doc": "memory format NHWC instead of NCHW"})
+    fused_optimizer: bool = field(metadata={"doc": "Adam's fused kernel instead of PyTorch's default"})
+    model: str = field(metadata={"doc": "torchvision classification model"})
+    dataset: str = field(metadata={"doc": "name, folder or Parquet file of the data set"})
+    image_size: int = field(metadata={"doc": "height and width of the images, pixels"})
+    batch_size: int = field(metadata={"doc": "images a step and worker"})
+    num_workers: int = field(metadata={"doc": "data-parallel workers"})
+    cpu_threads: int = field(metadata={"doc": "intra-op threads of each worker"})
+    seed: int = field(metadata={"doc": "seed of weights and data order"})
+    epochs: int | None = field(default=None, metadata={"doc": "whole epochs trained; null for a timed trial"})
+    copy: int = field(default=0, metadata={"doc": "0; 1 for the second of two identical cells (A/A)"})
+
+    def __post_init__(self) -> None:
+        for name in ("image_size", "batch_size", "num_workers", "cpu_threads"):
+            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images a step over all workers."""
+        return self.batch_size * self.num_workers
+
+    @property
+    def cell_id(self) -> str:
+        """Stable hash of the configuration."""
+        return stable_hash(asdict(self))
+
+    def label(self) -> str:
+        """Short human name: device, recipe, batch size, and what is unusual."""
+        parts = [self.device, self.recipe, self.precision, f"batch {self.batch_size}"]
+        if self.num_workers > 1:
+            parts.append(f"{self.num_workers} workers")
+        if self.copy:
+            parts.append("again")
+        return " ".join(parts)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One cell in one repeat, to be run in one of the run's trial processes."""
+
+    cell: Cell
+    repeat: int
+    process: int
+
+    @property
+    def trial_id(self) -> str:
+        """Stable hash of the configuration and the repeat."""
+        return stable_hash({"cell": asdict(self.cell), "repeat": self.repeat})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, for the way through Ray."""
+        return {"cell": asdict(self.cell), "repeat": self.repeat, "process": self.process}
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> "Trial":
+        """The trial that `to_dict` wrote."""
+        return Trial(cell=Cell(**values["cell"]), repeat=values["repeat"], process=values["process"])
+
+
+@dataclass(frozen=True, kw_only=True)
+class How:
+    """How each trial of a run is to be measured."""
+
+    seconds: float
+    timeout_seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The flags, the same for every experiment. Axes take several values; the grid is their product."""
+
+    device: tuple[Device, ...] = ()
+    """Device kinds to measure. Default: every kind the cluster has."""
+    recipe: tuple[Recipe, ...] = ("blog", "tuned")
+    """Named settings: the blog's script as written, or the fastest known that learn the same."""
+    batch_size: tuple[int, ...] = (32, 64, 128)
+    """Images a step and worker."""
+    precision: tuple[Precision, ...] = ()
+    """Override the recipes' precision."""
+    input: tuple[Input, ...] = ()
+    """Override the recipes' input path."""
+    num_workers: tuple[int, ...] = (1,)
+    """Data-parallel workers (several use Ray Train's worker group and DDP)."""
+    cpu_threads: int | None = None
+    """Threads of each worker. Default: the machine's cores divided by the workers."""
+    model: str = "resnet50"
+    """torchvision classification model."""
+    image_size: int = 32
+    """Images are brought to this height and width, pixels."""
+    dataset: str = "fashion-mnist-12k"
+    """fashion-mnist-12k, fashion-mnist, mnist, cifar10, synthetic, an image folder, or a .parquet file."""
+    data_dir: Path | None = None
+    """Folder with already downloaded files of a named data set."""
+    repeats: int | None = None
+    """Times each cell is measured. Default: 12, or 1 with --epochs."""
+    processes: int = 3
+    """Fresh trial processes that the repeats are spread over."""
+    seconds: float = 1.0
+    """Measured seconds of each trial."""
+    epochs: int | None = None
+    """Train whole epochs instead, and evaluate after each."""
+    aa: bool = False
+    """Measure each cell against an identical copy of itself (A/A): the noise floor."""
+    seed: int = 42
+    """Seed of weights, data order and the order of cells."""
+    timeout_seconds: float | None = None
+    """A trial that takes longer is ended. Default: 600, or 3600 an epoch with --epochs."""
+    results_dir: Path = Path("results")
+    """Folder of the Parquet tables."""
+    name: str | None = None
+    """Name of the run. Default: the experiment's."""
+    address: str | None = None
+    """Ray cluster to join: "auto" or host:port. Default: start Ray on this machine alone."""
+    fresh: bool = False
+    """Start a new run instead of continuing an unfinished one of the same name and configuration."""
+    dry_run: bool = False
+    """Print the planned trials and stop."""
+
+    def __post_init__(self) -> None:
+        for name in ("recipe", "batch_size", "num_workers"):
+            _require(bool(getattr(self, name)), f"--{_flag(name)} needs at least one value")
+        for name in ("device", "recipe", "batch_size", "precision", "input", "num_workers"):
+            values = getattr(self, name)
+            twice = sorted({str(v) for v in values if values.count(v) > 1})
+            _require(not twice, f"--{_flag(name)} names {', '.join(twice)} twice: give each value once")
+        for name in ("batch_size", "num_workers"):
+            for value in getattr(self, name):
+                _require(value >= 1, f"--{_flag(name)} must be at least 1, got {value}")
+        for name in ("cpu_threads", "image_size", "repeats", "processes", "epochs"):
+            value = getattr(self, name)
+            _require(value is None or value >= 1, f"--{_flag(name)} must be at least 1, got {value}")
+        for name in ("seconds", "timeout_seconds"):
+            value = getattr(self, name)
+            valid = value is None or 0 < value < float("inf")
+            _require(valid, f"--{_flag(name)} must be a number of seconds above 0, got {value}")
+        _require(0 <= self.seed < 2**63, f"--seed must be between 0 and 2**63 - 1, got {self.seed}")
+        named = self.name is None or (self.name != "" and all(c.isalnum() or c in "-_." for c in self.name))
+        _require(
+            named and not (self.name or "").startswith("."),
+            f"--name takes letters, digits and - _ . only, got {self.name!r}",
+        )
+
+    @property
+    def repeats_planned(self) -> int:
+        """Repeats, with the default resolved."""
+        return self.repeats or (1 if self.epochs else DEFAULT_REPEATS)
+
+    @property
+    def timeout_seconds_planned(self) -> float:
+        """Time limit of a trial in seconds, with the default resolved."""
+        return self.timeout_seconds or (EPOCH_TIMEOUT_SECONDS * self.epochs if self.epochs else DEFAULT_TIMEOUT_SECONDS)
+
+
+def _flag(name: str) -> str:
+    return name.replace("_", "-")
+
+
+CELL_COLUMNS = tuple(f.name for f in fields(Cell))
+DEVICES: tuple[Device, ...] = get_args(Device)

@@ -1,0 +1,46 @@
+"""What a trial ran with: software versions and the machine, for its row."""
+
+import functools
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from rresnet.config import Device
+from rresnet.hardware import probe
+from rresnet.measurement import Environment
+
+
+@functools.cache
+def describe(device: Device) -> Environment:
+    """The environment of a trial on `device` in this process."""
+    import torch
+
+    hardware = probe()
+    gpu = device == "gpu"
+    return Environment(
+        hostname=hardware.hostname,
+        cpu_model=hardware.cpu_model,
+        cpu_count=hardware.cpu_count,
+        gpu_name=hardware.gpu_name if gpu else None,
+        driver_version=hardware.driver_version if gpu else None,
+        torch_version=torch.__version__,
+        cuda_version=torch.version.cuda,
+        ray_version=version("ray"),
+        rresnet_version=version("rresnet"),
+        git_commit=git_commit(),
+    )
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, or None: an installed copy has none."""
+    folder = Path(__file__).parent.parent
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,109 @@
+"""From settings to planned trials: pure functions, the same answer on every machine."""
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+
+from rresnet.config import Cell, Device, Execution, Input, Precision, Recipe, Settings, Trial
+from rresnet.hardware import Hardware
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """What a recipe decides."""
+
+    precision: Precision
+    input: Input
+    execution: Execution
+    channels_last: bool
+    fused_optimizer: bool
+
+
+def blog(device: Device, hardware: Hardware) -> Axes:
+    """The blog's script as written, with PyTorch's defaults: on Ampere and later, convolutions run in TF32."""
+    precision: Precision = "tf32" if device == "gpu" and hardware.gpu_bf16 else "fp32"
+    return Axes(precision=precision, input="dataloader", execution="eager", channels_last=False, fused_optimizer=False)
+
+
+def tuned(device: Device, hardware: Hardware) -> Axes:
+    """The fastest settings known for the device that learn the same as the blog's."""
+    bf16 = hardware.gpu_bf16 if device == "gpu" else hardware.cpu_bf16
+    precision: Precision = "bf16" if bf16 else "fp32"
+    return Axes(precision=precision, input="resident", execution="eager", channels_last=True, fused_optimizer=True)
+
+
+RECIPES = {"blog": blog, "tuned": tuned}
+
+
+def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
+    """The product of the settings' axes on `devices`, each recipe resolved for `hardware`; no cell twice."""
+    found = {}
+    copies = (0, 1) if settings.aa else (0,)
+    axes = product(devices, settings.recipe, settings.batch_size, settings.num_workers)
+    for device, recipe, batch_size, num_workers in axes:
+        for precision, input_path, copy in product(settings.precision or (None,), settings.input or (None,), copies):
+            cell = _cell(settings, hardware, device, recipe, batch_size, num_workers, precision, input_path, copy)
+            found[cell.cell_id] = cell
+    return list(found.values())
+
+
+def _cell(
+    settings: Settings,
+    hardware: Hardware,
+    device: Device,
+    recipe: Recipe,
+    batch_size: int,
+    num_workers: int,
+    precision: Precision | None,
+    input_path: Input | None,
+    copy: int,
+) -> Cell:
+    resolved = RECIPES[recipe](device, hardware)
+    return Cell(
+        device=device,
+        recipe=recipe,
+        precision=precision or resolved.precision,
+        input=input_path or resolved.input,
+        execution=resolved.execution,
+        channels_last=resolved.channels_last,
+        fused_optimizer=resolved.fused_optimizer,
+        model=settings.model,
+        dataset=settings.dataset,
+        image_size=settings.image_size,
+        batch_size=batch_size,
+        num_workers=num_workers,
+        cpu_threads=settings.cpu_threads or max(1, hardware.cpu_cores // num_workers),
+        seed=settings.seed,
+        epochs=settings.epochs,
+        copy=copy,
+    )
+
+
+def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> list[Trial]:
+    """Every cell once in each repeat, in the order they run.
+
+    Repeats are outermost, so that slow drift of the machine meets every cell alike; the order within a repeat is
+    shuffled by the seed, so that no cell always follows the same neighbour. Consecutive repeats share a trial process.
+    """
+    trials = []
+    for repeat in range(repeats):
+        order = list(cells)
+        random.Random(f"{seed}/{repeat}").shuffle(order)
+        process = repeat * min(processes, repeats) // repeats
+        trials += [Trial(cell=cell, repeat=repeat, process=process) for cell in order]
+    return trials
+
+
+def infeasible(cell: Cell, hardware: Hardware) -> str | None:
+    """Why `hardware` can't run `cell`, or None. Said before anything starts, so that nothing waits for ever."""
+    if cell.device == "gpu" and hardware.gpu_count < cell.num_workers:
+        return f"{cell.num_workers} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+    if cell.device == "cpu" and cell.precision in ("tf32", "fp16"):
+        return f"a CPU has no {cell.precision} training: use --precision fp32 or bf16"
+    if cell.device == "gpu" and cell.precision in ("tf32", "bf16") and not hardware.gpu_bf16:
+        return f"{hardware.gpu_name} has no {cell.precision} units: use --precision fp32 or fp16"
+    threads = cell.cpu_threads * cell.num_workers
+    if threads > hardware.cpu_count:
+        return f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
+    return None

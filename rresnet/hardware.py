@@ -1,0 +1,98 @@
+"""What a machine is: its processors and GPUs, read without importing torch."""
+
+import contextlib
+import os
+import platform
+import socket
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pynvml
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hardware:
+    """One machine as this process may use it."""
+
+    hostname: str
+    cpu_model: str
+    cpu_count: int  # logical processors this process may run on
+    cpu_cores: int  # physical cores among them, as far as the system tells
+    cpu_bf16: bool  # bfloat16 products in hardware
+    gpu_count: int
+    gpu_name: str | None
+    driver_version: str | None
+    gpu_capability: tuple[int, int] | None  # CUDA compute capability of the first GPU
+
+    @property
+    def gpu_bf16(self) -> bool:
+        """Whether the GPU has bfloat16 and TF32 units (Ampere, compute capability 8.0, and later)."""
+        return self.gpu_capability is not None and self.gpu_capability >= (8, 0)
+
+
+def probe() -> Hardware:
+    """Read this machine."""
+    cpu_count = _usable_cpus()
+    model, flags = _cpu_info()
+    count, name, driver, capability = _gpus()
+    return Hardware(
+        hostname=socket.gethostname(),
+        cpu_model=model,
+        cpu_count=cpu_count,
+        cpu_cores=max(1, min(cpu_count, psutil.cpu_count(logical=False) or cpu_count)),
+        # x86: AVX512_BF16 or AMX; Arm: the bf16 feature. Without them oneDNN emulates bfloat16 and is slower than fp32.
+        cpu_bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & flags),
+        gpu_count=count,
+        gpu_name=name,
+        driver_version=driver,
+        gpu_capability=capability,
+    )
+
+
+def _usable_cpus() -> int:
+    """Processors in this process's affinity mask, or fewer where a cgroup's quota grants fewer."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    with contextlib.suppress(OSError, ValueError):
+        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
+        if quota != "max":
+            count = min(count, max(1, int(quota) // int(period)))
+    return count
+
+
+def _cpu_info() -> tuple[str, set[str]]:
+    """Model name and feature flags, from /proc/cpuinfo where there is one."""
+    model, flags = platform.processor() or platform.machine(), set[str]()
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            key, _, value = line.partition(":")
+            if key.strip() == "model name":
+                model = value.strip()
+            elif key.strip() in ("flags", "Features"):
+                flags |= set(value.split())
+    return model, flags
+
+
+@contextlib.contextmanager
+def nvml() -> Iterator[bool]:
+    """NVIDIA's management library for the length of a block; yields whether there is a driver that answers."""
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        yield False
+        return
+    try:
+        yield True
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def _gpus() -> tuple[int, str | None, str | None, tuple[int, int] | None]:
+    with nvml() as present:
+        count = pynvml.nvmlDeviceGetCount() if present else 0
+        if not count:
+            return 0, None, None, None
+        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
+        return count, pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion(), (major, minor)

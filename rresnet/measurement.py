@@ -1,0 +1,175 @@
+"""The columns of the tables: what a trial reports, as dataclasses, and the Arrow schemas made from them."""
+
+import types
+from dataclasses import dataclass, field, fields
+from datetime import datetime
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+import pyarrow as pa
+
+from rresnet.config import SCHEMA_VERSION, Cell
+
+Status = Literal["ok", "out_of_memory", "timeout", "error", "killed", "infeasible"]
+
+
+def column(doc: str, *, optional: bool = True) -> Any:
+    """A dataclass field that is a table column; `doc` says what it holds and in which unit."""
+    return field(default=None, metadata={"doc": doc}) if optional else field(metadata={"doc": doc})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """Which planned trial a row is."""
+
+    run_id: str = column("run the trial belongs to", optional=False)
+    experiment: str = column("experiment that planned it", optional=False)
+    trial_id: str = column("stable hash of configuration and repeat", optional=False)
+    cell_id: str = column("stable hash of the configuration", optional=False)
+    repeat: int = column("repeat, from 0; cells of one repeat are paired", optional=False)
+    process: int = column("which of the run's trial processes, from 0", optional=False)
+    attempt: int = column("1, or more where the trial was tried again", optional=False)
+    schema_version: int = column("version of these columns", optional=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What one trial found. Missing is None, never 0."""
+
+    status: Status = column("ok, out_of_memory, timeout, error, killed or infeasible", optional=False)
+    error_type: str | None = column("class of the error")
+    error_message: str | None = column("message of the error")
+    images_per_second: float | None = column("measured_images / measured_seconds, over all workers")
+    step_seconds: float | None = column("mean seconds a training step of the measured windows")
+    epoch_seconds: float | None = column("seconds of training a whole epoch, evaluation not counted")
+    epoch_seconds_kind: Literal["measured", "projected"] | None = column("whether epochs were really trained whole")
+    startup_seconds: float | None = column("seconds to have data, model and optimizer ready in this trial")
+    compile_seconds: float | None = column("seconds of compilation or graph capture")
+    warmup_seconds: float | None = column("seconds of warm-up windows in this trial")
+    measured_seconds: float | None = column("seconds of the measured windows")
+    measured_images: int | None = column("images trained in the measured windows, over all workers")
+    compute_images_per_second: float | None = column(
+        "images a second of the step alone, on one batch kept on the device"
+    )
+    input_images_per_second: float | None = column("images a second of the input path alone")
+    bottleneck: str | None = column("input, launch, memory, compute or optimizer")
+    percent_of_limit: float | None = column("achieved FLOP/s over the machine's measured matrix rate, percent")
+    peak_memory_bytes: int | None = column("peak device memory of this cell (CPU: of the trial process), bytes")
+    energy_joules: float | None = column("energy of the measured windows, joules")
+    gpu_utilization_percent: float | None = column("GPU utilisation in the measured windows, percent")
+    observed_threads: int | None = column("intra-op threads that PyTorch reported while training")
+    first_loss: float | None = column("loss of the cell's first step in its process (mean cross-entropy, nats)")
+    final_loss: float | None = column("loss of the trial's last step (mean cross-entropy, nats)")
+    test_accuracy: float | None = column("share of test images classified right after the last epoch")
+    dataset_fingerprint: str | None = column("hash of the data set's images and labels")
+    quality_flags: tuple[str, ...] | None = column("what makes the row doubtful")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Environment:
+    """Where and with what a trial ran."""
+
+    hostname: str | None = column("machine")
+    cpu_model: str | None = column("processor")
+    cpu_count: int | None = column("logical processors the trial could use")
+    gpu_name: str | None = column("GPU of a gpu trial")
+    driver_version: str | None = column("NVIDIA driver")
+    torch_version: str | None = column("PyTorch")
+    cuda_version: str | None = column("CUDA that PyTorch was built with")
+    ray_version: str | None = column("Ray")
+    rresnet_version: str | None = column("rresnet")
+    git_commit: str | None = column("commit of rresnet's checkout; null outside a checkout")
+
+
+@dataclass(frozen=True, kw_only=True)
+class When:
+    """When a trial ran."""
+
+    started_at: datetime | None = column("start of the trial, UTC")
+    finished_at: datetime | None = column("end of the trial, UTC")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """One timed stretch of steps, the device synchronised at its edges. A row of the windows table."""
+
+    window: int = column("number of the window in its trial, from 0", optional=False)
+    kind: Literal["warmup", "measured"] = column("warm-up windows are kept but enter no figure", optional=False)
+    epoch: int | None = column("epoch the window belongs to, from 0; null in a timed trial")
+    started_seconds: float = column("start, seconds after the trial's start", optional=False)
+    seconds: float = column("length, seconds", optional=False)
+    steps: int = column("training steps", optional=False)
+    images: int = column("images trained, over all workers", optional=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Epoch:
+    """One epoch of a trial with --epochs. A row of the epochs table."""
+
+    epoch: int = column("epoch, from 0", optional=False)
+    seconds: float = column("seconds of training, evaluation not counted", optional=False)
+    images: int = column("images trained, over all workers", optional=False)
+    train_loss: float = column("mean loss over the epoch's steps (nats)", optional=False)
+    test_loss: float | None = column("mean loss over the test images (nats)")
+    test_accuracy: float | None = column("share of test images classified right")
+    evaluation_seconds: float | None = column("seconds of evaluation, outside the clock")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Planned:
+    """Columns that follow from the cell."""
+
+    global_batch_size: int = column("images a step over all workers", optional=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Key:
+    """What joins the windows and epochs tables to the trials table."""
+
+    run_id: str = column("run the trial belongs to", optional=False)
+    trial_id: str = column("stable hash of configuration and repeat", optional=False)
+
+
+_ARROW: dict[type, pa.DataType] = {
+    int: pa.int64(),
+    float: pa.float64(),
+    str: pa.string(),
+    bool: pa.bool_(),
+    datetime: pa.timestamp("us", tz="UTC"),
+}
+
+
+def _arrow_type(hint: Any) -> pa.DataType:
+    origin = get_origin(hint)
+    if origin in (Union, types.UnionType):
+        return _arrow_type(next(h for h in get_args(hint) if h is not type(None)))
+    if origin is Literal:
+        return pa.string()
+    if origin is tuple:
+        return pa.list_(_arrow_type(get_args(hint)[0]))
+    return _ARROW[hint]
+
+
+def _arrow_fields(source: type) -> list["pa.Field[Any]"]:
+    hints = get_type_hints(source)
+    return [
+        pa.field(
+            f.name,
+            _arrow_type(hints[f.name]),
+            nullable=type(None) in get_args(hints[f.name]),
+            metadata={"doc": f.metadata["doc"]},
+        )
+        for f in fields(source)
+    ]
+
+
+def _schema(*dataclasses: type) -> pa.Schema:
+    return pa.schema(
+        [f for source in dataclasses for f in _arrow_fields(source)],
+        metadata={"rresnet_schema_version": str(SCHEMA_VERSION)},
+    )
+
+
+TRIALS = _schema(Identity, Cell, Planned, Measurement, Environment, When)
+WINDOWS = _schema(Key, Window)
+EPOCHS = _schema(Key, Epoch)
+SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS}

@@ -1,0 +1,81 @@
+"""What a person sees while a run goes on: a live line on a terminal, a plain line a trial elsewhere."""
+
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+from rich.progress import Progress as RichProgress
+
+from rresnet.config import Trial
+
+
+class Progress:
+    """Shows the trials of a run as they start, report and end. A context manager."""
+
+    def __init__(self, console: Console, total: int) -> None:
+        self._console, self._total, self._done, self._failed = console, total, 0, 0
+        self._began = time.monotonic()
+        self._bar = RichProgress(
+            TextColumn("[bold]{task.fields[cell]}"),
+            TextColumn("{task.fields[rate]}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TextColumn("trials, {task.fields[left]}"),
+            console=console,
+            transient=True,
+            redirect_stdout=False,
+            redirect_stderr=False,
+            disable=not console.is_terminal,
+        )
+        self._task = self._bar.add_task("", total=total, cell="starting", rate="", left="time left not known yet")
+
+    def __enter__(self) -> "Progress":
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._bar.stop()
+
+    def running(self, trial: Trial) -> None:
+        """A trial starts."""
+        self._bar.update(self._task, cell=f"{trial.cell.label()}, repeat {trial.repeat + 1}")
+
+    def rate(self, images_per_second: float) -> None:
+        """The running trial tells its speed so far."""
+        self._bar.update(self._task, rate=f"{images_per_second:,.0f} img/s")
+
+    def finished(self, trial: Trial, measurement: Mapping[str, Any]) -> None:
+        """A trial has its row."""
+        self._done += 1
+        ok = measurement["status"] == "ok"
+        self._failed += not ok
+        speed = (
+            f"{measurement['images_per_second']:,.0f} img/s"
+            if ok
+            else f"{measurement['status']}: {measurement['error_message']}"
+        )
+        left = self._time_left()
+        self._bar.update(self._task, completed=self._done, rate=speed if ok else "", left=left)
+        if not self._console.is_terminal or not ok:
+            which = f"repeat {trial.repeat + 1}  {trial.cell.label()}"
+            line = f"{self._done}/{self._total}  {which}  {speed.splitlines()[0]}  {left}"
+            self._console.print(line, style=None if ok else "red", markup=False, highlight=False, soft_wrap=True)
+
+    def _time_left(self) -> str:
+        seconds = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+        return f"about {duration(seconds)} left"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as a person says them: 8 s, 2 min 05 s, 3 h 10 min."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

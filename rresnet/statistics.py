@@ -1,0 +1,224 @@
+"""The geometric mean of repeats and its interval, as pure functions; why these, see `docs/statistics.md`."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy import stats
+
+MINIMUM_REPEATS = 3
+
+# The drift that is slower than a run, and so can't be seen in it (`docs/statistics.md` has the calibration).
+DRIFT_PER_SCATTER = 2.5  # its sd between periods, at most this many times the sd of one repeat,
+DRIFT_LIMIT = 0.045  # and at most this, in log units: 4.5 %
+DRIFT_REPEATS = 30.0  # how many repeats it takes to change
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interval:
+    """An estimate on its natural scale, its interval (None under `MINIMUM_REPEATS`) and how many repeats entered."""
+
+    estimate: float
+    low: float | None
+    high: float | None
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Components:
+    """How much repeats and processes each add: standard deviations of the log value, None where they can't be told.
+
+    `repeat_sd` is one repeat's within its process, `process_sd` that of one process about the others.
+    """
+
+    repeat_sd: float | None
+    process_sd: float | None
+    repeats: int
+    processes: int
+
+
+def log_mean_interval(
+    values: Sequence[float],
+    repeats: Sequence[int],
+    processes: Sequence[int],
+    level: float = 0.95,
+    *,
+    drift_limit: float = DRIFT_LIMIT,
+) -> Interval:
+    """The geometric mean of positive values and its interval.
+
+    The interval is `exp(mean ± half_width(logs))`, see `half_width`.
+
+    Args:
+        values: paired ratios, or rates, one for each repeat.
+        repeats: what puts the values in order of time; gaps do not matter.
+        processes: the trial process of each value.
+        level: confidence level.
+        drift_limit: passed to `half_width`; 0 claims only the minutes that were measured.
+
+    Raises:
+        ValueError: no values, one that is not positive and finite, unequal lengths, a repeat twice, or a bad level.
+    """
+    logs, of_process = _ordered_logs(values, repeats, processes)
+    _check(level, drift_limit)
+    mean = float(logs.mean())
+    if len(logs) < MINIMUM_REPEATS:
+        return Interval(estimate=math.exp(mean), low=None, high=None, count=len(logs))
+    half = float(half_width(logs, len(set(of_process)), level, drift_limit=drift_limit))
+    return Interval(estimate=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), count=len(logs))
+
+
+def half_width(
+    logs: ArrayLike, processes: int, level: float = 0.95, *, drift_limit: float = DRIFT_LIMIT
+) -> NDArray[np.float64]:
+    """Half the width of the interval of the mean: what the run shows, and an allowance for what it can't show.
+
+    `sqrt((t * sqrt(long_run_variance / n))**2 + (z * drift)**2)`. The first part is the equal-weighted cosine estimate
+    with Student's t (Lazarus, Lewis, Stock and Watson 2018). The second is a drift between periods with an
+    sd of `min(DRIFT_PER_SCATTER * sd of one repeat, drift_limit)`, averaged over the run (`drift_share`).
+
+    Args:
+        logs: log values in order of time, shape (..., n) with n of at least 3; leading axes are separate runs.
+        processes: how many trial processes made them; more of them allow more degrees of freedom.
+        level: confidence level.
+        drift_limit: largest sd that the unseen drift is given, in log units.
+
+    Returns:
+        Half-widths in log units, of the shape of the leading axes.
+
+    Raises:
+        ValueError: there are fewer than 3 values.
+    """
+    x = np.asarray(logs, dtype=np.float64)
+    count = x.shape[-1]
+    if count < MINIMUM_REPEATS:
+        raise ValueError(f"an interval needs at least {MINIMUM_REPEATS} repeats, got {count}")
+    freedom = degrees_of_freedom(count, processes)
+    seen = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(long_run_variance(x, freedom) / count)
+    scatter = x.std(axis=-1, ddof=1)
+    unseen = np.minimum(DRIFT_PER_SCATTER * scatter, drift_limit) * math.sqrt(drift_share(count))
+    return np.asarray(np.hypot(seen, stats.norm.ppf((1 + level) / 2) * unseen))
+
+
+def degrees_of_freedom(count: int, processes: int) -> int:
+    """How many cosines are averaged: at least 2, fewer than processes (Kalibera and Jones 2013), at most 0.4 n^(2/3).
+
+    The last is the rule of Lazarus, Lewis, Stock and Watson (2018).
+    """
+    return max(2, min(processes - 1, int(0.4 * count ** (2 / 3))))
+
+
+def long_run_variance(logs: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
+    """Variance of one repeat that gives the mean's variance when divided by n, repeats being alike in time or not.
+
+    The mean square of the projections on the `freedom` slowest type II cosines (Müller 2007; Lazarus, Lewis, Stock
+    and Watson 2018). For independent repeats of equal variance it is unbiased; with freedom n - 1 it is the textbook's.
+    """
+    count = logs.shape[-1]
+    waves = np.arange(1, freedom + 1)[:, None] * (np.arange(count) + 0.5)[None, :] * (np.pi / count)
+    return np.asarray(((logs @ (math.sqrt(2 / count) * np.cos(waves)).T) ** 2).mean(axis=-1))
+
+
+def drift_share(count: float) -> float:
+    """Variance of the mean of a drift over a run, relative to the drift's own: 1 for a short run, 2 / u for a long one.
+
+    For exponentially forgotten drift, `2 (u - 1 + exp(-u)) / u**2` with `u = count / DRIFT_REPEATS` (Taylor 1922).
+    """
+    u = count / DRIFT_REPEATS
+    return 2 * (u + math.expm1(-u)) / u**2
+
+
+def variance_components(values: Sequence[float], repeats: Sequence[int], processes: Sequence[int]) -> Components:
+    """How much repeats and processes each add to the scatter of the log value.
+
+    The analysis of variance estimate for unequal groups (Searle, Casella and McCulloch 1992); a negative
+    variance is reported as 0.
+
+    Raises:
+        ValueError: as for `log_mean_interval`.
+    """
+    logs, of_process = _ordered_logs(values, repeats, processes)
+    groups = [logs[of_process == process] for process in np.unique(of_process)]
+    total, many = len(logs), len(groups)
+    repeat_sd = process_sd = None
+    if total > many:
+        within = sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / (total - many)
+        repeat_sd = math.sqrt(within)
+        if many > 1:
+            between = sum(len(g) * float(g.mean() - logs.mean()) ** 2 for g in groups) / (many - 1)
+            per_process = (total - sum(len(g) ** 2 for g in groups) / total) / (many - 1)
+            process_sd = math.sqrt(max(0.0, (between - within) / per_process))
+    return Components(repeat_sd=repeat_sd, process_sd=process_sd, repeats=total, processes=many)
+
+
+def repeats_needed(
+    values: Sequence[float],
+    repeats: Sequence[int],
+    processes: Sequence[int],
+    target: float,
+    level: float = 0.95,
+    *,
+    drift_limit: float = DRIFT_LIMIT,
+    most: int = 10_000,
+) -> int | None:
+    """How many repeats in all, over as many processes as now, until the interval reaches at most `target` above.
+
+    A forecast: it takes the scatter seen so far to be the scatter to come, and the mean's variance to be that of the
+    variance components or of the long-run variance, whichever is larger. `target` is relative to the estimate: 0.02 is
+    2 %. The other arguments are those of `log_mean_interval`.
+
+    Returns:
+        The number of repeats; None when `most` would not do, or when there are fewer than `MINIMUM_REPEATS`.
+
+    Raises:
+        ValueError: as for `log_mean_interval`, or the target is not positive.
+    """
+    logs, _ = _ordered_logs(values, repeats, processes)
+    _check(level, drift_limit)
+    if not target > 0:
+        raise ValueError(f"target must be positive (0.02 is 2 %), got {target}")
+    if len(logs) < MINIMUM_REPEATS:
+        return None
+    parts = variance_components(values, repeats, processes)
+    long_run = float(long_run_variance(logs, degrees_of_freedom(len(logs), parts.processes)))
+    scatter, tail = float(logs.std(ddof=1)), (1 + level) / 2
+    drift = min(DRIFT_PER_SCATTER * scatter, drift_limit) * float(stats.norm.ppf(tail))
+    repeat_variance = scatter**2 if parts.repeat_sd is None else parts.repeat_sd**2
+    process_variance = (parts.process_sd or 0.0) ** 2 / parts.processes
+    quantiles = {freedom: float(stats.t.ppf(tail, freedom)) for freedom in range(2, max(3, parts.processes))}
+    for count in range(MINIMUM_REPEATS, most + 1):
+        variance = max(long_run / count, repeat_variance / count + process_variance)
+        seen = quantiles[degrees_of_freedom(count, parts.processes)] * math.sqrt(variance)
+        if math.hypot(seen, drift * math.sqrt(drift_share(count))) <= math.log1p(target):
+            return count
+    return None
+
+
+def _ordered_logs(
+    values: Sequence[float], repeats: Sequence[int], processes: Sequence[int]
+) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
+    """Logs of the values and their processes, in order of the repeats."""
+    if not len(values) == len(repeats) == len(processes):
+        raise ValueError(
+            "values, repeats and processes must be of equal length, "
+            f"got {len(values)}, {len(repeats)} and {len(processes)}"
+        )
+    if len(values) == 0:
+        raise ValueError("values must hold at least one repeat, got none")
+    for value, repeat in zip(values, repeats, strict=True):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"values must be positive and finite, got {value} in repeat {repeat}")
+    if len(set(repeats)) < len(repeats):
+        twice = next(r for r in sorted(repeats) if list(repeats).count(r) > 1)
+        raise ValueError(f"repeats must differ (one value for each), got {twice} more than once")
+    order = np.argsort(np.asarray(repeats))
+    return np.log(np.asarray(values, dtype=np.float64))[order], np.asarray(processes, dtype=np.int64)[order]
+
+
+def _check(level: float, drift_limit: float) -> None:
+    if not 0 < level < 1:
+        raise ValueError(f"level must be between 0 and 1, for example 0.95, got {level}")
+    if not drift_limit >= 0:
+        raise ValueError(f"drift_limit must be at least 0, got {drift_limit}")

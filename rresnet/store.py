@@ -1,0 +1,253 @@
+"""The Parquet tables on disk: written trial by trial, atomically, and read at any time."""
+
+import contextlib
+import fcntl
+import json
+import os
+import queue
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rresnet.measurement import SCHEMAS
+
+Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
+ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
+
+
+class StoreError(ValueError):
+    """A results folder that can't be used; the message says why and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as its manifest `runs/<run_id>.json` records it."""
+
+    run_id: str
+    experiment: str
+    name: str
+    plan_id: str  # hash of the planned trials: the same command has the same
+    planned: int
+    started_at: str
+    finished_at: str | None = None
+
+
+def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Call `write(file)` on a hidden file beside `path`, fsync it, and rename it to `path`: all or nothing."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+class _TableWriter:
+    """One table of one run: full parts that are left alone, and an open part that each write replaces whole.
+
+    A reader lists files, then opens them, so a file that it saw must stay: parts are replaced by rename, never removed
+    while the run goes on, and no row is ever in two of them.
+    """
+
+    def __init__(self, folder: Path, run_id: str, schema: pa.Schema) -> None:
+        self.folder, self.run_id, self.schema = folder, run_id, schema
+        folder.mkdir(parents=True, exist_ok=True)
+        self.finish()
+        self.number = 0
+        self.existing = _read(folder, f"{run_id}.parquet", schema)  # rows of an interrupted run that is continued
+        self.open: dict[str, Sequence[Mapping[str, Any]]] = {}
+
+    def path(self, number: int) -> Path:
+        suffix = f".part{number}" if number else ""
+        return self.folder / f"{self.run_id}{suffix}.parquet"
+
+    def add(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        if self.existing.num_rows:  # a trial that is run again replaces its old row
+            self.existing = self.existing.filter(pc.not_equal(self.existing["trial_id"], pa.scalar(trial_id)))
+        self.open[trial_id] = rows
+
+    def flush(self) -> None:
+        rows = [row for rows in self.open.values() for row in rows]
+        table = pa.Table.from_pylist(rows, schema=self.schema)
+        if self.number == 0 and self.existing.num_rows:
+            table = pa.concat_tables([self.existing, table])
+        self._write(self.path(self.number), table)
+        if len(self.open) >= ROWS_PER_PART:
+            self.number, self.open, self.existing = self.number + 1, {}, self.existing.slice(0, 0)
+
+    def finish(self) -> None:
+        """One file for the run: every part joins the first, then the others go."""
+        parts = sorted(self.folder.glob(f"{self.run_id}.part*.parquet"))
+        if parts:
+            self._write(self.path(0), _read(self.folder, f"{self.run_id}*.parquet", self.schema))
+            for part in parts:
+                part.unlink()
+
+    def _write(self, path: Path, table: pa.Table) -> None:
+        atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
+
+
+class Writer:
+    """Writes the rows of one run on a thread of its own; rows that arrive during a write go together in the next.
+
+    Use as a context manager: leaving it writes what is left, whatever the reason for leaving.
+    """
+
+    def __init__(self, results: Path, run: Run) -> None:
+        self.results, self.run = results, run
+        self._lock = _lock(results, run)
+        self._tables = {name: _TableWriter(results / name, run.run_id, schema) for name, schema in SCHEMAS.items()}
+        self._write_manifest(run)
+        self._queue: queue.SimpleQueue[tuple[str, Rows] | None] = queue.SimpleQueue()
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._work, name="rresnet-store")
+
+    def __enter__(self) -> "Writer":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._queue.put(None)
+        self._thread.join()
+        self._lock.close()
+        if self._error and exception[0] is None:
+            self.check()
+
+    def write(self, trial_id: str, rows: Rows) -> None:
+        """Queue the rows of one trial; on disk within milliseconds. Raises StoreError when an earlier write failed."""
+        self.check()
+        self._queue.put((trial_id, rows))
+
+    def check(self) -> None:
+        """Raise StoreError when a write failed (a full disk, say)."""
+        if self._error:
+            raise StoreError(
+                f"can't write to {self.results}: {self._error}; what was written before is whole: "
+                "make space or mend the folder, then give the same command again"
+            ) from self._error
+
+    def finish(self, finished_at: str) -> None:
+        """Mark the run as complete and leave one file a table. Call after leaving the context."""
+        for table in self._tables.values():
+            table.finish()
+        self._write_manifest(Run(**{**vars(self.run), "finished_at": finished_at}))
+
+    def _write_manifest(self, run: Run) -> None:
+        text = json.dumps(vars(run), indent=1)
+        atomic_write(_manifest(self.results, run.run_id), lambda file: file.write(text.encode()))
+
+    def _work(self) -> None:
+        running = True
+        while running:
+            batch = [self._queue.get()]
+            with contextlib.suppress(queue.Empty):
+                while len(batch) < ROWS_PER_PART:
+                    batch.append(self._queue.get_nowait())
+            running = None not in batch
+            try:
+                self._commit([item for item in batch if item is not None])
+            except (OSError, pa.ArrowException) as error:
+                self._error = error
+
+    def _commit(self, batch: Sequence[tuple[str, Rows]]) -> None:
+        for name in reversed(self._tables):  # trials last: a trial's row says that its windows are there
+            table, changed = self._tables[name], False
+            for trial_id, rows in batch:
+                if rows.get(name):
+                    table.add(trial_id, rows[name])
+                    changed = True
+            if changed:
+                table.flush()
+
+
+def open_run(results: Path, run: Run, *, fresh: bool) -> Run:
+    """`run`, or the newest unfinished run of the same name and plan in `results`, which is to be continued."""
+    try:
+        (results / "runs").mkdir(parents=True, exist_ok=True)
+        probe = results / "runs" / f".probe-{os.getpid()}"
+        probe.write_bytes(b"")
+        probe.unlink()
+    except OSError as error:
+        raise StoreError(f"can't write to {results}: {error.strerror}; choose another --results-dir") from error
+    same = [r for r in runs(results) if (r.name, r.experiment, r.plan_id) == (run.name, run.experiment, run.plan_id)]
+    unfinished = [r for r in same if r.finished_at is None]
+    return unfinished[-1] if unfinished and not fresh else run
+
+
+def runs(results: Path) -> list[Run]:
+    """The runs in a results folder, oldest first."""
+    found = []
+    for path in sorted((results / "runs").glob("[!.]*.json")):
+        with contextlib.suppress(ValueError, TypeError):
+            found.append(Run(**json.loads(path.read_text())))
+    return sorted(found, key=lambda run: run.started_at)
+
+
+def read_tables(results: Path, *, run_id: str | None = None) -> dict[str, pa.Table]:
+    """The tables of a results folder, or of one run in it, whatever else goes on there."""
+    pattern = f"{run_id}*.parquet" if run_id else "*.parquet"
+    return {name: _read(results / name, pattern, schema) for name, schema in SCHEMAS.items()}
+
+
+def _read(folder: Path, pattern: str, schema: pa.Schema) -> pa.Table:
+    """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
+    tables: list[pa.Table] = []
+    for path in sorted(folder.glob(pattern)):
+        if path.name.startswith("."):
+            continue
+        with contextlib.suppress(FileNotFoundError):  # joined since it was listed
+            table = _conform(_read_file(path), schema)
+            if ".part" in path.name:
+                seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
+                table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
+            tables.append(table)
+    return pa.concat_tables(tables) if tables else _conform(schema.empty_table(), schema)
+
+
+def _read_file(path: Path) -> pa.Table:
+    try:
+        return pq.ParquetFile(path, page_checksum_verification=True).read()
+    except (pa.ArrowException, OSError) as error:
+        if isinstance(error, FileNotFoundError):
+            raise
+        raise StoreError(f"{path} is damaged ({error}): move it away; its run can be measured again") from error
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the columns of `schema`: one that an older version did not write is null."""
+    columns = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
+    ]
+    return pa.table(columns, schema=pa.schema([f.with_nullable(True) for f in schema], metadata=schema.metadata))
+
+
+def _manifest(results: Path, run_id: str) -> Path:
+    return results / "runs" / f"{run_id}.json"
+
+
+def _lock(results: Path, run: Run) -> Any:
+    """Hold the run's lock file, so that two commands never continue one run at once."""
+    file = (results / "runs" / f".{run.run_id}.lock").open("w")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        file.close()
+        raise StoreError(
+            f"another process is at run {run.run_id} in {results}: wait for it, or start a new run with --fresh"
+        ) from error
+    return file
