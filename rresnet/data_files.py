@@ -1,0 +1,204 @@
+"""Images from files: a folder with one folder a class, or a Parquet file in the Hugging Face layout."""
+
+import io
+import json
+import os
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from PIL import Image, ImageOps
+
+from rresnet.data import DataError, Labels, Pixels, Source, Split, check_memory, stratified_test_split
+
+SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
+TEST_FOLDERS = ("test", "val", "validation")
+MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 million
+CHUNK = 256  # images a task: one task an image costs more than decoding a small one
+_GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
+
+
+def folder(root: Path, image_size: int, seed: int) -> Source:
+    """An image folder, split in `train/` and `test/` (or val/, validation/) if it has these, else by the seed."""
+    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
+    if (root / "train").is_dir() and test:
+        classes = _class_folders(root / "train")
+        parts = [_files(root / "train", classes), _files(test, classes)]
+        unknown = sorted(set(_class_folders(test)) - set(classes))
+        if unknown:
+            raise DataError(f"{test} has the class {unknown[0]!r} that {root / 'train'} lacks: both need the same folders")
+    else:
+        classes = _class_folders(root)
+        parts = [_files(root, classes)]
+    paths = [path for part in parts for path, _ in part]
+    check_memory(str(root), len(paths), 3, image_size)
+    images = _decode([(str(path), path) for path in paths], image_size)
+    labels = np.array([label for part in parts for _, label in part], dtype=np.int64)
+    return _split(images, labels, classes, seed, len(parts[0]) if len(parts) == 2 else None)
+
+
+def _class_folders(root: Path) -> list[str]:
+    try:
+        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise DataError(f"can't read the folder {root}: {error.strerror}") from error
+    if not names:
+        raise DataError(f"{root} has no class folders: expected one folder a class with images in it, {root}/CLASS/*.png")
+    return names
+
+
+def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+    found = []
+    for label, name in enumerate(classes):
+        try:
+            files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        except OSError as error:
+            raise DataError(f"can't read the folder {root / name}: {error.strerror}") from error
+        if not files:
+            raise DataError(
+                f"{root / name} has no images: expected files ending in {', '.join(sorted(SUFFIXES))}; remove the folder or fill it"
+            )
+        found += [(path, label) for path in files]
+    return found
+
+
+def parquet(path: Path, image_size: int, seed: int) -> Source:
+    """A Parquet file with `image` or `img` (a struct with `bytes`, or binary), `label`, and perhaps `split`."""
+    table = _read(path)
+    encoded = _image_bytes(path, table)
+    labels, classes = _labels(path, table)
+    test = None
+    if "split" in table.column_names:
+        is_test = np.array([str(s).startswith(("test", "val")) for s in table["split"].to_pylist()])
+        order = np.argsort(is_test, kind="stable")
+        encoded, labels, test = [encoded[i] for i in order], labels[order], int((~is_test).sum())
+        if test in (0, len(labels)):
+            raise DataError(f"{path}: the column split must name both train and test rows, found only one of them")
+    check_memory(str(path), len(encoded), 3, image_size)
+    images = _decode([(f"{path}, image {i}", io.BytesIO(content)) for i, content in enumerate(encoded)], image_size)
+    return _split(images, labels, classes, seed, test)
+
+
+def _read(path: Path) -> pa.Table:
+    try:
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        image = next((name for name in ("image", "img") if name in names), None)
+        if image is None or "label" not in names:
+            raise DataError(
+                f"{path} has the columns {', '.join(names) or 'none'}: "
+                "expected image (or img) with encoded image bytes, and label with integers"
+            )
+        wanted = [image, "label", *(["split"] if "split" in names else [])]
+        table = file.read(columns=wanted).rename_columns(["image", *wanted[1:]])
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise DataError(f"{path} is not a readable Parquet file ({reason}): give a .parquet file or an image folder") from error
+    if not table.num_rows:
+        raise DataError(f"{path} has no rows: expected at least two classes of images")
+    return table.replace_schema_metadata(file.schema_arrow.metadata)
+
+
+def _image_bytes(path: Path, table: pa.Table) -> list[bytes]:
+    kind = table.schema.field("image").type
+    if pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0:
+        column = pc.struct_field(table["image"], "bytes")
+    else:
+        column = table["image"]
+    if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
+        raise DataError(f"{path}: the image column has type {kind}: expected encoded images, struct<bytes: binary> or binary")
+    if column.null_count:
+        row = column.is_null().to_pylist().index(True)
+        raise DataError(f"{path}: image {row} is missing: remove the row")
+    return [bytes(value) for value in column.to_pylist()]
+
+
+def _labels(path: Path, table: pa.Table) -> tuple[Labels, list[str]]:
+    column = table["label"]
+    if not pa.types.is_integer(column.type):
+        raise DataError(f"{path}: the label column has type {column.type}: expected integers")
+    if column.null_count:
+        raise DataError(f"{path}: label {column.is_null().to_pylist().index(True)} is missing: remove the row")
+    raw = column.to_numpy()
+    values, labels = np.unique(raw, return_inverse=True)
+    if values[0] < 0:
+        raise DataError(f"{path}: label {values[0]} is negative: expected 0 and up (-1 often marks an unlabelled test split)")
+    names = _class_names(table.schema.metadata)
+    if names and values[-1] < len(names):
+        return raw.astype(np.int64), names
+    return labels.astype(np.int64), [str(value) for value in values]
+
+
+def _class_names(metadata: dict[bytes, bytes] | None) -> list[str]:
+    """Names of a ClassLabel feature, as Hugging Face's datasets writes them into the file."""
+    try:
+        names = json.loads((metadata or {})[b"huggingface"])["info"]["features"]["label"]["names"]
+    except (KeyError, TypeError, ValueError):
+        return []
+    return [str(name) for name in names] if isinstance(names, list) else []
+
+
+def _split(images: Pixels, labels: Labels, classes: Sequence[str], seed: int, train: int | None) -> Source:
+    if train is None:
+        train_part, test_part = stratified_test_split(labels, seed)
+    else:
+        train_part, test_part = np.arange(train), np.arange(train, len(labels))
+    return Source(
+        train=Split(images=images[train_part], labels=labels[train_part]),
+        test=Split(images=images[test_part], labels=labels[test_part]),
+        classes=tuple(classes),
+    )
+
+
+def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int) -> Pixels:
+    """Decode to uint8 [N, C, size, size]; one channel if every image is grey. Pillow decodes outside Python's lock."""
+    chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
+    with ThreadPoolExecutor() as pool:
+        done = pool.map(lambda chunk: [_decode_one(name, source, size) for name, source in chunk], chunks)
+        decoded = [image for chunk in done for image in chunk]
+    if all(image.mode == "L" for image in decoded):
+        return np.stack([np.asarray(image)[None] for image in decoded])
+    return np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in decoded])
+
+
+def _decode_one(name: str, source: Path | IO[bytes], size: int) -> Image.Image:
+    """The first frame, 8 bits a channel, its short side brought to `size` and its centre cut out."""
+    try:
+        with Image.open(source) as opened:
+            if opened.width * opened.height > MAXIMUM_PIXELS:
+                raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
+            image = _eight_bits(opened)
+        return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{name} is too large an image to open safely ({error}): scale it down or remove it") from error
+    except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
+        raise DataError(f"{name} is not a readable image ({error}): mend or remove it") from error
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        values = np.asarray(image, dtype=np.float64)
+        scale = 255.0 / max(255.0, 65535.0 if values.max(initial=0) > 255 else 255.0)
+        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+    return image.convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def write_parquet(path: Path, rows: Iterable[tuple[bytes, int, str]], names: Sequence[str]) -> None:
+    """Write (encoded image, label, split) rows in the Hugging Face layout, with the class names."""
+    images, labels, splits = zip(*rows, strict=True)
+    features = {"label": {"names": list(names), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
+    table = pa.table(
+        {
+            "image": pa.array([{"bytes": b, "path": None} for b in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "label": pa.array(labels, pa.int64()),
+            "split": pa.array(splits, pa.string()),
+        }
+    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    pq.write_table(table, path, compression="none")  # PNG is compressed already
+
+

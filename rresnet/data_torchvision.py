@@ -1,0 +1,140 @@
+"""Named data sets through torchvision, with its checksums; files that are there already are used."""
+
+import gzip
+import hashlib
+import os
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torchvision
+from numpy.typing import NDArray
+
+from rresnet.data import DataError, Labels, Pixels, Source, Split
+
+_IDX = {"fashion-mnist": torchvision.datasets.FashionMNIST, "mnist": torchvision.datasets.MNIST}
+_IDX_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+
+
+def default_data_dir() -> Path:
+    """Where downloads go: rresnet/data in the user's cache folder."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rresnet" / "data"
+
+
+def load(name: str, data_dir: Path | None) -> Source:
+    """Load `fashion-mnist`, `mnist` or `cifar10` from `data_dir`, downloading what is not there.
+
+    Raises:
+        DataError: files are damaged, or can't be downloaded.
+    """
+    folder = data_dir or default_data_dir()
+    if name in _IDX:
+        found = _idx_folder(folder, _IDX[name].__name__)
+        if found is None:
+            _download(name, _IDX[name], folder)
+            found = _idx_folder(folder, _IDX[name].__name__)
+        assert found is not None
+        splits = [_idx_split(found, prefix, count) for prefix, count in _IDX_SPLITS.values()]
+        return Source(train=splits[0], test=splits[1], classes=tuple(_IDX[name].classes))
+    return _cifar10(folder)
+
+
+def _idx_folder(folder: Path, torchvision_name: str) -> Path | None:
+    """Where the four idx files lie: in `folder` itself, as Debian has them, or where torchvision puts them."""
+    for candidate in (folder, folder / torchvision_name / "raw"):
+        if all(_idx_file(candidate, prefix, kind) for prefix, _ in _IDX_SPLITS.values() for kind in _IDX_KINDS):
+            return candidate
+    return None
+
+
+_IDX_KINDS = {"images": 3, "labels": 1}  # kind -> dimensions
+
+
+def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
+    base = f"{prefix}-{kind}-idx{_IDX_KINDS[kind]}-ubyte"
+    return next((folder / name for name in (base, f"{base}.gz") if (folder / name).is_file()), None)
+
+
+def _idx_split(folder: Path, prefix: str, count: int) -> Split:
+    arrays = {}
+    for kind, dimensions in _IDX_KINDS.items():
+        path = _idx_file(folder, prefix, kind)
+        assert path is not None
+        expected = (count, 28, 28)[:dimensions]
+        arrays[kind] = _read_idx(path, expected)
+    labels = arrays["labels"].astype(np.int64)
+    if labels.max() > 9:
+        raise DataError(f"{folder}: label {labels.max()} in the {prefix} labels: expected 0 to 9; get the files again")
+    return Split(images=arrays["images"][:, None], labels=labels)
+
+
+def _read_idx(path: Path, expected: tuple[int, ...]) -> Pixels:
+    """An idx file of bytes (yann.lecun.com/exdb/mnist): 0, 0, type 8, dimensions, each size, then the values."""
+    try:
+        content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, ValueError) as error:
+        raise DataError(f"{path} is damaged ({error}): get it again") from error
+    header = struct.pack(">HBB", 0, 8, len(expected)) + struct.pack(f">{len(expected)}I", *expected)
+    if not content.startswith(header) or len(content) != len(header) + int(np.prod(expected)):
+        raise DataError(
+            f"{path} is not the expected idx file of {' x '.join(map(str, expected))} bytes "
+            f"({len(content)} bytes found): get it again"
+        )
+    return np.frombuffer(content, dtype=np.uint8, offset=len(header)).reshape(expected)
+
+
+def _cifar10(folder: Path) -> Source:
+    dataset = torchvision.datasets.CIFAR10
+    name, md5 = dataset.filename, dataset.tgz_md5
+    archive = folder / name
+    if not (folder / dataset.base_folder).is_dir() and archive.is_file():
+        digest = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+        if digest != md5:  # its batches are pickles: nothing is opened that is not the known file
+            raise DataError(f"{archive} is not CIFAR-10's archive (md5 {digest}, expected {md5}): get it again")
+    if not (folder / dataset.base_folder).is_dir():
+        _download("cifar10", dataset, folder)
+    try:  # torchvision checks each batch's md5 before it unpickles one
+        parts = [dataset(str(folder), train=train, download=False) for train in (True, False)]
+    except (RuntimeError, OSError) as error:
+        raise DataError(
+            f"{folder / dataset.base_folder} is damaged ({error}): remove it, and put {name} from {dataset.url} into {folder}"
+        ) from error
+    splits = [Split(images=_channels_first(p.data), labels=_as_labels(p.targets)) for p in parts]
+    return Source(train=splits[0], test=splits[1], classes=tuple(parts[0].classes))
+
+
+def _channels_first(images: NDArray[np.uint8]) -> Pixels:
+    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
+
+
+def _as_labels(values: list[int]) -> Labels:
+    return np.asarray(values, dtype=np.int64)
+
+
+def _download(name: str, dataset: type, folder: Path) -> None:
+    """Let torchvision download into a folder beside, then move: a download that breaks off leaves nothing behind."""
+    by_hand = _by_hand(name, dataset, folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+            archive = folder / str(getattr(dataset, "filename", ""))
+            if archive.is_file():
+                shutil.copy(archive, temporary)
+            dataset(temporary, download=True)
+            for entry in Path(temporary).iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(folder / entry.name, ignore_errors=True)
+                    entry.rename(folder / entry.name)
+    except (OSError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise DataError(f"can't download {name} ({reason}): {by_hand}") from error
+
+
+def _by_hand(name: str, dataset: type, folder: Path) -> str:
+    if name == "cifar10":
+        return f"get {getattr(dataset, 'url', '')} by hand and put it into {folder} (--data-dir names another folder)"
+    files = ", ".join(file for file, _ in getattr(dataset, "resources", ()))
+    mirror = next(iter(getattr(dataset, "mirrors", ())), "")
+    return f"get {files} from {mirror} by hand and put them into {folder} (--data-dir names another folder)"
