@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from rresnet.config import CELL_COLUMNS
-from rresnet.statistics import Interval, log_mean_interval
+from rresnet.statistics import DRIFT_LIMIT, Interval, log_mean_interval
 from rresnet.store import StoreError, read_tables
 
 # What a recipe decides: when recipes or devices are compared these may differ, and the answer names them.
@@ -75,7 +75,8 @@ def speedup(trials: pd.DataFrame, over: str, reference: object, *, level: float 
     rows = []
     for group, side in pairs.groupby([over, *matched], dropna=False, sort=True):
         ratio = side["images_per_second"] / side["images_per_second_reference"]
-        interval = _interval(ratio, side, level)
+        # Identical cells do the same work, so the machine's drift can't move their ratio.
+        interval = _interval(ratio, side, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
         differs = [f"{c}: {side[c].iloc[0]} vs {side[c + '_reference'].iloc[0]}" for c in free if _unlike(side, c)]
         rows.append(
             {
@@ -111,12 +112,14 @@ def _unlike(side: pd.DataFrame, column: str) -> bool:
     return bool((side[column] != side[column + "_reference"]).any())
 
 
-def _interval(values: pd.Series, rows: pd.DataFrame, level: float) -> Interval:
-    # Several runs in one folder follow one another: their repeats and processes are numbered on.
-    run = rows["run_id"].rank(method="dense").astype(int)
+def _interval(
+    values: "pd.Series[float]", rows: pd.DataFrame, level: float, drift_limit: float = DRIFT_LIMIT
+) -> Interval:
+    # Several runs, and machines, in one folder follow one another: their repeats and processes are numbered on.
+    run = (rows["run_id"] + " " + rows["hostname"].fillna("")).rank(method="dense").astype(int)
     repeats = run * (int(rows["repeat"].max()) + 1) + rows["repeat"]
     processes = run * (int(rows["process"].max()) + 1) + rows["process"]
-    return log_mean_interval(values.tolist(), repeats.tolist(), processes.tolist(), level)
+    return log_mean_interval(values.tolist(), repeats.tolist(), processes.tolist(), level, drift_limit=drift_limit)
 
 
 def distinguishable(interval: Interval) -> bool | None:

@@ -62,10 +62,8 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
     Raises:
         DataError: there is no such data, it is damaged, or it does not fit in memory.
     """
-    if dataset in DATASETS:
-        source = DATASETS[dataset](data_dir, image_size, seed)
-    else:
-        source = _own(dataset, image_size, seed)
+    loader = DATASETS.get(dataset)
+    source = loader(data_dir, image_size, seed) if loader else _own(dataset, image_size, seed)
     for split in (source.train, source.test):
         check_memory(dataset, len(split.labels), split.images.shape[1], image_size)
     train, test = _resized(source.train, image_size), _resized(source.test, image_size)
@@ -129,7 +127,7 @@ def _own(dataset: str, image_size: int, seed: int) -> Source:
 
 
 def stratified_test_split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of a training and a test part: of each class a sixth is tested on, at least one where it has two or more."""
+    """Indices of a training and a test part: a sixth of each class is for testing, at least one of two or more."""
     random = np.random.default_rng(seed)
     test: list[NDArray[np.intp]] = []
     for label in np.unique(labels):

@@ -31,7 +31,9 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
         parts = [_files(root / "train", classes), _files(test, classes)]
         unknown = sorted(set(_class_folders(test)) - set(classes))
         if unknown:
-            raise DataError(f"{test} has the class {unknown[0]!r} that {root / 'train'} lacks: both need the same folders")
+            raise DataError(
+                f"{test} has the class {unknown[0]!r} that {root / 'train'} lacks: both need the same folders"
+            )
     else:
         classes = _class_folders(root)
         parts = [_files(root, classes)]
@@ -48,7 +50,9 @@ def _class_folders(root: Path) -> list[str]:
     except OSError as error:
         raise DataError(f"can't read the folder {root}: {error.strerror}") from error
     if not names:
-        raise DataError(f"{root} has no class folders: expected one folder a class with images in it, {root}/CLASS/*.png")
+        raise DataError(
+            f"{root} has no class folders: expected one folder a class with images in it, {root}/CLASS/*.png"
+        )
     return names
 
 
@@ -61,7 +65,8 @@ def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
             raise DataError(f"can't read the folder {root / name}: {error.strerror}") from error
         if not files:
             raise DataError(
-                f"{root / name} has no images: expected files ending in {', '.join(sorted(SUFFIXES))}; remove the folder or fill it"
+                f"{root / name} has no images: expected files ending in {', '.join(sorted(SUFFIXES))}; "
+                "remove the folder or fill it"
             )
         found += [(path, label) for path in files]
     return found
@@ -98,7 +103,9 @@ def _read(path: Path) -> pa.Table:
         table = file.read(columns=wanted).rename_columns(["image", *wanted[1:]])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
-        raise DataError(f"{path} is not a readable Parquet file ({reason}): give a .parquet file or an image folder") from error
+        raise DataError(
+            f"{path} is not a readable Parquet file ({reason}): give a .parquet file or an image folder"
+        ) from error
     if not table.num_rows:
         raise DataError(f"{path} has no rows: expected at least two classes of images")
     return table.replace_schema_metadata(file.schema_arrow.metadata)
@@ -111,7 +118,9 @@ def _image_bytes(path: Path, table: pa.Table) -> list[bytes]:
     else:
         column = table["image"]
     if not (pa.types.is_binary(column.type) or pa.types.is_large_binary(column.type)):
-        raise DataError(f"{path}: the image column has type {kind}: expected encoded images, struct<bytes: binary> or binary")
+        raise DataError(
+            f"{path}: the image column has type {kind}: expected encoded images, struct<bytes: binary> or binary"
+        )
     if column.null_count:
         row = column.is_null().to_pylist().index(True)
         raise DataError(f"{path}: image {row} is missing: remove the row")
@@ -127,7 +136,9 @@ def _labels(path: Path, table: pa.Table) -> tuple[Labels, list[str]]:
     raw = column.to_numpy()
     values, labels = np.unique(raw, return_inverse=True)
     if values[0] < 0:
-        raise DataError(f"{path}: label {values[0]} is negative: expected 0 and up (-1 often marks an unlabelled test split)")
+        raise DataError(
+            f"{path}: label {values[0]} is negative: expected 0 and up (-1 often marks an unlabelled test split)"
+        )
     names = _class_names(table.schema.metadata)
     if names and values[-1] < len(names):
         return raw.astype(np.int64), names
@@ -194,11 +205,11 @@ def write_parquet(path: Path, rows: Iterable[tuple[bytes, int, str]], names: Seq
     features = {"label": {"names": list(names), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
     table = pa.table(
         {
-            "image": pa.array([{"bytes": b, "path": None} for b in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+            "image": pa.array(
+                [{"bytes": b, "path": None} for b in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+            ),
             "label": pa.array(labels, pa.int64()),
             "split": pa.array(splits, pa.string()),
         }
     ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
     pq.write_table(table, path, compression="none")  # PNG is compressed already
-
-

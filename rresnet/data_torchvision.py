@@ -6,6 +6,7 @@ import os
 import shutil
 import struct
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -73,8 +74,10 @@ def _idx_split(folder: Path, prefix: str, count: int) -> Split:
 def _read_idx(path: Path, expected: tuple[int, ...]) -> Pixels:
     """An idx file of bytes (yann.lecun.com/exdb/mnist): 0, 0, type 8, dimensions, each size, then the values."""
     try:
-        content = gzip.open(path).read() if path.suffix == ".gz" else path.read_bytes()
-    except (OSError, EOFError, ValueError) as error:
+        content = path.read_bytes()
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}): get it again") from error
     header = struct.pack(">HBB", 0, 8, len(expected)) + struct.pack(f">{len(expected)}I", *expected)
     if not content.startswith(header) or len(content) != len(header) + int(np.prod(expected)):
@@ -99,7 +102,8 @@ def _cifar10(folder: Path) -> Source:
         parts = [dataset(str(folder), train=train, download=False) for train in (True, False)]
     except (RuntimeError, OSError) as error:
         raise DataError(
-            f"{folder / dataset.base_folder} is damaged ({error}): remove it, and put {name} from {dataset.url} into {folder}"
+            f"{folder / dataset.base_folder} is damaged ({error}): "
+            f"remove it, and put {name} from {dataset.url} into {folder}"
         ) from error
     splits = [Split(images=_channels_first(p.data), labels=_as_labels(p.targets)) for p in parts]
     return Source(train=splits[0], test=splits[1], classes=tuple(parts[0].classes))

@@ -145,8 +145,8 @@ def _new_run(name: str, settings: Settings, planned: Planned) -> store.Run:
 
 
 def _done(results: Path, this: store.Run) -> set[str]:
-    table = store.read_tables(results, run_id=this.run_id)["trials"]
-    return {i for i, s in zip(table["trial_id"].to_pylist(), table["status"].to_pylist(), strict=True) if s == "ok"}
+    rows = store.read_tables(results, run_id=this.run_id)["trials"].select(["trial_id", "status"]).to_pylist()
+    return {str(row["trial_id"]) for row in rows if row["status"] == "ok"}
 
 
 def _check_batches(settings: Settings, images: data.ImageData) -> None:

@@ -58,7 +58,7 @@ class Measurement:
     gpu_utilization_percent: float | None = column("GPU utilisation in the measured windows, percent")
     observed_threads: int | None = column("intra-op threads that PyTorch reported while training")
     first_loss: float | None = column("loss of the cell's first step in its process (mean cross-entropy, nats)")
-    final_loss: float | None = column("loss of the trial's last step (mean cross-entropy, nats)")
+    final_loss: float | None = column("loss of the trial's last step, or mean of its last epoch (nats)")
     test_accuracy: float | None = column("share of test images classified right after the last epoch")
     dataset_fingerprint: str | None = column("hash of the data set's images and labels")
     quality_flags: tuple[str, ...] | None = column("what makes the row doubtful")
@@ -151,15 +151,7 @@ def _arrow_type(hint: Any) -> pa.DataType:
 
 def _arrow_fields(source: type) -> list["pa.Field[Any]"]:
     hints = get_type_hints(source)
-    return [
-        pa.field(
-            f.name,
-            _arrow_type(hints[f.name]),
-            nullable=type(None) in get_args(hints[f.name]),
-            metadata={"doc": f.metadata["doc"]},
-        )
-        for f in fields(source)
-    ]
+    return [pa.field(f.name, _arrow_type(hints[f.name]), metadata={"doc": f.metadata["doc"]}) for f in fields(source)]
 
 
 def _schema(*dataclasses: type) -> pa.Schema:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy import stats
+from scipy import special  # scipy.stats takes 2 s to import
 
 MINIMUM_REPEATS = 3
 
@@ -96,10 +96,10 @@ def half_width(
     if count < MINIMUM_REPEATS:
         raise ValueError(f"an interval needs at least {MINIMUM_REPEATS} repeats, got {count}")
     freedom = degrees_of_freedom(count, processes)
-    seen = stats.t.ppf((1 + level) / 2, freedom) * np.sqrt(long_run_variance(x, freedom) / count)
+    seen = special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(long_run_variance(x, freedom) / count)
     scatter = x.std(axis=-1, ddof=1)
     unseen = np.minimum(DRIFT_PER_SCATTER * scatter, drift_limit) * math.sqrt(drift_share(count))
-    return np.asarray(np.hypot(seen, stats.norm.ppf((1 + level) / 2) * unseen))
+    return np.asarray(np.hypot(seen, special.ndtri((1 + level) / 2) * unseen))
 
 
 def degrees_of_freedom(count: int, processes: int) -> int:
@@ -184,10 +184,10 @@ def repeats_needed(
     parts = variance_components(values, repeats, processes)
     long_run = float(long_run_variance(logs, degrees_of_freedom(len(logs), parts.processes)))
     scatter, tail = float(logs.std(ddof=1)), (1 + level) / 2
-    drift = min(DRIFT_PER_SCATTER * scatter, drift_limit) * float(stats.norm.ppf(tail))
+    drift = min(DRIFT_PER_SCATTER * scatter, drift_limit) * float(special.ndtri(tail))
     repeat_variance = scatter**2 if parts.repeat_sd is None else parts.repeat_sd**2
     process_variance = (parts.process_sd or 0.0) ** 2 / parts.processes
-    quantiles = {freedom: float(stats.t.ppf(tail, freedom)) for freedom in range(2, max(3, parts.processes))}
+    quantiles = {freedom: float(special.stdtrit(freedom, tail)) for freedom in range(2, max(3, parts.processes))}
     for count in range(MINIMUM_REPEATS, most + 1):
         variance = max(long_run / count, repeat_variance / count + process_variance)
         seen = quantiles[degrees_of_freedom(count, parts.processes)] * math.sqrt(variance)

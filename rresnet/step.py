@@ -67,6 +67,8 @@ class State:
         self._optimizer = optimizer
         self._copies = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
         self._before = {id(t): t.clone() for t in _optimizer_tensors(optimizer)}
+        self._random = torch.get_rng_state()
+        self._cuda_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -77,6 +79,8 @@ class State:
         for tensor in _optimizer_tensors(self._optimizer):  # Adam's state starts at zero when it did not exist yet
             before = self._before.get(id(tensor))
             tensor.zero_() if before is None else tensor.copy_(before)
+        torch.set_rng_state(self._random)
+        torch.cuda.set_rng_state_all(self._cuda_random)
 
 
 def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

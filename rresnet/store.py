@@ -105,7 +105,7 @@ class _TableWriter:
 class Writer:
     """Writes the rows of one run on a thread of its own; rows that arrive during a write go together in the next.
 
-    Use as a context manager: leaving it writes what is left, whatever the reason for leaving.
+    As a context manager it writes what is left when the block is left, whatever the reason.
     """
 
     def __init__(self, results: Path, run: Run) -> None:
@@ -113,25 +113,36 @@ class Writer:
         self._lock = _lock(results, run)
         self._tables = {name: _TableWriter(results / name, run.run_id, schema) for name, schema in SCHEMAS.items()}
         self._write_manifest(run)
-        self._queue: queue.SimpleQueue[tuple[str, Rows] | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[tuple[str, Rows] | threading.Event | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="rresnet-store")
+        self._thread.start()
 
     def __enter__(self) -> "Writer":
-        self._thread.start()
         return self
 
-    def __exit__(self, *exception: object) -> None:
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        self.close()
+        if kind is None:
+            self.check()
+
+    def close(self) -> None:
+        """Write what is left, and let another process have the run."""
         self._queue.put(None)
         self._thread.join()
         self._lock.close()
-        if self._error and exception[0] is None:
-            self.check()
 
     def write(self, trial_id: str, rows: Rows) -> None:
         """Queue the rows of one trial; on disk within milliseconds. Raises StoreError when an earlier write failed."""
         self.check()
         self._queue.put((trial_id, rows))
+
+    def flush(self) -> None:
+        """Wait until every row that was given is on disk. Raises StoreError when one could not be written."""
+        written = threading.Event()
+        self._queue.put(written)
+        written.wait()
+        self.check()
 
     def check(self) -> None:
         """Raise StoreError when a write failed (a full disk, say)."""
@@ -142,7 +153,7 @@ class Writer:
             ) from self._error
 
     def finish(self, finished_at: str) -> None:
-        """Mark the run as complete and leave one file a table. Call after leaving the context."""
+        """Mark the run as complete and leave one file a table. Call once it is closed."""
         for table in self._tables.values():
             table.finish()
         self._write_manifest(Run(**{**vars(self.run), "finished_at": finished_at}))
@@ -160,9 +171,12 @@ class Writer:
                     batch.append(self._queue.get_nowait())
             running = None not in batch
             try:
-                self._commit([item for item in batch if item is not None])
+                self._commit([item for item in batch if isinstance(item, tuple)])
             except (OSError, pa.ArrowException) as error:
                 self._error = error
+            for item in batch:
+                if isinstance(item, threading.Event):
+                    item.set()
 
     def _commit(self, batch: Sequence[tuple[str, Rows]]) -> None:
         for name in reversed(self._tables):  # trials last: a trial's row says that its windows are there
@@ -216,7 +230,7 @@ def _read(folder: Path, pattern: str, schema: pa.Schema) -> pa.Table:
                 seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
                 table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
             tables.append(table)
-    return pa.concat_tables(tables) if tables else _conform(schema.empty_table(), schema)
+    return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
 def _read_file(path: Path) -> pa.Table:
@@ -233,7 +247,7 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
     ]
-    return pa.table(columns, schema=pa.schema([f.with_nullable(True) for f in schema], metadata=schema.metadata))
+    return pa.table(columns, schema=schema)
 
 
 def _manifest(results: Path, run_id: str) -> Path:

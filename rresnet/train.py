@@ -110,7 +110,7 @@ def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progr
     assert bench.step_seconds is not None
     bench.inputs = Inputs(bench.data.train, bench.cell, bench.device, bench.rank, bench.world)
     rows = [_train_epoch(bench, watch, epoch, progress) for epoch in range(epochs)]
-    return _record(bench, watch, startup_seconds, final_loss=None, epochs=rows)
+    return _record(bench, watch, startup_seconds, final_loss=rows[-1].train_loss, epochs=rows)
 
 
 def _train_epoch(bench: Workbench, watch: Stopwatch, epoch: int, progress: Progress) -> Epoch:
@@ -157,7 +157,7 @@ def _record(
     watch: Stopwatch,
     startup_seconds: float,
     *,
-    final_loss: float | None,
+    final_loss: float,
     epochs: list[Epoch] | None = None,
 ) -> Record:
     warm, _, _ = watch.total("warmup")
@@ -177,7 +177,7 @@ def _record(
         peak_memory_bytes=peak_memory_bytes(bench.device),
         observed_threads=torch.get_num_threads(),
         first_loss=bench.first_loss,
-        final_loss=whole[-1].train_loss if whole else final_loss,
+        final_loss=final_loss,
         test_accuracy=whole[-1].test_accuracy if whole else None,
         dataset_fingerprint=bench.data.fingerprint,
     )

@@ -1,0 +1,182 @@
+import math
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+from conftest import make_cell
+from rich.console import Console
+
+import rresnet
+from rresnet import analysis, answer
+from rresnet.statistics import Interval
+
+T2 = 4.302652729911275  # Student's t at 97.5 %, 2 degrees of freedom
+
+
+def trials(*cells_and_rates, run_id="r1", hostname="vm", status="ok"):
+    """Rows of a trials table: (cell, rates by repeat); a rate of None is a repeat that is missing."""
+    rows = []
+    for cell, rates in cells_and_rates:
+        for repeat, rate in enumerate(rates):
+            if rate is not None:
+                rows.append(
+                    {
+                        **vars(cell),
+                        "cell_id": cell.cell_id,
+                        "run_id": run_id,
+                        "hostname": hostname,
+                        "repeat": repeat,
+                        "process": repeat,
+                        "status": status,
+                        "images_per_second": rate,
+                        "epoch_seconds": 10_000 / rate,
+                        "epoch_seconds_kind": "projected",
+                        "test_accuracy": None,
+                    }
+                )
+    return pd.DataFrame(rows)
+
+
+BLOG = make_cell(batch_size=64)
+TUNED = make_cell(batch_size=64, recipe="tuned", precision="bf16", input="resident", channels_last=True)
+GPU = make_cell(batch_size=64, device="gpu", precision="tf32", cpu_threads=16)
+
+
+def test_speedup_is_the_geometric_mean_of_paired_ratios():
+    # Ratios 2, 4, 8: the geometric mean is 4. The drift doubles both cells in repeat 1 and cancels.
+    table = trials((BLOG, [100.0, 200.0, 100.0]), (TUNED, [200.0, 800.0, 800.0]))
+    found = rresnet.speedup(table, over="recipe", reference="blog")
+    assert len(found) == 1
+    row = found.iloc[0]
+    assert row["speedup"] == pytest.approx(4)
+    assert row["pairs"] == 3
+    # Logs ln 2, 2 ln 2, 3 ln 2: the t interval alone reaches T2 ln 2 / sqrt 3 to each side, so the whole at least that.
+    assert math.log(row["high"] / row["speedup"]) >= T2 * math.log(2) / math.sqrt(3)
+    assert row["low"] * row["high"] == pytest.approx(16)
+
+
+def test_a_repeat_without_its_partner_is_left_out():
+    table = trials((BLOG, [100.0, 100.0, 100.0, 100.0]), (TUNED, [200.0, None, 200.0, 200.0]))
+    row = rresnet.speedup(table, over="recipe", reference="blog").iloc[0]
+    assert (row["speedup"], row["pairs"]) == (pytest.approx(2), 3)
+
+
+def test_under_three_pairs_no_interval_is_claimed():
+    row = rresnet.speedup(
+        trials((BLOG, [100.0, 100.0]), (TUNED, [200.0, 200.0])), over="recipe", reference="blog"
+    ).iloc[0]
+    assert row["speedup"] == pytest.approx(2)
+    assert row[["low", "high", "distinguishable"]].isna().all()
+
+
+def test_only_ok_rows_enter():
+    table = pd.concat(
+        [trials((BLOG, [100.0] * 4), (TUNED, [200.0] * 3)), trials((TUNED, [None] * 3 + [900.0]), status="error")]
+    )
+    assert rresnet.speedup(table, over="recipe", reference="blog").iloc[0]["speedup"] == pytest.approx(2)
+
+
+def test_pairs_never_cross_runs_or_machines():
+    one, other = trials((BLOG, [100.0] * 3)), trials((TUNED, [200.0] * 3), hostname="other")
+    assert rresnet.speedup(pd.concat([one, other]), over="recipe", reference="blog").empty
+    later = trials((TUNED, [200.0] * 3), run_id="r2")
+    assert rresnet.speedup(pd.concat([one, later]), over="recipe", reference="blog").empty
+
+
+def test_pairs_of_several_runs_and_machines_go_together():
+    parts = [trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3), run_id=r, hostname=h) for r in "ab" for h in "xy"]
+    row = rresnet.speedup(pd.concat(parts), over="recipe", reference="blog").iloc[0]
+    assert (row["speedup"], row["pairs"]) == (pytest.approx(2), 12)
+
+
+def test_what_recipes_resolve_may_differ_between_devices_and_is_named():
+    found = rresnet.speedup(trials((BLOG, [100.0] * 3), (GPU, [3000.0] * 3)), over="device", reference="cpu")
+    assert found.iloc[0]["speedup"] == pytest.approx(30)
+    assert "precision: tf32 vs fp32" in found.iloc[0]["differs"]
+    assert "cpu_threads: 16 vs 2" in found.iloc[0]["differs"]
+
+
+def test_an_axis_that_was_asked_for_is_matched():
+    cells = [make_cell(batch_size=64, recipe=r, precision=p) for r in ("blog", "tuned") for p in ("fp32", "bf16")]
+    table = trials(*zip(cells, ([100.0] * 3, [150.0] * 3, [200.0] * 3, [600.0] * 3), strict=True))
+    found = rresnet.speedup(table, over="recipe", reference="blog").set_index("precision")["speedup"]
+    assert found.to_dict() == {"fp32": pytest.approx(2), "bf16": pytest.approx(4)}
+
+
+def test_wrong_questions_name_what_is_valid():
+    table = trials((BLOG, [100.0] * 3))
+    with pytest.raises(ValueError, match=r"over must be one of device, recipe, .*, got 'colour'"):
+        rresnet.speedup(table, over="colour", reference="red")
+    with pytest.raises(ValueError, match=r"no ok rows with device = 'gpu'; there are: cpu"):
+        rresnet.speedup(table, over="device", reference="gpu")
+
+
+def test_distinguishable_means_that_one_is_outside():
+    assert analysis.distinguishable(Interval(estimate=1.2, low=1.1, high=1.3, count=3)) is True
+    assert analysis.distinguishable(Interval(estimate=1.2, low=0.9, high=1.5, count=3)) is False
+    assert analysis.distinguishable(Interval(estimate=1.2, low=None, high=None, count=2)) is None
+
+
+def test_read_without_results_says_what_to_do(tmp_path):
+    with pytest.raises(rresnet.StoreError, match=r"no results in .*nothing.*run python experiments/compare\.py first"):
+        rresnet.read(tmp_path / "nothing")
+
+
+def test_unknown_public_names_say_which_there_are():
+    with pytest.raises(AttributeError, match="it has StoreError, Tables, __version__, read, speedup"):
+        rresnet.speedups  # noqa: B018
+    assert all(hasattr(rresnet, name) for name in rresnet.__all__)
+
+
+def test_durations_are_predicted_from_earlier_trials():
+    start = pd.Timestamp("2026-01-01", tz="UTC")
+    table = trials((BLOG, [1.0] * 3), (TUNED, [1.0]))
+    table["started_at"] = start
+    table["finished_at"] = [start + pd.Timedelta(seconds=s) for s in (1, 2, 9, 4)]
+    assert analysis.trial_seconds(table, [BLOG.cell_id, TUNED.cell_id, "new"]) == {
+        BLOG.cell_id: 2.0,
+        TUNED.cell_id: 4.0,
+        "new": 3.0,
+    }
+    assert analysis.trial_seconds(table[:0], ["new"]) == {}
+
+
+def printed(table):
+    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    answer.show(table, console)
+    return console.export_text()
+
+
+def test_the_answer_names_the_fastest_and_by_how_much():
+    text = printed(trials((BLOG, [100.0, 101.0, 99.0, 100.0]), (TUNED, [200.0, 202.0, 198.0, 200.0])))
+    assert "Fastest: cpu tuned batch 64, 200 images/s: 2.00x the second, cpu blog batch 64" in text
+    assert "4 pairs): distinguishable." in text
+    assert "No GPU was measured" in text
+    assert "--address auto" in text
+
+
+def test_the_answer_does_not_claim_what_it_can_not_tell():
+    noisy = printed(trials((BLOG, [100.0, 160.0, 80.0]), (TUNED, [120.0, 100.0, 110.0])))
+    assert "not distinguishable" in noisy
+    few = printed(trials((BLOG, [100.0]), (TUNED, [200.0])))
+    assert "Under 3 repeats no interval is claimed" in few
+
+
+def test_failed_cells_are_shown_as_not_measured():
+    failed = trials((TUNED, [1.0] * 3), status="out_of_memory").assign(images_per_second=None, epoch_seconds=None)
+    text = printed(pd.concat([trials((BLOG, [100.0] * 3)), failed]))
+    assert "not measured" in text
+    assert "3 out_of_memory" in text
+    assert "No trial ended ok" in printed(failed)
+
+
+def test_identical_cells_are_told_as_the_noise_floor():
+    table = trials((BLOG, [100.0, 100.0, 100.0]), (make_cell(batch_size=64, copy=1), [101.0, 100.0, 99.0]))
+    assert "Identical cells against each other" in printed(table)
+    assert "cpu blog batch 64: 1.000 (0." in printed(table)
+
+
+def test_analysis_needs_neither_ray_nor_torch():
+    code = "import sys, rresnet.analysis, rresnet.answer; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0

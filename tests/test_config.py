@@ -1,0 +1,74 @@
+import subprocess
+import sys
+
+import pytest
+from conftest import make_cell
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rresnet.config import Settings, Trial, UsageError, stable_hash
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"batch_size": (0,)}, "--batch-size must be at least 1, got 0"),
+        ({"batch_size": ()}, "--batch-size needs at least one value"),
+        ({"batch_size": (32, 32)}, "--batch-size names 32 twice"),
+        ({"recipe": ("blog", "blog")}, "--recipe names blog twice"),
+        ({"num_workers": (-1,)}, "--num-workers must be at least 1, got -1"),
+        ({"cpu_threads": 0}, "--cpu-threads must be at least 1, got 0"),
+        ({"image_size": 0}, "--image-size must be at least 1, got 0"),
+        ({"repeats": 0}, "--repeats must be at least 1, got 0"),
+        ({"processes": 0}, "--processes must be at least 1, got 0"),
+        ({"epochs": 0}, "--epochs must be at least 1, got 0"),
+        ({"seconds": 0.0}, "--seconds must be a number of seconds above 0, got 0.0"),
+        ({"seconds": float("nan")}, "--seconds must be a number of seconds above 0, got nan"),
+        ({"timeout_seconds": -1.0}, "--timeout-seconds must be a number of seconds above 0, got -1.0"),
+        ({"seed": -1}, "--seed must be between 0 and 2**63 - 1, got -1"),
+        ({"name": "../evil"}, "--name takes letters, digits and - _ . only"),
+        ({"name": ".hidden"}, "--name takes letters, digits and - _ . only"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(changes, message):
+    with pytest.raises(UsageError) as raised:
+        Settings(**changes)
+    assert message in str(raised.value)
+
+
+def test_defaults_follow_the_kind_of_trial():
+    assert (Settings().repeats_planned, Settings().timeout_seconds_planned) == (12, 600.0)
+    assert (Settings(epochs=2).repeats_planned, Settings(epochs=2).timeout_seconds_planned) == (1, 7200.0)
+    assert Settings(epochs=2, repeats=3, timeout_seconds=5.0).timeout_seconds_planned == 5.0
+
+
+def test_hashes_are_known_and_the_same_in_another_process():
+    # echo -n '{"a":1}' | sha256sum | cut -c1-16
+    assert stable_hash({"a": 1}) == "015abd7f5cc57a2d"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from conftest import make_cell; print(make_cell().cell_id)"
+    folder = str(__file__).rsplit("/", 1)[0]
+    done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == make_cell().cell_id
+
+
+def test_trial_id_follows_cell_and_repeat_but_not_process():
+    cell = make_cell()
+    first = Trial(cell=cell, repeat=0, process=0)
+    assert first.trial_id == Trial(cell=cell, repeat=0, process=2).trial_id
+    assert first.trial_id != Trial(cell=cell, repeat=1, process=0).trial_id
+    assert first.trial_id != Trial(cell=make_cell(batch_size=16), repeat=0, process=0).trial_id
+
+
+@given(st.integers(1, 10**6), st.integers(0, 1000), st.integers(0, 10), st.sampled_from(["blog", "tuned"]))
+def test_trials_survive_the_way_through_ray(batch_size, repeat, process, recipe):
+    trial = Trial(cell=make_cell(batch_size=batch_size, recipe=recipe), repeat=repeat, process=process)
+    assert Trial.from_dict(trial.to_dict()) == trial
+
+
+def test_global_batch_counts_all_workers():
+    assert make_cell(batch_size=32, num_workers=4).global_batch_size == 128
+
+
+def test_a_cell_refuses_what_can_not_be():
+    with pytest.raises(UsageError, match="batch_size must be at least 1, got 0"):
+        make_cell(batch_size=0)

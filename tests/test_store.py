@@ -1,0 +1,285 @@
+import json
+import multiprocessing
+import os
+import threading
+from dataclasses import asdict
+
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_cell
+
+from rresnet import store
+from rresnet.config import Trial
+from rresnet.measurement import SCHEMAS, Measurement
+from rresnet.store import Run, StoreError, Writer
+from rresnet.sweep import rows_of
+
+
+def make_run(**changes):
+    values = {
+        "run_id": "r1",
+        "experiment": "compare",
+        "name": "compare",
+        "plan_id": "p",
+        "planned": 2,
+        "started_at": "2026-01-01T00:00:00+00:00",
+    }
+    return Run(**{**values, **changes})
+
+
+def rows(run, repeat, status="ok", **values):
+    trial = Trial(cell=make_cell(), repeat=repeat, process=0)
+    measurement = asdict(Measurement(status=status, **values))
+    window = {
+        "window": 0,
+        "kind": "measured",
+        "epoch": None,
+        "started_seconds": 0.0,
+        "seconds": 0.5,
+        "steps": 2,
+        "images": 16,
+    }
+    return trial.trial_id, rows_of(run, trial, measurement, attempt=1, known={}, record={"windows": [window]})
+
+
+def test_a_row_is_readable_by_pandas_before_the_run_ends(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0, images_per_second=250.0))
+        writer.flush()
+        during = pd.read_parquet(tmp_path / "trials")
+    assert during["images_per_second"].tolist() == [250.0]
+    assert pd.read_parquet(tmp_path / "windows")["images"].tolist() == [16]
+
+
+def test_missing_is_null_and_never_zero(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0, status="killed"))
+    row = store.read_tables(tmp_path)["trials"].to_pylist()[0]
+    assert row["status"] == "killed"
+    assert row["images_per_second"] is None
+    assert row["measured_images"] is None
+    assert row["quality_flags"] is None
+
+
+def test_the_schema_holds_every_column_of_the_contract():
+    contract = {
+        "run_id",
+        "experiment",
+        "trial_id",
+        "cell_id",
+        "repeat",
+        "process",
+        "attempt",
+        "schema_version",
+        "device",
+        "recipe",
+        "precision",
+        "input",
+        "execution",
+        "channels_last",
+        "model",
+        "dataset",
+        "image_size",
+        "batch_size",
+        "global_batch_size",
+        "num_workers",
+        "cpu_threads",
+        "seed",
+        "epochs",
+        "status",
+        "error_type",
+        "error_message",
+        "images_per_second",
+        "step_seconds",
+        "epoch_seconds",
+        "epoch_seconds_kind",
+        "startup_seconds",
+        "compile_seconds",
+        "warmup_seconds",
+        "measured_seconds",
+        "measured_images",
+        "compute_images_per_second",
+        "input_images_per_second",
+        "bottleneck",
+        "percent_of_limit",
+        "peak_memory_bytes",
+        "energy_joules",
+        "gpu_utilization_percent",
+        "observed_threads",
+        "first_loss",
+        "final_loss",
+        "test_accuracy",
+        "dataset_fingerprint",
+        "quality_flags",
+        "hostname",
+        "cpu_model",
+        "cpu_count",
+        "gpu_name",
+        "driver_version",
+        "torch_version",
+        "cuda_version",
+        "ray_version",
+        "rresnet_version",
+        "git_commit",
+        "started_at",
+        "finished_at",
+    }
+    schema = SCHEMAS["trials"]
+    assert contract <= set(schema.names)
+    assert schema.metadata[b"rresnet_schema_version"] == b"1"
+    assert all(field.metadata[b"doc"] for field in schema)
+    assert str(schema.field("started_at").type) == "timestamp[us, tz=UTC]"
+    assert str(schema.field("quality_flags").type).startswith("list<")
+
+
+def test_a_trial_run_again_replaces_its_row(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0, status="killed"))
+        writer.write(*rows(run, 1))
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0, images_per_second=99.0))
+    found = pd.read_parquet(tmp_path / "trials").sort_values("repeat")
+    assert found["status"].tolist() == ["ok", "ok"]
+    assert found["images_per_second"].iloc[0] == 99.0
+    assert len(pd.read_parquet(tmp_path / "windows")) == 2
+
+
+def test_many_trials_end_as_one_file_and_none_is_lost(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_PART", 4)
+    run = make_run()
+    writer = Writer(tmp_path, run)
+    with writer:
+        for repeat in range(11):
+            writer.write(*rows(run, repeat))
+            writer.flush()
+            assert sorted(pd.read_parquet(tmp_path / "trials")["repeat"]) == list(range(repeat + 1))
+    assert len(list((tmp_path / "trials").glob("*.parquet"))) == 3  # 4 + 4 + 3
+    writer.finish("2026-01-01T01:00:00+00:00")
+    assert [p.name for p in (tmp_path / "trials").iterdir()] == ["r1.parquet"]
+    assert sorted(pd.read_parquet(tmp_path / "trials")["repeat"]) == list(range(11))
+
+
+def test_parts_left_beside_the_whole_count_once(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_PART", 1)
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        for repeat in range(3):
+            writer.write(*rows(run, repeat))
+            writer.flush()
+    folder = tmp_path / "trials"
+    part = (folder / "r1.part2.parquet").read_bytes()
+    Writer(tmp_path, run).close()  # joins the parts
+    (folder / "r1.part2.parquet").write_bytes(part)  # as if it had died between the join and the removal
+    assert sorted(row["repeat"] for row in store.read_tables(tmp_path)["trials"].to_pylist()) == [0, 1, 2]
+
+
+def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):
+    first = store.open_run(tmp_path, make_run(), fresh=False)
+    writer = Writer(tmp_path, first)
+    writer.close()
+    again = make_run(run_id="r2", started_at="2026-01-02T00:00:00+00:00")
+    assert store.open_run(tmp_path, again, fresh=False).run_id == "r1"
+    assert store.open_run(tmp_path, again, fresh=True).run_id == "r2"
+    assert store.open_run(tmp_path, make_run(run_id="r3", plan_id="other"), fresh=False).run_id == "r3"
+    assert store.open_run(tmp_path, make_run(run_id="r4", name="other"), fresh=False).run_id == "r4"
+    writer = Writer(tmp_path, first)
+    writer.close()
+    writer.finish("2026-01-01T01:00:00+00:00")
+    assert store.open_run(tmp_path, again, fresh=False).run_id == "r2"
+
+
+def test_two_commands_never_continue_one_run_at_once(tmp_path):
+    run = make_run()
+    store.open_run(tmp_path, run, fresh=False)
+    first = Writer(tmp_path, run)
+    with pytest.raises(StoreError, match="another process is at run r1"):
+        Writer(tmp_path, run)
+    first.close()
+    Writer(tmp_path, run).close()
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0))
+    path = tmp_path / "trials" / "r1.parquet"
+    content = bytearray(path.read_bytes())
+    content[len(content) // 3] ^= 0xFF
+    path.write_bytes(content[: len(content) // 2])
+    with pytest.raises(StoreError, match=r"r1\.parquet is damaged"):
+        store.read_tables(tmp_path)
+
+
+def test_a_flipped_bit_is_found(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0, error_message="x" * 200))
+    path = tmp_path / "trials" / "r1.parquet"
+    content = bytearray(path.read_bytes())
+    start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
+    content[start + 40] ^= 0x01
+    path.write_bytes(content)
+    with pytest.raises(StoreError, match="damaged"):
+        store.read_tables(tmp_path)
+
+
+def test_a_folder_that_can_not_be_written_is_found_before_anything_starts(tmp_path):
+    (tmp_path / "results").write_text("a file in the way")
+    with pytest.raises(StoreError, match="choose another --results-dir"):
+        store.open_run(tmp_path / "results", make_run(), fresh=False)
+
+
+def test_a_failed_write_leaves_what_was_there_and_says_so(tmp_path, monkeypatch):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0))
+        writer.flush()
+        monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+        writer.write(*rows(run, 1))
+        with pytest.raises(StoreError, match=r"No space left on device.*make space"):
+            writer.flush()
+        monkeypatch.undo()
+    assert len(pd.read_parquet(tmp_path / "trials")) == 1
+    assert not list((tmp_path / "trials").glob(".*"))
+
+
+def test_manifests_tell_the_runs_and_damaged_ones_are_passed_over(tmp_path):
+    Writer(tmp_path, store.open_run(tmp_path, make_run(), fresh=False)).close()
+    (tmp_path / "runs" / "broken.json").write_text("{")
+    (tmp_path / "runs" / "other.json").write_text(json.dumps({"unknown": 1}))
+    assert [run.run_id for run in store.runs(tmp_path)] == ["r1"]
+
+
+def _write_many(folder, name, count):
+    run = make_run(run_id=name, name=name)
+    with Writer(folder, store.open_run(folder, run, fresh=False)) as writer:
+        for repeat in range(count):
+            writer.write(*rows(run, repeat))
+
+
+def test_writers_at_once_lose_nothing_while_a_reader_polls(tmp_path):
+    context = multiprocessing.get_context("spawn")
+    writers = [context.Process(target=_write_many, args=(tmp_path, f"w{i}", 50)) for i in range(3)]
+    for writer in writers:
+        writer.start()
+    done, polls = threading.Event(), []
+
+    def poll():
+        while not done.is_set():
+            if list((tmp_path / "trials").glob("[!.]*.parquet")):
+                polls.append(len(pd.read_parquet(tmp_path / "trials")))
+
+    reader = threading.Thread(target=poll)
+    reader.start()
+    for writer in writers:
+        writer.join()
+    done.set()
+    reader.join()
+    found = pd.read_parquet(tmp_path / "trials")
+    assert len(found) == len(found.drop_duplicates(["run_id", "trial_id"])) == 150
+    assert [w.exitcode for w in writers] == [0, 0, 0]
+    assert polls == sorted(polls)  # rows are never taken away again

@@ -1,0 +1,231 @@
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from conftest import make_cell
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rresnet import model, step
+from rresnet.config import UsageError
+from rresnet.data import ImageData, Split
+from rresnet.inputs import EpochSampler, Inputs, normalise
+from rresnet.timing import Stopwatch, steps_in
+from rresnet.train import Workbench, train_epochs, visit
+
+CPU = torch.device("cpu")
+
+
+def split(count, channels=1, size=32, seed=0):
+    random = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int64) % 4
+    images = (
+        random.integers(0, 64, (count, channels, size, size), dtype=np.uint8)
+        + (labels * 48).astype(np.uint8)[:, None, None, None]
+    )
+    return Split(images=images, labels=labels)
+
+
+def image_data(count=40, channels=1):
+    return ImageData(
+        name="small",
+        train=split(count, channels),
+        test=split(12, channels, seed=1),
+        classes=tuple("abcd"),
+        fingerprint="f",
+    )
+
+
+def bench(data=None, **changes):
+    return Workbench(cell=make_cell(**changes), data=data or image_data(), device=CPU)
+
+
+def test_the_sampler_draws_what_the_blogs_random_sampler_draws():
+    expected = list(torch.utils.data.RandomSampler(range(20), generator=torch.Generator().manual_seed(7)))
+    assert list(EpochSampler(20, 8, seed=7)) == expected
+
+
+@given(st.integers(2, 300), st.integers(1, 64), st.integers(1, 5), st.integers(0, 100))
+def test_workers_share_an_epoch_without_using_an_image_twice(images, batch_size, world, seed):
+    if images < world:
+        return
+    shares = [list(EpochSampler(images, batch_size, seed, rank, world)) for rank in range(world)]
+    used = list(itertools.chain.from_iterable(shares))
+    assert len(set(used)) == len(used)
+    assert len({len(share) for share in shares}) == 1  # all take as many steps
+    assert images - len(used) <= 2 * world - 1
+    assert len(shares[0]) == 1 or len(shares[0]) % batch_size != 1 or batch_size == 1
+
+
+def test_the_last_short_batch_is_trained_and_counted():
+    inputs = Inputs(split(20), make_cell(batch_size=8, input="resident"), CPU)
+    assert [len(labels) for _, labels in inputs.epoch()] == [8, 8, 4]
+    assert inputs.images_per_epoch == 20
+
+
+def test_a_last_batch_of_one_is_left_out_because_batchnorm_can_not_train_on_it():
+    inputs = Inputs(split(17), make_cell(batch_size=8, input="resident"), CPU)
+    assert [len(labels) for _, labels in inputs.epoch()] == [8, 8]
+    assert inputs.images_per_epoch == 16
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_both_input_paths_give_the_same_batches(channels):
+    data = split(20, channels)
+    paths = [Inputs(data, make_cell(input=path), CPU) for path in ("dataloader", "resident")]
+    for _ in range(2):  # the second epoch is in another order, again the same for both
+        for (images, labels), (resident_images, resident_labels) in zip(*(p.epoch() for p in paths), strict=True):
+            assert images.shape[1:] == (3, 32, 32)
+            torch.testing.assert_close(images, resident_images, rtol=0, atol=1e-6)
+            assert labels.tolist() == resident_labels.tolist()
+
+
+def test_pixels_are_brought_to_minus_one_to_one():
+    images = torch.tensor([0, 255, 51], dtype=torch.uint8).reshape(1, 1, 1, 3)
+    assert (
+        normalise(images)[0, :, 0].tolist() == [[-1.0, 1.0, pytest.approx(-0.6)]] * 3
+    )  # 51 / 255 = 0.2, (0.2 - 0.5) / 0.5
+
+
+def test_channels_last_lays_out_images_and_weights():
+    found = bench(channels_last=True, input="resident")
+    images, _ = next(found.inputs.epoch())
+    assert images.is_contiguous(memory_format=torch.channels_last)
+    assert found.network.conv1.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+class Clock:
+    """A clock that moves only when it is told to."""
+
+    def __init__(self):
+        self.now = 0.0
+
+    def __call__(self):
+        return self.now
+
+
+def batches(*sizes):
+    return iter([(torch.empty(0), torch.empty(n)) for n in sizes])
+
+
+def test_a_window_is_the_time_from_the_first_step_to_the_last():
+    clock = Clock()
+    watch = Stopwatch(CPU, clock)
+    clock.now = 10.0
+    source = batches(8, 8, 4)
+    for _ in watch.window(source, 2, "warmup"):
+        clock.now += 0.5
+    clock.now += 100.0  # between windows: counted nowhere
+    for _ in watch.window(source, 2, "measured", world=2):
+        clock.now += 0.25
+    assert watch.total("warmup") == (1.0, 2, 16)
+    assert watch.total("measured") == (0.25, 1, 8)  # the short batch of 4 images, on each of two workers
+    assert watch.windows[0].started_seconds == 10.0
+    assert list(watch.window(source, 2, "measured")) == []
+    assert len(watch.windows) == 2  # a window without a step is none
+
+
+def test_a_window_has_at_least_one_step():
+    assert [steps_in(0.5, s) for s in (2.0, 0.5, 0.2, 0.01)] == [1, 1, 2, 50]
+
+
+def test_a_visit_measures_at_least_the_seconds_asked_for_and_a_later_one_warms_up_one_step():
+    found = bench(input="resident", batch_size=4)
+    first = visit(found, seconds=0.05, startup_seconds=0.1, progress=lambda rate: None)
+    network = found.network
+    second = visit(found, seconds=0.05, startup_seconds=0.0, progress=lambda rate: None)
+    assert found.network is network  # nothing is built again
+    m = first.measurement
+    assert m.measured_seconds >= 0.05
+    assert m.images_per_second == pytest.approx(m.measured_images / m.measured_seconds)
+    assert m.epoch_seconds == pytest.approx(40 / m.images_per_second)
+    assert (m.status, m.epoch_seconds_kind, m.observed_threads) == ("ok", "projected", 2)
+    assert sum(w.steps for w in first.windows if w.kind == "warmup") >= 2
+    assert [w.steps for w in second.windows if w.kind == "warmup"] == [1]
+    assert second.measurement.first_loss == m.first_loss
+
+
+def test_whole_epochs_are_measured_and_counted_truly():
+    found = train_epochs(bench(input="resident"), epochs=2, startup_seconds=0.0, progress=lambda rate: None)
+    assert found.measurement.measured_images == 80
+    assert found.measurement.epoch_seconds_kind == "measured"
+    assert found.measurement.epoch_seconds == pytest.approx(sum(e.seconds for e in found.epochs) / 2)
+    assert [e.images for e in found.epochs] == [40, 40]
+    assert found.measurement.test_accuracy == found.epochs[-1].test_accuracy
+    assert found.epochs[1].train_loss < found.epochs[0].train_loss
+    measured = sum(w.seconds for w in found.windows if w.kind == "measured")
+    assert measured == pytest.approx(found.measurement.measured_seconds)
+
+
+def losses(**changes):
+    found = bench(**changes)
+    return [found.train_step(*batch).item() for batch in itertools.islice(found.batches, 6)]
+
+
+def test_tuned_in_fp32_learns_what_the_blogs_script_learns():
+    blog = losses()
+    tuned = losses(recipe="tuned", input="resident", channels_last=True, fused_optimizer=True)
+    assert tuned == pytest.approx(blog, rel=1e-3)
+    assert blog[-1] != blog[0]
+
+
+def test_warming_up_does_not_train_the_model():
+    found = bench(input="resident")
+    before = {k: v.clone() for k, v in found.network.state_dict().items()}
+    random = torch.get_rng_state()
+    state = step.State(found.network, found.optimizer)
+    for batch in itertools.islice(found.batches, 3):
+        found.train_step(*batch)
+    torch.rand(1)
+    assert not torch.equal(found.network.state_dict()["conv1.weight"], before["conv1.weight"])
+    state.restore()
+    assert all(torch.equal(v, before[k]) for k, v in found.network.state_dict().items())
+    assert all(not t.any() for s in found.optimizer.state.values() for t in s.values())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_epochs_start_from_the_seed_whatever_the_warm_up_did():
+    found = bench(input="resident")
+    epoch = train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None).epochs[0]
+    cold = bench(input="resident")
+    expected = torch.tensor([cold.train_step(*batch).item() for batch in cold.inputs.epoch()]).mean().item()
+    assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_the_seed_and_the_model_alone_decide_the_weights():
+    one, _ = model.build(make_cell(), 4, CPU)
+    other, _ = model.build(make_cell(recipe="tuned", channels_last=True, batch_size=2, fused_optimizer=True), 4, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    third, _ = model.build(make_cell(seed=1), 4, CPU)
+    assert not torch.equal(one.conv1.weight, third.conv1.weight)
+
+
+def test_threads_are_what_the_cell_asks_for():
+    bench(cpu_threads=1)
+    assert torch.get_num_threads() == 1
+    bench(cpu_threads=2)
+    assert torch.get_num_threads() == 2
+
+
+def test_precision_is_set_by_effect():
+    for cell, conv, matmul in (
+        (make_cell(precision="fp32"), "ieee", "ieee"),
+        (make_cell(precision="tf32"), "tf32", "ieee"),  # the blog's script, by PyTorch's defaults
+        (make_cell(precision="tf32", recipe="tuned"), "tf32", "tf32"),
+    ):
+        step.set_precision(cell)
+        assert torch.backends.cudnn.conv.fp32_precision == conv
+        assert torch.backends.cuda.matmul.fp32_precision == matmul
+    with step.autocast(make_cell(precision="bf16")):
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+    with step.autocast(make_cell(precision="fp32")):
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
+
+
+def test_an_unknown_model_suggests_the_right_one():
+    with pytest.raises(
+        UsageError, match="--model resnet5 is not a torchvision classification model; did you mean resnet50"
+    ):
+        model.check_name("resnet5")
+    model.check_name("vit_b_16")
