@@ -12,7 +12,7 @@ compare: $(STAMP)
 	.venv/bin/python experiments/compare.py $(ARGS)
 
 test: $(STAMP)
-	.venv/bin/python -m pytest $(ARGS)
+	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

@@ -1,5 +1,7 @@
 """The command of an experiment: flags in, an exit code out that says how it went."""
 
+import os
+import shutil
 import signal
 import sys
 from types import FrameType
@@ -13,7 +15,7 @@ from rresnet.config import Settings, UsageError
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-PLAIN_WIDTH = 140  # of a table that goes to a file or a pipe
+MESSAGE_WIDTH = 140
 
 
 class Terminated(KeyboardInterrupt):
@@ -29,9 +31,11 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
         defaults: its defaults, where they are not those of `Settings`.
         cells: what it measures, from the settings.
     """
+    # tyro cuts the valid values off its messages where a line is short.
+    os.environ.setdefault("COLUMNS", str(max(MESSAGE_WIDTH, shutil.get_terminal_size().columns)))
     errors = Console(stderr=True)
     # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
-    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else PLAIN_WIDTH)
+    console = Console(file=sys.stdout)
     signal.signal(signal.SIGTERM, _terminate)
     try:
         settings = tyro.cli(

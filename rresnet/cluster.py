@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +59,7 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
         os.environ.setdefault(name, value)
     import ray
 
+    terminate = signal.getsignal(signal.SIGTERM)  # Ray replaces it with a handler that ends the process at once
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
     if address is None:
         ray.init("local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common)
@@ -69,6 +71,7 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
                 f"no Ray cluster answers at --address {address} ({str(error).splitlines()[0]}): "
                 "start one with `ray start --head` or `ray up cluster.yaml`, or drop --address to measure here"
             ) from error
+    signal.signal(signal.SIGTERM, terminate)
     try:
         yield Cluster(hardware=hardware, local=True) if address is None else _joined()
     finally:

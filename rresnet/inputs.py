@@ -112,12 +112,13 @@ def evaluation_batches(split: Split, cell: Cell, device: torch.device, batch_siz
         yield batch.contiguous(memory_format=memory_format(cell)), labels[start : start + batch_size].to(device)
 
 
-_RESIDENT: dict[tuple[int, str], Batch] = {}
+_RESIDENT: dict[tuple[int, str], tuple[Split, Batch]] = {}  # holds the split too, so that its id stays its own
 
 
 def _resident(split: Split, device: torch.device) -> Batch:
     """The split as uint8 images and labels on `device`, shared by all cells of the process."""
     key = (id(split), str(device))
     if key not in _RESIDENT:
-        _RESIDENT[key] = (torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device))
-    return _RESIDENT[key]
+        images, labels = torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device)
+        _RESIDENT[key] = (split, (images, labels))
+    return _RESIDENT[key][1]

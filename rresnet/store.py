@@ -256,7 +256,9 @@ def _manifest(results: Path, run_id: str) -> Path:
 
 def _lock(results: Path, run: Run) -> Any:
     """Hold the run's lock file, so that two commands never continue one run at once."""
-    file = (results / "runs" / f".{run.run_id}.lock").open("w")
+    path = _manifest(results, run.run_id).with_suffix(".lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    file = path.open("w")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

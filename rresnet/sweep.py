@@ -158,13 +158,14 @@ class _Callback(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self._started[trial.trial_id] = time.monotonic()
         self._sweep.progress.running(_planned(trial))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "record" in result:
             self._reported.add(trial.trial_id)
             self._sweep._reported(_planned(trial), self._attempt, result)
+        elif "started" in result:
+            self._started[trial.trial_id] = time.monotonic()
         elif "images_per_second" in result:
             self._sweep.progress.rate(result["images_per_second"])
 
@@ -189,4 +190,7 @@ def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurem
         return Measurement(status="timeout", error_type="TimeoutError", error_message=message)
     if "OutOfMemoryError" in text or "low on memory" in text:
         return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=text[:2000])
-    return Measurement(status="killed", error_type="ActorDiedError", error_message=text[:2000])
+    if "has died" in text:
+        detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
+        return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
+    return Measurement(status="error", error_type="RayTaskError", error_message=text[-2000:])

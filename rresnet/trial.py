@@ -84,6 +84,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     trial = Trial.from_dict(config["trial"])
     started, alone = datetime.now(UTC), not _HOT.benches
     workers_start = 0.0 if trial.cell.num_workers == 1 else WORKERS_START_SECONDS
+    tune.report({"started": True})  # the driver's clock for the time limit: importing torch does not count
     faulthandler.dump_traceback_later(how.timeout_seconds + workers_start, exit=True)
     try:
         record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0]).result()

@@ -1,3 +1,4 @@
+import io
 import math
 import subprocess
 import sys
@@ -143,7 +144,7 @@ def test_durations_are_predicted_from_earlier_trials():
 
 
 def printed(table):
-    console = Console(width=140, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = Console(width=140, record=True, file=io.StringIO())
     answer.show(table, console)
     return console.export_text()
 

@@ -235,14 +235,15 @@ def test_a_folder_that_can_not_be_written_is_found_before_anything_starts(tmp_pa
 
 def test_a_failed_write_leaves_what_was_there_and_says_so(tmp_path, monkeypatch):
     run = make_run()
-    with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0))
+    writer = Writer(tmp_path, run)
+    writer.write(*rows(run, 0))
+    writer.flush()
+    monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    writer.write(*rows(run, 1))
+    with pytest.raises(StoreError, match=r"No space left on device.*make space"):
         writer.flush()
-        monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-        writer.write(*rows(run, 1))
-        with pytest.raises(StoreError, match=r"No space left on device.*make space"):
-            writer.flush()
-        monkeypatch.undo()
+    monkeypatch.undo()
+    writer.close()
     assert len(pd.read_parquet(tmp_path / "trials")) == 1
     assert not list((tmp_path / "trials").glob(".*"))
 

@@ -159,15 +159,18 @@ def test_whole_epochs_are_measured_and_counted_truly():
 
 
 def losses(**changes):
+    """Losses of three steps in float64, where rounding does not grow into a difference of its own."""
     found = bench(**changes)
-    return [found.train_step(*batch).item() for batch in itertools.islice(found.batches, 6)]
+    found.network.double()
+    steps = itertools.islice(found.batches, 3)
+    return [found.train_step(images.double(), labels).item() for images, labels in steps]
 
 
-def test_tuned_in_fp32_learns_what_the_blogs_script_learns():
+def test_tuned_learns_what_the_blogs_script_learns():
     blog = losses()
     tuned = losses(recipe="tuned", input="resident", channels_last=True, fused_optimizer=True)
-    assert tuned == pytest.approx(blog, rel=1e-3)
-    assert blog[-1] != blog[0]
+    assert tuned == pytest.approx(blog, rel=1e-4)
+    assert blog[2] != pytest.approx(blog[0], rel=1e-2)
 
 
 def test_warming_up_does_not_train_the_model():

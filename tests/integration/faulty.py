@@ -1,0 +1,30 @@
+"""Trainables for tests: real trial processes in which chosen cells really come to grief."""
+
+import os
+import signal
+import time
+
+BREAKS, KILLED, HANGS, TOO_LARGE = 2, 3, 4, 5  # batch sizes that choose the fate
+
+
+def trial(config, how, data):
+    """`rresnet.trial.run`, with a training loop that does to the trial what its batch size says."""
+    if config["trial"]["cell"]["batch_size"] == KILLED:
+        os.kill(os.getpid(), signal.SIGKILL)
+    import torch
+
+    from rresnet import trial
+
+    def visit(bench, **arguments):
+        fate = bench.cell.batch_size
+        if fate == BREAKS:
+            raise ValueError("the loop broke")
+        if fate == HANGS:
+            time.sleep(600)
+        if fate == TOO_LARGE:
+            torch.empty(2**55)  # the real allocator, and a real refusal
+        return real(bench, **arguments)
+
+    real, trial.visit = getattr(trial, "real_visit", trial.visit), visit
+    trial.real_visit = real
+    trial.run(config, how, data)

@@ -1,0 +1,100 @@
+"""The command itself, on a real local Ray: a run, an interrupted one that is continued, several workers."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+QUICK = ["--model", "resnet18", "--batch-size", "16", "--seconds", "0.05"]
+
+
+def compare(*flags, **options):
+    command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
+    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+
+
+def test_a_run_from_another_folder_ends_with_rows_and_an_answer(tmp_path):
+    done = compare(*QUICK, "--repeats", "3", "--processes", "1", "--results-dir", "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Fastest: cpu" in done.stdout
+    assert "No GPU was measured" in done.stdout
+    rows = pd.read_parquet(tmp_path / "out" / "trials")
+    assert len(rows) == 6
+    assert rows["status"].eq("ok").all()
+    assert rows["observed_threads"].eq(rows["cpu_threads"]).all()
+    # Built once: a later visit finds its cell hot and takes one warm-up step.
+    later = rows[rows["repeat"] > 0]
+    assert later["startup_seconds"].max() < 0.1 * rows.loc[rows["repeat"] == 0, "startup_seconds"].min()
+    windows = pd.read_parquet(tmp_path / "out" / "windows").merge(rows[["trial_id", "repeat"]], on="trial_id")
+    warm = windows[windows["kind"] == "warmup"].groupby(["trial_id", "repeat"])["steps"].sum().reset_index()
+    assert warm.loc[warm["repeat"] > 0, "steps"].eq(1).all()
+    assert rows["first_loss"].nunique() <= 2  # one for each recipe: the same weights and data in every trial
+    assert rows["git_commit"].isna().all() or rows["git_commit"].str.len().eq(40).all()
+
+
+def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path):
+    flags = [*QUICK, "--repeats", "200", "--processes", "1", "--results-dir", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
+    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 150
+    while len(list((tmp_path / "trials").glob("[!.]*.parquet"))) == 0 and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(2)
+    running.send_signal(signal.SIGINT)
+    stopped = time.monotonic()
+    _, errors = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert time.monotonic() - stopped < 15
+    assert "To continue: python" in errors
+    assert "Traceback" not in errors
+    before = pd.read_parquet(tmp_path / "trials")
+    assert 0 < len(before) < 400
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    assert again.stdout is not None
+    opening = [again.stdout.readline() for _ in range(3)]
+    assert any(f"{len(before)} trials are done" in line for line in opening), opening
+    while len(pd.read_parquet(tmp_path / "trials")) <= len(before) and time.monotonic() < deadline + 150:
+        time.sleep(0.2)
+    again.send_signal(signal.SIGTERM)
+    again.communicate(timeout=60)
+    assert again.returncode == 143
+    after = pd.read_parquet(tmp_path / "trials")
+    assert set(before["trial_id"]) < set(after["trial_id"])
+    assert after["trial_id"].is_unique
+    assert after["run_id"].nunique() == 1
+    kept = after.set_index("trial_id").loc[before["trial_id"], "started_at"].tolist()
+    assert kept == before["started_at"].tolist()  # none was run twice
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two processors")
+def test_two_workers_train_as_one_group(tmp_path):
+    done = compare(
+        *QUICK, "--recipe", "tuned", "--precision", "fp32", "--num-workers", "2", "--repeats", "1", "--epochs", "1",
+        "--dataset", str(images(tmp_path / "data")), "--results-dir", str(tmp_path / "out"),
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = pd.read_parquet(tmp_path / "out" / "trials").iloc[0]
+    assert (row["status"], row["num_workers"], row["global_batch_size"], row["cpu_threads"]) == ("ok", 2, 32, 1)
+    assert row["observed_threads"] == 1
+    assert row["measured_images"] == 100  # of 100 training images none is left out and none counted twice
+    epochs = pd.read_parquet(tmp_path / "out" / "epochs")
+    assert epochs["images"].tolist() == [100]
+
+
+def images(folder):
+    """120 tiny images in two classes; a sixth becomes the test split."""
+    from PIL import Image
+
+    for name, shade in (("dark", 40), ("light", 200)):
+        (folder / name).mkdir(parents=True)
+        for i in range(60):
+            Image.new("L", (32, 32), shade + i % 20).save(folder / name / f"{i}.png")
+    return folder

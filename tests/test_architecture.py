@@ -1,0 +1,53 @@
+"""The house: data flows one way, and what runs where imports no more than it needs."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "rresnet"
+
+# From the front door to the foundations: a module imports only what stands after it.
+ORDER = [
+    "cli", "experiment", "answer", "analysis", "trial", "train", "timing", "step", "model", "inputs",
+    "sweep", "cluster", "environment", "progress", "store", "measurement", "statistics",
+    "data", "data_files", "data_torchvision", "grid", "hardware", "config",
+]  # fmt: skip
+LAZY = {("data", "data_files"), ("data", "data_torchvision"), ("sweep", "trial")}  # imported where they run
+
+
+def imports(path, top_level_only=True):
+    tree = ast.parse(path.read_text())
+    nodes = tree.body if top_level_only else ast.walk(tree)
+    found = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "rresnet":
+            inner = node.module.partition(".")[2]
+            found |= {inner} if inner else {alias.name for alias in node.names}
+    return found
+
+
+def test_every_module_has_its_place():
+    assert sorted(ORDER) == sorted(p.stem for p in PACKAGE.glob("*.py") if p.stem != "__init__")
+
+
+@pytest.mark.parametrize("module", [m for m in ORDER if m not in ("data_files", "data_torchvision")])
+def test_imports_follow_the_data(module):
+    later = set(ORDER[ORDER.index(module) + 1 :])
+    wrong = {name for name in imports(PACKAGE / f"{module}.py") if name not in later}
+    assert not wrong, f"{module} imports {wrong}, which stand before it"
+
+
+def test_the_driver_does_not_wait_for_torch():
+    code = "import sys, rresnet.cli, rresnet.sweep, rresnet.cluster; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_ray_stands_at_the_edge():
+    inside = {"sweep", "trial", "train", "cluster", "experiment"}
+    for path in PACKAGE.glob("*.py"):
+        if path.stem not in inside:
+            assert "import ray" not in path.read_text(), path.stem
+            assert "from ray" not in path.read_text(), path.stem
