@@ -1,7 +1,6 @@
 """The command of an experiment: flags in, an exit code out that says how it went."""
 
 import os
-import shutil
 import signal
 import sys
 from types import FrameType
@@ -15,11 +14,7 @@ from rresnet.config import Settings, UsageError
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 
 
-MESSAGE_WIDTH = 140
-
-
-class Terminated(KeyboardInterrupt):
-    """SIGTERM, which ends a run as Ctrl-C does."""
+PLAIN_WIDTH = 140  # of what goes to a file or a pipe
 
 
 def main(name: str, description: str, *, defaults: Settings | None = None, cells: experiment.Cells = grid.cells) -> int:
@@ -31,12 +26,12 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
         defaults: its defaults, where they are not those of `Settings`.
         cells: what it measures, from the settings.
     """
-    # tyro cuts the valid values off its messages where a line is short.
-    os.environ.setdefault("COLUMNS", str(max(MESSAGE_WIDTH, shutil.get_terminal_size().columns)))
+    if not sys.stdout.isatty():
+        os.environ["COLUMNS"] = str(PLAIN_WIDTH)
     errors = Console(stderr=True)
     # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
     console = Console(file=sys.stdout)
-    signal.signal(signal.SIGTERM, _terminate)
+    termination = _Termination()
     try:
         settings = tyro.cli(
             Settings,
@@ -49,7 +44,7 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
     except (UsageError, data.DataError, store.StoreError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return WRONG_REQUEST
-    except KeyboardInterrupt as stop:
+    except KeyboardInterrupt:
         again = " ".join(["python", *sys.argv])
         errors.print(
             f"\nStopped; every trial that ended is kept. To continue: {again}",
@@ -57,8 +52,16 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
             highlight=False,
             soft_wrap=True,
         )
-        return TERMINATED if isinstance(stop, Terminated) else INTERRUPTED
+        return TERMINATED if termination.asked else INTERRUPTED
 
 
-def _terminate(number: int, frame: FrameType | None) -> None:
-    raise Terminated
+class _Termination:
+    """SIGTERM ends a run as Ctrl-C does; Ray's code in between may turn one exception into another, so it is noted."""
+
+    def __init__(self) -> None:
+        self.asked = False
+        signal.signal(signal.SIGTERM, self._handle)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        self.asked = True
+        raise KeyboardInterrupt

@@ -17,7 +17,7 @@ class Progress:
 
     def __init__(self, console: Console, total: int) -> None:
         self._console, self._total, self._done, self._failed = console, total, 0, 0
-        self._began = time.monotonic()
+        self._first_end: float | None = None
         self._bar = RichProgress(
             TextColumn("[bold]{task.fields[cell]}"),
             TextColumn("{task.fields[rate]}"),
@@ -67,7 +67,11 @@ class Progress:
             self._console.print(line, style=None if ok else "red", markup=False, highlight=False, soft_wrap=True)
 
     def _time_left(self) -> str:
-        seconds = (time.monotonic() - self._began) / self._done * (self._total - self._done)
+        now = time.monotonic()
+        if self._first_end is None:  # the first trial carries the start of Ray and tells nothing of the others
+            self._first_end = now
+            return "time left not known yet"
+        seconds = (now - self._first_end) / (self._done - 1) * (self._total - self._done)
         return f"about {duration(seconds)} left"
 
 

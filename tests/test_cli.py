@@ -46,7 +46,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path):
     done = compare("--dry-run", "--repeats", "2", "--results-dir", str(tmp_path / "out"))
     assert done.returncode == 0
     assert "12 planned trials, in the order they run" in done.stdout
-    assert done.stdout.count(" tuned ") == done.stdout.count(" blog ") == 6
+    assert done.stdout.count(" tuned ") == done.stdout.count(" blog ") == 6, done.stdout
     assert "Predicted duration: not known until" in done.stdout
     assert not (tmp_path / "out").exists()
 

@@ -57,15 +57,15 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     assert "Traceback" not in errors
     before = pd.read_parquet(tmp_path / "trials")
     assert 0 < len(before) < 400
-    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert again.stdout is not None
     opening = [again.stdout.readline() for _ in range(3)]
     assert any(f"{len(before)} trials are done" in line for line in opening), opening
     while len(pd.read_parquet(tmp_path / "trials")) <= len(before) and time.monotonic() < deadline + 150:
         time.sleep(0.2)
     again.send_signal(signal.SIGTERM)
-    again.communicate(timeout=60)
-    assert again.returncode == 143
+    _, errors = again.communicate(timeout=60)
+    assert again.returncode == 143, errors
     after = pd.read_parquet(tmp_path / "trials")
     assert set(before["trial_id"]) < set(after["trial_id"])
     assert after["trial_id"].is_unique

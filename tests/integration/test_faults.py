@@ -1,16 +1,12 @@
 """Trials that raise, run out of memory, are killed, crash or hang: each is a row and the sweep goes on."""
 
 import os
-import sys
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import ray
 from rich.console import Console
-
-FOLDER = str(Path(__file__).parent)
-sys.path.insert(0, FOLDER)
 
 import faulty
 from conftest import make_cell
@@ -28,7 +24,7 @@ LIMIT = 15.0  # seconds
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    os.environ["PYTHONPATH"] = FOLDER  # for the trial processes, which import the trainable
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the trial processes, which import the trainable
     here = hardware.probe()
     fates = (8, faulty.BREAKS, faulty.KILLED, faulty.HANGS, faulty.TOO_LARGE)
     cells = [make_cell(batch_size=b, input="resident", cpu_threads=here.cpu_cores) for b in fates]
