@@ -4,7 +4,7 @@ import contextlib
 import os
 import signal
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from rresnet.config import Device, UsageError
@@ -30,8 +30,7 @@ _ENVIRONMENT = {
 class Cluster:
     """A connected Ray cluster."""
 
-    hardware: Hardware  # of the machines that measure
-    local: bool
+    hardware: Hardware  # of the machine that measures
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -73,16 +72,36 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
             ) from error
     signal.signal(signal.SIGTERM, terminate)
     try:
-        yield Cluster(hardware=hardware, local=True) if address is None else _joined()
+        yield Cluster(hardware=hardware) if address is None else _joined()
     finally:
         ray.shutdown()
 
 
 def _joined() -> Cluster:
-    """The joined cluster's measuring machines, as one of them reports itself: with GPUs if any has them."""
+    """The machine of the joined cluster that has the most GPUs, then CPUs, as far as Ray may use it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
+    if not nodes:
+        raise UsageError("no machine of this Ray cluster has a CPU to offer: start one with `ray start --address=...`")
+    best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"]["CPU"]))
+    there = NodeAffinitySchedulingStrategy(best["NodeID"], soft=False)
+    hardware = ray.get(ray.remote(probe).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=120)
+    cpus, gpus = int(best["Resources"]["CPU"]), int(best["Resources"].get("GPU", 0))
+    usable = replace(
+        hardware,
+        cpu_count=min(cpus, hardware.cpu_count),
+        cpu_cores=min(cpus, hardware.cpu_cores),
+        gpu_count=min(gpus, hardware.gpu_count),
+    )
+    return Cluster(hardware=usable)
+
+
+def waiting_for(cluster: Cluster) -> str | None:
+    """What other work on the cluster holds of what a trial needs, or None when all is free."""
     import ray
 
-    resources = ray.cluster_resources()
-    asked = {"num_gpus": 1} if resources.get("GPU", 0) else {}
-    hardware = ray.get(ray.remote(probe).options(**asked).remote(), timeout=120)
-    return Cluster(hardware=hardware, local=False)
+    free = ray.available_resources()
+    taken = [f"{n:g} {kind}s" for kind, n in cluster.trial_resources.items() if free.get(kind, 0) < n]
+    return f"waiting until {' and '.join(taken)} are free: other work on the cluster holds them" if taken else None

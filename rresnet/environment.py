@@ -23,7 +23,7 @@ def describe(device: Device) -> Environment:
         cpu_count=hardware.cpu_count,
         gpu_name=hardware.gpu_name if gpu else None,
         driver_version=hardware.driver_version if gpu else None,
-        torch_version=torch.__version__,
+        torch_version=str(torch.__version__),  # a str subclass of torch's would make the driver import torch
         cuda_version=torch.version.cuda,
         ray_version=version("ray"),
         rresnet_version=version("rresnet"),

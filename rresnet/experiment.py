@@ -91,6 +91,10 @@ def _measure(
     done = _done(results, this)
     todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
     console.print(_opening(this, settings, planned, todo, cluster), highlight=False, soft_wrap=True)
+    from rresnet.cluster import waiting_for
+
+    if waiting := waiting_for(cluster):
+        console.print(waiting, highlight=False, soft_wrap=True)
     writer = store.Writer(results, this)
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
         failed = _sweep(this, settings, todo, cluster, images, writer, progress)

@@ -22,21 +22,27 @@ def compare(*flags, **options):
 
 
 def test_a_run_from_another_folder_ends_with_rows_and_an_answer(tmp_path):
-    done = compare(*QUICK, "--repeats", "3", "--processes", "1", "--results-dir", "out", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    flags = ["--precision", "fp32", "tf32", "--repeats", "4", "--processes", "2", "--results-dir", "out"]
+    done = compare(*QUICK, *flags, cwd=tmp_path)
+    assert done.returncode == 1, done.stderr  # a CPU has no TF32: those trials are rows, the others are measured
     assert "Fastest: cpu" in done.stdout
     assert "No GPU was measured" in done.stdout
-    rows = pd.read_parquet(tmp_path / "out" / "trials")
-    assert len(rows) == 6
+    every = pd.read_parquet(tmp_path / "out" / "trials")
+    assert len(every) == 16
+    infeasible = every[every["precision"] == "tf32"]
+    assert infeasible["status"].eq("infeasible").all()
+    assert infeasible["error_message"].str.contains("use --precision fp32 or bf16").all()
+    rows = every[every["precision"] == "fp32"]
     assert rows["status"].eq("ok").all()
     assert rows["observed_threads"].eq(rows["cpu_threads"]).all()
-    # Built once: a later visit finds its cell hot and takes one warm-up step.
-    later = rows[rows["repeat"] > 0]
-    assert later["startup_seconds"].max() < 0.1 * rows.loc[rows["repeat"] == 0, "startup_seconds"].min()
+    # Built once in each of the two processes: a later visit finds its cell hot and takes one warm-up step.
+    fresh = rows["repeat"].isin([0, 2])
+    assert rows.loc[~fresh, "startup_seconds"].max() < 0.1 * rows.loc[fresh, "startup_seconds"].min()
     windows = pd.read_parquet(tmp_path / "out" / "windows").merge(rows[["trial_id", "repeat"]], on="trial_id")
     warm = windows[windows["kind"] == "warmup"].groupby(["trial_id", "repeat"])["steps"].sum().reset_index()
-    assert warm.loc[warm["repeat"] > 0, "steps"].eq(1).all()
-    assert rows["first_loss"].nunique() <= 2  # one for each recipe: the same weights and data in every trial
+    assert warm.loc[~warm["repeat"].isin([0, 2]), "steps"].eq(1).all()
+    assert warm.loc[warm["repeat"].isin([0, 2]), "steps"].ge(2).all()
+    assert rows.groupby("recipe")["first_loss"].nunique().eq(1).all()  # the same weights and data in every process
     assert rows["git_commit"].isna().all() or rows["git_commit"].str.len().eq(40).all()
 
 

@@ -3,13 +3,12 @@
 import os
 from pathlib import Path
 
+import faulty
 import pandas as pd
 import pytest
 import ray
-from rich.console import Console
-
-import faulty
 from conftest import make_cell
+from rich.console import Console
 
 from rresnet import cluster, data, grid, hardware, store
 from rresnet.config import How

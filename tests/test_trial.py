@@ -1,0 +1,94 @@
+import numpy as np
+import pytest
+import torch
+from conftest import make_cell
+
+from rresnet import sweep, trial
+from rresnet.config import Trial
+from rresnet.data import ImageData, Split
+from rresnet.measurement import Measurement
+from rresnet.progress import duration
+from rresnet.store import Run
+
+
+@pytest.fixture
+def images():
+    split = Split(images=np.zeros((8, 1, 32, 32), np.uint8), labels=np.arange(8, dtype=np.int64) % 2)
+    return ImageData(name="x", train=split, test=split, classes=("a", "b"), fingerprint="f")
+
+
+def test_a_hot_cell_is_built_once(images):
+    hot = trial._HotCells()
+    first = hot.bench(make_cell(), images)
+    assert hot.bench(make_cell(), images) is first
+    assert hot.bench(make_cell(batch_size=4), images) is not first
+
+
+def test_the_least_recently_used_cell_goes_when_memory_is_short(images, monkeypatch):
+    hot = trial._HotCells()
+    a, b, c = (make_cell(batch_size=size) for size in (2, 4, 8))
+    hot.bench(a, images)
+    hot.bench(b, images)
+    kept = hot.bench(a, images)  # now b is the one longest unused
+    free = iter([0.1, 0.9])  # short until one cell is gone
+    monkeypatch.setattr(trial, "_free_memory_share", lambda cell: next(free))
+    hot.bench(c, images)
+    assert list(hot.benches) == [a.cell_id, c.cell_id]
+    assert hot.benches[a.cell_id] is kept
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("x"), "error"),
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
+        (SystemExit(3), "error"),
+    ],
+)
+def test_failures_are_told_apart(error, status):
+    found = trial.failure(error)
+    assert (found.status, found.error_type) == (status, type(error).__name__)
+    assert found.error_message
+
+
+def test_a_failure_in_a_worker_is_told_as_the_workers():
+    class WorkerGroupError(Exception):
+        worker_failures = {1: ValueError("inner")}  # noqa: RUF012
+
+    found = trial.failure(WorkerGroupError("outer"))
+    assert (found.error_type, found.error_message) == ("ValueError", "inner")
+
+
+@pytest.mark.parametrize(
+    ("text", "elapsed", "status"),
+    [
+        ("The actor is dead because its worker process has died.", 3.0, "killed"),
+        ("The actor is dead because its worker process has died.", 10.0, "timeout"),
+        ("Task was killed due to the node running low on memory. has died", 3.0, "out_of_memory"),
+        ("RuntimeError: failed to import", 3.0, "error"),
+    ],
+)
+def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
+    assert sweep.death(text, elapsed, 10.0).status == status
+
+
+def test_rows_join_on_the_trial():
+    planned = Trial(cell=make_cell(num_workers=2), repeat=3, process=1)
+    run = Run(run_id="r", experiment="compare", name="n", plan_id="p", planned=1, started_at="")
+    record = {"windows": [{"window": 0}], "epochs": [{"epoch": 0}]}
+    rows = sweep.rows_of(
+        run, planned, vars(Measurement(status="ok")), attempt=2, known={"hostname": "h"}, record=record
+    )
+    row = rows["trials"][0]
+    assert (row["trial_id"], row["repeat"], row["process"], row["attempt"]) == (planned.trial_id, 3, 1, 2)
+    assert (row["global_batch_size"], row["hostname"], row["started_at"]) == (16, "h", None)
+    assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, "window": 0}]
+    assert rows["epochs"][0]["trial_id"] == planned.trial_id
+
+
+def test_durations_read_as_a_person_says_them():
+    assert [duration(s) for s in (0.4, 59, 60, 3599, 3600, 11_400)] == [
+        "0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "3 h 10 min",
+    ]  # fmt: skip
