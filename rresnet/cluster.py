@@ -3,8 +3,11 @@
 import contextlib
 import os
 import signal
+import socket
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from importlib import import_module
 from typing import Any
 
 from rresnet.config import Device, UsageError
@@ -24,6 +27,9 @@ _ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
     "TUNE_WARN_THRESHOLD_S": "60",  # Tune's remarks on its own slowness
 }
+
+
+CONNECT_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,27 +60,53 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
 
     Raises UsageError when there is no such cluster.
     """
+    if address not in (None, "auto"):
+        _check_reachable(address)
     for name, value in _ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     import ray
 
     terminate = signal.getsignal(signal.SIGTERM)  # Ray replaces it with a handler that ends the process at once
+    importing = threading.Thread(target=import_module, args=("ray.tune",))  # seconds, in which Ray can start
+    importing.start()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    if address is None:
-        ray.init("local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common)
-    else:
-        try:
+    try:
+        if address is None:
+            ray.init(
+                "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
+            )
+        else:
             ray.init(address, **common)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UsageError(
-                f"no Ray cluster answers at --address {address} ({str(error).splitlines()[0]}): "
-                "start one with `ray start --head` or `ray up cluster.yaml`, or drop --address to measure here"
-            ) from error
-    signal.signal(signal.SIGTERM, terminate)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise UsageError(f"Ray does not start on this machine: {reason}") from error
+        raise UsageError(_no_cluster(address, reason)) from error
+    finally:
+        importing.join()
+        signal.signal(signal.SIGTERM, terminate)
     try:
         yield Cluster(hardware=hardware) if address is None else _joined()
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself goes on trying for minutes: ask first whether anybody listens there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--address must be auto or host:port (Ray's own port is 6379), got {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(_no_cluster(address, str(error))) from error
+
+
+def _no_cluster(address: str, reason: str) -> str:
+    return (
+        f"no Ray cluster answers at --address {address} ({reason}): "
+        "start one with `ray start --head` or `ray up cluster.yaml`, or drop --address to measure here"
+    )
 
 
 def _joined() -> Cluster:
