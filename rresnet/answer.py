@@ -14,8 +14,8 @@ from rresnet.progress import duration
 from rresnet.statistics import Interval
 
 NO_GPU = (
-    "No GPU was measured. To add GPU rows, give the same command on a machine that has one, or on a cluster: "
-    "ray up cluster.yaml, then --address auto."
+    "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
+    "or with --address HOST:6379 to join a Ray cluster that has one."
 )
 
 

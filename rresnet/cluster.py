@@ -105,7 +105,7 @@ def _check_reachable(address: str) -> None:
 def _no_cluster(address: str, reason: str) -> str:
     return (
         f"no Ray cluster answers at --address {address} ({reason}): "
-        "start one with `ray start --head` or `ray up cluster.yaml`, or drop --address to measure here"
+        "start one with `ray start --head`, or drop --address to measure on this machine"
     )
 
 

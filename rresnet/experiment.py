@@ -71,7 +71,7 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
     if {cell.device for cell in wanted} == {"gpu"} and not machine.gpu_count:
         return (
             f"no GPU in this Ray cluster ({machine.cpu_count} CPUs seen): "
-            "drop --device gpu, or start the cluster in cluster.yaml and give --address auto"
+            "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
         )
     return f"nothing that was asked for can run here: {reasons[wanted[0].cell_id]}"
 

@@ -154,7 +154,7 @@ def test_the_answer_names_the_fastest_and_by_how_much():
     assert "Fastest: cpu tuned batch 64, 200 images/s: 2.00x the second, cpu blog batch 64" in text
     assert "4 pairs): distinguishable." in text
     assert "No GPU was measured" in text
-    assert "--address auto" in text
+    assert "--address HOST:6379" in text
 
 
 def test_the_answer_does_not_claim_what_it_can_not_tell():

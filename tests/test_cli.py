@@ -43,7 +43,7 @@ def test_a_gpu_that_is_not_there_says_what_to_do(tmp_path):
     done = compare("--device", "gpu", "--results-dir", str(tmp_path))
     assert done.returncode == 2
     assert "no GPU in this Ray cluster" in done.stderr
-    assert "drop --device gpu, or start the cluster in cluster.yaml" in done.stderr
+    assert "drop --device gpu, or join a Ray cluster that has one with --address" in done.stderr
 
 
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path):
