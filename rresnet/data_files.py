@@ -27,16 +27,14 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
     """An image folder, split in `train/` and `test/` (or val/, validation/) if it has these, else by the seed."""
     test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
     if (root / "train").is_dir() and test:
-        classes = _class_folders(root / "train")
-        parts = [_files(root / "train", classes), _files(test, classes)]
-        unknown = sorted(set(_class_folders(test)) - set(classes))
+        classes, tested = _class_folders(root / "train"), _class_folders(test)
+        unknown = [name for name in tested if name not in classes]
         if unknown:
-            raise DataError(
-                f"{test} has the class {unknown[0]!r} that {root / 'train'} lacks: both need the same folders"
-            )
+            raise DataError(f"{test} has the class {unknown[0]!r} that {root / 'train'} lacks: name its folders alike")
+        parts = [_files(root / "train", classes, classes), _files(test, classes, tested)]
     else:
         classes = _class_folders(root)
-        parts = [_files(root, classes)]
+        parts = [_files(root, classes, classes)]
     paths = [path for part in parts for path, _ in part]
     check_memory(str(root), len(paths), 3, image_size)
     images = _decode([(str(path), path) for path in paths], image_size)
@@ -56,9 +54,10 @@ def _class_folders(root: Path) -> list[str]:
     return names
 
 
-def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
+def _files(root: Path, classes: Sequence[str], names: Sequence[str]) -> list[tuple[Path, int]]:
+    """The image files in the folders `names`, each with its class's place in `classes`."""
     found = []
-    for label, name in enumerate(classes):
+    for name in names:
         try:
             files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         except OSError as error:
@@ -68,7 +67,7 @@ def _files(root: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
                 f"{root / name} has no images: expected files ending in {', '.join(sorted(SUFFIXES))}; "
                 "remove the folder or fill it"
             )
-        found += [(path, label) for path in files]
+        found += [(path, classes.index(name)) for path in files]
     return found
 
 

@@ -1,0 +1,409 @@
+import gzip
+import hashlib
+import io
+import pickle
+import struct
+import tarfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from PIL import Image
+
+from rresnet import data, data_files, data_torchvision
+from rresnet.data import DataError
+
+FULL = data.Path("/usr/share/datasets/fashion-mnist")
+
+
+def png(array, kind="PNG", **options):
+    file = io.BytesIO()
+    Image.fromarray(array).save(file, kind, **options)
+    return file.getvalue()
+
+
+def write_folder(root, classes=("cat", "dog"), count=6, mode="RGB", size=(8, 8)):
+    for label, name in enumerate(classes):
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            Image.new(mode, size, (label * 100 + i,) * 3 if mode == "RGB" else label * 100 + i).save(
+                root / name / f"{i}.png"
+            )
+    return root
+
+
+def write_parquet(path, images=None, labels=None, image_name="image", metadata=None, **columns):
+    images = images if images is not None else [png(np.full((4, 4), i * 10, np.uint8)) for i in range(6)]
+    labels = labels if labels is not None else [0, 1] * 3
+    images = pa.array([{"bytes": b, "path": None} for b in images]) if not isinstance(images, pa.Array) else images
+    table = pa.table({image_name: images, "label": labels, **columns}).replace_schema_metadata(metadata)
+    pq.write_table(table, path)
+    return path
+
+
+def load(dataset, image_size=8, **options):
+    return data.load(str(dataset), image_size=image_size, **options)
+
+
+def test_the_embedded_set_is_what_it_says():
+    found = load("fashion-mnist-12k", image_size=28)
+    assert found.train.images.shape == (10_000, 1, 28, 28)
+    assert found.test.images.shape == (2_000, 1, 28, 28)
+    assert np.bincount(found.train.labels).tolist() == [1000] * 10
+    assert np.bincount(found.test.labels).tolist() == [200] * 10
+    assert (found.classes[0], found.classes[9]) == ("T-shirt/top", "Ankle boot")
+    assert found.fingerprint == "f35fce21231dc13a"
+    folder = data.Path(data.__file__).parent / "datasets"
+    assert (folder / "fashion-mnist-12k.parquet").stat().st_size <= 8 * 2**20
+    assert "Zalando SE" in (folder / "LICENSE-fashion-mnist").read_text()
+
+
+def test_synthetic_has_cifar10s_shape_and_something_to_learn():
+    found, again, other = load("synthetic", 32), load("synthetic", 32), load("synthetic", 32, seed=1)
+    assert found.train.images.shape == (50_000, 3, 32, 32)
+    assert found.test.images.shape == (10_000, 3, 32, 32)
+    assert found.fingerprint == again.fingerprint != other.fingerprint
+    means = np.stack([found.train.images[found.train.labels == label][:100].mean(0) for label in range(10)])
+    guess = np.abs(found.test.images[:200, None] - means[None]).mean((2, 3, 4)).argmin(1)
+    assert (guess == found.test.labels[:200]).mean() > 0.95
+
+
+def test_a_folder_is_split_by_its_seed_class_by_class(tmp_path):
+    found = load(write_folder(tmp_path, count=12))
+    assert found.classes == ("cat", "dog")
+    assert np.bincount(found.test.labels).tolist() == [2, 2]
+    assert np.bincount(found.train.labels).tolist() == [10, 10]
+    assert load(tmp_path).fingerprint == found.fingerprint
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
+def test_a_folder_may_bring_its_own_split(tmp_path, test_name):
+    write_folder(tmp_path / "train", count=3)
+    write_folder(tmp_path / test_name, count=1)
+    found = load(tmp_path)
+    assert (len(found.train.labels), len(found.test.labels)) == (6, 2)
+
+
+def test_images_are_scaled_on_the_short_side_and_cut_in_the_centre(tmp_path):
+    wide = np.zeros((4, 12), np.uint8)  # three squares of 4 x 4; the middle one is kept
+    wide[:, 4:8], wide[:, 8:] = 100, 200
+    path = write_parquet(tmp_path / "a.parquet", [png(wide)] * 6)
+    assert (load(path, image_size=4).train.images == 100).all()
+
+
+def test_grey_images_stay_one_channel_and_mixed_ones_become_three(tmp_path):
+    assert load(write_folder(tmp_path / "grey", mode="L")).train.images.shape[1] == 1
+    mixed = write_folder(tmp_path / "mixed", mode="L")
+    Image.new("RGB", (8, 8), (9, 8, 7)).save(mixed / "cat" / "0.png")
+    found = load(mixed)
+    assert found.train.images.shape[1] == 3
+
+
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (png(np.full((8, 8), 65535, np.uint16)), 255),  # 16 bits scale down
+        (png(np.full((8, 8, 4), 255, np.uint8)), 255),  # alpha goes
+        (png(np.full((8, 8), True)), 255),  # 1 bit
+        (png(np.full((8, 8), 77, np.uint8), "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 9)]), 77),
+    ],
+)
+def test_unusual_images_are_brought_to_eight_bits(tmp_path, content, expected):
+    found = load(write_parquet(tmp_path / "a.parquet", [content] * 6))
+    assert (found.train.images == expected).all()
+
+
+def test_cmyk_becomes_rgb(tmp_path):
+    file = io.BytesIO()
+    Image.new("CMYK", (8, 8), (0, 255, 255, 0)).save(file, "JPEG", quality=100)
+    red = load(write_parquet(tmp_path / "a.parquet", [file.getvalue()] * 6)).train.images[0, :, 0, 0]
+    assert red[0] > 200
+    assert red[1:].max() < 60
+
+
+def test_hugging_face_files_bring_names_and_split(tmp_path):
+    names = b'{"info": {"features": {"label": {"names": ["cat", "dog", "fox"], "_type": "ClassLabel"}}}}'
+    path = write_parquet(
+        tmp_path / "a.parquet", image_name="img", metadata={b"huggingface": names}, split=["train"] * 4 + ["test"] * 2
+    )
+    found = load(path, image_size=4)
+    assert found.classes == ("cat", "dog", "fox")
+    assert (len(found.train.labels), found.test.labels.tolist()) == (4, [0, 1])
+    binary = write_parquet(tmp_path / "b.parquet", pa.array([png(np.zeros((4, 4), np.uint8))] * 6), [5, 7] * 3)
+    assert load(binary, image_size=4).classes == ("5", "7")
+    assert set(load(binary, image_size=4).train.labels.tolist()) == {0, 1}
+
+
+def test_what_is_written_is_read_back(tmp_path):
+    rows = [(png(np.full((4, 4), i, np.uint8)), i % 2, "train" if i < 4 else "test") for i in range(6)]
+    data_files.write_parquet(tmp_path / "a.parquet", rows, ["even", "odd"])
+    found = load(tmp_path / "a.parquet", image_size=4)
+    assert found.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
+    assert found.classes == ("even", "odd")
+
+
+@given(hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4)), st.integers(0, 99))
+def test_a_stratified_split_is_a_partition_that_tests_every_class(labels, seed):
+    train, test = data.stratified_test_split(labels, seed)
+    assert sorted([*train, *test]) == list(range(len(labels)))
+    for label in np.unique(labels):
+        members = int((labels == label).sum())
+        tested = int((labels[test] == label).sum())
+        assert tested == (max(1, members // 6) if members > 1 else 0)
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.binary(max_size=200), st.booleans())
+def test_random_bytes_are_a_data_error_and_nothing_else(tmp_path, content, as_image):
+    path = tmp_path / "x.parquet"
+    if as_image:
+        write_parquet(path, [content] * 6)
+    else:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"x\.parquet"):
+        load(path)
+
+
+def damaged(tmp_path, kind):
+    """A wrong input of a kind, and what the message must hold."""
+    path = tmp_path / "x.parquet"
+    good = png(np.zeros((8, 8), np.uint8))
+    if kind == "missing":
+        return tmp_path / "nothing", ["nothing is neither a file or folder nor a known name", "Known names are"]
+    if kind == "misspelt":
+        return "fashion-mnst", ["did you mean fashion-mnist?"]
+    if kind == "empty folder":
+        return tmp_path, ["has no class folders", "one folder a class"]
+    if kind == "class without images":
+        write_folder(tmp_path)
+        (tmp_path / "fox").mkdir()
+        return tmp_path, ["fox has no images", "remove the folder or fill it"]
+    if kind == "one class":
+        return write_folder(tmp_path, classes=("cat",)), ["has 1 class", "at least 2"]
+    if kind == "one image each":
+        return write_folder(tmp_path, count=1), ["2 training and 0 test images"]
+    if kind == "test has another class":
+        write_folder(tmp_path / "train")
+        write_folder(tmp_path / "test", classes=("cat", "fox"))
+        return tmp_path, ["has the class 'fox'"]
+    if kind in ("zero bytes", "text", "truncated"):
+        write_folder(tmp_path)
+        content = {"zero bytes": b"", "text": b"hello", "truncated": good[: len(good) // 2]}[kind]
+        (tmp_path / "cat" / "0.png").write_bytes(content)
+        return tmp_path, ["0.png is not a readable image", "mend or remove it"]
+    if kind == "huge":
+        header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60_000, 60_000, 8, 0, 0, 0, 0)
+        write_folder(tmp_path)
+        (tmp_path / "cat" / "0.png").write_bytes(header + b"\0" * 200)
+        return tmp_path, ["0.png is"]
+    if kind == "not parquet":
+        path.write_text("label,image")
+        return path, ["x.parquet is not a readable Parquet file"]
+    if kind == "truncated parquet":
+        path.write_bytes(write_parquet(path).read_bytes()[:-20])
+        return path, ["x.parquet is not a readable Parquet file"]
+    if kind == "wrong columns":
+        pq.write_table(pa.table({"a": [1]}), path)
+        return path, ["has the columns a", "expected image (or img)"]
+    if kind == "no rows":
+        return write_parquet(path, pa.array([], pa.binary()), pa.array([], pa.int64())), ["has no rows"]
+    if kind == "image type":
+        return write_parquet(path, pa.array([1] * 6)), ["image column has type int64"]
+    if kind == "label type":
+        return write_parquet(path, labels=["a", "b"] * 3), ["label column has type", "expected integers"]
+    if kind == "null image":
+        return write_parquet(path, pa.array([good] * 5 + [None])), ["image 5 is missing"]
+    if kind == "null label":
+        return write_parquet(path, labels=[0, 1, 0, 1, 0, None]), ["label 5 is missing"]
+    if kind == "negative label":
+        return write_parquet(path, labels=[0, -1] * 3), ["label -1 is negative"]
+    if kind == "pickled object":
+        return write_parquet(path, pa.array([pickle.dumps([1])] * 6)), ["image 0 is not a readable image"]
+    assert kind == "split without test"
+    return write_parquet(path, split=["train"] * 6), ["must name both train and test"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing", "misspelt", "empty folder", "class without images", "one class", "one image each",
+        "test has another class", "zero bytes", "text", "truncated", "huge", "not parquet", "truncated parquet",
+        "wrong columns", "no rows", "image type", "label type", "null image", "null label", "negative label",
+        "pickled object", "split without test",
+    ],
+)  # fmt: skip
+def test_bad_data_is_one_message_that_names_it(tmp_path, kind):
+    dataset, fragments = damaged(tmp_path, kind)
+    with pytest.raises(DataError) as raised:
+        load(dataset)
+    assert all(fragment in str(raised.value) for fragment in fragments), str(raised.value)
+
+
+def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path, monkeypatch):
+    class Little:
+        available = 2**30
+
+    monkeypatch.setattr(data.psutil, "virtual_memory", Little)
+    with pytest.raises(DataError, match=r"needs 1\.0 GiB twice, 1\.0 GiB are free: lower --image-size"):
+        load(write_folder(tmp_path), image_size=5500)
+
+
+def idx(array):
+    return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
+
+
+@pytest.fixture
+def small_idx(monkeypatch):
+    monkeypatch.setattr(data_torchvision, "_IDX_SPLITS", {"train": ("train", 20), "test": ("t10k", 10)})
+
+    def write(folder, compress=True, **replaced):
+        folder.mkdir(parents=True, exist_ok=True)
+        for prefix, count in (("train", 20), ("t10k", 10)):
+            arrays = {
+                f"{prefix}-images-idx3-ubyte": np.full((count, 28, 28), 7, np.uint8),
+                f"{prefix}-labels-idx1-ubyte": (np.arange(count) % 10).astype(np.uint8),
+            }
+            for name, array in arrays.items():
+                content = replaced.get(name.replace("-", "_"), idx(array))
+                (folder / (f"{name}.gz" if compress else name)).write_bytes(
+                    gzip.compress(content) if compress else content
+                )
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("compress", "inside"), [(True, ""), (False, ""), (False, "FashionMNIST/raw"), (True, "FashionMNIST/raw")]
+)
+def test_idx_files_that_are_there_are_used(tmp_path, small_idx, compress, inside):
+    folder = small_idx(tmp_path / inside, compress)
+    before = sorted(folder.iterdir())
+    found = load("fashion-mnist", 28, data_dir=tmp_path)
+    assert found.train.images.shape == (20, 1, 28, 28)
+    assert found.train.labels.tolist() == list(range(10)) * 2
+    assert found.classes[9] == "Ankle boot"
+    assert sorted(folder.iterdir()) == before  # the folder may be read-only
+
+
+@pytest.mark.parametrize(
+    ("content", "fragment"),
+    [
+        (b"\0\0\x08\x01" + struct.pack(">I", 20) + b"\0" * 19, "is not the expected idx file of 20 bytes"),
+        (b"PK\x03\x04", "is not the expected idx file"),
+        (idx(np.full(20, 11, np.uint8)), "label 11"),
+    ],
+)
+def test_damaged_idx_files_are_named(tmp_path, small_idx, content, fragment):
+    small_idx(tmp_path, train_labels_idx1_ubyte=content)
+    with pytest.raises(DataError, match=fragment):
+        load("mnist", 28, data_dir=tmp_path)
+
+
+def test_a_damaged_archive_is_named(tmp_path, small_idx):
+    small_idx(tmp_path)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bdamaged")
+    with pytest.raises(DataError, match=r"train-images-idx3-ubyte\.gz is damaged"):
+        load("mnist", 28, data_dir=tmp_path)
+
+
+class Bomb:
+    """A pickle that would leave a file behind if it were ever opened."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (self.path, "w"))
+
+
+@pytest.fixture
+def small_cifar(tmp_path, monkeypatch):
+    """CIFAR-10's archive with two images a batch, whose checksums torchvision is told."""
+    cifar = data_torchvision.torchvision.datasets.CIFAR10
+    names = [name for name, _ in cifar.train_list + cifar.test_list]
+
+    def write(as_archive):
+        contents = {
+            name: pickle.dumps({"data": np.full((2, 3072), i, np.uint8), "labels": [0, 1]})
+            for i, name in enumerate(names)
+        }
+        contents["batches.meta"] = pickle.dumps({"label_names": list("abcdefghij")})
+        md5 = {name: hashlib.md5(content).hexdigest() for name, content in contents.items()}
+        monkeypatch.setattr(cifar, "train_list", [[n, md5[n]] for n in names[:5]])
+        monkeypatch.setattr(cifar, "test_list", [[n, md5[n]] for n in names[5:]])
+        monkeypatch.setattr(cifar, "meta", {**cifar.meta, "md5": md5["batches.meta"]})
+        with tarfile.open(tmp_path / cifar.filename, "w:gz") as archive:
+            for name, content in contents.items():
+                member = tarfile.TarInfo(f"{cifar.base_folder}/{name}")
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        whole = (tmp_path / cifar.filename).read_bytes()
+        monkeypatch.setattr(cifar, "tgz_md5", hashlib.md5(whole).hexdigest())
+        if not as_archive:
+            with tarfile.open(tmp_path / cifar.filename) as archive:
+                archive.extractall(tmp_path, filter="data")
+            (tmp_path / cifar.filename).unlink()
+        return tmp_path
+
+    return write
+
+
+@pytest.mark.parametrize("as_archive", [True, False])
+def test_cifar10_that_is_there_is_used(small_cifar, as_archive):
+    found = load("cifar10", 32, data_dir=small_cifar(as_archive))
+    assert found.train.images.shape == (10, 3, 32, 32)
+    assert found.test.labels.tolist() == [0, 1]
+    assert found.classes == tuple("abcdefghij")
+
+
+def test_a_foreign_archive_is_never_opened(tmp_path):
+    trace = tmp_path / "opened"
+    content = pickle.dumps(Bomb(str(trace)))
+    with tarfile.open(tmp_path / "cifar-10-python.tar.gz", "w:gz") as archive:
+        for name in ("cifar-10-batches-py/data_batch_1", "../evil"):
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    with pytest.raises(DataError, match="is not CIFAR-10's archive"):
+        load("cifar10", 32, data_dir=tmp_path)
+    assert not trace.exists()
+    assert not (tmp_path.parent / "evil").exists()
+
+
+def test_a_foreign_batch_is_never_unpickled(small_cifar, tmp_path):
+    folder = small_cifar(as_archive=False)
+    trace = tmp_path / "opened"
+    (folder / "cifar-10-batches-py" / "data_batch_1").write_bytes(pickle.dumps(Bomb(str(trace))))
+    with pytest.raises(DataError, match="is damaged"):
+        load("cifar10", 32, data_dir=folder)
+    assert not trace.exists()
+
+
+@pytest.mark.parametrize("name", ["cifar10", "mnist", "fashion-mnist"])
+def test_a_failed_download_says_how_to_get_the_files_by_hand(tmp_path, monkeypatch, name):
+    def fail(url, *arguments, **options):
+        raise OSError("no network")
+
+    monkeypatch.setattr("torchvision.datasets.mnist.download_and_extract_archive", fail)
+    monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
+    with pytest.raises(DataError) as raised:
+        load(name, 28, data_dir=tmp_path / "new")
+    assert f"can't download {name}" in str(raised.value)
+    assert "http" in str(raised.value)
+    assert f"into {tmp_path / 'new'}" in str(raised.value)
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+@pytest.mark.skipif(not FULL.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_full_fashion_mnist_as_debian_has_it():
+    found = load("fashion-mnist", 28, data_dir=FULL)
+    assert (len(found.train.labels), len(found.test.labels)) == (60_000, 10_000)
+    assert np.bincount(found.train.labels).tolist() == [6000] * 10
+    small = load("fashion-mnist-12k", 28)
+    full = {image.tobytes() for image in found.train.images}
+    assert all(image.tobytes() in full for image in small.train.images[:500])  # the embedded set is a part of it
