@@ -97,7 +97,11 @@ def _measure(
         console.print(waiting, highlight=False, soft_wrap=True)
     writer = store.Writer(results, this)
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
-        failed = _sweep(this, settings, todo, cluster, images, writer, progress)
+        try:
+            failed = _sweep(this, settings, todo, cluster, images, writer, progress)
+        except Exception:
+            writer.check()  # a full disk, say, which Tune tells as a failure of its own
+            raise
     writer.finish(_now())
     from rresnet import analysis, answer  # pandas and scipy: seconds that the start need not wait for
 
@@ -168,13 +172,17 @@ def _opening(this: store.Run, settings: Settings, planned: Planned, todo: Planne
     gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"
     lines = [
         f"{machine.hostname}: {machine.cpu_model}, {machine.cpu_count} CPUs{gpus}",
-        f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {settings.processes} processes",
+        f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {_processes(settings)} processes",
     ]
     if len(todo) < len(planned):
         lines.append(f"Continuing run {this.run_id}: {len(planned) - len(todo)} trials are done (--fresh starts anew)")
     impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
     lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
     return "\n".join(lines)
+
+
+def _processes(settings: Settings) -> int:
+    return min(settings.processes, settings.repeats_planned)
 
 
 def _show_plan(planned: Planned, settings: Settings, console: Console) -> None:
@@ -210,7 +218,7 @@ def _prediction(planned: Planned, settings: Settings) -> str:
         seconds = analysis.trial_seconds(analysis.read(settings.results_dir).trials, cell_ids)
     if not seconds:
         return f"Predicted duration: not known until {settings.results_dir} holds a first result."
-    total = sum(seconds[cell_id] for cell_id in cell_ids) + settings.processes * PROCESS_START_SECONDS
+    total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * PROCESS_START_SECONDS
     return f"Predicted duration: {duration(total)}, from the trials in {settings.results_dir}."
 
 
@@ -225,6 +233,8 @@ def _quiet_ray(console: Console) -> Iterator[None]:
         try:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield
+        except store.StoreError:
+            raise
         except Exception:
             log.seek(0)
             console.print("Ray's last words:", log.read()[-4000:], markup=False, highlight=False)

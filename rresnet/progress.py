@@ -11,6 +11,8 @@ from rich.progress import Progress as RichProgress
 
 from rresnet.config import Trial
 
+QUIET_SECONDS = 30.0  # a long trial says something at least this often where there is no live line
+
 
 class Progress:
     """Shows the trials of a run as they start, report and end. A context manager."""
@@ -18,6 +20,7 @@ class Progress:
     def __init__(self, console: Console, total: int) -> None:
         self._console, self._total, self._done, self._failed = console, total, 0, 0
         self._first_end: float | None = None
+        self._last_line, self._cell = time.monotonic(), ""
         self._bar = RichProgress(
             TextColumn("[bold]{task.fields[cell]}"),
             TextColumn("{task.fields[rate]}"),
@@ -43,10 +46,14 @@ class Progress:
 
     def running(self, trial: Trial) -> None:
         """A trial starts."""
-        self._bar.update(self._task, cell=f"{trial.cell.label()}, repeat {trial.repeat + 1}")
+        self._cell = f"{trial.cell.label()}, repeat {trial.repeat + 1}"
+        self._bar.update(self._task, cell=self._cell)
 
     def rate(self, images_per_second: float) -> None:
         """The running trial tells its speed so far."""
+        now = time.monotonic()
+        if not self._console.is_terminal and now - self._last_line >= QUIET_SECONDS:
+            self._line(f"{self._done}/{self._total}  running {self._cell}  {images_per_second:,.0f} img/s so far")
         self._bar.update(self._task, rate=f"{images_per_second:,.0f} img/s")
 
     def finished(self, trial: Trial, measurement: Mapping[str, Any]) -> None:
@@ -64,7 +71,11 @@ class Progress:
         if not self._console.is_terminal or not ok:
             which = f"repeat {trial.repeat + 1}  {trial.cell.label()}"
             line = f"{self._done}/{self._total}  {which}  {speed.splitlines()[0]}  {left}"
-            self._console.print(line, style=None if ok else "red", markup=False, highlight=False, soft_wrap=True)
+            self._line(line, style=None if ok else "red")
+
+    def _line(self, text: str, style: str | None = None) -> None:
+        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+        self._last_line = time.monotonic()
 
     def _time_left(self) -> str:
         now = time.monotonic()

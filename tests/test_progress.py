@@ -1,0 +1,78 @@
+import io
+
+import pytest
+from conftest import make_cell
+from rich.console import Console
+
+from rresnet import progress
+from rresnet.config import Trial
+from rresnet.progress import Progress
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    class Clock:
+        now = 0.0
+
+        def monotonic(self):
+            return self.now
+
+    found = Clock()
+    monkeypatch.setattr(progress, "time", found)
+    return found
+
+
+def shown(terminal):
+    return Console(file=io.StringIO(), force_terminal=terminal, width=140)
+
+
+TRIAL = Trial(cell=make_cell(), repeat=0, process=0)
+OK = {"status": "ok", "images_per_second": 1234.5, "error_message": None}
+
+
+def test_plain_output_has_a_line_a_trial_and_the_time_left(clock):
+    console = shown(terminal=False)
+    with Progress(console, 3) as display:
+        display.running(TRIAL)
+        clock.now = 50.0  # Ray started meanwhile
+        display.finished(TRIAL, OK)
+        clock.now = 60.0
+        display.finished(TRIAL, OK)
+    first, second = console.file.getvalue().splitlines()
+    assert first == "1/3  repeat 1  cpu blog fp32 batch 8  1,234 img/s  time left not known yet"
+    assert second.endswith("about 10 s left")
+
+
+def test_a_long_trial_speaks_every_half_minute(clock):
+    console = shown(terminal=False)
+    with Progress(console, 1) as display:
+        display.running(TRIAL)
+        for clock.now in (10.0, 31.0, 40.0, 62.0):
+            display.rate(100.0)
+    assert (
+        console.file.getvalue().splitlines() == ["0/1  running cpu blog fp32 batch 8, repeat 1  100 img/s so far"] * 2
+    )
+
+
+@pytest.mark.parametrize("terminal", [True, False])
+def test_a_failure_is_always_a_line_of_its_own(clock, terminal):
+    console = shown(terminal)
+    with Progress(console, 1) as display:
+        display.finished(
+            TRIAL, {"status": "error", "images_per_second": None, "error_message": "it broke\nin two lines"}
+        )
+    text = console.file.getvalue()
+    assert "error: it broke" in text
+    assert "in two lines" not in text
+
+
+def test_a_terminal_shows_the_running_trial(clock):
+    console = shown(terminal=True)
+    with Progress(console, 2) as display:
+        display.running(TRIAL)
+        display.rate(321.0)
+        display._bar.refresh()
+    text = console.file.getvalue()
+    assert "cpu blog fp32 batch 8, repeat 1" in text
+    assert "321 img/s" in text
+    assert "0/2" in text
