@@ -3,7 +3,6 @@
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import nn
@@ -65,6 +64,19 @@ class Workbench:
         torch.set_num_threads(self.cell.cpu_threads)
         step.set_precision(self.cell)
 
+    def steps_in_window(self) -> int:
+        """Steps of about half a second, by the speed seen so far."""
+        assert self.step_seconds is not None, "the first visit warms up before it measures"
+        return steps_in(WINDOW_SECONDS, self.step_seconds)
+
+    def agreed(self, steps: int) -> int:
+        """What the first worker decides, by its own clock: all must take the same number of steps, or they deadlock."""
+        if self.world == 1:
+            return steps
+        decision = torch.tensor(steps, device=self.device)
+        torch.distributed.broadcast(decision, src=0)
+        return int(decision.item())
+
 
 def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress: Progress) -> Record:
     """Train for `seconds` of measured windows.
@@ -74,29 +86,25 @@ def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress:
     bench.apply_process_settings()
     watch = Stopwatch(bench.device)
     _warm_up(bench, watch)
-    assert bench.step_seconds is not None
     loss = torch.tensor(float("nan"))
-    while watch.total("measured")[0] < seconds:
-        for images, labels in watch.window(
-            bench.batches, steps_in(WINDOW_SECONDS, bench.step_seconds), "measured", world=bench.world
-        ):
+    while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
+        for images, labels in watch.window(bench.batches, steps, "measured", world=bench.world):
             loss = bench.train_step(images, labels)
-        measured, steps, trained = watch.total("measured")
-        bench.step_seconds = measured / steps
+        measured, taken, trained = watch.total("measured")
+        bench.step_seconds = measured / taken
         progress(trained / measured)
     return _record(bench, watch, startup_seconds, final_loss=loss.item())
 
 
 def _warm_up(bench: Workbench, watch: Stopwatch) -> None:
     first_visit = bench.step_seconds is None
-    while True:
+    warm, steps = 0.0, 0
+    while bench.agreed(steps < 1 or (first_visit and (warm < WARMUP_SECONDS or steps < WARMUP_STEPS))):
         for images, labels in watch.window(bench.batches, 1, "warmup", world=bench.world):
             loss = bench.train_step(images, labels)
         if bench.first_loss is None:
             bench.first_loss = loss.item()
         warm, steps, _ = watch.total("warmup")
-        if not first_visit or (warm >= WARMUP_SECONDS and steps >= WARMUP_STEPS):
-            break
     if first_visit:
         bench.step_seconds = watch.windows[-1].seconds
 
@@ -107,7 +115,6 @@ def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progr
     state = step.State(bench.network, bench.optimizer)
     _warm_up(bench, watch)
     state.restore()
-    assert bench.step_seconds is not None
     bench.inputs = Inputs(bench.data.train, bench.cell, bench.device, bench.rank, bench.world)
     rows = [_train_epoch(bench, watch, epoch, progress) for epoch in range(epochs)]
     return _record(bench, watch, startup_seconds, final_loss=rows[-1].train_loss, epochs=rows)
@@ -115,11 +122,11 @@ def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progr
 
 def _train_epoch(bench: Workbench, watch: Stopwatch, epoch: int, progress: Progress) -> Epoch:
     batches, losses, taken = bench.inputs.epoch(), list[torch.Tensor](), -1
-    assert bench.step_seconds is not None
     while taken < len(losses):
         taken = len(losses)
-        steps = steps_in(WINDOW_SECONDS, bench.step_seconds)
-        for images, labels in watch.window(batches, steps, "measured", epoch=epoch, world=bench.world):
+        for images, labels in watch.window(
+            batches, bench.steps_in_window(), "measured", epoch=epoch, world=bench.world
+        ):
             losses.append(bench.train_step(images, labels))
         measured, _, trained = watch.total("measured")
         progress(trained / measured)
@@ -187,10 +194,3 @@ def _record(
 def peak_memory_bytes(device: torch.device) -> int | None:
     """Peak bytes allocated on a GPU since the last reset; unknown on a CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
-def plain(value: Any) -> Any:
-    """A record as plain dicts, lists and numbers."""
-    from dataclasses import asdict
-
-    return asdict(value)
