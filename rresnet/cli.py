@@ -31,7 +31,7 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
     errors = Console(stderr=True)
     # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
     console = Console(file=sys.stdout)
-    termination = _Termination()
+    stop = _Stop()
     try:
         settings = tyro.cli(
             Settings,
@@ -40,7 +40,7 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
             default=defaults or Settings(),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        return OK if experiment.run(name, settings, cells, console) else SOME_FAILED
+        return OK if experiment.run(name, settings, cells, console, stop.asked) else SOME_FAILED
     except (UsageError, data.DataError, store.StoreError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return WRONG_REQUEST
@@ -52,16 +52,21 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
             highlight=False,
             soft_wrap=True,
         )
-        return TERMINATED if termination.asked else INTERRUPTED
+        return TERMINATED if stop.signal == signal.SIGTERM else INTERRUPTED
 
 
-class _Termination:
-    """SIGTERM ends a run as Ctrl-C does; Ray's code in between may turn one exception into another, so it is noted."""
+class _Stop:
+    """Ctrl-C or SIGTERM: raised where the program is, and noted, since code in between may swallow the exception."""
 
     def __init__(self) -> None:
-        self.asked = False
+        self.signal: int | None = None
+        signal.signal(signal.SIGINT, self._handle)
         signal.signal(signal.SIGTERM, self._handle)
 
+    def asked(self) -> bool:
+        """Whether a signal came."""
+        return self.signal is not None
+
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.asked = True
+        self.signal = number
         raise KeyboardInterrupt

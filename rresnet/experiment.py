@@ -26,8 +26,12 @@ USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
 
 
-def run(name: str, settings: Settings, cells: Cells, console: Console) -> bool:
+def run(
+    name: str, settings: Settings, cells: Cells, console: Console, stop_asked: Callable[[], bool] = lambda: False
+) -> bool:
     """Run an experiment; returns whether every planned trial is ok.
+
+    `stop_asked` tells whether the person has asked to stop, where the exception that says so may have been swallowed.
 
     Raises:
         UsageError, DataError, StoreError: the request is wrong or can't be met.
@@ -50,7 +54,7 @@ def run(name: str, settings: Settings, cells: Cells, console: Console) -> bool:
             if settings.dry_run:
                 _show_plan(planned, settings, console)
                 return True
-            return _measure(name, settings, planned, cluster, images, console)
+            return _measure(name, settings, planned, cluster, images, console, stop_asked)
 
 
 def _plan(settings: Settings, cells: Cells, machine: hardware.Hardware) -> Planned:
@@ -83,6 +87,7 @@ def _measure(
     cluster: "Cluster",
     loading: "Future[data.ImageData]",
     console: Console,
+    stop_asked: Callable[[], bool],
 ) -> bool:
     images = loading.result()
     _check_batches(settings, images)
@@ -98,7 +103,7 @@ def _measure(
     writer = store.Writer(results, this)
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
         try:
-            failed = _sweep(this, settings, todo, cluster, images, writer, progress)
+            failed = _sweep(this, settings, todo, cluster, images, writer, progress, stop_asked)
         except Exception:
             writer.check()  # a full disk, say, which Tune tells as a failure of its own
             raise
@@ -119,6 +124,7 @@ def _sweep(
     images: data.ImageData,
     writer: store.Writer,
     progress: Progress,
+    stop_asked: Callable[[], bool],
 ) -> int:
     import ray
 
@@ -131,6 +137,7 @@ def _sweep(
         how=How(seconds=settings.seconds, timeout_seconds=settings.timeout_seconds_planned),
         write=writer.write,
         progress=progress,
+        stop_asked=stop_asked,
     )
     for trial, reason in todo:
         if reason:

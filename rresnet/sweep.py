@@ -71,6 +71,7 @@ class Sweep:
     write: Callable[[str, Rows], None]
     progress: Progress
     trainable: Callable[..., None] = run_trial
+    stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
     failed: int = 0
     _unconfirmed: list[Trial] = field(default_factory=list)  # ran out of memory beside other hot cells
     _too_large: dict[str, str] = field(default_factory=dict)  # cells that did so alone -> the message
@@ -158,9 +159,11 @@ class _Callback(tune.Callback):
         return {}
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self._stop_if_asked()
         self._sweep.progress.running(_planned(trial))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        self._stop_if_asked()
         if "record" in result:
             self._reported.add(trial.trial_id)
             self._sweep._reported(_planned(trial), self._attempt, result)
@@ -168,6 +171,10 @@ class _Callback(tune.Callback):
             self._started[trial.trial_id] = time.monotonic()
         elif "images_per_second" in result:
             self._sweep.progress.rate(result["images_per_second"])
+
+    def _stop_if_asked(self) -> None:
+        if self._sweep.stop_asked():
+            raise KeyboardInterrupt
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         if trial.trial_id in self._reported:  # it had its row; the process was ended on purpose

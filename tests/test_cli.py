@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 
 def compare(*flags, **options):
     command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=120, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
 
 
 @pytest.mark.parametrize(

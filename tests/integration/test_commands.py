@@ -18,7 +18,7 @@ QUICK = ["--model", "resnet18", "--batch-size", "16", "--seconds", "0.05"]
 
 def compare(*flags, **options):
     command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
-    return subprocess.run(command, capture_output=True, text=True, timeout=240, **options)
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
 
 
 def test_a_run_from_another_folder_ends_with_rows_and_an_answer(tmp_path):
@@ -50,15 +50,18 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     flags = [*QUICK, "--repeats", "200", "--processes", "1", "--results-dir", str(tmp_path)]
     command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
     running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 150
+    deadline = time.monotonic() + 400
     while len(list((tmp_path / "trials").glob("[!.]*.parquet"))) == 0 and time.monotonic() < deadline:
         time.sleep(0.2)
     time.sleep(2)
     running.send_signal(signal.SIGINT)
     stopped = time.monotonic()
-    _, errors = running.communicate(timeout=60)
+    try:
+        _, errors = running.communicate(timeout=120)
+    finally:
+        running.kill()
     assert running.returncode == 130
-    assert time.monotonic() - stopped < 15
+    assert time.monotonic() - stopped < 30
     assert "To continue: python" in errors
     assert "Traceback" not in errors
     before = pd.read_parquet(tmp_path / "trials")
@@ -67,10 +70,13 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     assert again.stdout is not None
     opening = [again.stdout.readline() for _ in range(3)]
     assert any(f"{len(before)} trials are done" in line for line in opening), opening
-    while len(pd.read_parquet(tmp_path / "trials")) <= len(before) and time.monotonic() < deadline + 150:
+    while len(pd.read_parquet(tmp_path / "trials")) <= len(before) and time.monotonic() < deadline + 400:
         time.sleep(0.2)
     again.send_signal(signal.SIGTERM)
-    _, errors = again.communicate(timeout=60)
+    try:
+        _, errors = again.communicate(timeout=120)
+    finally:
+        again.kill()
     assert again.returncode == 143, errors
     after = pd.read_parquet(tmp_path / "trials")
     assert set(before["trial_id"]) < set(after["trial_id"])
