@@ -8,10 +8,12 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet import analysis
-from rresnet.config import DEVICES
+from rresnet import analysis, regimes
+from rresnet.flags import ADVICE
 from rresnet.progress import duration
-from rresnet.statistics import Interval
+from rresnet.statistics import MINIMUM_REPEATS, Interval
+
+WIDE = 110  # columns of a terminal from which on the limit and the bottleneck are shown
 
 NO_GPU = (
     "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
@@ -19,34 +21,18 @@ NO_GPU = (
 )
 
 
-def show(trials: pd.DataFrame, console: Console) -> None:
-    """Print the answer to one run's trials."""
+def show(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
+    """Print the answer to one run's trials, with advice on its quality flags unless that is not wanted."""
     cells = (
         analysis.rates(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
     )
-    reference = reference_cell(cells)
-    console.print(_table(trials, cells, reference))
-    console.print(sentence(trials, cells), highlight=False, soft_wrap=True)
-    for line in _noise_floor(trials, cells):
-        console.print(line, highlight=False, soft_wrap=True)
+    reference = analysis.reference_cell(cells)
+    console.print(_table(trials, cells, reference, wide=console.width >= WIDE))
+    doubts = [*_states(trials, cells, reference), *_flags(trials, advice=advice)]
+    for line in (sentence(trials, cells), *_scatter(trials, cells), *_noise_floor(trials, cells), *doubts):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if "gpu" not in {cell["device"] for cell in cells}:
         console.print(NO_GPU, style="dim", highlight=False, soft_wrap=True)
-
-
-def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[str, Any] | None:
-    """The cell that the others are compared with: the blog's setting on the CPU at batch 64, or the nearest to it."""
-    measured = [c for c in cells if c["repeats"]]
-    order = sorted(
-        measured,
-        key=lambda c: (
-            c["recipe"] != "blog",
-            DEVICES.index(c["device"]),
-            c["copy"],
-            abs(c["batch_size"] - 64),
-            c["num_workers"],
-        ),
-    )
-    return order[0] if order else None
 
 
 def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
@@ -63,27 +49,37 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if lead is None:
         return f"{told}; it was never measured in the same repeat as the second, {_name(second, measured)}."
     than = f"{lead.estimate:.2f}x the second, {_name(second, measured)}"
-    apart = analysis.distinguishable(lead)
+    floor = analysis.noise_floor(trials)
+    apart = analysis.distinguishable(lead, floor)
     if apart is None:
         return f"{told}: {than}. Under 3 repeats no interval is claimed, so it is not known whether they differ."
     verdict = "distinguishable" if apart else "not distinguishable"
+    if not apart and analysis.distinguishable(lead):
+        verdict += f", for identical cells came out up to {floor:.1%} apart"
     return f"{told}: {than} (95 % interval {_bounds(lead)}, {lead.count} pairs): {verdict}."
 
 
-def _table(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> Table:
+def _table(
+    trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None, *, wide: bool
+) -> Table:
     accuracy = any(c["test_accuracy"] is not None and c["test_accuracy"] == c["test_accuracy"] for c in cells)
     table = Table(
         box=box.SIMPLE_HEAD,
         caption=_caption(cells, reference),
         caption_justify="left",
     )
-    for heading in ("setting", "images/s", "epoch", "speedup", *(["test accuracy"] if accuracy else []), "trials"):
-        table.add_column(heading, justify="left" if heading in ("setting", "trials") else "right", no_wrap=True)
+    more = (["test accuracy"] if accuracy else []) + (["of limit", "bound by"] if wide else [])
+    for heading in ("setting", "images/s", "epoch", "speedup", *more, "trials"):
+        left = heading in ("setting", "bound by", "trials")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for cell in cells:
         failed = not cell["repeats"]
         row = [_name(cell, cells), _rate(cell), _epoch(cell), _speedup(trials, cell, reference)]
         if accuracy:
             row.append("" if pd.isna(cell["test_accuracy"]) else f"{cell['test_accuracy']:.3f}")
+        if wide:
+            row.append("" if pd.isna(cell["percent_of_limit"]) else f"{cell['percent_of_limit']:.0f} %")
+            row.append("" if pd.isna(cell["bottleneck"]) else str(cell["bottleneck"]))
         table.add_row(*row, cell["statuses"], style="red" if failed else None)
     return table
 
@@ -128,6 +124,48 @@ def _speedup(trials: pd.DataFrame, cell: Mapping[str, Any], reference: Mapping[s
     return f"{found.estimate:.2f}" if found.low is None else f"{found.estimate:.2f} ({_bounds(found)})"
 
 
+def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
+    """What adds to the interval of the lead, and what it would take to halve it."""
+    measured = [c for c in cells if c["repeats"] and not c["copy"]]
+    pairs = analysis.paired(trials, measured[0]["cell_id"], measured[1]["cell_id"]) if len(measured) > 1 else None
+    if pairs is None or len(pairs) < MINIMUM_REPEATS:
+        return []
+    lead = analysis.lead(pairs)
+    parts, half = lead.parts, lead.half_width
+    shares = [f"{sd:.1%} {of}" for sd, of in ((parts.repeat_sd, "a repeat"), (parts.process_sd, "a process")) if sd]
+    needed = lead.repeats_for(half / 2)
+    more = f"about {needed} repeats" if needed else "more than 10,000 repeats: the machine drifts"
+    return [f"That ratio scatters by {' and '.join(shares) or '0 %'}; half as wide an interval takes {more}."]
+
+
+def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> list[str]:
+    """Where the machine changed, and which speedups depend on that."""
+    slow = sorted({repeat + 1 for _, _, repeat in regimes.slow_repeats(trials)})
+    lines = [f"The machine changed: its canary was slow in repeats {', '.join(map(str, slow))}."] if slow else []
+    for cell in cells:
+        if reference is None or not cell["repeats"] or cell["cell_id"] == reference["cell_id"]:
+            continue
+        found = regimes.split(trials, cell["cell_id"], reference["cell_id"])
+        if found:
+            quiet, loaded = (f"{one.estimate:.2f} ({_bounds(one)})" for one in (found.quiet, found.loaded))
+            which = f"{_name(cell, cells)} over {_name(reference, cells)}"
+            counts = f"{found.quiet.count} and {found.loaded.count} repeats"
+            lines.append(
+                f"It depends on the machine's state: {which} is {quiet} while quiet, {loaded} while loaded ({counts})."
+            )
+    return lines
+
+
+def _flags(trials: pd.DataFrame, *, advice: bool) -> list[str]:
+    """How many rows carry each quality flag, and what to do about it."""
+    counts = trials["quality_flags"].explode().dropna().value_counts()
+    return [
+        f"{count} of {len(trials)} rows are flagged {flag}"
+        + (f": {ADVICE[flag]}." if advice and flag in ADVICE else ".")
+        for flag, count in counts.items()
+    ]
+
+
 def _bounds(interval: Interval) -> str:
     return f"{interval.low:.2f} - {interval.high:.2f}"
 
@@ -136,7 +174,9 @@ def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]
     """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
     if not any(c["copy"] for c in cells):
         return []
-    lines = ["Identical cells against each other (A/A; the truth is 1):"]
+    floor = analysis.noise_floor(trials)
+    told = "" if floor is None else f"; a speedup below {floor:.1%}, the noise floor, is not distinguishable"
+    lines = [f"Identical cells against each other (A/A; the truth is 1{told}):"]
     for row in analysis.speedup(trials, over="copy", reference=0).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
         lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")

@@ -143,6 +143,10 @@ class Settings:
     """Measured seconds of each trial."""
     epochs: int | None = None
     """Train whole epochs instead, and evaluate after each."""
+    target_interval: float | None = None
+    """Go on with more repeats until each speedup's interval is at most so wide to each side (0.02 is 2 %)."""
+    max_minutes: float = 30.0
+    """With --target-interval: start no more repeats after so many minutes."""
     aa: bool = False
     """Measure each cell against an identical copy of itself (A/A): the noise floor."""
     seed: int = 42
@@ -157,6 +161,8 @@ class Settings:
     """Ray cluster to join: "auto" or host:port. Default: start Ray on this machine alone."""
     fresh: bool = False
     """Start a new run instead of continuing an unfinished one of the same name and configuration."""
+    advice: bool = True
+    """Say with each quality flag what to do about it."""
     dry_run: bool = False
     """Print the planned trials and stop."""
 
@@ -173,10 +179,16 @@ class Settings:
         for name in ("cpu_threads", "image_size", "repeats", "processes", "epochs"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{_flag(name)} must be at least 1, got {value}")
-        for name in ("seconds", "timeout_seconds"):
+        units = {"seconds": "seconds", "timeout_seconds": "seconds", "max_minutes": "minutes"}
+        for name, unit in units.items():
             value = getattr(self, name)
             valid = value is None or 0 < value < float("inf")
-            _require(valid, f"--{_flag(name)} must be a number of seconds above 0, got {value}")
+            _require(valid, f"--{_flag(name)} must be a number of {unit} above 0, got {value}")
+        target = self.target_interval
+        _require(
+            target is None or 0 < target < 1,
+            f"--target-interval must be between 0 and 1 (0.02 is 2 %), got {target}",
+        )
         _require(0 <= self.seed < 2**63, f"--seed must be between 0 and 2**63 - 1, got {self.seed}")
         named = self.name is None or (self.name != "" and all(c.isalnum() or c in "-_." for c in self.name))
         _require(

@@ -1,11 +1,12 @@
 """What a trial ran with: software versions and the machine, for its row."""
 
 import functools
+import platform
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from rresnet.config import Device
+from rresnet.config import Device, stable_hash
 from rresnet.hardware import probe
 from rresnet.measurement import Environment
 
@@ -17,17 +18,25 @@ def describe(device: Device) -> Environment:
 
     hardware = probe()
     gpu = device == "gpu"
+    software = {
+        "os_version": f"{platform.system()} {platform.release()}",
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),  # a str subclass of torch's would make the driver import torch
+        "torchvision_version": version("torchvision"),
+        "cuda_version": torch.version.cuda,
+        "ray_version": version("ray"),
+        "rresnet_version": version("rresnet"),
+    }
+    machine = [hardware.cpu_model, hardware.cpu_count, hardware.gpu_name, hardware.driver_version]
     return Environment(
         hostname=hardware.hostname,
         cpu_model=hardware.cpu_model,
         cpu_count=hardware.cpu_count,
         gpu_name=hardware.gpu_name if gpu else None,
         driver_version=hardware.driver_version if gpu else None,
-        torch_version=str(torch.__version__),  # a str subclass of torch's would make the driver import torch
-        cuda_version=torch.version.cuda,
-        ray_version=version("ray"),
-        rresnet_version=version("rresnet"),
+        **software,
         git_commit=git_commit(),
+        environment_fingerprint=stable_hash([software, machine]),
     )
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
@@ -18,6 +19,7 @@ from rresnet.progress import Progress, duration
 
 if TYPE_CHECKING:
     from rresnet.cluster import Cluster
+    from rresnet.sweep import Sweep
 
 Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
 Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
@@ -89,7 +91,7 @@ def _measure(
     console: Console,
     stop_asked: Callable[[], bool],
 ) -> bool:
-    images = loading.result()
+    began, images = time.monotonic(), loading.result()
     _check_batches(settings, images)
     results = settings.results_dir
     this = store.open_run(results, _new_run(name, settings, planned), fresh=settings.fresh)
@@ -103,34 +105,39 @@ def _measure(
     writer = store.Writer(results, this)
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
         try:
-            failed = _sweep(this, settings, todo, cluster, images, writer, progress, stop_asked)
+            sweep = _sweep(this, settings, cluster, images, writer, progress, stop_asked)
+            _execute(sweep, todo)
+            if settings.target_interval:
+                from rresnet import growth
+
+                growth.grow(sweep, settings, _feasible_cells(planned), writer, progress, began=began)
         except Exception:
             writer.check()  # a full disk, say, which Tune tells as a failure of its own
             raise
-    writer.finish(_now())
-    from rresnet import analysis, answer  # pandas and scipy: seconds that the start need not wait for
+    from rresnet import answer, regimes  # pandas and scipy: seconds that the start need not wait for
 
-    trials = analysis.read(results).trials
-    answer.show(trials[trials["run_id"] == this.run_id], console)
+    changed = regimes.changed(store.read_tables(results, run_id=this.run_id)["trials"].to_pandas())
+    writer.finish(_now(), changed, "machine_changed")
+    trials = store.read_tables(results, run_id=this.run_id)["trials"].to_pandas()
+    answer.show(trials, console, advice=settings.advice)
     console.print(f"Rows: {results / 'trials'} (run {this.run_id})", style="dim", highlight=False, soft_wrap=True)
-    return not failed
+    return not sweep.failed
 
 
 def _sweep(
     this: store.Run,
     settings: Settings,
-    todo: Planned,
     cluster: "Cluster",
     images: data.ImageData,
     writer: store.Writer,
     progress: Progress,
     stop_asked: Callable[[], bool],
-) -> int:
+) -> "Sweep":
     import ray
 
     from rresnet.sweep import Sweep
 
-    sweep = Sweep(
+    return Sweep(
         run=this,
         cluster=cluster,
         data=ray.put(images),
@@ -139,11 +146,17 @@ def _sweep(
         progress=progress,
         stop_asked=stop_asked,
     )
+
+
+def _feasible_cells(planned: Planned) -> list[Cell]:
+    return list({trial.cell.cell_id: trial.cell for trial, reason in planned if reason is None}.values())
+
+
+def _execute(sweep: "Sweep", todo: Planned) -> None:
     for trial, reason in todo:
         if reason:
             sweep.finish(trial, Measurement(status="infeasible", error_type="Infeasible", error_message=reason))
     sweep.execute([trial for trial, reason in todo if reason is None])
-    return sweep.failed
 
 
 def _new_run(name: str, settings: Settings, planned: Planned) -> store.Run:

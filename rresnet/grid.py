@@ -88,11 +88,22 @@ def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> l
     """
     trials = []
     for repeat in range(repeats):
-        order = list(cells)
-        random.Random(f"{seed}/{repeat}").shuffle(order)
-        process = repeat * min(processes, repeats) // repeats
-        trials += [Trial(cell=cell, repeat=repeat, process=process) for cell in order]
+        trials += _repeat(cells, repeat, repeat * min(processes, repeats) // repeats, seed)
     return trials
+
+
+def more(cells: Sequence[Cell], part: int, *, repeats: int, processes: int, seed: int) -> list[Trial]:
+    """What comes after the plan of so many repeats and processes: its `part`-th extension, one process more each."""
+    processes = min(processes, repeats)
+    length = repeats // processes
+    first = repeats + part * length
+    return [trial for i in range(length) for trial in _repeat(cells, first + i, processes + part, seed)]
+
+
+def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list[Trial]:
+    order = list(cells)
+    random.Random(f"{seed}/{repeat}").shuffle(order)
+    return [Trial(cell=cell, repeat=repeat, process=process) for cell in order]
 
 
 def infeasible(cell: Cell, hardware: Hardware) -> str | None:

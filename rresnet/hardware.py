@@ -1,6 +1,7 @@
 """What a machine is: its processors and GPUs, read without importing torch."""
 
 import contextlib
+import functools
 import os
 import platform
 import socket
@@ -32,8 +33,9 @@ class Hardware:
         return self.gpu_capability is not None and self.gpu_capability >= (8, 0)
 
 
+@functools.cache
 def probe() -> Hardware:
-    """Read this machine."""
+    """Read this machine; once in a process."""
     cpu_count = _usable_cpus()
     model, flags = _cpu_info()
     count, name, driver, capability = _gpus()

@@ -44,6 +44,12 @@ class Progress:
     ) -> None:
         self._bar.stop()
 
+    def more(self, trials: int, why: str) -> None:
+        """So many trials are added to the plan."""
+        self._total += trials
+        self._bar.update(self._task, total=self._total)
+        self._line(why)
+
     def running(self, trial: Trial) -> None:
         """A trial starts."""
         self._cell = f"{trial.cell.label()}, repeat {trial.repeat + 1}"

@@ -24,6 +24,20 @@ def set_precision(cell: Cell) -> None:
     cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 and cell.recipe != "blog" else "ieee"
     cudnn.benchmark = cell.recipe != "blog"
+    mkldnn: Any = torch.backends.mkldnn
+    mkldnn.conv.fp32_precision = mkldnn.matmul.fp32_precision = "ieee"
+
+
+def precision_in_effect(cell: Cell) -> tuple[str, str, str | None]:
+    """What PyTorch's switches say now: fp32 arithmetic of convolutions, of matrix products, and autocast's type."""
+    backends: Any = torch.backends
+    conv, matmul = (
+        (backends.cudnn.conv, backends.cuda.matmul)
+        if cell.device == "gpu"
+        else (backends.mkldnn.conv, backends.mkldnn.matmul)
+    )
+    dtype = str(_AUTOCAST[cell.precision]).removeprefix("torch.") if cell.precision in _AUTOCAST else None
+    return conv.fp32_precision, matmul.fp32_precision, dtype
 
 
 def autocast(cell: Cell) -> torch.autocast:
@@ -66,7 +80,7 @@ class State:
     def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer = optimizer
         self._copies = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
-        self._before = {id(t): t.clone() for t in _optimizer_tensors(optimizer)}
+        self._before = {id(t): t.clone() for t in optimizer_tensors(optimizer)}
         self._random = torch.get_rng_state()
         self._cuda_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
 
@@ -76,12 +90,13 @@ class State:
         for tensor, copy in self._copies:
             tensor.copy_(copy)
             tensor.grad = None
-        for tensor in _optimizer_tensors(self._optimizer):  # Adam's state starts at zero when it did not exist yet
+        for tensor in optimizer_tensors(self._optimizer):  # Adam's state starts at zero when it did not exist yet
             before = self._before.get(id(tensor))
             tensor.zero_() if before is None else tensor.copy_(before)
         torch.set_rng_state(self._random)
         torch.cuda.set_rng_state_all(self._cuda_random)
 
 
-def _optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    """The tensors of the optimizer's state."""
     return [value for state in optimizer.state.values() for value in state.values() if torch.is_tensor(value)]

@@ -6,8 +6,8 @@ import json
 import os
 import queue
 import threading
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -98,6 +98,19 @@ class _TableWriter:
             for part in parts:
                 part.unlink()
 
+    def flag(self, trial_ids: Collection[str], flag: str) -> None:
+        """Add a quality flag to rows of the finished file."""
+        rows = _read(self.folder, f"{self.run_id}.parquet", self.schema).to_pylist()
+        for row in rows:
+            flags = row["quality_flags"] or []
+            if row["trial_id"] in trial_ids and flag not in flags:
+                row["quality_flags"] = [*flags, flag]
+        self._write(self.path(0), pa.Table.from_pylist(rows, schema=self.schema))
+
+    def count(self) -> int:
+        """Rows of the finished file."""
+        return int(_read(self.folder, f"{self.run_id}.parquet", self.schema).num_rows)
+
     def _write(self, path: Path, table: pa.Table) -> None:
         atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
 
@@ -152,11 +165,20 @@ class Writer:
                 "make space or mend the folder, then give the same command again"
             ) from self._error
 
-    def finish(self, finished_at: str) -> None:
-        """Mark the run as complete and leave one file a table. Call once it is closed."""
+    def finish(self, finished_at: str, flagged: Collection[str] = (), flag: str = "") -> None:
+        """Mark the run as complete and leave one file a table. Call once it is closed.
+
+        Args:
+            finished_at: when it ended, ISO 8601.
+            flagged: ids of trials that the run as a whole makes doubtful.
+            flag: the quality flag that they get.
+        """
         for table in self._tables.values():
             table.finish()
-        self._write_manifest(Run(**{**vars(self.run), "finished_at": finished_at}))
+        if flagged:
+            self._tables["trials"].flag(flagged, flag)
+        planned = self._tables["trials"].count()
+        self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned))
 
     def _write_manifest(self, run: Run) -> None:
         text = json.dumps(vars(run), indent=1)

@@ -10,7 +10,7 @@ import torch
 from rresnet.inputs import Batch
 from rresnet.measurement import Window
 
-WINDOW_SECONDS = 0.5
+WINDOW_SECONDS = 0.1
 
 
 class Stopwatch:

@@ -1,21 +1,22 @@
 """The training loops: a timed visit to a cell that stays hot, and whole epochs."""
 
+import contextlib
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
-from rresnet import inputs, model, step
-from rresnet.config import Cell
-from rresnet.data import ImageData
-from rresnet.inputs import Batch, Inputs
+from rresnet import flags, hardware, inputs, limits, steady, step
+from rresnet.inputs import Inputs
 from rresnet.measurement import Epoch, Measurement, Window
-from rresnet.timing import WINDOW_SECONDS, Stopwatch, steps_in
+from rresnet.monitor import Monitor, Usage, process_peak_bytes
+from rresnet.timing import Stopwatch
+from rresnet.workbench import Workbench
 
-WARMUP_SECONDS = 0.5
-WARMUP_STEPS = 2
+WARMUP_SECONDS = 0.5  # at least,
+WARMUP_LIMIT_SECONDS = 10.0  # and at most, where enough windows are there to tell whether the times have settled
 
 Progress = Callable[[float], None]  # called between windows with the images per second so far
 
@@ -29,107 +30,70 @@ class Record:
     epochs: tuple[Epoch, ...] = ()
 
 
-@dataclass
-class Workbench:
-    """A cell ready to train: model, optimizer, step and a stream of batches, and what its visits have learnt of it."""
-
-    cell: Cell
-    data: ImageData
-    device: torch.device
-    rank: int = 0
-    world: int = 1
-    network: nn.Module = field(init=False)
-    optimizer: torch.optim.Optimizer = field(init=False)
-    train_step: step.Step = field(init=False)
-    inputs: Inputs = field(init=False)
-    batches: Iterator[Batch] = field(init=False)
-    first_loss: float | None = None
-    step_seconds: float | None = None  # None until the first visit has warmed up
-
-    def __post_init__(self) -> None:
-        self.apply_process_settings()
-        self.network, self.optimizer = model.build(self.cell, len(self.data.classes), self.device)
-        if self.world > 1:
-            from ray.train.torch import prepare_model
-
-            self.network = prepare_model(self.network, move_to_device=False)
-            self.optimizer = model.optimizer_of(self.network, self.cell)
-        self.network.train()
-        self.train_step = step.build(self.cell, self.network, self.optimizer)
-        self.inputs = Inputs(self.data.train, self.cell, self.device, self.rank, self.world)
-        self.batches = self.inputs.forever()
-
-    def apply_process_settings(self) -> None:
-        """Set what is process-wide in PyTorch to what this cell asks for; another cell may have run in between."""
-        torch.set_num_threads(self.cell.cpu_threads)
-        step.set_precision(self.cell)
-
-    def steps_in_window(self) -> int:
-        """Steps of about half a second, by the speed seen so far."""
-        assert self.step_seconds is not None, "the first visit warms up before it measures"
-        return steps_in(WINDOW_SECONDS, self.step_seconds)
-
-    def agreed(self, steps: int) -> int:
-        """What the first worker decides, by its own clock: all must take the same number of steps, or they deadlock."""
-        if self.world == 1:
-            return steps
-        decision = torch.tensor(steps, device=self.device)
-        torch.distributed.broadcast(decision, src=0)
-        return int(decision.item())
-
-
 def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress: Progress) -> Record:
     """Train for `seconds` of measured windows.
 
     The first visit warms up first; a later one takes a single step to warm the caches that other cells have used.
     """
     bench.apply_process_settings()
-    watch = Stopwatch(bench.device)
-    _warm_up(bench, watch)
-    loss = torch.tensor(float("nan"))
-    while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
-        for images, labels in watch.window(bench.batches, steps, "measured", world=bench.world):
-            loss = bench.train_step(images, labels)
-        measured, taken, trained = watch.total("measured")
-        bench.step_seconds = measured / taken
-        progress(trained / measured)
-    return _record(bench, watch, startup_seconds, final_loss=loss.item())
+    canary = _canary(bench.device)
+    watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
+    settled = _warm_up(bench, watch)
+    with monitor.watching():
+        while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
+            for images, labels in watch.window(bench.batches, steps, "measured", world=bench.world):
+                bench.took(images, labels, bench.train_step(images, labels))
+            measured, taken, trained = watch.total("measured")
+            bench.step_seconds = measured / taken
+            progress(trained / measured)
+    return _record(bench, watch, monitor.usage(), canary, settled, startup_seconds)
 
 
-def _warm_up(bench: Workbench, watch: Stopwatch) -> None:
-    first_visit = bench.step_seconds is None
-    warm, steps = 0.0, 0
-    while bench.agreed(steps < 1 or (first_visit and (warm < WARMUP_SECONDS or steps < WARMUP_STEPS))):
-        for images, labels in watch.window(bench.batches, 1, "warmup", world=bench.world):
-            loss = bench.train_step(images, labels)
-        if bench.first_loss is None:
-            bench.first_loss = loss.item()
-        warm, steps, _ = watch.total("warmup")
-    if first_visit:
-        bench.step_seconds = watch.windows[-1].seconds
+def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
+    """Train until the times of the windows have settled; returns whether they have.
+
+    Settled means that the Mann-Kendall test sees no fall in the latter half of the windows (`rresnet.steady`).
+    """
+    first_visit, settled, over = bench.step_seconds is None, False, False
+    while bench.agreed(int(not settled and not over)):
+        second = first_visit and len(watch.windows) == 1
+        with bench.noting_memory() if second else contextlib.nullcontext():
+            for images, labels in watch.window(bench.batches, bench.steps_in_window(), "warmup", world=bench.world):
+                bench.took(images, labels, bench.train_step(images, labels))
+        times = [window.seconds / window.steps for window in watch.windows]
+        bench.step_seconds = times[-1]
+        warm = watch.total("warmup")[0]
+        settled = not first_visit or (warm >= WARMUP_SECONDS and not steady.falls(steady.latter_half(times)))
+        over = warm >= WARMUP_LIMIT_SECONDS and len(times) > steady.FEWEST_VALUES
+    return settled
 
 
 def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progress: Progress) -> Record:
     """Train whole epochs from the cell's seed, evaluating after each, outside the clock."""
-    watch = Stopwatch(bench.device)
+    canary = _canary(bench.device)
+    watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
     state = step.State(bench.network, bench.optimizer)
-    _warm_up(bench, watch)
+    settled = _warm_up(bench, watch)
     state.restore()
+    del state
     bench.inputs = Inputs(bench.data.train, bench.cell, bench.device, bench.rank, bench.world)
-    rows = [_train_epoch(bench, watch, epoch, progress) for epoch in range(epochs)]
-    return _record(bench, watch, startup_seconds, final_loss=rows[-1].train_loss, epochs=rows)
+    rows = [_train_epoch(bench, watch, monitor, epoch, progress) for epoch in range(epochs)]
+    return _record(bench, watch, monitor.usage(), canary, settled, startup_seconds, epochs=rows)
 
 
-def _train_epoch(bench: Workbench, watch: Stopwatch, epoch: int, progress: Progress) -> Epoch:
+def _train_epoch(bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: Progress) -> Epoch:
     batches, losses, taken = bench.inputs.epoch(), list[torch.Tensor](), -1
-    while taken < len(losses):
-        taken = len(losses)
-        for images, labels in watch.window(
-            batches, bench.steps_in_window(), "measured", epoch=epoch, world=bench.world
-        ):
-            losses.append(bench.train_step(images, labels))
-        measured, _, trained = watch.total("measured")
-        progress(trained / measured)
+    with monitor.watching():
+        while taken < len(losses):
+            taken = len(losses)
+            for images, labels in watch.window(
+                batches, bench.steps_in_window(), "measured", epoch=epoch, world=bench.world
+            ):
+                loss = bench.train_step(images, labels)
+                bench.took(images, labels, loss)
+                losses.append(loss)
+            measured, _, trained = watch.total("measured")
+            progress(trained / measured)
     windows = [w for w in watch.windows if w.epoch == epoch]
     start = time.perf_counter()
     test_loss, test_accuracy = evaluate(bench)
@@ -162,15 +126,21 @@ def evaluate(bench: Workbench) -> tuple[float, float]:
 def _record(
     bench: Workbench,
     watch: Stopwatch,
+    usage: Usage,
+    canary: tuple[float, float],
+    settled: bool,
     startup_seconds: float,
     *,
-    final_loss: float,
     epochs: list[Epoch] | None = None,
 ) -> Record:
+    cell, machine, threads = bench.cell, hardware.probe(), torch.get_num_threads()
     warm, _, _ = watch.total("warmup")
     measured, steps, images = watch.total("measured")
-    rate = images / measured
-    whole = epochs or []
+    rate, whole, losses = images / measured, epochs or [], bench.recent_losses()
+    conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
+    usage = bench.over_workers(usage)
+    others = bench.other_clocks(measured)
+    achieved = rate / bench.world * bench.work.flops if bench.work else None
     measurement = Measurement(
         status="ok",
         images_per_second=rate,
@@ -181,16 +151,50 @@ def _record(
         warmup_seconds=warm,
         measured_seconds=measured,
         measured_images=images,
-        peak_memory_bytes=peak_memory_bytes(bench.device),
-        observed_threads=torch.get_num_threads(),
+        compute_images_per_second=cell.global_batch_size / others.step.seconds if others else None,
+        input_images_per_second=others.input_images_per_second if others else None,
+        bottleneck=others.bottleneck if others else None,
+        optimizer_seconds=others.step.optimizer_seconds if others else None,
+        launch_share=others.step.launch_share if others else None,
+        flops_per_image=bench.work.flops if bench.work else None,
+        matrix_flops_per_second=bench.limit.matrix_flops_per_second,
+        copy_bytes_per_second=bench.limit.copy_bytes_per_second,
+        percent_of_limit=100 * achieved / bench.limit.matrix_flops_per_second if achieved else None,
+        canary_matrix_seconds=canary[0],
+        canary_copy_seconds=canary[1],
+        peak_memory_bytes=bench.peak_memory_bytes,
+        process_peak_bytes=process_peak_bytes(),
+        cpu_seconds=usage.cpu_seconds,
+        foreign_cpu_seconds=usage.foreign_cpu_seconds,
+        steal_cpu_seconds=usage.steal_cpu_seconds,
+        energy_joules=usage.energy_joules,
+        gpu_utilization_percent=usage.gpu_utilization_percent,
+        observed_threads=threads,
         first_loss=bench.first_loss,
-        final_loss=final_loss,
+        final_loss=whole[-1].train_loss if whole else losses[-1],
         test_accuracy=whole[-1].test_accuracy if whole else None,
         dataset_fingerprint=bench.data.fingerprint,
+        conv_precision=conv_precision,
+        matmul_precision=matmul_precision,
+        autocast_dtype=autocast_dtype,
+        quality_flags=flags.of_trial(
+            usage,
+            cell,
+            cpu_count=machine.cpu_count,
+            cpu_cores=machine.cpu_cores,
+            observed_threads=threads,
+            window_seconds=[w.seconds / w.steps for w in watch.windows if w.kind == "measured"],
+            settled=settled,
+            learning=flags.learns(bench.first_loss, losses, bench.steps_trained),
+        ),
     )
     return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
 
 
-def peak_memory_bytes(device: torch.device) -> int | None:
-    """Peak bytes allocated on a GPU since the last reset; unknown on a CPU."""
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+def _canary(device: torch.device) -> tuple[float, float]:
+    machine = hardware.probe()
+    return limits.canary(device.type, half=machine.gpu_bf16 if device.type == "cuda" else machine.cpu_bf16)
+
+
+def _gpu_uuid(device: torch.device) -> str | None:
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None

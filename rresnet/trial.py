@@ -21,7 +21,8 @@ from rresnet import environment
 from rresnet.config import Cell, How, Trial
 from rresnet.data import ImageData
 from rresnet.measurement import Measurement
-from rresnet.train import Progress, Record, Workbench, train_epochs, visit
+from rresnet.train import Progress, Record, train_epochs, visit
+from rresnet.workbench import Workbench
 
 MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
 PROGRESS_SECONDS = 1.0

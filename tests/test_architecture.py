@@ -11,11 +11,17 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 
 # From the front door to the foundations: a module imports only what stands after it.
 ORDER = [
-    "cli", "experiment", "answer", "analysis", "trial", "train", "timing", "step", "model", "inputs",
-    "sweep", "cluster", "environment", "progress", "store", "measurement", "statistics",
+    "command", "doctor", "cli", "experiment", "growth", "answer", "regimes", "analysis",
+    "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
+    "flags", "monitor", "steady", "sweep", "cluster", "environment", "progress", "store", "measurement", "statistics",
     "data", "data_files", "data_torchvision", "grid", "hardware", "config",
 ]  # fmt: skip
-LAZY = {("data", "data_files"), ("data", "data_torchvision"), ("sweep", "trial")}  # imported where they run
+LAZY = {
+    ("data", "data_files"),
+    ("data", "data_torchvision"),
+    ("sweep", "trial"),
+    ("command", "doctor"),
+}  # imported where they run
 
 
 def imports(path, top_level_only=True):
@@ -46,7 +52,7 @@ def test_the_driver_does_not_wait_for_torch():
 
 
 def test_ray_stands_at_the_edge():
-    inside = {"sweep", "trial", "train", "cluster", "experiment"}
+    inside = {"sweep", "trial", "workbench", "cluster", "experiment"}
     for path in PACKAGE.glob("*.py"):
         if path.stem not in inside:
             assert "import ray" not in path.read_text(), path.stem

@@ -12,7 +12,8 @@ from rresnet.config import UsageError
 from rresnet.data import ImageData, Split
 from rresnet.inputs import EpochSampler, Inputs, normalise
 from rresnet.timing import Stopwatch, steps_in
-from rresnet.train import Workbench, train_epochs, visit
+from rresnet.train import train_epochs, visit
+from rresnet.workbench import Workbench
 
 CPU = torch.device("cpu")
 

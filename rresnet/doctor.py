@@ -1,0 +1,88 @@
+"""Is this machine fit to be measured? The same checks that flag rows, before a run."""
+
+import os
+import shutil
+import time
+from pathlib import Path
+
+import psutil
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rresnet import flags, hardware, limits
+from rresnet.config import Precision
+from rresnet.hardware import Hardware
+from rresnet.monitor import Monitor
+
+FREE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
+
+
+def examine(console: Console, *, seconds: float, results_dir: Path, advice: bool) -> bool:
+    """Print the machine, its limits, and what would make its figures doubtful; returns whether nothing would."""
+    machine = hardware.probe()
+    console.print(_description(machine))
+    torch.set_num_threads(machine.cpu_cores)
+    console.print(_limits(machine))
+    monitor = Monitor(str(torch.cuda.get_device_properties(0).uuid) if machine.gpu_count else None)
+    with monitor.watching():
+        time.sleep(seconds)
+    found = flags.of_machine(monitor.usage(), cpu_count=machine.cpu_count)
+    doubts = [f"{flag}: {flags.ADVICE[flag]}" if advice else flag for flag in found]
+    doubts += _settings(machine, results_dir)
+    for doubt in doubts:
+        console.print(f"! {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+    if not doubts:
+        console.print(f"Nothing in {seconds:g} s that would make figures doubtful.", highlight=False)
+    return not doubts
+
+
+def _description(machine: Hardware) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    memory = psutil.virtual_memory()
+    gpus = f"{machine.gpu_count} x {machine.gpu_name}, driver {machine.driver_version}" if machine.gpu_count else "none"
+    bf16 = "with bf16 products" if machine.cpu_bf16 else "without bf16 products"
+    table.add_row("machine", machine.hostname)
+    table.add_row("processor", f"{machine.cpu_model}, {machine.cpu_count} CPUs, {machine.cpu_cores} cores, {bf16}")
+    table.add_row("memory", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB free")
+    table.add_row("GPU", gpus)
+    table.add_row("PyTorch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}")
+    return table
+
+
+def _limits(machine: Hardware) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for heading in ("limit", "matrix product", "copy"):
+        table.add_column(heading, justify="left" if heading == "limit" else "right")
+    kinds: list[tuple[str, Precision]] = [("cpu", "fp32")]
+    if machine.cpu_bf16:
+        kinds.append(("cpu", "bf16"))
+    if machine.gpu_count:
+        kinds += [("cuda", "fp32"), ("cuda", "fp16")]
+    if machine.gpu_bf16:
+        kinds += [("cuda", "tf32"), ("cuda", "bf16")]
+    for kind, precision in kinds:
+        found = limits.measure(kind, precision, machine.cpu_cores)
+        rate, copy = found.matrix_flops_per_second / 1e9, found.copy_bytes_per_second / 1e9
+        table.add_row(f"{'GPU' if kind == 'cuda' else 'CPU'} {precision}", f"{rate:,.0f} GFLOP/s", f"{copy:,.1f} GB/s")
+    return table
+
+
+def _settings(machine: Hardware, results_dir: Path) -> list[str]:
+    """What is set so that a run would suffer."""
+    found = []
+    threads = os.environ.get("OMP_NUM_THREADS")
+    if threads and threads.isdigit() and int(threads) < machine.cpu_cores:
+        found.append(
+            f"OMP_NUM_THREADS={threads} is set on a machine of {machine.cpu_cores} cores: rresnet sets its own threads, "
+            "but other programs that you compare with would not"
+        )
+    if psutil.virtual_memory().available < FREE_BYTES:
+        found.append("less than 2 GiB of memory are free: close programs, or choose a smaller --batch-size")
+    folder = next(p for p in (results_dir, *results_dir.absolute().parents) if p.is_dir())
+    if not os.access(folder, os.W_OK):
+        found.append(f"{folder} can't be written to: choose another --results-dir")
+    if shutil.disk_usage(folder).free < FREE_BYTES:
+        found.append(f"less than 2 GiB are free in {folder}: make space, or choose another --results-dir")
+    return found

@@ -1,0 +1,157 @@
+"""What the machine did while a trial was measured: processors, memory and GPU, read at the edges of the windows."""
+
+import contextlib
+import os
+import resource
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pynvml
+
+# Reasons why a GPU runs below its clocks that are the machine's doing; idling and chosen clocks are not.
+_THROTTLING = (
+    pynvml.nvmlClocksThrottleReasonSwPowerCap
+    | pynvml.nvmlClocksThrottleReasonHwSlowdown
+    | pynvml.nvmlClocksThrottleReasonSwThermalSlowdown
+    | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
+    | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
+)
+_RAPL = Path("/sys/class/powercap")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Usage:
+    """What was used in `seconds`. None where the machine doesn't tell."""
+
+    seconds: float
+    cpu_seconds: float  # of this process, over its threads
+    busy_cpu_seconds: float  # of the whole machine
+    steal_cpu_seconds: float  # that the hypervisor gave to others
+    major_faults: int
+    swapped_bytes: int  # of the whole machine, in and out
+    energy_joules: float | None = None
+    gpu_utilization_percent: float | None = None
+    gpu_throttled: bool = False
+    gpu_foreign_processes: int = 0
+
+    @property
+    def foreign_cpu_seconds(self) -> float:
+        """CPU time of everybody else."""
+        return max(0.0, self.busy_cpu_seconds - self.cpu_seconds)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Counters:
+    clock: float
+    cpu: float
+    busy: float
+    steal: float
+    major_faults: int
+    swapped: int
+    energy: float | None
+
+
+class Monitor:
+    """Adds up what happens inside its `watching` blocks.
+
+    Args:
+        gpu_uuid: the GPU that is watched, as PyTorch names it; None for a trial on the CPU.
+    """
+
+    def __init__(self, gpu_uuid: str | None = None) -> None:
+        self._gpu = _Gpu(gpu_uuid) if gpu_uuid else None
+        self._spans: list[tuple[_Counters, _Counters]] = []
+        self._utilization: list[float] = []
+        self._throttled = False
+        self._foreign = 0
+
+    @contextlib.contextmanager
+    def watching(self) -> Iterator[None]:
+        """Count what happens in the block."""
+        before = self._read()
+        yield
+        if self._gpu:
+            self._utilization.append(self._gpu.utilization_percent())
+            self._throttled |= self._gpu.throttled()
+            self._foreign = max(self._foreign, self._gpu.foreign_processes())
+        self._spans.append((before, self._read()))
+
+    def usage(self) -> Usage:
+        """What the blocks used in all."""
+
+        def total(name: str) -> float:
+            return float(sum(getattr(after, name) - getattr(before, name) for before, after in self._spans))
+
+        energies = [(a.energy, b.energy) for a, b in self._spans]
+        known = [b - a for a, b in energies if a is not None and b is not None and b >= a]  # RAPL's counters wrap
+        return Usage(
+            seconds=total("clock"),
+            cpu_seconds=total("cpu"),
+            busy_cpu_seconds=total("busy"),
+            steal_cpu_seconds=total("steal"),
+            major_faults=round(total("major_faults")),
+            swapped_bytes=round(total("swapped")),
+            energy_joules=sum(known) if known and len(known) == len(energies) else None,
+            gpu_utilization_percent=sum(self._utilization) / len(self._utilization) if self._utilization else None,
+            gpu_throttled=self._throttled,
+            gpu_foreign_processes=self._foreign,
+        )
+
+    def _read(self) -> _Counters:
+        own, machine, swap = resource.getrusage(resource.RUSAGE_SELF), psutil.cpu_times(), psutil.swap_memory()
+        return _Counters(
+            clock=time.perf_counter(),
+            cpu=own.ru_utime + own.ru_stime,
+            busy=sum(getattr(machine, k, 0.0) for k in ("user", "nice", "system", "irq", "softirq")),
+            steal=getattr(machine, "steal", 0.0),
+            major_faults=own.ru_majflt,
+            swapped=swap.sin + swap.sout,
+            energy=self._gpu.energy_joules() if self._gpu else _rapl_joules(),
+        )
+
+
+class _Gpu:
+    """One GPU's readings through NVML, which stays open for the life of the process."""
+
+    def __init__(self, uuid: str) -> None:
+        pynvml.nvmlInit()
+        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+
+    def energy_joules(self) -> float | None:
+        try:  # since Volta, in mJ
+            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
+        except pynvml.NVMLError:
+            return None
+
+    def utilization_percent(self) -> float:
+        return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+
+    def throttled(self) -> bool:
+        return bool(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle) & _THROTTLING)
+
+    def foreign_processes(self) -> int:
+        """Processes computing on the GPU that are not this one.
+
+        In a container NVML may give other numbers than ours: then all but one are taken to be foreign.
+        """
+        pids = [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)]
+        return len(pids) - (1 if pids else 0) if os.getpid() not in pids else len(set(pids) - {os.getpid()})
+
+
+def _rapl_joules() -> float | None:
+    """Energy of all processor packages so far; None where it can't be read, as for users other than root."""
+    try:
+        packages = [p for p in _RAPL.glob("intel-rapl:*") if p.name.count(":") == 1]
+        return sum(int((p / "energy_uj").read_text()) for p in packages) / 1e6 if packages else None
+    except (OSError, ValueError):
+        return None
+
+
+def process_peak_bytes() -> int:
+    """Peak resident memory of this process so far."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
