@@ -132,6 +132,8 @@ def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
         return []
     lead = analysis.lead(pairs)
     parts, half = lead.parts, lead.half_width
+    if not half:
+        return []
     shares = [f"{sd:.1%} {of}" for sd, of in ((parts.repeat_sd, "a repeat"), (parts.process_sd, "a process")) if sd]
     needed = lead.repeats_for(half / 2)
     more = f"about {needed} repeats" if needed else "more than 10,000 repeats: the machine drifts"

@@ -75,8 +75,8 @@ def _settings(machine: Hardware, results_dir: Path) -> list[str]:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit() and int(threads) < machine.cpu_cores:
         found.append(
-            f"OMP_NUM_THREADS={threads} is set on a machine of {machine.cpu_cores} cores: rresnet sets its own threads, "
-            "but other programs that you compare with would not"
+            f"OMP_NUM_THREADS={threads} is set on a machine of {machine.cpu_cores} cores: rresnet sets its own "
+            "threads, but other programs that you compare with would not"
         )
     if psutil.virtual_memory().available < FREE_BYTES:
         found.append("less than 2 GiB of memory are free: close programs, or choose a smaller --batch-size")

@@ -104,5 +104,5 @@ def _differ(a: NDArray[np.float64], b: NDArray[np.float64], level: float) -> boo
     return bool(abs(a.mean() - b.mean()) > special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(sum(errors)))
 
 
-def _flags(value: Iterable[str] | None) -> Iterable[str]:
-    return [] if value is None else value
+def _flags(value: Iterable[str] | float | None) -> Iterable[str]:
+    return value if isinstance(value, Iterable) else ()  # null, as None or NaN: none are known

@@ -17,6 +17,7 @@ from rresnet.workbench import Workbench
 
 WARMUP_SECONDS = 0.5  # at least,
 WARMUP_LIMIT_SECONDS = 10.0  # and at most, where enough windows are there to tell whether the times have settled
+MEMORY_STEPS = 2  # in which a cell's peak memory is noted, see `Workbench.noting_memory`
 
 Progress = Callable[[float], None]  # called between windows with the images per second so far
 
@@ -57,8 +58,9 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
     first_visit, settled, over = bench.step_seconds is None, False, False
     while bench.agreed(int(not settled and not over)):
         second = first_visit and len(watch.windows) == 1
+        steps = max(MEMORY_STEPS, bench.steps_in_window()) if second else bench.steps_in_window()
         with bench.noting_memory() if second else contextlib.nullcontext():
-            for images, labels in watch.window(bench.batches, bench.steps_in_window(), "warmup", world=bench.world):
+            for images, labels in watch.window(bench.batches, steps, "warmup", world=bench.world):
                 bench.took(images, labels, bench.train_step(images, labels))
         times = [window.seconds / window.steps for window in watch.windows]
         bench.step_seconds = times[-1]

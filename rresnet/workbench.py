@@ -120,8 +120,11 @@ class Workbench:
     def noting_memory(self) -> Iterator[None]:
         """Note the cell's peak memory while it trains in the block: its own tensors alone, on any device.
 
-        The block must not be the first step, which makes the optimizer's state.
+        The block must hold two steps or more, so that one begins with the gradients of another, and not the first,
+        which makes the optimizer's state. What is freed in the block must have been allocated in it: a CPU's
+        profiler does not know the size of anything older. Hence no gradients are left to begin with.
         """
+        self.optimizer.zero_grad(set_to_none=True)
         own = sum(tensor.nbytes for tensor in self._lasting_tensors())
         if self.device.type == "cuda":
             before = torch.cuda.memory_allocated(self.device)
@@ -137,10 +140,7 @@ class Workbench:
             self.peak_memory_bytes = own + max(0, *itertools.accumulate(changes, initial=0))
 
     def _lasting_tensors(self) -> Iterator[torch.Tensor]:
-        for parameter in self.network.parameters():
-            yield parameter
-            if parameter.grad is not None:
-                yield parameter.grad
+        yield from self.network.parameters()
         yield from self.network.buffers()
         yield from step.optimizer_tensors(self.optimizer)
 

@@ -81,9 +81,11 @@ def test_only_ok_rows_enter():
 
 def test_pairs_never_cross_runs_or_machines():
     one, other = trials((BLOG, [100.0] * 3)), trials((TUNED, [200.0] * 3), hostname="other")
-    assert rresnet.speedup(pd.concat([one, other]), over="recipe", reference="blog").empty
+    with pytest.raises(ValueError, match=r"no rows to compare: they differ in hostname \(other against vm\)"):
+        rresnet.speedup(pd.concat([one, other]), over="recipe", reference="blog")
     later = trials((TUNED, [200.0] * 3), run_id="r2")
-    assert rresnet.speedup(pd.concat([one, later]), over="recipe", reference="blog").empty
+    with pytest.raises(ValueError, match=r"they differ in run_id \(r2 against r1\)"):
+        rresnet.speedup(pd.concat([one, later]), over="recipe", reference="blog")
 
 
 def test_pairs_of_several_runs_and_machines_go_together():
@@ -96,7 +98,40 @@ def test_what_recipes_resolve_may_differ_between_devices_and_is_named():
     found = rresnet.speedup(trials((BLOG, [100.0] * 3), (GPU, [3000.0] * 3)), over="device", reference="cpu")
     assert found.iloc[0]["speedup"] == pytest.approx(30)
     assert "precision: tf32 vs fp32" in found.iloc[0]["differs"]
-    assert "cpu_threads: 16 vs 2" in found.iloc[0]["differs"]
+
+
+def test_unlike_threads_are_refused_by_name_unless_allowed():
+    cells = BLOG, make_cell(batch_size=64, device="gpu", precision="tf32", cpu_threads=16)
+    table = trials((cells[0], [100.0] * 3), (cells[1], [3000.0] * 3))
+    with pytest.raises(ValueError, match=r"they differ in cpu_threads \(16 against 2\)"):
+        rresnet.speedup(table, over="device", reference="cpu")
+    found = rresnet.speedup(table, over="device", reference="cpu", allow=("cpu_threads",)).iloc[0]
+    assert found["speedup"] == pytest.approx(30)
+    assert "cpu_threads: 16 vs 2" in found["differs"]
+
+
+def test_unlike_software_and_data_are_refused_by_name_unless_allowed():
+    table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(torch_version=["2.11"] * 3 + ["2.15"] * 3)
+    with pytest.raises(ValueError, match=r'unlike torch_version \(2\.15 and 2\.11\).*allow=\("torch_version",\)'):
+        rresnet.speedup(table, over="recipe", reference="blog")
+    assert len(rresnet.speedup(table, over="recipe", reference="blog", allow=("torch_version",))) == 1
+    older = table.assign(torch_version=["2.11"] * 3 + [None] * 3)  # rows of a version that did not record it
+    assert len(rresnet.speedup(older, over="recipe", reference="blog")) == 1
+
+
+def test_workers_that_share_the_cores_may_be_compared():
+    one, two = make_cell(num_workers=1, cpu_threads=4), make_cell(num_workers=2, cpu_threads=2)
+    found = rresnet.speedup(trials((one, [100.0] * 3), (two, [150.0] * 3)), over="num_workers", reference=1)
+    assert found.iloc[0]["speedup"] == pytest.approx(1.5)
+    assert "cpu_threads: 2 vs 4" in found.iloc[0]["differs"]
+
+
+def test_what_a_repeat_and_a_process_add_is_told():
+    ratios = [2.0, 2.2, 2.0, 2.2, 2.6, 2.8, 2.6, 2.8]
+    table = trials((BLOG, [100.0] * 8), (TUNED, [100 * r for r in ratios])).assign(process=lambda t: t["repeat"] // 4)
+    row = rresnet.speedup(table, over="recipe", reference="blog").iloc[0]
+    assert 0.04 < row["repeat_sd"] < 0.06  # half of ln 1.1, and of ln 1.077
+    assert row["process_sd"] == pytest.approx(math.log(2.7 / 2.1) / math.sqrt(2), abs=0.03)
 
 
 def test_an_axis_that_was_asked_for_is_matched():

@@ -1,0 +1,113 @@
+"""Cells measured in this process, without Ray: what the benchmarks of the measurement itself share."""
+
+import argparse
+import random
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+
+import pandas as pd
+import torch
+
+from rresnet import data, hardware
+from rresnet.config import Cell
+from rresnet.data import ImageData
+from rresnet.measurement import TRIALS
+from rresnet.step import Step
+from rresnet.train import visit
+from rresnet.workbench import Workbench
+
+COLUMNS = [field.name for field in TRIALS]
+
+
+def arguments(description: str | None, **defaults: float | str) -> argparse.Namespace:
+    """Command-line options by their defaults."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    for name, default in defaults.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(default), default=default)
+    return parser.parse_args()
+
+
+def cell(**changes: object) -> Cell:
+    """A cell that a slow machine steps through in a tenth of a second."""
+    values: dict[str, object] = {
+        "device": "cpu",
+        "recipe": "tuned",
+        "precision": "fp32",
+        "input": "resident",
+        "execution": "eager",
+        "channels_last": True,
+        "fused_optimizer": True,
+        "model": "resnet18",
+        "dataset": "fashion-mnist-12k",
+        "image_size": 32,
+        "batch_size": 16,
+        "num_workers": 1,
+        "cpu_threads": hardware.probe().cpu_cores,
+        "seed": 42,
+    }
+    return Cell(**{**values, **changes})  # type: ignore[arg-type]
+
+
+def images() -> ImageData:
+    return data.load("fashion-mnist-12k", image_size=32, data_dir=None, seed=42)
+
+
+def workbenches(cells: Sequence[Cell]) -> list[Workbench]:
+    """The cells, hot: each has been visited once."""
+    shared = images()
+    benches = [Workbench(cell=one, data=shared, device=torch.device("cpu")) for one in cells]
+    for bench in benches:
+        measure(bench, 0.1)
+    return benches
+
+
+def measure(bench: Workbench, seconds: float) -> dict[str, object]:
+    """One visit's measurement."""
+    record = visit(bench, seconds=seconds, startup_seconds=0.0, progress=lambda images_per_second: None)
+    return vars(record.measurement)
+
+
+def run(benches: Sequence[Workbench], *, repeats: int, seconds: float, name: str = "run") -> pd.DataFrame:
+    """Rows of a trials table: every cell once in each repeat, in shuffled order, as a run measures them."""
+    rows = []
+    for repeat in range(repeats):
+        order = list(benches)
+        random.Random(f"{name}/{repeat}").shuffle(order)
+        for bench in order:
+            key = {"run_id": name, "hostname": "here", "repeat": repeat, "process": 0, "cell_id": bench.cell.cell_id}
+            rows.append({**vars(bench.cell), **key, **measure(bench, seconds)})
+    return pd.DataFrame(rows).reindex(columns=COLUMNS)
+
+
+def slowed(step: Step, share: float) -> Step:
+    """A step with extra work of known cost: a `share` of the steps is taken twice, and counted once."""
+    owed = 0.0
+
+    def slower(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal owed
+        owed += share
+        while owed >= 1:
+            owed -= 1
+            step(images, labels)
+        return step(images, labels)
+
+    return slower
+
+
+def busy_process(on_seconds: float = 3600.0, off_seconds: float = 0.0) -> subprocess.Popen[bytes]:
+    """A process that keeps a core busy, coming and going."""
+    code = (
+        "import time, sys\n"
+        f"while True:\n end = time.time() + {on_seconds}\n while time.time() < end: pass\n time.sleep({off_seconds})"
+    )
+    return subprocess.Popen([sys.executable, "-c", code])
+
+
+def verdict(what: str, passed: bool) -> int:
+    """Print whether a target was met; the exit code."""
+    print(f"{'met' if passed else 'MISSED'}: {what}")
+    return 0 if passed else 1
+
+
+Measured = Callable[[], float]

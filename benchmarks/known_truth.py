@@ -1,0 +1,49 @@
+"""Is a slowdown of known size found again? Identical cells, some with extra work in their step.
+
+    python benchmarks/known_truth.py                 (about 25 minutes on two cores)
+
+Extra work is counted in steps: for 10 %, every tenth step is taken twice and counted once, so the truth is 1.10
+whatever the machine does meanwhile. Targets: the interval holds the truth in at least 9 of 10 runs, and 10 % and 30 %
+are called distinguishable in at least 9 of 10.
+"""
+
+import sys
+
+from common import arguments, cell, run, slowed, verdict, workbenches
+
+import rresnet
+
+SLOWDOWNS = (0.05, 0.1, 0.3)
+CELL = {"model": "shufflenet_v2_x0_5", "batch_size": 64}  # steps of 40 ms: a visit averages a dozen
+
+
+def main() -> int:
+    options = arguments(__doc__, runs=10, repeats=48, seconds=0.4)
+    benches = workbenches([cell(**CELL, copy=copy) for copy in range(len(SLOWDOWNS) + 1)])
+    for bench, slowdown in zip(benches[1:], SLOWDOWNS, strict=True):
+        bench.train_step = slowed(bench.train_step, slowdown)
+    held = dict.fromkeys(SLOWDOWNS, 0)
+    told = dict.fromkeys(SLOWDOWNS, 0)
+    for number in range(options.runs):
+        trials = run(benches, repeats=options.repeats, seconds=options.seconds, name=f"run{number}")
+        for row in rresnet.speedup(trials, over="copy", reference=0).to_dict("records"):
+            slowdown = SLOWDOWNS[row["copy"] - 1]
+            truth = 1 / (1 + slowdown)
+            held[slowdown] += row["low"] <= truth <= row["high"]
+            told[slowdown] += row["distinguishable"]
+            print(
+                f"run {number + 1}: {slowdown:.0%} slower is {truth:.3f}; found {row['speedup']:.3f} "
+                f"({row['low']:.3f} - {row['high']:.3f}), {row['distinguishable']}",
+                flush=True,
+            )
+    least = 0.9 * options.runs
+    missed = 0
+    for slowdown in SLOWDOWNS:
+        what = f"{slowdown:.0%}: the interval held the truth in {held[slowdown]} of {options.runs} runs, "
+        what += f"distinguishable in {told[slowdown]}"
+        missed |= verdict(what, held[slowdown] >= least and (slowdown < 0.1 or told[slowdown] >= least))
+    return missed
+
+
+if __name__ == "__main__":
+    sys.exit(main())

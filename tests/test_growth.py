@@ -1,0 +1,93 @@
+import pandas as pd
+import pytest
+from conftest import make_cell
+
+from rresnet import grid, growth
+from rresnet.config import Settings, UsageError
+from rresnet.measurement import TRIALS
+
+CELLS = [make_cell(recipe="blog"), make_cell(recipe="tuned")]
+
+
+class FakeSweep:
+    """Rows at once, whose ratio scatters less and less."""
+
+    def __init__(self, settings, scatter):
+        self.scatter, self.rows, self.parts = scatter, [], []
+        self.execute(grid.plan(CELLS, repeats=settings.repeats_planned, processes=settings.processes, seed=42))
+        self.parts.clear()
+
+    def execute(self, trials):
+        self.parts.append([(t.repeat, t.process) for t in trials])
+        for trial in trials:
+            rate = 200.0 * (1 + self.scatter * (-1) ** trial.repeat) if trial.cell.recipe == "tuned" else 100.0
+            row = {**vars(trial.cell), "cell_id": trial.cell.cell_id, "trial_id": trial.trial_id, "run_id": "r"}
+            row |= {"hostname": "vm", "repeat": trial.repeat, "process": trial.process, "status": "ok"}
+            self.rows.append(
+                {**row, "images_per_second": rate, "epoch_seconds": 1.0, "epoch_seconds_kind": "projected"}
+            )
+
+
+class FakeProgress:
+    def __init__(self):
+        self.lines = []
+
+    def more(self, trials, why):
+        self.lines.append((trials, why))
+
+
+def grow(monkeypatch, sweep, settings, began=0.0, clock=0.0):
+    monkeypatch.setattr(growth, "_rows", lambda *_: pd.DataFrame(sweep.rows).reindex(columns=[f.name for f in TRIALS]))
+    monkeypatch.setattr(growth.time, "monotonic", lambda: clock)
+    progress = FakeProgress()
+    growth.grow(sweep, settings, CELLS, None, progress, began=began)
+    return progress.lines
+
+
+def test_nothing_is_added_where_the_interval_is_tight_enough(monkeypatch):
+    settings = Settings(repeats=6, target_interval=0.02)
+    sweep = FakeSweep(settings, scatter=0.0001)
+    assert grow(monkeypatch, sweep, settings) == []
+    assert sweep.parts == []
+
+
+def test_parts_are_added_in_fresh_processes_until_it_is(monkeypatch):
+    settings = Settings(repeats=6, processes=3, target_interval=0.05)
+    sweep = FakeSweep(settings, scatter=0.02)
+    lines = grow(monkeypatch, sweep, settings)
+    assert sweep.parts[0] == [(6, 3), (6, 3), (7, 3), (7, 3)]
+    assert sweep.parts[1][0] == (8, 4)
+    assert lines[0][0] == 4
+    assert "±5.0% was asked for: 4 trials more" in lines[0][1]
+
+
+def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
+    settings = Settings(repeats=6, target_interval=0.001, max_minutes=1.0)
+    sweep = FakeSweep(settings, scatter=0.02)
+    ((added, why),) = grow(monkeypatch, sweep, settings, clock=61.0)
+    assert added == 0
+    assert "repeats would do, but --max-minutes 1 is over" in why
+    assert sweep.parts == []
+
+
+def test_a_part_that_was_interrupted_is_completed_even_if_the_interval_is_tight(monkeypatch):
+    settings = Settings(repeats=6, processes=3, target_interval=0.5)
+    sweep = FakeSweep(settings, scatter=0.0001)
+    sweep.execute(grid.more(CELLS, 0, repeats=6, processes=3, seed=42)[:1])
+    sweep.parts.clear()
+    grow(monkeypatch, sweep, settings)
+    assert [len(part) for part in sweep.parts] == [3]
+
+
+def test_the_extension_follows_the_plan():
+    plan = grid.plan(CELLS, repeats=6, processes=3, seed=1)
+    more = [t for part in (0, 1) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=1)]
+    assert [t.repeat for t in (*plan, *more)] == [r for r in range(10) for _ in CELLS]
+    assert sorted({t.process for t in more}) == [3, 4]
+    assert len({t.trial_id for t in (*plan, *more)}) == 20
+
+
+@pytest.mark.parametrize("wrong", [{"target_interval": 0.0}, {"target_interval": 1.5}, {"max_minutes": 0.0}])
+def test_wrong_targets_are_told(wrong):
+    with pytest.raises(UsageError, match="must be"):
+        Settings(**wrong)

@@ -1,0 +1,134 @@
+import pytest
+import torch
+from conftest import make_cell
+from test_training import CPU, bench, image_data
+
+from rresnet import clocks, limits, step
+from rresnet.clocks import StepClock
+from rresnet.limits import Limits, Work
+from rresnet.train import visit
+
+LIMITS = Limits(matrix_flops_per_second=100.0, copy_bytes_per_second=10.0)
+
+
+def clock(seconds=1.0, optimizer=0.1, launch=None):
+    return StepClock(seconds=seconds, optimizer_seconds=optimizer, launch_share=launch)
+
+
+@pytest.mark.parametrize(
+    ("of_step", "input_rate", "work", "expected"),
+    [
+        (clock(), 5.0, Work(flops=1, bytes=1), "input"),  # 10 images take 2 s to fetch and 1 s to train on
+        (clock(optimizer=0.6), 100.0, Work(flops=1, bytes=1), "optimizer"),
+        (clock(optimizer=0.6, launch=0.95), 100.0, Work(flops=1, bytes=1), "launch"),
+        (clock(launch=0.95), 100.0, Work(flops=1, bytes=1), "launch"),
+        (clock(launch=0.5), 100.0, Work(flops=100, bytes=1), "compute"),  # 1 s of computing, 0.1 s of moving
+        (clock(), 100.0, Work(flops=100, bytes=20), "memory"),  # 1 s of computing, 2 s of moving
+        (clock(), 100.0, None, None),
+        (clock(optimizer=None), 100.0, Work(flops=100, bytes=1), "compute"),
+    ],
+)
+def test_the_bottleneck_is_the_largest_part(of_step, input_rate, work, expected):
+    assert clocks.bottleneck(of_step, images=10, input_rate=input_rate, work=work, limits=LIMITS) == expected
+
+
+def test_work_is_what_pytorchs_counter_says_of_resnet50():
+    # 0.496 GFLOP an image at 32 x 32, forward and backward (2 a multiply-add).
+    found = limits.work("resnet50", 10, 32, 4)
+    assert found.flops == pytest.approx(0.496e9, rel=0.01)
+    assert limits.work("resnet50", 10, 32, 8).flops == pytest.approx(found.flops)
+    assert limits.work("resnet50", 10, 32, 8).bytes < found.bytes  # the weights are shared by more images
+
+
+def test_a_model_that_can_not_be_counted_has_no_work():
+    assert limits.work("alexnet", 10, 8, 2) is None  # 8 x 8 pixels are fewer than its pooling needs
+
+
+def test_the_limits_are_rates():
+    torch.set_num_threads(2)
+    found = limits.measure("cpu", "fp32", 2)
+    assert 1e8 < found.matrix_flops_per_second < 1e15
+    assert 1e7 < found.copy_bytes_per_second < 1e13
+    assert limits.measure("cpu", "fp32", 2) is found  # once in a process
+
+
+def test_the_canary_is_the_same_work_each_time():
+    matrix, copy = limits.canary("cpu", half=False)
+    assert matrix > 0
+    assert copy > 0
+    assert limits._copy("cpu") is limits._copy("cpu")
+
+
+def test_the_step_alone_counts_its_optimizer():
+    of_cell = bench()
+    images, labels = next(of_cell.batches)
+    found = clocks.step_alone(of_cell.train_step, of_cell.optimizer, (images, labels), 3)
+    assert 0 < found.optimizer_seconds < found.seconds
+    assert found.launch_share is None
+    assert of_cell.optimizer.state[next(of_cell.network.parameters())]["step"] == 3
+    assert not of_cell.optimizer._optimizer_step_pre_hooks
+
+
+def test_the_other_clocks_cost_at_most_a_quarter_of_the_measured_time():
+    of_cell = bench()
+    visit(of_cell, seconds=0.3, startup_seconds=0, progress=lambda rate: None)
+    of_cell._measured_seconds = of_cell._clocks_seconds = 0.0
+    of_cell.step_seconds = 0.05  # two steps make a window: 0.1 s and the input's 0.02 s
+    assert of_cell.other_clocks(0.4) is None
+    assert of_cell.other_clocks(0.1) is not None
+    spent = of_cell._clocks_seconds
+    assert spent > 0
+    assert of_cell.other_clocks(0.0) is None
+
+
+def test_peak_memory_is_the_cells_own_and_the_same_every_time():
+    peaks = []
+    for _ in range(2):
+        of_cell = bench()
+        for images, labels in (next(of_cell.batches), next(of_cell.batches)):
+            of_cell.train_step(images, labels)
+        with of_cell.noting_memory():
+            for images, labels in (next(of_cell.batches), next(of_cell.batches)):
+                of_cell.train_step(images, labels)
+        peaks.append(of_cell.peak_memory_bytes)
+    weights = sum(p.nbytes for p in of_cell.network.parameters())
+    assert peaks[0] == pytest.approx(peaks[1], rel=0.001)
+    assert 4 * weights < peaks[0] < 8 * weights  # weights, gradients and Adam's two moments, and a step's activations
+
+
+def test_a_visit_fills_the_columns_of_trust():
+    of_cell = bench(data=image_data(64))
+    of_cell._measured_seconds = 1000.0  # pays for the other clocks
+    for _ in range(2):
+        record = visit(of_cell, seconds=0.5, startup_seconds=0, progress=lambda rate: None)
+    found = record.measurement
+    assert found.percent_of_limit == pytest.approx(
+        100 * found.images_per_second * found.flops_per_image / found.matrix_flops_per_second
+    )
+    assert found.bottleneck in ("input", "memory", "compute", "optimizer")
+    assert found.compute_images_per_second > 0
+    assert found.input_images_per_second > found.compute_images_per_second
+    assert found.cpu_seconds > 0
+    assert found.foreign_cpu_seconds >= 0
+    assert found.process_peak_bytes > found.peak_memory_bytes > 0
+    assert (found.conv_precision, found.matmul_precision, found.autocast_dtype) == ("ieee", "ieee", None)
+    assert isinstance(found.quality_flags, tuple)
+
+
+def test_the_precision_in_effect_is_read_from_pytorch():
+    cell = make_cell(device="gpu", precision="tf32", recipe="tuned")
+    step.set_precision(cell)
+    assert step.precision_in_effect(cell) == ("tf32", "tf32", None)
+    cell = make_cell(device="gpu", precision="tf32", recipe="blog")
+    step.set_precision(cell)
+    assert step.precision_in_effect(cell) == ("tf32", "ieee", None)  # PyTorch's default, which the blog's script has
+    cell = make_cell(device="gpu", precision="fp32")
+    step.set_precision(cell)
+    assert step.precision_in_effect(cell) == ("ieee", "ieee", None)
+    assert step.precision_in_effect(make_cell(precision="bf16"))[2] == "bfloat16"
+
+
+def test_input_alone_takes_a_batch_at_least():
+    of_cell = bench(data=image_data(64))
+    assert clocks.input_alone(of_cell.inputs.forever(), 0.0) > 0
+    assert of_cell.device == CPU

@@ -1,0 +1,165 @@
+import os
+import types
+
+import pynvml
+import pytest
+from conftest import make_cell
+
+from rresnet import flags, monitor
+from rresnet.monitor import Monitor, Usage
+
+
+def usage(**changes):
+    values = {
+        "seconds": 10.0,
+        "cpu_seconds": 20.0,
+        "busy_cpu_seconds": 20.5,
+        "steal_cpu_seconds": 0.0,
+        "major_faults": 0,
+        "swapped_bytes": 0,
+    }
+    return Usage(**{**values, **changes})
+
+
+def flagged(cell=None, **changes):
+    values = {
+        "cpu_count": 2,
+        "cpu_cores": 2,
+        "observed_threads": 2,
+        "window_seconds": [1.0, 1.0, 1.0],
+        "settled": True,
+        "learning": None,
+    }
+    of_usage = {name: changes.pop(name) for name in list(changes) if name in Usage.__dataclass_fields__}
+    return flags.of_trial(usage(**of_usage), cell or make_cell(), **{**values, **changes})
+
+
+def test_a_quiet_trial_has_no_flag():
+    assert flagged() == ()
+
+
+@pytest.mark.parametrize(
+    ("changes", "flag"),
+    [
+        ({"busy_cpu_seconds": 22.1}, "foreign_load"),  # 2.1 of 20 CPU seconds are others'
+        ({"steal_cpu_seconds": 0.5}, "steal"),
+        ({"cpu_seconds": 13.9, "busy_cpu_seconds": 14}, "cpu_starved"),  # of 20
+        ({"observed_threads": 1, "cpu_seconds": 10.0, "busy_cpu_seconds": 10.0}, "fewer_threads"),
+        ({"gpu_foreign_processes": 1}, "gpu_shared"),
+        ({"gpu_throttled": True}, "gpu_throttled"),
+        ({"major_faults": 1}, "swapping"),
+        ({"swapped_bytes": 4096}, "swapping"),
+        ({"window_seconds": [1.0]}, "few_windows"),
+        ({"window_seconds": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5]}, "unsteady"),
+        ({"settled": False}, "unsteady"),
+        ({"learning": False}, "not_learning"),
+    ],
+)
+def test_each_doubt_is_flagged_alone(changes, flag):
+    assert flagged(**changes) == (flag,)
+    assert flag in flags.ADVICE
+
+
+def test_a_gpu_trial_is_not_judged_by_its_processor_time():
+    assert flagged(make_cell(device="gpu"), cpu_seconds=1.0, busy_cpu_seconds=1.5, observed_threads=1) == ()
+
+
+def test_workers_that_share_the_cores_have_threads_enough():
+    cell = make_cell(num_workers=2)
+    assert flagged(cell, observed_threads=1, cpu_count=2, cpu_cores=2) == ()
+    assert flagged(cell, observed_threads=1, cpu_count=3, cpu_cores=3) == ()  # 3 cores are not shared out evenly
+    assert "fewer_threads" in flagged(cell, observed_threads=1, cpu_count=4, cpu_cores=4, cpu_seconds=20.0)
+
+
+def test_learning_is_judged_only_after_enough_steps():
+    assert flags.learns(2.3, [2.5, 2.6], steps=49) is None
+    assert flags.learns(2.3, [2.5, 2.6], steps=50) is False
+    assert flags.learns(2.3, [2.4, 2.0], steps=50) is True  # the mean, 2.2, is below
+    assert flags.learns(2.3, [float("nan")], steps=50) is False
+
+
+def test_what_the_process_does_is_counted_inside_the_blocks_alone():
+    watched = Monitor()
+    sum(range(3_000_000))
+    with watched.watching():
+        sum(range(3_000_000))
+    one = watched.usage()
+    with watched.watching():
+        sum(range(3_000_000))
+    assert 0 < one.seconds < watched.usage().seconds
+    assert 0 < one.cpu_seconds <= one.seconds * 1.5
+    assert one.gpu_utilization_percent is None
+
+
+def test_energy_is_unknown_where_a_counter_wrapped(monkeypatch):
+    joules = iter([100.0, 130.0, 990.0, 5.0])
+    monkeypatch.setattr(monitor, "_rapl_joules", lambda: next(joules))
+    watched = Monitor()
+    with watched.watching():
+        pass
+    assert watched.usage().energy_joules == 30
+    with watched.watching():
+        pass
+    assert watched.usage().energy_joules is None
+
+
+def test_rapl_packages_are_summed_and_their_parts_are_not(tmp_path, monkeypatch):
+    for name, energy in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 2_500_000), ("intel-rapl:0:0", 1_000_000)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text(str(energy))
+    monkeypatch.setattr(monitor, "_RAPL", tmp_path)
+    assert monitor._rapl_joules() == 7.5
+    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("garbage")
+    assert monitor._rapl_joules() is None
+
+
+@pytest.fixture
+def nvml(monkeypatch):
+    """NVML of a GPU that is throttled for heat, shared with process 1, and has used 2 J between two readings."""
+    energy = iter([5000, 7000, 9000])
+    fakes = {
+        "nvmlInit": lambda: None,
+        "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
+        "nvmlDeviceGetTotalEnergyConsumption": lambda handle: next(energy),
+        "nvmlDeviceGetUtilizationRates": lambda handle: types.SimpleNamespace(gpu=83),
+        "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
+            types.SimpleNamespace(pid=os.getpid()),
+            types.SimpleNamespace(pid=1),
+        ],
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(pynvml, name, fake)
+    return fakes
+
+
+def test_a_gpus_readings(nvml):
+    watched = Monitor("1234-abcd")
+    assert watched._gpu._handle == "GPU-1234-abcd"
+    with watched.watching():
+        pass
+    found = watched.usage()
+    assert found.energy_joules == 2
+    assert found.gpu_utilization_percent == 83
+    assert found.gpu_throttled
+    assert found.gpu_foreign_processes == 1
+
+
+def test_idle_clocks_are_not_throttling(nvml, monkeypatch):
+    reasons = pynvml.nvmlClocksThrottleReasonGpuIdle | pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda handle: reasons)
+    assert not monitor._Gpu("x").throttled()
+
+
+def test_in_a_container_one_unknown_process_is_ourselves(nvml, monkeypatch):
+    processes = [types.SimpleNamespace(pid=9_999_999)]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: processes)
+    assert monitor._Gpu("x").foreign_processes() == 0
+
+
+def test_a_gpu_that_tells_no_energy_has_none(nvml, monkeypatch):
+    def unsupported(handle):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", unsupported)
+    assert monitor._Gpu("x").energy_joules() is None

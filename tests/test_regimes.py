@@ -1,0 +1,108 @@
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_cell
+
+from rresnet import analysis, regimes
+from rresnet.measurement import TRIALS
+
+FAST, SLOW = 0.010, 0.016
+BLOG, TUNED = make_cell(recipe="blog"), make_cell(recipe="tuned")
+
+
+def run(copies, ratios, flags=None):
+    """Two cells in as many repeats as there are canaries; the tuned one is faster by the given ratios."""
+    rng = np.random.default_rng(0)
+    rows = []
+    for repeat, (seconds, ratio) in enumerate(zip(copies, ratios, strict=True)):
+        for cell, rate in ((BLOG, 100.0), (TUNED, 100.0 * ratio)):
+            rows.append(
+                {
+                    **vars(cell),
+                    "cell_id": cell.cell_id,
+                    "trial_id": f"{cell.recipe}{repeat}",
+                    "run_id": "r",
+                    "hostname": "vm",
+                    "repeat": repeat,
+                    "process": repeat // 4,
+                    "status": "ok",
+                    "images_per_second": rate * float(np.exp(rng.normal(0, 0.005))),
+                    "canary_copy_seconds": seconds * float(np.exp(rng.normal(0, 0.02))),
+                    "canary_matrix_seconds": 0.02 * float(np.exp(rng.normal(0, 0.02))),
+                    "quality_flags": list((flags or {}).get(repeat, ())),
+                }
+            )
+    return pd.DataFrame(rows).reindex(columns=[f.name for f in TRIALS])
+
+
+def test_a_steady_machine_has_one_state():
+    assert regimes.slow_repeats(run([FAST] * 12, [1.3] * 12)) == set()
+    assert regimes.changed(run([FAST] * 12, [1.3] * 12)) == set()
+
+
+def test_the_repeats_with_a_slow_canary_are_named():
+    trials = run([FAST] * 8 + [SLOW] * 4, [1.3] * 12)
+    assert regimes.slow_repeats(trials) == {("r", "vm", repeat) for repeat in range(8, 12)}
+    assert regimes.changed(trials) == {f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in range(8, 12)}
+
+
+def test_where_the_machine_was_mostly_slow_the_fast_repeats_are_the_changed_ones():
+    assert regimes.changed(run([FAST] * 3 + [SLOW] * 9, [1.3] * 12)) == {
+        f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in range(3)
+    }
+
+
+def test_one_odd_repeat_is_noise():
+    assert regimes.slow_repeats(run([FAST] * 11 + [SLOW], [1.3] * 12)) == set()
+
+
+def test_the_ratio_is_told_apart_by_state_where_it_depends_on_it():
+    trials = run([FAST] * 8 + [SLOW] * 4, [1.35] * 8 + [1.16] * 4)
+    found = regimes.split(trials, TUNED.cell_id, BLOG.cell_id)
+    assert found.quiet.estimate == pytest.approx(1.35, rel=0.01)
+    assert found.loaded.estimate == pytest.approx(1.16, rel=0.01)
+    assert (found.quiet.count, found.loaded.count) == (8, 4)
+
+
+def test_the_load_flags_tell_the_state_too():
+    trials = run([FAST] * 12, [1.35] * 6 + [1.16] * 6, flags={repeat: ["foreign_load"] for repeat in range(6, 12)})
+    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id).loaded.count == 6
+
+
+def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
+    assert regimes.split(run([FAST] * 8 + [SLOW] * 4, [1.3] * 12), TUNED.cell_id, BLOG.cell_id) is None
+
+
+def test_two_loaded_repeats_prove_nothing():
+    trials = run([FAST] * 12, [1.35] * 10 + [1.16] * 2, flags={10: ["steal"], 11: ["steal"]})
+    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id) is None
+
+
+def test_rows_without_a_canary_have_no_state():
+    trials = run([FAST] * 8 + [SLOW] * 4, [1.3] * 12)
+    trials[["canary_copy_seconds", "canary_matrix_seconds"]] = None
+    assert regimes.changed(trials) == set()
+
+
+def test_normal_noise_is_rarely_taken_for_a_change():
+    rng = np.random.default_rng(1)
+    alarms = sum(regimes._upper(rng.normal(0, 0.1, 12)).any() for _ in range(500))
+    assert alarms <= 15
+
+
+def test_the_noise_floor_grades_a_speedup():
+    # Identical cells came out 5 % apart in every repeat; 3 % more speed is then no finding, however sure it looks.
+    def rows(cell, rate):
+        return (
+            run([FAST] * 12, [1.0] * 12)
+            .query("recipe == 'blog'")
+            .assign(**vars(cell), cell_id=cell.cell_id, images_per_second=[rate * (1 + 0.0001 * i) for i in range(12)])
+        )
+
+    again = make_cell(recipe="blog", copy=1)
+    alone = pd.concat([rows(BLOG, 100.0), rows(TUNED, 103.0)])
+    assert analysis.noise_floor(alone) is None
+    assert analysis.speedup(alone, "recipe", "blog").iloc[0]["distinguishable"]
+    graded = pd.concat([alone, rows(again, 105.0)])
+    assert analysis.noise_floor(graded) == pytest.approx(0.05, abs=0.001)
+    assert not analysis.speedup(graded, "recipe", "blog").iloc[0]["distinguishable"]
