@@ -137,7 +137,8 @@ def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     shares = [f"{sd:.1%} {of}" for sd, of in ((parts.repeat_sd, "a repeat"), (parts.process_sd, "a process")) if sd]
     needed = lead.repeats_for(half / 2)
     more = f"about {needed} repeats" if needed else "more than 10,000 repeats: the machine drifts"
-    return [f"That ratio scatters by {' and '.join(shares) or '0 %'}; half as wide an interval takes {more}."]
+    scatter = f"That ratio scatters by {' and '.join(shares)}. " if shares else ""
+    return [f"{scatter}Half as wide an interval takes {more}."]
 
 
 def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> list[str]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Callable
 from types import FrameType
 
 import tyro
@@ -17,7 +18,14 @@ OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 PLAIN_WIDTH = 140  # of what goes to a file or a pipe
 
 
-def main(name: str, description: str, *, defaults: Settings | None = None, cells: experiment.Cells = grid.cells) -> int:
+def main(
+    name: str,
+    description: str,
+    *,
+    defaults: Settings | None = None,
+    cells: experiment.Cells = grid.cells,
+    trainable: Callable[..., None] | None = None,
+) -> int:
     """Run an experiment from the command line; returns the exit code.
 
     Args:
@@ -25,6 +33,7 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
         description: what `--help` says: the experiment's docstring.
         defaults: its defaults, where they are not those of `Settings`.
         cells: what it measures, from the settings.
+        trainable: what runs a trial, instead of training.
     """
     if not sys.stdout.isatty():
         os.environ["COLUMNS"] = str(PLAIN_WIDTH)
@@ -40,7 +49,7 @@ def main(name: str, description: str, *, defaults: Settings | None = None, cells
             default=defaults or Settings(),
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        return OK if experiment.run(name, settings, cells, console, stop.asked) else SOME_FAILED
+        return OK if experiment.run(name, settings, cells, console, stop.asked, trainable) else SOME_FAILED
     except (UsageError, data.DataError, store.StoreError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return WRONG_REQUEST

@@ -8,8 +8,10 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
+from rresnet import scratch
 from rresnet.config import Device, UsageError
 from rresnet.hardware import Hardware, probe
 
@@ -30,6 +32,7 @@ _ENVIRONMENT = {
 
 
 CONNECT_SECONDS = 5.0
+TAIL_CHARACTERS = 2000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +40,13 @@ class Cluster:
     """A connected Ray cluster."""
 
     hardware: Hardware  # of the machine that measures
+    logs: Path | None = None  # what its trial processes print, where that is on this machine
+
+    def output_tail(self, process_id: int | None) -> str | None:
+        """The end of what a trial process has printed; None where that is not known."""
+        files = sorted(self.logs.glob(f"worker-*-{process_id}.*")) if self.logs and process_id else []
+        text = "".join(file.read_text(errors="replace") for file in files)
+        return text[-TAIL_CHARACTERS:] or None
 
     @property
     def devices(self) -> tuple[Device, ...]:
@@ -70,8 +80,13 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
     importing = threading.Thread(target=import_module, args=("ray.tune",))  # seconds, in which Ray can start
     importing.start()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    cleanup, logs = contextlib.ExitStack(), None
     try:
         if address is None:
+            scratch.remove_stale()
+            temporary = cleanup.enter_context(scratch.folder())  # Ray would leave its logs behind
+            common["_temp_dir"] = str(temporary)
+            logs = temporary / "session_latest" / "logs"
             ray.init(
                 "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
             )
@@ -85,10 +100,11 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
     finally:
         importing.join()
         signal.signal(signal.SIGTERM, terminate)
-    try:
-        yield Cluster(hardware=hardware) if address is None else _joined()
-    finally:
-        ray.shutdown()
+    with cleanup:
+        try:
+            yield Cluster(hardware=hardware, logs=logs) if address is None else _joined()
+        finally:
+            ray.shutdown()
 
 
 def _check_reachable(address: str) -> None:

@@ -163,6 +163,10 @@ class Settings:
     """Start a new run instead of continuing an unfinished one of the same name and configuration."""
     advice: bool = True
     """Say with each quality flag what to do about it."""
+    retry: Literal["failed", "all"] | None = None
+    """Run the newest run's trials again, also where it is complete: those that failed, or all of them."""
+    mix_environments: bool = False
+    """Continue a run that was begun with other software or on another machine."""
     dry_run: bool = False
     """Print the planned trials and stop."""
 
@@ -195,6 +199,16 @@ class Settings:
             named and not (self.name or "").startswith("."),
             f"--name takes letters, digits and - _ . only, got {self.name!r}",
         )
+
+        _require(
+            not (self.fresh and self.retry), "--fresh starts a new run and --retry goes on with one: give one of them"
+        )
+
+    @property
+    def request_id(self) -> str:
+        """Hash of what is asked for, without where it goes and how it is told."""
+        apart = {"results_dir", "fresh", "advice", "retry", "mix_environments", "dry_run", "address", "max_minutes"}
+        return stable_hash({k: str(v) for k, v in asdict(self).items() if k not in apart})
 
     @property
     def repeats_planned(self) -> int:

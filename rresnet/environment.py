@@ -7,7 +7,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from rresnet.config import Device, stable_hash
-from rresnet.hardware import probe
+from rresnet.hardware import Hardware, probe
 from rresnet.measurement import Environment
 
 
@@ -38,6 +38,13 @@ def describe(device: Device) -> Environment:
         git_commit=git_commit(),
         environment_fingerprint=stable_hash([software, machine]),
     )
+
+
+def means(hardware: Hardware) -> dict[str, str]:
+    """What a run is begun with, by name, without importing any of it: for the run's manifest."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
+    machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
+    return {"Python": platform.python_version(), **packages, **machine, "cores": str(hardware.cpu_cores)}
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import UTC, datetime
 from pathlib import Path
@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from rresnet import data, grid, hardware, store
+from rresnet import data, environment, grid, hardware, store
 from rresnet.config import Cell, Device, How, Settings, Trial, UsageError, stable_hash
 from rresnet.measurement import Measurement
 from rresnet.progress import Progress, duration
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from rresnet.cluster import Cluster
     from rresnet.sweep import Sweep
 
@@ -29,11 +31,22 @@ PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor
 
 
 def run(
-    name: str, settings: Settings, cells: Cells, console: Console, stop_asked: Callable[[], bool] = lambda: False
+    name: str,
+    settings: Settings,
+    cells: Cells,
+    console: Console,
+    stop_asked: Callable[[], bool] = lambda: False,
+    trainable: Callable[..., None] | None = None,
 ) -> bool:
     """Run an experiment; returns whether every planned trial is ok.
 
-    `stop_asked` tells whether the person has asked to stop, where the exception that says so may have been swallowed.
+    Args:
+        name: the experiment's.
+        settings: its flags.
+        cells: what it measures, from the settings.
+        console: where it tells.
+        stop_asked: whether the person has asked to stop, where the exception that says so may have been swallowed.
+        trainable: what runs a trial, instead of training.
 
     Raises:
         UsageError, DataError, StoreError: the request is wrong or can't be met.
@@ -56,7 +69,7 @@ def run(
             if settings.dry_run:
                 _show_plan(planned, settings, console)
                 return True
-            return _measure(name, settings, planned, cluster, images, console, stop_asked)
+            return _measure(name, settings, planned, cluster, images, console, stop_asked, trainable)
 
 
 def _plan(settings: Settings, cells: Cells, machine: hardware.Hardware) -> Planned:
@@ -90,12 +103,18 @@ def _measure(
     loading: "Future[data.ImageData]",
     console: Console,
     stop_asked: Callable[[], bool],
+    trainable: Callable[..., None] | None,
 ) -> bool:
     began, images = time.monotonic(), loading.result()
     _check_batches(settings, images)
     results = settings.results_dir
-    this = store.open_run(results, _new_run(name, settings, planned), fresh=settings.fresh)
-    done = _done(results, this)
+    new = _new_run(name, settings, planned, cluster.hardware)
+    this = store.open_run(
+        results, new, fresh=settings.fresh, again=settings.retry is not None, mix=settings.mix_environments
+    )
+    attempts, done = _ended(results, this)
+    if settings.retry == "all":
+        done = set()
     todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
     console.print(_opening(this, settings, planned, todo, cluster), highlight=False, soft_wrap=True)
     from rresnet.cluster import waiting_for
@@ -105,7 +124,7 @@ def _measure(
     writer = store.Writer(results, this)
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
         try:
-            sweep = _sweep(this, settings, cluster, images, writer, progress, stop_asked)
+            sweep = _sweep(this, settings, cluster, images, writer, progress, stop_asked, attempts, trainable)
             _execute(sweep, todo)
             if settings.target_interval:
                 from rresnet import growth
@@ -120,6 +139,7 @@ def _measure(
     writer.finish(_now(), changed, "machine_changed")
     trials = store.read_tables(results, run_id=this.run_id)["trials"].to_pandas()
     answer.show(trials, console, advice=settings.advice)
+    console.print(_completion(trials), highlight=False, soft_wrap=True)
     console.print(f"Rows: {results / 'trials'} (run {this.run_id})", style="dim", highlight=False, soft_wrap=True)
     return not sweep.failed
 
@@ -132,10 +152,12 @@ def _sweep(
     writer: store.Writer,
     progress: Progress,
     stop_asked: Callable[[], bool],
+    attempts: Mapping[str, int],
+    trainable: Callable[..., None] | None,
 ) -> "Sweep":
     import ray
 
-    from rresnet.sweep import Sweep
+    from rresnet.sweep import Sweep, run_trial
 
     return Sweep(
         run=this,
@@ -145,7 +167,17 @@ def _sweep(
         write=writer.write,
         progress=progress,
         stop_asked=stop_asked,
+        earlier=attempts,
+        trainable=trainable or run_trial,
     )
+
+
+def _completion(trials: "pd.DataFrame") -> str:
+    ok = int((trials["status"] == "ok").sum())
+    if ok == len(trials):
+        return f"Run complete: all {ok} trials are ok."
+    tell = f"Run complete: {ok} of {len(trials)} trials are ok."
+    return f"{tell} The same command with --retry failed tries the others again."
 
 
 def _feasible_cells(planned: Planned) -> list[Cell]:
@@ -159,7 +191,7 @@ def _execute(sweep: "Sweep", todo: Planned) -> None:
     sweep.execute([trial for trial, reason in todo if reason is None])
 
 
-def _new_run(name: str, settings: Settings, planned: Planned) -> store.Run:
+def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.Hardware) -> store.Run:
     plan_id = stable_hash([trial.to_dict() for trial, _ in planned])
     started, run_name = datetime.now(UTC), settings.name or name
     return store.Run(
@@ -169,12 +201,16 @@ def _new_run(name: str, settings: Settings, planned: Planned) -> store.Run:
         plan_id=plan_id,
         planned=len(planned),
         started_at=started.isoformat(),
+        request_id=settings.request_id,
+        environment=environment.means(machine),
     )
 
 
-def _done(results: Path, this: store.Run) -> set[str]:
-    rows = store.read_tables(results, run_id=this.run_id)["trials"].select(["trial_id", "status"]).to_pylist()
-    return {str(row["trial_id"]) for row in rows if row["status"] == "ok"}
+def _ended(results: Path, this: store.Run) -> tuple[dict[str, int], set[str]]:
+    """Attempts made at each trial that has a row, and the trials that are ok."""
+    table = store.read_tables(results, run_id=this.run_id)["trials"]
+    rows = table.select(["trial_id", "status", "attempt"]).to_pylist()
+    return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in rows if r["status"] == "ok"}
 
 
 def _check_batches(settings: Settings, images: data.ImageData) -> None:

@@ -8,7 +8,7 @@ from rresnet.config import Cell
 from rresnet.monitor import Usage
 
 FOREIGN_SHARE = 0.1  # of all processors, busy with other programs
-STEAL_SHARE = 0.02  # of all processors, given to other machines by the hypervisor
+STEAL_SHARE = 0.05  # of all processors, given to other machines by the hypervisor; its clock ticks 10 ms
 STARVED_SHARE = 0.7  # of threads x seconds that the trial got
 FEWEST_WINDOWS = 2
 LEARNING_STEPS = 50  # before these a loss says little

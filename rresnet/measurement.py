@@ -38,6 +38,7 @@ class Measurement:
     status: Status = column("ok, out_of_memory, timeout, error, killed or infeasible", optional=False)
     error_type: str | None = column("class of the error")
     error_message: str | None = column("message of the error")
+    output_tail: str | None = column("end of what a failed trial printed, or of its traceback")
     images_per_second: float | None = column("measured_images / measured_seconds, over all workers")
     step_seconds: float | None = column("mean seconds a training step of the measured windows")
     epoch_seconds: float | None = column("seconds of training a whole epoch, evaluation not counted")

@@ -6,6 +6,7 @@ import json
 import os
 import queue
 import threading
+import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,6 +20,10 @@ from rresnet.measurement import SCHEMAS
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
+
+
+class DamagedFileWarning(UserWarning):
+    """A file of a results folder could not be read and was left out."""
 
 
 class StoreError(ValueError):
@@ -36,6 +41,8 @@ class Run:
     planned: int
     started_at: str
     finished_at: str | None = None
+    request_id: str | None = None  # hash of the flags: the same command has the same, on any machine
+    environment: Mapping[str, str] | None = None  # what it was begun with, by name
 
 
 def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -211,8 +218,19 @@ class Writer:
                 table.flush()
 
 
-def open_run(results: Path, run: Run, *, fresh: bool) -> Run:
-    """`run`, or the newest unfinished run of the same name and plan in `results`, which is to be continued."""
+def open_run(results: Path, run: Run, *, fresh: bool, again: bool = False, mix: bool = False) -> Run:
+    """`run`, or the newest run of the same name and request in `results` that is to be continued.
+
+    Args:
+        results: the results folder.
+        run: a new run.
+        fresh: start it, whatever is there.
+        again: continue the newest run even where it is complete.
+        mix: continue a run that was begun in another environment.
+
+    Raises:
+        StoreError: the folder can't be written to, or the run to continue was begun in another environment.
+    """
     try:
         (results / "runs").mkdir(parents=True, exist_ok=True)
         probe = results / "runs" / f".probe-{os.getpid()}"
@@ -220,9 +238,29 @@ def open_run(results: Path, run: Run, *, fresh: bool) -> Run:
         probe.unlink()
     except OSError as error:
         raise StoreError(f"can't write to {results}: {error.strerror}; choose another --results-dir") from error
-    same = [r for r in runs(results) if (r.name, r.experiment, r.plan_id) == (run.name, run.experiment, run.plan_id)]
-    unfinished = [r for r in same if r.finished_at is None]
-    return unfinished[-1] if unfinished and not fresh else run
+    same = [r for r in runs(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)]
+    candidates = [r for r in same if again or r.finished_at is None]
+    if fresh or not candidates:
+        return run
+    found = candidates[-1]
+    changes = _changes(found.environment or {}, run.environment or {})
+    if changes and not mix:
+        raise StoreError(
+            f"run {found.run_id} was begun with other means ({'; '.join(changes)}), and rows of both would be mixed: "
+            "--fresh starts a new run, --mix-environments goes on with this one all the same"
+        )
+    return replace(found, finished_at=None)
+
+
+def _same_request(one: Run, other: Run) -> bool:
+    known = one.request_id is not None and other.request_id is not None
+    return one.request_id == other.request_id if known else one.plan_id == other.plan_id
+
+
+def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+    return [
+        f"{name} was {before[name]}, is {now[name]}" for name in before if now.get(name, before[name]) != before[name]
+    ]
 
 
 def runs(results: Path) -> list[Run]:
@@ -247,7 +285,10 @@ def _read(folder: Path, pattern: str, schema: pa.Schema) -> pa.Table:
         if path.name.startswith("."):
             continue
         with contextlib.suppress(FileNotFoundError):  # joined since it was listed
-            table = _conform(_read_file(path), schema)
+            read = _read_file(path)
+            if read is None:
+                continue
+            table = _conform(read, schema)
             if ".part" in path.name:
                 seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
                 table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
@@ -255,13 +296,20 @@ def _read(folder: Path, pattern: str, schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def _read_file(path: Path) -> pa.Table:
+def _read_file(path: Path) -> pa.Table | None:
+    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError):
+        if isinstance(error, FileNotFoundError | PermissionError):
             raise
-        raise StoreError(f"{path} is damaged ({error}): move it away; its run can be measured again") from error
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            path.rename(path.with_suffix(".parquet.damaged"))
+        what = (
+            f"{path} is damaged ({error}) and left out: the command of its run, given again, measures its trials anew"
+        )
+        warnings.warn(what, DamagedFileWarning, stacklevel=2)
+        return None
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

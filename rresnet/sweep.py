@@ -1,17 +1,16 @@
 """The driver's side of a run: hands the planned trials to Ray Tune and turns whatever comes back into rows."""
 
 import itertools
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray import tune
 
+from rresnet import scratch
 from rresnet.cluster import WORKER_GROUP_RESOURCES, Cluster
 from rresnet.config import SCHEMA_VERSION, How, Trial
 from rresnet.data import ImageData
@@ -72,6 +71,7 @@ class Sweep:
     progress: Progress
     trainable: Callable[..., None] = run_trial
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
+    earlier: Mapping[str, int] = field(default_factory=dict)  # trial id -> attempts made before
     failed: int = 0
     _unconfirmed: list[Trial] = field(default_factory=list)  # ran out of memory beside other hot cells
     _too_large: dict[str, str] = field(default_factory=dict)  # cells that did so alone -> the message
@@ -100,8 +100,7 @@ class Sweep:
         trials = [t for t in trials if not self._known_too_large(t)]
         if not trials:
             return
-        scratch = tempfile.mkdtemp(prefix="rresnet-")
-        try:
+        with scratch.folder() as storage:
             trainable = tune.with_parameters(self.trainable, how=self.how, data=[self.data])
             tune.Tuner(
                 tune.with_resources(trainable, dict(resources)),
@@ -110,11 +109,9 @@ class Sweep:
                     reuse_actors=True, max_concurrent_trials=1, trial_dirname_creator=lambda trial: str(trial.trial_id)
                 ),
                 run_config=tune.RunConfig(
-                    name="tune", storage_path=scratch, verbose=0, callbacks=[_Callback(self, attempt)]
+                    name="tune", storage_path=str(storage), verbose=0, callbacks=[_Callback(self, attempt)]
                 ),
             ).fit()
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
 
     def _known_too_large(self, trial: Trial) -> bool:
         message = self._too_large.get(trial.cell.cell_id)
@@ -142,6 +139,7 @@ class Sweep:
         record: Mapping[str, Any],
     ) -> None:
         self.failed += measurement["status"] != "ok"
+        attempt += self.earlier.get(trial.trial_id, 0)
         self.write(trial.trial_id, rows_of(self.run, trial, measurement, attempt=attempt, known=known, record=record))
         self.progress.finished(trial, measurement)
 
@@ -152,6 +150,7 @@ class _Callback(tune.Callback):
     def __init__(self, sweep: Sweep, attempt: int) -> None:
         self._sweep, self._attempt = sweep, attempt
         self._started: dict[str, float] = {}
+        self._process_ids: dict[str, int] = {}
         self._reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -167,8 +166,9 @@ class _Callback(tune.Callback):
         if "record" in result:
             self._reported.add(trial.trial_id)
             self._sweep._reported(_planned(trial), self._attempt, result)
-        elif "started" in result:
+        elif "process_id" in result:
             self._started[trial.trial_id] = time.monotonic()
+            self._process_ids[trial.trial_id] = result["process_id"]
         elif "images_per_second" in result:
             self._sweep.progress.rate(result["images_per_second"])
 
@@ -181,9 +181,9 @@ class _Callback(tune.Callback):
             return
         elapsed = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        self._sweep._write(
-            _planned(trial), asdict(death(text, elapsed, self._sweep.how.timeout_seconds)), self._attempt, {}, {}
-        )
+        found = death(text, elapsed, self._sweep.how.timeout_seconds)
+        tail = self._sweep.cluster.output_tail(self._process_ids.get(trial.trial_id))
+        self._sweep._write(_planned(trial), asdict(replace(found, output_tail=tail)), self._attempt, {}, {})
 
 
 def _planned(trial: Any) -> Trial:

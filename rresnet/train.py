@@ -1,6 +1,7 @@
 """The training loops: a timed visit to a cell that stays hot, and whole epochs."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,10 @@ WARMUP_LIMIT_SECONDS = 10.0  # and at most, where enough windows are there to te
 MEMORY_STEPS = 2  # in which a cell's peak memory is noted, see `Workbench.noting_memory`
 
 Progress = Callable[[float], None]  # called between windows with the images per second so far
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is NaN or infinite: what was trained is worth nothing, however fast it was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +144,8 @@ def _record(
     warm, _, _ = watch.total("warmup")
     measured, steps, images = watch.total("measured")
     rate, whole, losses = images / measured, epochs or [], bench.recent_losses()
+    if not all(math.isfinite(loss) for loss in losses):
+        raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     others = bench.other_clocks(measured)

@@ -2,8 +2,9 @@
 
 import faulthandler
 import gc
-import tempfile
+import os
 import time
+import traceback
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
@@ -17,7 +18,7 @@ import torch
 from ray import tune
 from ray.train.torch import TorchTrainer, get_device
 
-from rresnet import environment
+from rresnet import environment, scratch
 from rresnet.config import Cell, How, Trial
 from rresnet.data import ImageData
 from rresnet.measurement import Measurement
@@ -26,6 +27,7 @@ from rresnet.workbench import Workbench
 
 MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
 PROGRESS_SECONDS = 1.0
+TEXT_CHARACTERS = 2000
 WORKERS_START_SECONDS = 120.0  # a worker group takes 20 s and more to start; its workers watch the limit themselves
 
 
@@ -85,7 +87,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     trial = Trial.from_dict(config["trial"])
     started, alone = datetime.now(UTC), not _HOT.benches
     workers_start = 0.0 if trial.cell.num_workers == 1 else WORKERS_START_SECONDS
-    tune.report({"started": True})  # the driver's clock for the time limit: importing torch does not count
+    tune.report({"process_id": os.getpid()})  # the driver's clock for the time limit: importing torch does not count
     faulthandler.dump_traceback_later(how.timeout_seconds + workers_start, exit=True)
     try:
         record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0]).result()
@@ -115,18 +117,19 @@ def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]") -> Record:
         if workers
         else None,
     )
-    trainer = TorchTrainer(
-        _loop_of_a_worker if workers else _loop_in_this_process,
-        train_loop_config={
-            "cell": cell,
-            "how": how,
-            "data": [data],
-            "progress": None if workers else _reporter(),
-        },
-        scaling_config=scaling,
-        run_config=ray.train.RunConfig(name="train", storage_path=tempfile.gettempdir()),
-    )
-    record = trainer.fit().return_value
+    with scratch.folder() as storage:
+        trainer = TorchTrainer(
+            _loop_of_a_worker if workers else _loop_in_this_process,
+            train_loop_config={
+                "cell": cell,
+                "how": how,
+                "data": [data],
+                "progress": None if workers else _reporter(),
+            },
+            scaling_config=scaling,
+            run_config=ray.train.RunConfig(name="train", storage_path=str(storage)),
+        )
+        record = trainer.fit().return_value
     assert isinstance(record, Record)
     return record
 
@@ -184,7 +187,8 @@ def failure(error: BaseException) -> Measurement:
     return Measurement(
         status="out_of_memory" if _is_out_of_memory(cause) else "error",
         error_type=type(cause).__name__,
-        error_message=message[:2000],
+        error_message=message[:TEXT_CHARACTERS],
+        output_tail="".join(traceback.format_exception(cause))[-TEXT_CHARACTERS:],
     )
 
 

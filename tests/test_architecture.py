@@ -14,7 +14,7 @@ ORDER = [
     "command", "doctor", "cli", "experiment", "growth", "answer", "regimes", "analysis",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "cluster", "environment", "progress", "store", "measurement", "statistics",
-    "data", "data_files", "data_torchvision", "grid", "hardware", "config",
+    "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config",
 ]  # fmt: skip
 LAZY = {
     ("data", "data_files"),

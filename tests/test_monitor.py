@@ -42,7 +42,7 @@ def test_a_quiet_trial_has_no_flag():
     ("changes", "flag"),
     [
         ({"busy_cpu_seconds": 22.1}, "foreign_load"),  # 2.1 of 20 CPU seconds are others'
-        ({"steal_cpu_seconds": 0.5}, "steal"),
+        ({"steal_cpu_seconds": 1.1}, "steal"),  # of 20
         ({"cpu_seconds": 13.9, "busy_cpu_seconds": 14}, "cpu_starved"),  # of 20
         ({"observed_threads": 1, "cpu_seconds": 10.0, "busy_cpu_seconds": 10.0}, "fewer_threads"),
         ({"gpu_foreign_processes": 1}, "gpu_shared"),

@@ -192,6 +192,40 @@ def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):
     assert store.open_run(tmp_path, again, fresh=False).run_id == "r2"
 
 
+def test_a_run_that_is_complete_is_continued_only_when_asked(tmp_path):
+    writer = Writer(tmp_path, make_run())
+    writer.close()
+    writer.finish("2026-01-01T01:00:00+00:00")
+    again = make_run(run_id="r2")
+    assert store.open_run(tmp_path, again, fresh=False).run_id == "r2"
+    found = store.open_run(tmp_path, again, fresh=False, again=True)
+    assert (found.run_id, found.finished_at) == ("r1", None)
+
+
+def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
+    before = {"torch": "2.11", "cores": "8"}
+    Writer(tmp_path, make_run(request_id="q", environment=before)).close()
+    now = make_run(run_id="r2", plan_id="other", request_id="q", environment={"torch": "2.15", "cores": "8"})
+    with pytest.raises(StoreError, match=r"run r1 was begun with other means \(torch was 2\.11, is 2\.15\).*--fresh"):
+        store.open_run(tmp_path, now, fresh=False)
+    assert store.open_run(tmp_path, now, fresh=True).run_id == "r2"
+    assert store.open_run(tmp_path, now, fresh=False, mix=True).run_id == "r1"
+    same = make_run(run_id="r2", request_id="q", environment=before)
+    assert store.open_run(tmp_path, same, fresh=False).run_id == "r1"
+
+
+def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        for repeat in range(3):
+            writer.write(*rows(run, repeat, quality_flags=["steal"]))
+    ids = store.read_tables(tmp_path)["trials"]["trial_id"].to_pylist()
+    writer.finish("2026-01-01T01:00:00+00:00", {ids[1]}, "machine_changed")
+    flags = store.read_tables(tmp_path)["trials"]["quality_flags"].to_pylist()
+    assert flags == [["steal"], ["steal", "machine_changed"], ["steal"]]
+    assert store.runs(tmp_path)[0].planned == 3
+
+
 def test_two_commands_never_continue_one_run_at_once(tmp_path):
     run = make_run()
     store.open_run(tmp_path, run, fresh=False)
@@ -210,8 +244,14 @@ def test_a_damaged_file_is_named(tmp_path):
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content[: len(content) // 2])
-    with pytest.raises(StoreError, match=r"r1\.parquet is damaged"):
-        store.read_tables(tmp_path)
+    other = make_run(run_id="r2")
+    with Writer(tmp_path, other) as writer:
+        writer.write(*rows(other, 0))
+    with pytest.warns(store.DamagedFileWarning, match=r"r1\.parquet is damaged .* and left out"):
+        found = store.read_tables(tmp_path)
+    assert found["trials"]["run_id"].to_pylist() == ["r2"]  # the rest is read
+    assert (tmp_path / "trials" / "r1.parquet.damaged").exists()  # set aside,
+    assert len(store.read_tables(tmp_path)["trials"]) == 1  # and told once
 
 
 def test_a_flipped_bit_is_found(tmp_path):
@@ -223,8 +263,8 @@ def test_a_flipped_bit_is_found(tmp_path):
     start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
     content[start + 40] ^= 0x01
     path.write_bytes(content)
-    with pytest.raises(StoreError, match="damaged"):
-        store.read_tables(tmp_path)
+    with pytest.warns(store.DamagedFileWarning, match="damaged"):
+        assert len(store.read_tables(tmp_path)["trials"]) == 0
 
 
 def test_a_folder_that_can_not_be_written_is_found_before_anything_starts(tmp_path):

@@ -57,6 +57,7 @@ def test_every_planned_trial_has_one_row(rows):
 def test_an_exception_is_an_error_with_its_class_and_text(rows):
     row = rows.loc[(faulty.BREAKS, 0)]
     assert (row["status"], row["error_type"], row["error_message"]) == ("error", "ValueError", "the loop broke")
+    assert 'raise ValueError("the loop broke")' in row["output_tail"]
 
 
 def test_a_process_that_dies_is_killed(rows):
@@ -67,6 +68,8 @@ def test_a_process_that_dies_is_killed(rows):
 def test_a_hang_is_ended_at_its_limit(rows):
     row = rows.loc[(faulty.HANGS, 0)]
     assert (row["status"], row["error_message"]) == ("timeout", "still running after 15 s (--timeout-seconds)")
+    assert "Timeout" in row["output_tail"]  # the watchdog's traceback, which says where it hung
+    assert "in visit" in row["output_tail"]
 
 
 def test_out_of_memory_is_believed_once_it_happened_alone(rows):

@@ -1,0 +1,61 @@
+"""The runner without the training: each trial sleeps for --seconds and reports a rate that its id decides.
+
+    python benchmarks/stub_run.py --repeats 3 --seconds 0.2 --results-dir /tmp/stub
+
+For what is about the runner: kills, resuming, ten thousand trials. With STUB_PROCESS_FILE set, the trial process writes
+its number there.
+"""
+
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from rresnet import cli, grid
+from rresnet.config import Cell, Device, How, Settings, Trial
+from rresnet.hardware import Hardware
+from rresnet.measurement import Environment, Measurement
+
+COPIES = int(os.environ.get("STUB_CELLS", "4"))  # cells, apart from each other by their batch size alone
+
+
+def trial(config: dict[str, Any], how: How, data: object) -> None:
+    """In place of `rresnet.trial.run`."""
+    from ray import tune
+
+    planned, started = Trial.from_dict(config["trial"]), datetime.now(UTC)
+    tune.report({"process_id": os.getpid()})
+    if file := os.environ.get("STUB_PROCESS_FILE"):
+        Path(file).write_text(str(os.getpid()))
+    time.sleep(how.seconds)
+    rate = 100.0 + int(planned.trial_id[:4], 16) % 1000 / 10
+    found = Measurement(
+        status="ok",
+        images_per_second=rate,
+        measured_images=round(rate),
+        measured_seconds=1.0,
+        epoch_seconds=10_000 / rate,
+        epoch_seconds_kind="projected",
+    )
+    tune.report(
+        {
+            "record": {"measurement": asdict(found), "windows": [], "epochs": []},
+            "environment": asdict(Environment(hostname="stub")),
+            "when": {"started_at": started, "finished_at": datetime.now(UTC)},
+            "alone": False,
+        }
+    )
+
+
+def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
+    """As many cells as were asked for, in the settings' place."""
+    (one, *_) = grid.cells(settings, devices, hardware)
+    return [Cell(**{**vars(one), "batch_size": 1 + number}) for number in range(COPIES)]
+
+
+if __name__ == "__main__":
+    sys.exit(cli.main("stub", __doc__ or "", cells=cells, trainable=trial))

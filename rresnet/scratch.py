@@ -1,0 +1,30 @@
+"""Temporary folders that don't outlive us: removed when left, and by the next process where one was killed."""
+
+import contextlib
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import psutil
+
+_PREFIX = "rresnet-"
+
+
+@contextlib.contextmanager
+def folder() -> Iterator[Path]:
+    """A temporary folder that bears its owner's process id, for the length of a block."""
+    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    try:
+        yield made
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def remove_stale() -> None:
+    """Remove folders whose owners are gone: killed before they could do it."""
+    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+        owner = path.name.removeprefix(_PREFIX).partition("-")[0]
+        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            shutil.rmtree(path, ignore_errors=True)

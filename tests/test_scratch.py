@@ -1,0 +1,32 @@
+import os
+import subprocess
+import sys
+import tempfile
+
+from rresnet import scratch
+
+
+def test_a_folder_is_gone_when_left_whatever_happens(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    try:
+        with scratch.folder() as made:
+            (made / "file").write_text("x")
+            raise ValueError
+    except ValueError:
+        pass
+    assert not made.exists()
+
+
+def test_folders_of_the_dead_are_removed_and_others_are_not(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = tmp_path / f"rresnet-{child.pid}-abc"
+    alive = tmp_path / f"rresnet-{os.getpid()}-abc"
+    foreign = tmp_path / "rresnet-notes-2026"
+    for path in (dead, alive, foreign):
+        path.mkdir()
+    scratch.remove_stale()
+    assert not dead.exists()
+    assert alive.exists()
+    assert foreign.exists()
