@@ -90,6 +90,7 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
             ray.init(
                 "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
             )
+            _protect_token()
         else:
             ray.init(address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -105,6 +106,12 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
             yield Cluster(hardware=hardware, logs=logs) if address is None else _joined()
         finally:
             ray.shutdown()
+
+
+def _protect_token() -> None:
+    """Ray listens on every interface and lets in whoever has its token, in a file that it leaves to all to read."""
+    with contextlib.suppress(OSError):
+        (Path.home() / ".ray" / "auth_token").chmod(0o600)
 
 
 def _check_reachable(address: str) -> None:

@@ -199,7 +199,7 @@ class Settings:
             named and not (self.name or "").startswith("."),
             f"--name takes letters, digits and - _ . only, got {self.name!r}",
         )
-
+        _require(bool(self.dataset), "--dataset must be a name, a folder or a .parquet file, got nothing")
         _require(
             not (self.fresh and self.retry), "--fresh starts a new run and --retry goes on with one: give one of them"
         )

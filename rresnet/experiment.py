@@ -4,7 +4,7 @@ import contextlib
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
 Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
 
+EARLY_SECONDS = 0.5  # for data that can be read, or refused, before Ray is started
 USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
 
@@ -58,12 +59,15 @@ def run(
         if settings.dry_run:
             _show_plan(planned, settings, console)
             return True
-    from rresnet import cluster as ray_cluster
-
+    store.check_writable(settings.results_dir)
     with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
         images = pool.submit(
             data.load, settings.dataset, image_size=settings.image_size, data_dir=settings.data_dir, seed=settings.seed
         )
+        if images in wait([images], timeout=EARLY_SECONDS).done:  # what is wrong with it is told at once
+            _check_batches(settings, images.result())
+        from rresnet import cluster as ray_cluster
+
         with ray_cluster.connect(settings.address, here) as cluster:
             planned = _plan(settings, cells, cluster.hardware)
             if settings.dry_run:

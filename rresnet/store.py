@@ -218,6 +218,15 @@ class Writer:
                 table.flush()
 
 
+def check_writable(results: Path) -> None:
+    """Raise StoreError where a results folder can't be made or written to, without making it."""
+    nearest = next(path for path in (results, *results.absolute().parents) if path.exists())
+    if not nearest.is_dir():
+        raise StoreError(f"can't write to {results}: {nearest} is not a folder; choose another --results-dir")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise StoreError(f"can't write to {results}: no right to write in {nearest}; choose another --results-dir")
+
+
 def open_run(results: Path, run: Run, *, fresh: bool, again: bool = False, mix: bool = False) -> Run:
     """`run`, or the newest run of the same name and request in `results` that is to be continued.
 

@@ -61,9 +61,9 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
     Settled means that the Mann-Kendall test sees no fall in the latter half of the windows (`rresnet.steady`).
     """
     first_visit, settled, over = bench.step_seconds is None, False, False
-    while bench.agreed(int(not settled and not over)):
+    while steps := bench.agreed(0 if settled or over else bench.steps_in_window()):
         second = first_visit and len(watch.windows) == 1
-        steps = max(MEMORY_STEPS, bench.steps_in_window()) if second else bench.steps_in_window()
+        steps = max(MEMORY_STEPS, steps) if second else steps
         with bench.noting_memory() if second else contextlib.nullcontext():
             for images, labels in watch.window(bench.batches, steps, "warmup", world=bench.world):
                 bench.took(images, labels, bench.train_step(images, labels))
@@ -144,11 +144,11 @@ def _record(
     warm, _, _ = watch.total("warmup")
     measured, steps, images = watch.total("measured")
     rate, whole, losses = images / measured, epochs or [], bench.recent_losses()
-    if not all(math.isfinite(loss) for loss in losses):
-        raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     others = bench.other_clocks(measured)
+    if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
+        raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
     achieved = rate / bench.world * bench.work.flops if bench.work else None
     measurement = Measurement(
         status="ok",

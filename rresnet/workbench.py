@@ -152,7 +152,7 @@ class Workbench:
         assert self.step_seconds is not None
         assert self._first is not None
         self._measured_seconds += measured_seconds
-        steps = steps_in(WINDOW_SECONDS, self.step_seconds)
+        steps = self.agreed(steps_in(WINDOW_SECONDS, self.step_seconds))
         cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
         if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
             return None

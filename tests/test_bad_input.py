@@ -1,0 +1,217 @@
+"""Whatever is wrong with a request or its files: exit code 2, one message that says what, and nothing written."""
+
+import os
+import pickle
+import signal
+import stat
+import struct
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from test_data import png, write_folder, write_parquet
+
+from rresnet import cli, hardware
+
+FLAGS = [
+    (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
+    (["--batch-size", "-8"], "--batch-size must be at least 1, got -8"),
+    (["--batch-size", "x"], "--batch-size"),
+    (["--batch-size", "1.5"], "--batch-size"),
+    (["--batch-size", "32", "32"], "--batch-size names 32 twice"),
+    (["--batch-size"], "--batch-size"),
+    (["--batch-size", "10001"], "--batch-size 10001 is more than the 10000 training images"),
+    (["--batchsize", "3"], "Perhaps you meant"),
+    (["--device", "tpu"], "'cpu', 'gpu'"),
+    (["--device", "cpu", "cpu"], "--device names cpu twice"),
+    (["--recipe", "fast"], "'blog', 'tuned'"),
+    (["--recipe", "blog", "blog"], "--recipe names blog twice"),
+    (["--precision", "fp8"], "'fp32', 'tf32', 'bf16', 'fp16'"),
+    (["--precision", "tf32", "--device", "cpu"], "a CPU has no tf32 training: use --precision fp32 or bf16"),
+    (["--precision", "fp16", "--device", "cpu"], "a CPU has no fp16 training"),
+    (["--input", "disk"], "'dataloader', 'resident'"),
+    (["--num-workers", "0"], "--num-workers must be at least 1, got 0"),
+    (["--cpu-threads", "0"], "--cpu-threads must be at least 1, got 0"),
+    (["--cpu-threads", "9999"], "9999 threads asked for"),
+    (["--cpu-threads", "many"], "--cpu-threads"),
+    (["--model", "resnet51"], "did you mean resnet50"),
+    (["--model", ""], "is not a torchvision classification model"),
+    (["--image-size", "0"], "--image-size must be at least 1, got 0"),
+    (["--image-size", "-3"], "--image-size must be at least 1, got -3"),
+    (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+    (["--processes", "0"], "--processes must be at least 1, got 0"),
+    (["--epochs", "0"], "--epochs must be at least 1, got 0"),
+    (["--seconds", "0"], "--seconds must be a number of seconds above 0, got 0.0"),
+    (["--seconds", "nan"], "--seconds must be a number of seconds above 0, got nan"),
+    (["--seconds", "inf"], "--seconds must be a number of seconds above 0, got inf"),
+    (["--timeout-seconds", "-1"], "--timeout-seconds must be a number of seconds above 0, got -1.0"),
+    (["--target-interval", "2"], "--target-interval must be between 0 and 1 (0.02 is 2 %), got 2.0"),
+    (["--max-minutes", "0"], "--max-minutes must be a number of minutes above 0, got 0.0"),
+    (["--seed", "-1"], "--seed must be between 0 and 2**63 - 1, got -1"),
+    (["--seed", str(2**63)], "--seed must be between 0 and 2**63 - 1"),
+    (["--name", "../evil"], "--name takes letters, digits and - _ . only"),
+    (["--name", ""], "--name takes letters, digits and - _ . only"),
+    (["--name", ".hidden"], "--name takes letters, digits and - _ . only"),
+    (["--retry", "some"], "invalid choice 'some' for argument '--retry'"),
+    (["--retry", "failed", "--fresh"], "give one of them"),
+    (["--address", "nowhere"], "--address must be auto or host:port"),
+    (["--address", "127.0.0.1:1"], "no Ray cluster answers at --address 127.0.0.1:1"),
+    (["--address", "127.0.0.1:99999"], "no Ray cluster answers at --address 127.0.0.1:99999"),
+    (["--address", ":6379"], "--address must be auto or host:port"),
+    (["--address", "$(touch x):1"], "no Ray cluster answers"),
+    (["--dataset", "fashion-mnist-12"], "did you mean fashion-mnist-12k?"),
+    (["--dataset", ""], "--dataset must be a name, a folder or a .parquet file"),
+    (["--dataset", "/dev/null"], "/dev/null"),
+    (["--dataset", "cifar10", "--data-dir", "/dev/null"], "/dev/null"),
+    (["surplus"], "surplus"),
+]
+KINDS = [
+    "missing", "misspelt", "empty folder", "class without images", "one class", "one image each",
+    "test has another class", "zero bytes", "text", "truncated", "huge", "not parquet", "truncated parquet",
+    "wrong columns", "no rows", "image type", "label type", "null image", "null label", "negative label",
+    "pickled object", "split without test",
+]  # fmt: skip
+
+
+def damaged(tmp_path, kind):
+    """A wrong input of a kind, and what the message must hold."""
+    path = tmp_path / "x.parquet"
+    good = png(np.zeros((8, 8), np.uint8))
+    if kind == "missing":
+        return tmp_path / "nothing", ["nothing is neither a file or folder nor a known name", "Known names are"]
+    if kind == "misspelt":
+        return "fashion-mnst", ["did you mean fashion-mnist?"]
+    if kind == "empty folder":
+        return tmp_path, ["has no class folders", "one folder a class"]
+    if kind == "class without images":
+        write_folder(tmp_path)
+        (tmp_path / "fox").mkdir()
+        return tmp_path, ["fox has no images", "remove the folder or fill it"]
+    if kind == "one class":
+        return write_folder(tmp_path, classes=("cat",)), ["has 1 class", "at least 2"]
+    if kind == "one image each":
+        return write_folder(tmp_path, count=1), ["2 training and 0 test images"]
+    if kind == "test has another class":
+        write_folder(tmp_path / "train")
+        write_folder(tmp_path / "test", classes=("cat", "fox"))
+        return tmp_path, ["has the class 'fox'"]
+    if kind in ("zero bytes", "text", "truncated"):
+        write_folder(tmp_path)
+        content = {"zero bytes": b"", "text": b"hello", "truncated": good[: len(good) // 2]}[kind]
+        (tmp_path / "cat" / "0.png").write_bytes(content)
+        return tmp_path, ["0.png is not a readable image", "mend or remove it"]
+    if kind == "huge":
+        header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60_000, 60_000, 8, 0, 0, 0, 0)
+        write_folder(tmp_path)
+        (tmp_path / "cat" / "0.png").write_bytes(header + b"\0" * 200)
+        return tmp_path, ["0.png is"]
+    if kind == "not parquet":
+        path.write_text("label,image")
+        return path, ["x.parquet is not a readable Parquet file"]
+    if kind == "truncated parquet":
+        path.write_bytes(write_parquet(path).read_bytes()[:-20])
+        return path, ["x.parquet is not a readable Parquet file"]
+    if kind == "wrong columns":
+        pq.write_table(pa.table({"a": [1]}), path)
+        return path, ["has the columns a", "expected image (or img)"]
+    if kind == "no rows":
+        return write_parquet(path, pa.array([], pa.binary()), pa.array([], pa.int64())), ["has no rows"]
+    if kind == "image type":
+        return write_parquet(path, pa.array([1] * 6)), ["image column has type int64"]
+    if kind == "label type":
+        return write_parquet(path, labels=["a", "b"] * 3), ["label column has type", "expected integers"]
+    if kind == "null image":
+        return write_parquet(path, pa.array([good] * 5 + [None])), ["image 5 is missing"]
+    if kind == "null label":
+        return write_parquet(path, labels=[0, 1, 0, 1, 0, None]), ["label 5 is missing"]
+    if kind == "negative label":
+        return write_parquet(path, labels=[0, -1] * 3), ["label -1 is negative"]
+    if kind == "pickled object":
+        return write_parquet(path, pa.array([pickle.dumps([1])] * 6)), ["image 0 is not a readable image"]
+    assert kind == "split without test"
+    return write_parquet(path, split=["train"] * 6), ["must name both train and test"]
+
+
+@pytest.fixture(autouse=True)
+def _signals():
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+def refused(flags, tmp_path, monkeypatch, capsys):
+    """What the command says on stderr when it refuses `flags`, as it must."""
+    out = tmp_path / "out"
+    monkeypatch.setattr(
+        "sys.argv", ["compare.py", *flags, *([] if "--results-dir" in flags else ["--results-dir", str(out)])]
+    )
+    try:
+        code = cli.main("compare", "the experiment")
+    except SystemExit as stopped:
+        code = stopped.code
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert "Traceback" not in said
+    assert not out.exists()
+    return " ".join(said.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("flags", "message"), FLAGS, ids=[" ".join(flags) for flags, _ in FLAGS])
+def test_wrong_flags(flags, message, tmp_path, monkeypatch, capsys):
+    if "cpu" in flags and hardware.probe().gpu_count:
+        pytest.skip("the message is that of a machine without a GPU")
+    assert message in refused(flags, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_wrong_data(kind, tmp_path, monkeypatch, capsys):
+    (tmp_path / "data").mkdir()
+    dataset, fragments = damaged(tmp_path / "data", kind)
+    monkeypatch.setattr("rresnet.experiment.EARLY_SECONDS", 60.0)  # a slow machine reads it before Ray starts, too
+    said = refused(["--dataset", str(dataset)], tmp_path, monkeypatch, capsys)
+    assert all(fragment in said for fragment in fragments), said
+
+
+def test_results_that_are_a_file(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("in the way")
+    said = refused(["--results-dir", str(tmp_path / "file")], tmp_path, monkeypatch, capsys)
+    assert "file is not a folder; choose another --results-dir" in said
+    said = refused(["--results-dir", str(tmp_path / "file" / "deeper")], tmp_path, monkeypatch, capsys)
+    assert "file is not a folder; choose another --results-dir" in said
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_results_where_one_may_not_write(tmp_path, monkeypatch, capsys):
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "closed").chmod(stat.S_IRUSR | stat.S_IXUSR)
+    said = refused(["--results-dir", str(tmp_path / "closed" / "out")], tmp_path, monkeypatch, capsys)
+    assert "no right to write" in said
+
+
+@pytest.mark.parametrize("mode", ["I;16", "CMYK", "1", "LA", "RGBA", "P"])
+def test_unusual_images_are_no_error(mode, tmp_path):
+    from rresnet import data
+
+    write_folder(tmp_path)
+    deep = np.full((8, 8), 40_000, np.uint16)
+    odd = Image.fromarray(deep) if mode == "I;16" else Image.new(mode, (8, 8))
+    odd.save(tmp_path / "cat" / ("0.tif" if mode == "CMYK" else "0.png"))
+    assert len(data.load(str(tmp_path), image_size=8).train.labels) > 0
+
+
+def test_an_animated_image_gives_its_first_frame(tmp_path):
+    from rresnet import data
+
+    write_folder(tmp_path)
+    frames = [Image.new("L", (8, 8), shade) for shade in (0, 255)]
+    frames[0].save(tmp_path / "cat" / "x.gif", save_all=True, append_images=frames[1:])
+    assert len(data.load(str(tmp_path), image_size=8).train.labels) > 0
+
+
+def test_a_parquet_file_of_nested_nonsense(tmp_path, monkeypatch, capsys):
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table({"image": [[{"bytes": b"x"}]] * 3, "label": [0, 1, 0]}), path)
+    assert "image column has type" in refused(["--dataset", str(path)], tmp_path, monkeypatch, capsys)
