@@ -9,7 +9,7 @@ STAMP := .venv/.set-up
 .PHONY: compare test lint setup clean
 
 compare: $(STAMP)
-	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 16 32 64)
+	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 8 16 32 --seconds 0.5)
 
 test: $(STAMP)
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)

@@ -68,15 +68,20 @@ def measure(bench: Workbench, seconds: float) -> dict[str, object]:
     return vars(record.measurement)
 
 
-def run(benches: Sequence[Workbench], *, repeats: int, seconds: float, name: str = "run") -> pd.DataFrame:
-    """Rows of a trials table: every cell once in each repeat, in shuffled order, as a run measures them."""
+def run(
+    benches: Sequence[Workbench], *, repeats: int, seconds: float, name: str = "run", first: int = 0, process: int = 0
+) -> pd.DataFrame:
+    """Rows of a trials table: every cell once in each repeat, in shuffled order, as a run measures them.
+
+    `first` and `process` number the repeats of benches that were built anew, which stand for a fresh process.
+    """
     rows = []
-    for repeat in range(repeats):
+    for repeat in range(first, first + repeats):
         order = list(benches)
         random.Random(f"{name}/{repeat}").shuffle(order)
         for bench in order:
-            key = {"run_id": name, "hostname": "here", "repeat": repeat, "process": 0, "cell_id": bench.cell.cell_id}
-            rows.append({**vars(bench.cell), **key, **measure(bench, seconds)})
+            key = {"run_id": name, "hostname": "here", "repeat": repeat, "process": process}
+            rows.append({**vars(bench.cell), "cell_id": bench.cell.cell_id, **key, **measure(bench, seconds)})
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
