@@ -32,7 +32,7 @@ _ENVIRONMENT = {
 
 
 CONNECT_SECONDS = 5.0
-TAIL_CHARACTERS = 2000
+TAIL_CHARACTERS = 8000  # a hung process leaves the tracebacks of all its threads
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Cluster:
 
     def output_tail(self, process_id: int | None) -> str | None:
         """The end of what a trial process has printed; None where that is not known."""
-        files = sorted(self.logs.glob(f"worker-*-{process_id}.*")) if self.logs and process_id else []
+        files = sorted(self.logs.glob(f"worker-*-{process_id}.*"), reverse=True) if self.logs and process_id else []
         text = "".join(file.read_text(errors="replace") for file in files)
         return text[-TAIL_CHARACTERS:] or None
 

@@ -39,7 +39,8 @@ def image_data(count=40, channels=1):
 
 
 def bench(data=None, **changes):
-    return Workbench(cell=make_cell(**changes), data=data or image_data(), device=CPU)
+    # One thread: the tests run side by side, and threads that wait for each other's cores crawl.
+    return Workbench(cell=make_cell(**{"cpu_threads": 1, **changes}), data=data or image_data(), device=CPU)
 
 
 def test_the_sampler_draws_what_the_blogs_random_sampler_draws():
