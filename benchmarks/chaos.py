@@ -4,7 +4,7 @@
     python benchmarks/chaos.py --drivers 2 --trials 3   a short form
 
 Drivers: kill -9 of the command at a random moment of a 12-trial run, then the same command until it ends. Trials:
-kill -9 of the trial process, again and again in one run. Disk: a results folder on a file system of 100 KiB. Writers:
+kill -9 of the trial process, again and again in one run. Disk: a results folder on a file system of 44 KiB. Writers:
 8 processes write 200 rows each to one folder while a reader polls.
 """
 
@@ -139,7 +139,7 @@ def trials(kills: int, folder: Path) -> int:
 def disk(folder: Path) -> int:
     small = folder / "small"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=100k", "none", str(small)]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=44k", "none", str(small)]).returncode:
         print("full disk: not tried (no right to mount a small file system)")
         return 0
     try:
