@@ -4,7 +4,7 @@ import argparse
 import random
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import torch
@@ -12,7 +12,8 @@ import torch
 from rresnet import data, hardware
 from rresnet.config import Cell
 from rresnet.data import ImageData
-from rresnet.measurement import TRIALS
+from rresnet.measurement import TRIALS, Measurement
+from rresnet.statistics import log_mean_interval
 from rresnet.step import Step
 from rresnet.train import visit
 from rresnet.workbench import Workbench
@@ -62,10 +63,15 @@ def workbenches(cells: Sequence[Cell]) -> list[Workbench]:
     return benches
 
 
-def measure(bench: Workbench, seconds: float) -> dict[str, object]:
+def measure(bench: Workbench, seconds: float) -> Measurement:
     """One visit's measurement."""
-    record = visit(bench, seconds=seconds, startup_seconds=0.0, progress=lambda images_per_second: None)
-    return vars(record.measurement)
+    return visit(bench, seconds=seconds, startup_seconds=0.0, progress=lambda images_per_second: None).measurement
+
+
+def row(bench: Workbench, seconds: float, **key: object) -> dict[str, object]:
+    """One visit as a row of the trials table."""
+    where = {"hostname": "here", "cell_id": bench.cell.cell_id, "process": 0}
+    return {**vars(bench.cell), **where, **key, **vars(measure(bench, seconds))}
 
 
 def run(
@@ -79,9 +85,7 @@ def run(
     for repeat in range(first, first + repeats):
         order = list(benches)
         random.Random(f"{name}/{repeat}").shuffle(order)
-        for bench in order:
-            key = {"run_id": name, "hostname": "here", "repeat": repeat, "process": process}
-            rows.append({**vars(bench.cell), "cell_id": bench.cell.cell_id, **key, **measure(bench, seconds)})
+        rows += [row(bench, seconds, run_id=name, repeat=repeat, process=process) for bench in order]
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
@@ -115,4 +119,10 @@ def verdict(what: str, passed: bool) -> int:
     return 0 if passed else 1
 
 
-Measured = Callable[[], float]
+def agrees(what: str, ratios: Sequence[float], within: float) -> int:
+    """Judge paired ratios of what should be one: the mean is that near to 1, or its interval holds 1."""
+    found = log_mean_interval(ratios, range(len(ratios)), [0] * len(ratios), drift_limit=0.0)
+    assert found.low is not None
+    assert found.high is not None
+    told = f"{what}: {found.estimate:.3f} ({found.low:.3f} - {found.high:.3f})"
+    return verdict(told, abs(found.estimate - 1) <= within or found.low <= 1 <= found.high)

@@ -28,7 +28,7 @@ def serve(pipe: Connection, company: int, seconds: float) -> None:
         for bench in before:
             measure(bench, 0.1)
         found = measure(benches[-1], seconds)
-        pipe.send((found["images_per_second"], found["peak_memory_bytes"]))
+        pipe.send((found.images_per_second, found.peak_memory_bytes))
 
 
 def main() -> int:

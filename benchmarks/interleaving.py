@@ -10,18 +10,14 @@ import math
 import sys
 
 import pandas as pd
-from common import COLUMNS, arguments, cell, measure, run, workbenches
+from common import COLUMNS, arguments, cell, row, run, workbenches
 
 import rresnet
 from rresnet.workbench import Workbench
 
 
 def blocks(benches: list[Workbench], repeats: int, seconds: float) -> pd.DataFrame:
-    rows = []
-    for bench in benches:
-        for repeat in range(repeats):
-            key = {"run_id": "r", "hostname": "here", "repeat": repeat, "process": 0, "cell_id": bench.cell.cell_id}
-            rows.append({**vars(bench.cell), **key, **measure(bench, seconds)})
+    rows = [row(bench, seconds, run_id="r", repeat=repeat) for bench in benches for repeat in range(repeats)]
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
@@ -34,8 +30,8 @@ def main() -> int:
             ("in blocks", blocks(benches, options.repeats, options.seconds)),
             ("in turns", run(benches, repeats=options.repeats, seconds=options.seconds, name=f"run{number}")),
         ):
-            row = rresnet.speedup(trials, over="copy", reference=0).iloc[0]
-            found[plan].append((math.log(row["speedup"]), math.log(row["high"] / row["low"]) / 2))
+            ratio = rresnet.speedup(trials, over="copy", reference=0).iloc[0]
+            found[plan].append((math.log(ratio["speedup"]), math.log(ratio["high"] / ratio["low"]) / 2))
     for plan, runs in found.items():
         scatter = math.sqrt(sum(log**2 for log, _ in runs) / len(runs))
         width = sum(half for _, half in runs) / len(runs)

@@ -9,9 +9,8 @@ the interval holds 1.
 import sys
 
 import torch
-from common import arguments, cell, images, measure, verdict, workbenches
+from common import agrees, arguments, cell, images, measure, workbenches
 
-from rresnet.statistics import log_mean_interval
 from rresnet.train import train_epochs
 from rresnet.workbench import Workbench
 
@@ -23,17 +22,15 @@ def main() -> int:
     whole = cell(**axes, epochs=1)
     ratios = []
     for _ in range(options.repeats):
-        projected = measure(hot, options.seconds)["epoch_seconds"]
+        projected = measure(hot, options.seconds).epoch_seconds
         bench = Workbench(cell=whole, data=images(), device=torch.device("cpu"))
         record = train_epochs(bench, epochs=1, startup_seconds=0.0, progress=lambda images_per_second: None)
         trained = record.measurement.epoch_seconds
-        ratios.append(float(projected) / float(trained or 0))  # type: ignore[arg-type]
+        assert projected is not None
+        assert trained is not None
+        ratios.append(projected / trained)
         print(f"projected {projected:.2f} s, trained {trained:.2f} s", flush=True)
-    found = log_mean_interval(ratios, range(len(ratios)), [0] * len(ratios), drift_limit=0.0)
-    assert found.low is not None
-    assert found.high is not None
-    told = f"projected over trained: {found.estimate:.3f} ({found.low:.3f} - {found.high:.3f})"
-    return verdict(told, abs(found.estimate - 1) <= 0.05 or found.low <= 1 <= found.high)
+    return agrees("projected over trained", ratios, within=0.05)
 
 
 if __name__ == "__main__":

@@ -8,9 +8,8 @@ Visits and plain loops of the same step on the same input path take turns. Targe
 import sys
 import time
 
-from common import arguments, cell, measure, verdict, workbenches
+from common import agrees, arguments, cell, measure, workbenches
 
-from rresnet.statistics import log_mean_interval
 from rresnet.workbench import Workbench
 
 
@@ -33,15 +32,11 @@ def main() -> int:
     ratios = []
     for repeat in range(options.repeats):
         if repeat % 2:
-            outside, ours = plain(bench, options.seconds), measure(bench, options.seconds)["images_per_second"]
+            outside, ours = plain(bench, options.seconds), measure(bench, options.seconds)
         else:
-            ours, outside = measure(bench, options.seconds)["images_per_second"], plain(bench, options.seconds)
-        ratios.append(float(ours) / outside)  # type: ignore[arg-type]
-    found = log_mean_interval(ratios, range(len(ratios)), [0] * len(ratios), drift_limit=0.0)
-    assert found.low is not None
-    assert found.high is not None
-    told = f"reported over outside images/s: {found.estimate:.4f} ({found.low:.4f} - {found.high:.4f})"
-    return verdict(told, abs(found.estimate - 1) <= 0.02 or found.low <= 1 <= found.high)
+            ours, outside = measure(bench, options.seconds), plain(bench, options.seconds)
+        ratios.append((ours.images_per_second or 0.0) / outside)
+    return agrees("reported over outside images/s", ratios, within=0.02)
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def _matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[li
     axes = [c for c in CELL_COLUMNS if c != over and c not in allow]
     allowed = [c for c in CELL_COLUMNS if c in allow and c != over]
     if over == "num_workers" and (ok["num_workers"] * ok["cpu_threads"]).nunique() == 1:
-        return [c for c in axes if c != "cpu_threads"], ["cpu_threads"]  # the machine's cores, shared out
+        axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]  # the cores, shared out
     if over not in ("device", "recipe"):
         return axes, allowed
     asked = [c for c in CELL_COLUMNS if c not in RESOLVED]

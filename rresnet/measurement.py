@@ -46,6 +46,7 @@ class Measurement:
     startup_seconds: float | None = column("seconds to have data, model and optimizer ready in this trial")
     compile_seconds: float | None = column("seconds of compilation or graph capture")
     warmup_seconds: float | None = column("seconds of warm-up windows in this trial")
+    clocks_seconds: float | None = column("seconds of the canary, the step alone and the input alone in this trial")
     measured_seconds: float | None = column("seconds of the measured windows")
     measured_images: int | None = column("images trained in the measured windows, over all workers")
     compute_images_per_second: float | None = column(

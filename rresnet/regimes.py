@@ -13,10 +13,10 @@ from rresnet.statistics import MINIMUM_REPEATS, Interval
 
 CANARIES = ("canary_copy_seconds", "canary_matrix_seconds")
 LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "gpu_throttled", "swapping"})
-REPEAT = ["run_id", "hostname", "repeat"]
 
 # Two groups of repeats are two states of the machine where their canaries lie so far apart: a difference in log
-# units, and in sds within the groups. One state with normal noise gives 5.6 sds in 1 of 100 runs of 12 repeats.
+# units, and in sds within the groups. One state with normal noise gives 5.5 sds in 1 of 100 runs of 12 repeats
+# (`benchmarks/states.py`).
 CHANGE = 0.1
 CHANGE_PER_SD = 6.0
 FEWEST_REPEATS = 2  # a change lasts; a single odd repeat is noise
@@ -37,15 +37,17 @@ def slow_repeats(trials: pd.DataFrame) -> set[tuple[str, str, int]]:
         seen = trials.dropna(subset=[canary])
         for (run_id, hostname, _), rows in seen.groupby(["run_id", "hostname", "device"]):
             times = np.log(rows.groupby("repeat")[canary].median())
-            for repeat in times.index[_upper(times.to_numpy())]:
-                slow.add((str(run_id), str(hostname), int(repeat)))
+            upper, gap, sds = two_groups(times.to_numpy())
+            if gap > CHANGE and sds > CHANGE_PER_SD:
+                slow |= {(str(run_id), str(hostname), int(repeat)) for repeat in times.index[upper]}
     return slow
 
 
-def _upper(values: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Which values lie in the upper of two groups; none where there is but one group.
+def two_groups(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], float, float]:
+    """Which values lie in the upper of two groups, and how far the groups lie apart: as it is, and in sds within.
 
-    The groups are those of least squared scatter within (Fisher 1958; the two-means of a line, exactly).
+    The groups are those of least squared scatter within (Fisher 1958; the two-means of a line, exactly), of at least
+    `FEWEST_REPEATS` each; too few values are one group.
     """
     ordered = np.sort(values)
     found: list[tuple[float, float, float]] = []
@@ -54,10 +56,10 @@ def _upper(values: NDArray[np.float64]) -> NDArray[np.bool_]:
         within = ((low - low.mean()) ** 2).sum() + ((high - high.mean()) ** 2).sum()
         found.append((float(within), float(high.mean() - low.mean()), float(ordered[cut - 1])))
     if not found or len(ordered) <= 2 * FEWEST_REPEATS:
-        return np.zeros(len(values), dtype=bool)
+        return np.zeros(len(values), dtype=bool), 0.0, 0.0
     within, gap, top = min(found)
-    apart = gap > CHANGE and gap > CHANGE_PER_SD * np.sqrt(within / (len(ordered) - 2))
-    return np.asarray((values > top) & apart)
+    sd = float(np.sqrt(within / (len(ordered) - 2)))
+    return values > top, gap, gap / sd if sd else np.inf
 
 
 def changed(trials: pd.DataFrame) -> set[str]:

@@ -310,8 +310,10 @@ def _read_file(path: Path) -> pa.Table | None:
     try:
         return pq.ParquetFile(path, page_checksum_verification=True).read()
     except (pa.ArrowException, OSError) as error:
-        if isinstance(error, FileNotFoundError | PermissionError):
+        if isinstance(error, FileNotFoundError):
             raise
+        if isinstance(error, OSError) and error.errno is not None:  # the system's fault, not the file's
+            raise StoreError(f"can't read {path}: {error.strerror}") from error
         with contextlib.suppress(OSError):  # a folder that may only be read
             path.rename(path.with_suffix(".parquet.damaged"))
         what = (

@@ -146,7 +146,9 @@ def _record(
     rate, whole, losses = images / measured, epochs or [], bench.recent_losses()
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
+    start = time.perf_counter()
     others = bench.other_clocks(measured)
+    clocks_seconds = sum(canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
         raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
     achieved = rate / bench.world * bench.work.flops if bench.work else None
@@ -158,6 +160,7 @@ def _record(
         epoch_seconds_kind="measured" if whole else "projected",
         startup_seconds=startup_seconds,
         warmup_seconds=warm,
+        clocks_seconds=clocks_seconds,
         measured_seconds=measured,
         measured_images=images,
         compute_images_per_second=cell.global_batch_size / others.step.seconds if others else None,

@@ -1,3 +1,5 @@
+import time
+
 import pytest
 import torch
 from conftest import make_cell
@@ -44,26 +46,42 @@ def test_a_model_that_can_not_be_counted_has_no_work():
     assert limits.work("alexnet", 10, 8, 2) is None  # 8 x 8 pixels are fewer than its pooling needs
 
 
-def test_the_limits_are_rates():
+def test_the_limits_are_work_over_the_fastest_call(monkeypatch):
     torch.set_num_threads(2)
-    found = limits.measure("cpu", "fp32", 2)
-    assert 1e8 < found.matrix_flops_per_second < 1e15
-    assert 1e7 < found.copy_bytes_per_second < 1e13
-    assert limits.measure("cpu", "fp32", 2) is found  # once in a process
+    monkeypatch.setattr(limits, "_fastest", lambda device, call, seconds: 0.5)
+    found = limits.measure.__wrapped__("cpu", "fp32", 2)
+    assert found.matrix_flops_per_second == 2 * 1024**3 / 0.5  # slow enough at the smallest size
+    assert found.copy_bytes_per_second == 2 * 128 * 2**20 / 0.5
 
 
-def test_the_canary_is_the_same_work_each_time():
+def test_a_fast_device_gets_a_larger_matrix(monkeypatch):
+    torch.set_num_threads(2)
+    monkeypatch.setattr(limits, "LARGEST_MATRIX", 2048)
+    monkeypatch.setattr(limits, "_fastest", lambda device, call, seconds: 0.001)
+    assert limits.measure.__wrapped__("cpu", "fp32", 2).matrix_flops_per_second == 2 * 2048**3 / 0.001
+
+
+def test_the_fastest_call_is_the_fastest():
+    pauses = iter([0.03, 0.01, 0.05, *[0.05] * 20])
+    assert 0.01 <= limits._fastest(CPU, lambda: time.sleep(next(pauses)), 0.1) < 0.03
+
+
+def test_the_canary_times_a_product_and_a_copy(monkeypatch):
+    monkeypatch.setattr(limits, "_canary_product", lambda kind, dtype: lambda: time.sleep(0.03))
+    monkeypatch.setattr(limits, "_copy", lambda kind: lambda: time.sleep(0.06))
     matrix, copy = limits.canary("cpu", half=False)
-    assert matrix > 0
-    assert copy > 0
-    assert limits._copy("cpu") is limits._copy("cpu")
+    assert matrix >= 0.03
+    assert matrix + 0.03 <= copy + 0.02  # each its own
+    assert copy >= 0.06
 
 
 def test_the_step_alone_counts_its_optimizer():
     of_cell = bench()
     images, labels = next(of_cell.batches)
+    slow = of_cell.optimizer.register_step_post_hook(lambda *_: time.sleep(0.05))
     found = clocks.step_alone(of_cell.train_step, of_cell.optimizer, (images, labels), 3)
-    assert 0 < found.optimizer_seconds < found.seconds
+    slow.remove()
+    assert 0.05 <= found.optimizer_seconds < found.seconds
     assert found.launch_share is None
     assert of_cell.optimizer.state[next(of_cell.network.parameters())]["step"] == 3
     assert not of_cell.optimizer._optimizer_step_pre_hooks
@@ -128,7 +146,13 @@ def test_the_precision_in_effect_is_read_from_pytorch():
     assert step.precision_in_effect(make_cell(precision="bf16"))[2] == "bfloat16"
 
 
-def test_input_alone_takes_a_batch_at_least():
-    of_cell = bench(data=image_data(64))
-    assert clocks.input_alone(of_cell.inputs.forever(), 0.0) > 0
-    assert of_cell.device == CPU
+def test_input_alone_counts_what_it_fetched():
+    def batches():
+        while True:
+            time.sleep(0.02)
+            yield torch.zeros(8, 1), torch.zeros(8)
+
+    start = time.perf_counter()
+    rate = clocks.input_alone(batches(), 0.1)
+    assert 8 / (time.perf_counter() - start) < rate <= 8 / 0.02
+    assert clocks.input_alone(batches(), 0.0) <= 8 / 0.02  # a batch at least

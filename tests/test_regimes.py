@@ -1,3 +1,5 @@
+import math
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -86,8 +88,15 @@ def test_rows_without_a_canary_have_no_state():
 
 def test_normal_noise_is_rarely_taken_for_a_change():
     rng = np.random.default_rng(1)
-    alarms = sum(regimes._upper(rng.normal(0, 0.1, 12)).any() for _ in range(500))
-    assert alarms <= 15
+    apart = [regimes.two_groups(rng.normal(0, 0.1, 12)) for _ in range(500)]
+    assert sum(gap > regimes.CHANGE and sds > regimes.CHANGE_PER_SD for _, gap, sds in apart) <= 15
+
+
+def test_the_two_groups_are_those_of_least_scatter():
+    upper, gap, sds = regimes.two_groups(np.array([1.0, 5.0, 1.2, 5.4, 1.1, 5.2]))
+    assert upper.tolist() == [False, True, False, True, False, True]
+    assert gap == pytest.approx(5.2 - 1.1)
+    assert sds == pytest.approx(4.1 / math.sqrt((2 * 0.01 + 2 * 0.04) / 4))
 
 
 def test_the_noise_floor_grades_a_speedup():

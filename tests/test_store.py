@@ -267,6 +267,20 @@ def test_a_flipped_bit_is_found(tmp_path):
         assert len(store.read_tables(tmp_path)["trials"]) == 0
 
 
+def test_a_fault_of_the_system_sets_no_good_file_aside(tmp_path, monkeypatch):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0))
+
+    def broken(*arguments, **options):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(pq, "ParquetFile", broken)
+    with pytest.raises(StoreError, match=r"can't read .*r1\.parquet: Input/output error"):
+        store.read_tables(tmp_path)
+    assert (tmp_path / "trials" / "r1.parquet").exists()
+
+
 def test_a_folder_that_can_not_be_written_is_found_before_anything_starts(tmp_path):
     (tmp_path / "results").write_text("a file in the way")
     with pytest.raises(StoreError, match="choose another --results-dir"):
