@@ -15,14 +15,13 @@ from rresnet.workbench import Workbench
 
 def plain(bench: Workbench, seconds: float) -> float:
     """Images a second of a loop with nothing but a stopwatch around it."""
-    images, labels = next(bench.batches)
-    bench.train_step(images, labels)  # the re-warming step, as in a visit
+    bench.train_step(*next(bench.batches))  # the re-warming step, as in a visit
     steps, count = max(1, round(seconds / (bench.step_seconds or seconds))), 0
     start = time.perf_counter()
     for _ in range(steps):
-        images, labels = next(bench.batches)
-        bench.train_step(images, labels)
-        count += len(labels)
+        raw = next(bench.batches)
+        bench.train_step(*raw)
+        count += len(raw[0])
     return count / (time.perf_counter() - start)
 
 

@@ -46,6 +46,7 @@ class Tables:
     trials: pd.DataFrame
     windows: pd.DataFrame
     epochs: pd.DataFrame
+    losses: pd.DataFrame
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from types import FrameType
 import tyro
 from rich.console import Console
 
-from rresnet import data, experiment, grid, store
+from rresnet import data, experiment, grid, planning, store
 from rresnet.config import Settings, UsageError
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -23,7 +23,8 @@ def main(
     description: str,
     *,
     defaults: Settings | None = None,
-    cells: experiment.Cells = grid.cells,
+    cells: planning.Cells = grid.cells,
+    show: experiment.Show | None = None,
     trainable: Callable[..., None] | None = None,
 ) -> int:
     """Run an experiment from the command line; returns the exit code.
@@ -33,8 +34,11 @@ def main(
         description: what `--help` says: the experiment's docstring.
         defaults: its defaults, where they are not those of `Settings`.
         cells: what it measures, from the settings.
+        show: prints what the experiment itself has to say, after the answer.
         trainable: what runs a trial, instead of training.
     """
+    given = defaults or Settings()
+    what = experiment.Experiment(name=name, cells=cells, show=show, trainable=trainable)
     if not sys.stdout.isatty():
         os.environ["COLUMNS"] = str(PLAIN_WIDTH)
     errors = Console(stderr=True)
@@ -43,13 +47,13 @@ def main(
     stop = _Stop()
     try:
         settings = tyro.cli(
-            Settings,
+            type(given),
             prog=f"{name}.py",
             description=description,
-            default=defaults or Settings(),
+            default=given,
             config=(tyro.conf.FlagCreatePairsOff,),
         )
-        return OK if experiment.run(name, settings, cells, console, stop.asked, trainable) else SOME_FAILED
+        return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
     except (UsageError, data.DataError, store.StoreError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return WRONG_REQUEST

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import torch
 
-from rresnet.inputs import Batch
+from rresnet.inputs import Batch, Raw
 from rresnet.limits import Limits, Work, synchronize
 from rresnet.step import Step
 
@@ -25,20 +25,20 @@ class StepClock:
     launch_share: float | None  # of a single step until the CPU had launched it all; None on a CPU
 
 
-def step_alone(step: Step, optimizer: torch.optim.Optimizer, batch: Batch, steps: int) -> StepClock:
-    """Take `steps` steps on `batch` (on a GPU one more, by itself, for the share of launching)."""
-    images, labels = batch
+def step_alone(step: Step, optimizer: torch.optim.Optimizer, batch: Raw, steps: int) -> StepClock:
+    """Take `steps` steps on `batch`, on the device (on a GPU one more, by itself, for the share of launching)."""
+    device = batch[0].device
     marks: list[Any] = []
     hooks = [
-        optimizer.register_step_pre_hook(lambda *_: marks.append(_mark(images.device))),
-        optimizer.register_step_post_hook(lambda *_: marks.append(_mark(images.device))),
+        optimizer.register_step_pre_hook(lambda *_: marks.append(_mark(device))),
+        optimizer.register_step_post_hook(lambda *_: marks.append(_mark(device))),
     ]
     try:
-        synchronize(images.device)
+        synchronize(device)
         start = time.perf_counter()
         for _ in range(steps):
-            step(images, labels)
-        synchronize(images.device)
+            step(*batch)
+        synchronize(device)
         seconds = (time.perf_counter() - start) / steps
     finally:
         for hook in hooks:
@@ -47,7 +47,7 @@ def step_alone(step: Step, optimizer: torch.optim.Optimizer, batch: Batch, steps
     return StepClock(
         seconds=seconds,
         optimizer_seconds=sum(spent) / steps if spent else None,
-        launch_share=_launch_share(step, batch) if images.device.type == "cuda" else None,
+        launch_share=_launch_share(step, batch) if device.type == "cuda" else None,
     )
 
 
@@ -65,7 +65,7 @@ def _between(a: Any, b: Any) -> float:
     return float(b - a if isinstance(a, float) else a.elapsed_time(b) / 1000)
 
 
-def _launch_share(step: Step, batch: Batch) -> float:
+def _launch_share(step: Step, batch: Raw) -> float:
     start = time.perf_counter()
     step(*batch)
     launched = time.perf_counter() - start

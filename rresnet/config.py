@@ -13,6 +13,7 @@ Execution = Literal["eager", "graph", "compile"]
 Recipe = Literal["blog", "tuned"]
 
 SCHEMA_VERSION = 1
+AUTO: Literal["auto"] = "auto"
 DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
 EPOCH_TIMEOUT_SECONDS = 3600.0
@@ -106,7 +107,14 @@ class How:
     """How each trial of a run is to be measured."""
 
     seconds: float
-    timeout_seconds: float
+    timeout_seconds: float | None = None  # None: the default of the trial's kind
+    profile: bool = False
+    save_model: bool = False
+
+    def limit_seconds(self, cell: Cell) -> float:
+        """Time limit of a trial of `cell`, seconds."""
+        default = EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else DEFAULT_TIMEOUT_SECONDS
+        return self.timeout_seconds or default
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,12 +125,14 @@ class Settings:
     """Device kinds to measure. Default: every kind the cluster has."""
     recipe: tuple[Recipe, ...] = ("blog", "tuned")
     """Named settings: the blog's script as written, or the fastest known that learn the same."""
-    batch_size: tuple[int, ...] = (32, 64, 128)
-    """Images a step and worker."""
+    batch_size: tuple[int, ...] | Literal["auto"] = (32, 64, 128)
+    """Images a step and worker; auto finds the largest that fits and the fastest."""
     precision: tuple[Precision, ...] = ()
     """Override the recipes' precision."""
     input: tuple[Input, ...] = ()
     """Override the recipes' input path."""
+    execution: tuple[Execution, ...] = ()
+    """Override the recipes' way to run a step: eager, one CUDA graph (GPU), or torch.compile."""
     num_workers: tuple[int, ...] = (1,)
     """Data-parallel workers (several use Ray Train's worker group and DDP)."""
     cpu_threads: int | None = None
@@ -167,17 +177,30 @@ class Settings:
     """Run the newest run's trials again, also where it is complete: those that failed, or all of them."""
     mix_environments: bool = False
     """Continue a run that was begun with other software or on another machine."""
+    profile: bool = False
+    """Keep a PyTorch profiler trace of each cell in RESULTS_DIR/files, taken outside the measured windows."""
+    save_model: bool = False
+    """With --epochs: keep each trained model's state_dict in RESULTS_DIR/files."""
     dry_run: bool = False
     """Print the planned trials and stop."""
 
     def __post_init__(self) -> None:
+        auto = self.batch_size == AUTO
         for name in ("recipe", "batch_size", "num_workers"):
             _require(bool(getattr(self, name)), f"--{_flag(name)} needs at least one value")
-        for name in ("device", "recipe", "batch_size", "precision", "input", "num_workers"):
+        for name in (
+            "device",
+            "recipe",
+            *(() if auto else ("batch_size",)),
+            "precision",
+            "input",
+            "execution",
+            "num_workers",
+        ):
             values = getattr(self, name)
             twice = sorted({str(v) for v in values if values.count(v) > 1})
             _require(not twice, f"--{_flag(name)} names {', '.join(twice)} twice: give each value once")
-        for name in ("batch_size", "num_workers"):
+        for name in ("num_workers",) if auto else ("batch_size", "num_workers"):
             for value in getattr(self, name):
                 _require(value >= 1, f"--{_flag(name)} must be at least 1, got {value}")
         for name in ("cpu_threads", "image_size", "repeats", "processes", "epochs"):
@@ -207,18 +230,24 @@ class Settings:
     @property
     def request_id(self) -> str:
         """Hash of what is asked for, without where it goes and how it is told."""
-        apart = {"results_dir", "fresh", "advice", "retry", "mix_environments", "dry_run", "address", "max_minutes"}
+        apart = {
+            "profile",
+            "save_model",
+            "results_dir",
+            "fresh",
+            "advice",
+            "retry",
+            "mix_environments",
+            "dry_run",
+            "address",
+            "max_minutes",
+        }
         return stable_hash({k: str(v) for k, v in asdict(self).items() if k not in apart})
 
     @property
     def repeats_planned(self) -> int:
         """Repeats, with the default resolved."""
         return self.repeats or (1 if self.epochs else DEFAULT_REPEATS)
-
-    @property
-    def timeout_seconds_planned(self) -> float:
-        """Time limit of a trial in seconds, with the default resolved."""
-        return self.timeout_seconds or (EPOCH_TIMEOUT_SECONDS * self.epochs if self.epochs else DEFAULT_TIMEOUT_SECONDS)
 
 
 def _flag(name: str) -> str:

@@ -2,7 +2,6 @@
 
 import gzip
 import hashlib
-import os
 import shutil
 import struct
 import tempfile
@@ -13,6 +12,7 @@ import numpy as np
 import torchvision
 from numpy.typing import NDArray
 
+from rresnet import scratch
 from rresnet.data import DataError, Labels, Pixels, Source, Split
 
 _IDX = {"fashion-mnist": torchvision.datasets.FashionMNIST, "mnist": torchvision.datasets.MNIST}
@@ -21,7 +21,7 @@ _IDX_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
 def default_data_dir() -> Path:
     """Where downloads go: rresnet/data in the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rresnet" / "data"
+    return scratch.cache_folder() / "data"
 
 
 def load(name: str, data_dir: Path | None) -> Source:

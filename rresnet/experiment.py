@@ -3,19 +3,20 @@
 import contextlib
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
-from rresnet import data, environment, grid, hardware, store
-from rresnet.config import Cell, Device, How, Settings, Trial, UsageError, stable_hash
+from rresnet import data, environment, grid, hardware, planning, store
+from rresnet.config import AUTO, Cell, How, Settings, stable_hash
 from rresnet.measurement import Measurement
-from rresnet.progress import Progress, duration
+from rresnet.planning import Cells, Planned
+from rresnet.progress import Progress
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -23,41 +24,62 @@ if TYPE_CHECKING:
     from rresnet.cluster import Cluster
     from rresnet.sweep import Sweep
 
-Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
-Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
+Show = Callable[["pd.DataFrame", Console, Path], None]  # a run's trials, where to print, the results folder
+# Runs more trials, by what the first ones told; the last are ids of trials that are to be run once more.
+Extend = Callable[["Sweep", store.Writer, Progress, Collection[str]], None]
 
 EARLY_SECONDS = 0.5  # for data that can be read, or refused, before Ray is started
-USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What sets one experiment apart from another."""
+
+    name: str  # also the default name of its runs
+    cells: Cells = grid.cells  # what it measures, from the settings
+    show: Show | None = None  # prints what it has to say itself, after the answer
+    trainable: Callable[..., None] | None = None  # what runs a trial, instead of training
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Means:
+    """What the trials of a run are measured with."""
+
+    cluster: "Cluster"
+    images: data.ImageData
+    console: Console
+    stop_asked: Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Done:
+    """A run that is complete."""
+
+    run: store.Run
+    trials: "pd.DataFrame"
+    failed: int  # of the trials that were run now
 
 
 def run(
-    name: str,
-    settings: Settings,
-    cells: Cells,
-    console: Console,
-    stop_asked: Callable[[], bool] = lambda: False,
-    trainable: Callable[..., None] | None = None,
+    experiment: Experiment, settings: Settings, console: Console, stop_asked: Callable[[], bool] = lambda: False
 ) -> bool:
     """Run an experiment; returns whether every planned trial is ok.
 
     Args:
-        name: the experiment's.
+        experiment: what is measured and shown.
         settings: its flags.
-        cells: what it measures, from the settings.
         console: where it tells.
         stop_asked: whether the person has asked to stop, where the exception that says so may have been swallowed.
-        trainable: what runs a trial, instead of training.
 
     Raises:
         UsageError, DataError, StoreError: the request is wrong or can't be met.
         KeyboardInterrupt: the person has stopped it; what was measured is stored.
     """
-    here = hardware.probe()
+    here, begin = hardware.probe(), _beginning(settings)
     if settings.address is None:  # a wrong request is told at once, before anything starts
-        planned = _plan(settings, cells, here)
+        planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
-            _show_plan(planned, settings, console)
+            planning.show(planned, begin, console)
             return True
     store.check_writable(settings.results_dir)
     with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
@@ -65,97 +87,126 @@ def run(
             data.load, settings.dataset, image_size=settings.image_size, data_dir=settings.data_dir, seed=settings.seed
         )
         if images in wait([images], timeout=EARLY_SECONDS).done:  # what is wrong with it is told at once
-            _check_batches(settings, images.result())
+            planning.check_batches(settings, images.result())
         from rresnet import cluster as ray_cluster
 
         with ray_cluster.connect(settings.address, here) as cluster:
-            planned = _plan(settings, cells, cluster.hardware)
+            planned = planning.plan(begin, experiment.cells, cluster.hardware)
             if settings.dry_run:
-                _show_plan(planned, settings, console)
+                planning.show(planned, begin, console)
                 return True
-            return _measure(name, settings, planned, cluster, images, console, stop_asked, trainable)
+            means = _Means(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
+            planning.check_batches(settings, means.images)
+            return _measure(experiment, settings, means)
 
 
-def _plan(settings: Settings, cells: Cells, machine: hardware.Hardware) -> Planned:
-    if settings.model not in USUAL_MODELS:
-        from rresnet import model  # imports torch, which takes seconds: only to look up an unusual name
+def _beginning(settings: Settings) -> Settings:
+    """The settings of what is run first: where batch sizes are to be found, of the first probes."""
+    if settings.batch_size != AUTO:
+        return settings
+    from rresnet import search
 
-        model.check_name(settings.model)
-    kinds: tuple[Device, ...] = ("cpu", "gpu") if machine.gpu_count else ("cpu",)
-    wanted = cells(settings, settings.device or kinds, machine)
-    reasons = {cell.cell_id: grid.infeasible(cell, machine) for cell in wanted}
-    if all(reasons.values()):
-        raise UsageError(_nothing_feasible(wanted, reasons, machine))
-    trials = grid.plan(wanted, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed)
-    return [(trial, reasons[trial.cell.cell_id]) for trial in trials]
+    return search.first(settings)
 
 
-def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], machine: hardware.Hardware) -> str:
-    if {cell.device for cell in wanted} == {"gpu"} and not machine.gpu_count:
-        return (
-            f"no GPU in this Ray cluster ({machine.cpu_count} CPUs seen): "
-            "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
-        )
-    return f"nothing that was asked for can run here: {reasons[wanted[0].cell_id]}"
+def _measure(experiment: Experiment, settings: Settings, means: _Means) -> bool:
+    """Run what was asked for, and answer."""
+    if settings.batch_size == AUTO:
+        experiment, settings = _find_batch_sizes(experiment, settings, means)
+    extend: Extend | None = None
+    if settings.target_interval:
+        from rresnet import growth
+
+        began, feasible = time.monotonic(), _feasible_cells(experiment, settings, means)
+
+        def extend(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:
+            growth.grow(sweep, settings, feasible, writer, progress, again=again, began=began)
+
+    done = _run(experiment, settings, means, extend)
+    from rresnet import answer  # pandas and scipy: seconds that the start need not wait for
+
+    answer.show(done.trials, means.console, advice=settings.advice)
+    if experiment.show:
+        experiment.show(done.trials, means.console, settings.results_dir)
+    _tell(means.console, _completion(done.trials))
+    means.console.print(
+        f"Rows: {settings.results_dir / 'trials'} (run {done.run.run_id})", style="dim", highlight=False, soft_wrap=True
+    )
+    return not done.failed
 
 
-def _measure(
-    name: str,
-    settings: Settings,
-    planned: Planned,
-    cluster: "Cluster",
-    loading: "Future[data.ImageData]",
-    console: Console,
-    stop_asked: Callable[[], bool],
-    trainable: Callable[..., None] | None,
-) -> bool:
-    began, images = time.monotonic(), loading.result()
-    _check_batches(settings, images)
-    results = settings.results_dir
-    new = _new_run(name, settings, planned, cluster.hardware)
+def _find_batch_sizes(experiment: Experiment, settings: Settings, means: _Means) -> tuple[Experiment, Settings]:
+    """Probe batch sizes in a run of their own; the experiment and settings of those that are worth measuring."""
+    from rresnet import search
+
+    begin = search.first(settings, again=not settings.fresh)
+    feasible = _feasible_cells(experiment, begin, means)
+
+    def probe(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:
+        search.probe(sweep, feasible, writer, progress, most=len(means.images.train.labels))
+
+    name = f"{settings.name or experiment.name}-sizes"
+    done = _run(replace(experiment, name=name), begin, means, probe)
+    found = search.found(done.trials, most=len(means.images.train.labels))
+    for line in found.told:
+        _tell(means.console, line)
+    return (
+        replace(experiment, cells=lambda *of: [cell for cell in experiment.cells(*of) if found.fits(cell)]),
+        replace(settings, batch_size=found.sizes),
+    )
+
+
+def _run(experiment: Experiment, settings: Settings, means: _Means, extend: Extend | None) -> _Done:
+    """Run the plan, or what is missing of it in a run that is continued, and what extends it."""
+    results, console, cluster = settings.results_dir, means.console, means.cluster
+    planned = planning.plan(settings, experiment.cells, cluster.hardware)
     this = store.open_run(
-        results, new, fresh=settings.fresh, again=settings.retry is not None, mix=settings.mix_environments
+        results,
+        _new_run(experiment.name, settings, planned, cluster.hardware),
+        fresh=settings.fresh,
+        again=settings.retry is not None,
+        mix=settings.mix_environments,
     )
     attempts, done = _ended(results, this)
     if settings.retry == "all":
         done = set()
     todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
-    console.print(_opening(this, settings, planned, todo, cluster), highlight=False, soft_wrap=True)
+    _tell(console, planning.opening(this, settings, planned, todo, cluster.hardware))
     from rresnet.cluster import waiting_for
 
     if waiting := waiting_for(cluster):
-        console.print(waiting, highlight=False, soft_wrap=True)
+        _tell(console, waiting)
     writer = store.Writer(results, this)
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
         try:
-            sweep = _sweep(this, settings, cluster, images, writer, progress, stop_asked, attempts, trainable)
+            sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
             _execute(sweep, todo)
-            if settings.target_interval:
-                from rresnet import growth
-
-                growth.grow(sweep, settings, _feasible_cells(planned), writer, progress, began=began)
+            if extend:
+                extend(sweep, writer, progress, attempts.keys() - done if settings.retry else ())
         except Exception:
             writer.check()  # a full disk, say, which Tune tells as a failure of its own
             raise
-    from rresnet import answer, regimes  # pandas and scipy: seconds that the start need not wait for
+    from rresnet import regimes  # pandas and scipy, again
 
-    changed = regimes.changed(store.read_tables(results, run_id=this.run_id)["trials"].to_pandas())
+    changed = regimes.changed(_trials(results, this))
     writer.finish(_now(), changed, "machine_changed")
-    trials = store.read_tables(results, run_id=this.run_id)["trials"].to_pandas()
-    answer.show(trials, console, advice=settings.advice)
-    console.print(_completion(trials), highlight=False, soft_wrap=True)
-    console.print(f"Rows: {results / 'trials'} (run {this.run_id})", style="dim", highlight=False, soft_wrap=True)
-    return not sweep.failed
+    return _Done(run=this, trials=_trials(results, this), failed=sweep.failed)
+
+
+def _trials(results: Path, this: store.Run) -> "pd.DataFrame":
+    return store.read_tables(results, run_id=this.run_id)["trials"].to_pandas()
+
+
+def _tell(console: Console, text: str) -> None:
+    console.print(text, highlight=False, soft_wrap=True)
 
 
 def _sweep(
     this: store.Run,
     settings: Settings,
-    cluster: "Cluster",
-    images: data.ImageData,
+    means: _Means,
     writer: store.Writer,
     progress: Progress,
-    stop_asked: Callable[[], bool],
     attempts: Mapping[str, int],
     trainable: Callable[..., None] | None,
 ) -> "Sweep":
@@ -165,12 +216,18 @@ def _sweep(
 
     return Sweep(
         run=this,
-        cluster=cluster,
-        data=ray.put(images),
-        how=How(seconds=settings.seconds, timeout_seconds=settings.timeout_seconds_planned),
+        cluster=means.cluster,
+        data=ray.put(means.images),
+        how=How(
+            seconds=settings.seconds,
+            timeout_seconds=settings.timeout_seconds,
+            profile=settings.profile,
+            save_model=settings.save_model,
+        ),
         write=writer.write,
+        keep=writer.keep,
         progress=progress,
-        stop_asked=stop_asked,
+        stop_asked=means.stop_asked,
         earlier=attempts,
         trainable=trainable or run_trial,
     )
@@ -184,7 +241,8 @@ def _completion(trials: "pd.DataFrame") -> str:
     return f"{tell} The same command with --retry failed tries the others again."
 
 
-def _feasible_cells(planned: Planned) -> list[Cell]:
+def _feasible_cells(experiment: Experiment, settings: Settings, means: _Means) -> list[Cell]:
+    planned = planning.plan(settings, experiment.cells, means.cluster.hardware)
     return list({trial.cell.cell_id: trial.cell for trial, reason in planned if reason is None}.values())
 
 
@@ -215,71 +273,6 @@ def _ended(results: Path, this: store.Run) -> tuple[dict[str, int], set[str]]:
     table = store.read_tables(results, run_id=this.run_id)["trials"]
     rows = table.select(["trial_id", "status", "attempt"]).to_pylist()
     return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in rows if r["status"] == "ok"}
-
-
-def _check_batches(settings: Settings, images: data.ImageData) -> None:
-    count = len(images.train.labels)
-    for batch_size in settings.batch_size:
-        if batch_size > count:
-            raise UsageError(
-                f"--batch-size {batch_size} is more than the {count} training images of {settings.dataset}: "
-                f"give at most {count}, or a larger --dataset"
-            )
-
-
-def _opening(this: store.Run, settings: Settings, planned: Planned, todo: Planned, cluster: "Cluster") -> str:
-    machine, cells = cluster.hardware, len({trial.cell.cell_id for trial, _ in planned})
-    gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"
-    lines = [
-        f"{machine.hostname}: {machine.cpu_model}, {machine.cpu_count} CPUs{gpus}",
-        f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {_processes(settings)} processes",
-    ]
-    if len(todo) < len(planned):
-        lines.append(f"Continuing run {this.run_id}: {len(planned) - len(todo)} trials are done (--fresh starts anew)")
-    impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
-    lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
-    return "\n".join(lines)
-
-
-def _processes(settings: Settings) -> int:
-    return min(settings.processes, settings.repeats_planned)
-
-
-def _show_plan(planned: Planned, settings: Settings, console: Console) -> None:
-    table = Table(title=f"{len(planned)} planned trials, in the order they run", title_justify="left")
-    for heading in (
-        "repeat",
-        "process",
-        "device",
-        "recipe",
-        "precision",
-        "input",
-        "batch size",
-        "workers",
-        "threads",
-        "trial",
-        "feasible",
-    ):
-        table.add_column(heading)
-    for trial, reason in planned:
-        cell = trial.cell
-        values = (trial.repeat, trial.process, cell.device, cell.recipe, cell.precision, cell.input, cell.batch_size)
-        table.add_row(*map(str, (*values, cell.num_workers, cell.cpu_threads, trial.trial_id, reason or "yes")))
-    console.print(table)
-    console.print(_prediction(planned, settings), highlight=False, soft_wrap=True)
-
-
-def _prediction(planned: Planned, settings: Settings) -> str:
-    from rresnet import analysis
-
-    cell_ids = [trial.cell.cell_id for trial, reason in planned if reason is None]
-    seconds: dict[str, float] = {}
-    with contextlib.suppress(store.StoreError):
-        seconds = analysis.trial_seconds(analysis.read(settings.results_dir).trials, cell_ids)
-    if not seconds:
-        return f"Predicted duration: not known until {settings.results_dir} holds a first result."
-    total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * PROCESS_START_SECONDS
-    return f"Predicted duration: {duration(total)}, from the trials in {settings.results_dir}."
 
 
 def _now() -> str:

@@ -2,10 +2,10 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
-from rresnet.config import Cell, Device, Execution, Input, Precision, Recipe, Settings, Trial
+from rresnet.config import AUTO, Cell, Device, Execution, Input, Precision, Recipe, Settings, Trial
 from rresnet.hardware import Hardware
 
 
@@ -30,7 +30,8 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
     """The fastest settings known for the device that learn the same as the blog's."""
     bf16 = hardware.gpu_bf16 if device == "gpu" else hardware.cpu_bf16
     precision: Precision = "bf16" if bf16 else "fp32"
-    return Axes(precision=precision, input="resident", execution="eager", channels_last=True, fused_optimizer=True)
+    execution: Execution = "graph" if device == "gpu" else "eager"
+    return Axes(precision=precision, input="resident", execution=execution, channels_last=True, fused_optimizer=True)
 
 
 RECIPES = {"blog": blog, "tuned": tuned}
@@ -39,35 +40,37 @@ RECIPES = {"blog": blog, "tuned": tuned}
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """The product of the settings' axes on `devices`, each recipe resolved for `hardware`; no cell twice."""
     found = {}
+    assert settings.batch_size != AUTO, "batch sizes are found first"
     copies = (0, 1) if settings.aa else (0,)
     axes = product(devices, settings.recipe, settings.batch_size, settings.num_workers)
     for device, recipe, batch_size, num_workers in axes:
-        for precision, input_path, copy in product(settings.precision or (None,), settings.input or (None,), copies):
-            cell = _cell(settings, hardware, device, recipe, batch_size, num_workers, precision, input_path, copy)
-            found[cell.cell_id] = cell
+        resolved = RECIPES[recipe](device, hardware)
+        given = (settings.precision or (None,), settings.input or (None,), settings.execution or (None,))
+        for precision, input_path, execution, copy in product(*given, copies):
+            chosen = replace(resolved, precision=precision or resolved.precision, input=input_path or resolved.input)
+            # A recipe never asks for what can't be run: a step that is not eager is one worker's, and not fp16's.
+            captures = num_workers == 1 and chosen.precision != "fp16"
+            chosen = replace(chosen, execution=execution or (resolved.execution if captures else "eager"))
+            one = cell(settings, hardware, device, recipe, chosen, batch_size, num_workers, copy)
+            found[one.cell_id] = one
     return list(found.values())
 
 
-def _cell(
+def cell(
     settings: Settings,
     hardware: Hardware,
     device: Device,
     recipe: Recipe,
+    axes: Axes,
     batch_size: int,
-    num_workers: int,
-    precision: Precision | None,
-    input_path: Input | None,
-    copy: int,
+    num_workers: int = 1,
+    copy: int = 0,
 ) -> Cell:
-    resolved = RECIPES[recipe](device, hardware)
+    """One cell of the settings, with the axes that a recipe resolved to."""
     return Cell(
         device=device,
         recipe=recipe,
-        precision=precision or resolved.precision,
-        input=input_path or resolved.input,
-        execution=resolved.execution,
-        channels_last=resolved.channels_last,
-        fused_optimizer=resolved.fused_optimizer,
+        **vars(axes),
         model=settings.model,
         dataset=settings.dataset,
         image_size=settings.image_size,
@@ -110,6 +113,17 @@ def infeasible(cell: Cell, hardware: Hardware) -> str | None:
     """Why `hardware` can't run `cell`, or None. Said before anything starts, so that nothing waits for ever."""
     if cell.device == "gpu" and hardware.gpu_count < cell.num_workers:
         return f"{cell.num_workers} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+    if cell.device == "cpu" and cell.execution == "graph":
+        return "a CPU has no CUDA graphs: use --execution eager or compile"
+    if cell.execution != "eager" and cell.num_workers > 1:
+        return f"a {cell.execution} step is one worker's: use --num-workers 1, or --execution eager"
+    if cell.execution != "eager" and cell.precision == "fp16":
+        return f"the loss scaling of fp16 is not part of a {cell.execution} step: use bf16, or --execution eager"
+    if cell.execution == "compile" and not hardware.compiler:
+        return (
+            f"torch.compile needs a C++ compiler (g++) and Python's headers (python3-dev) on {hardware.hostname}: "
+            "install them, or use --execution eager"
+        )
     if cell.device == "cpu" and cell.precision in ("tf32", "fp16"):
         return f"a CPU has no {cell.precision} training: use --precision fp32 or bf16"
     if cell.device == "gpu" and cell.precision in ("tf32", "bf16") and not hardware.gpu_bf16:

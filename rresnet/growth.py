@@ -2,7 +2,7 @@
 
 import itertools
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import pandas as pd
 
@@ -13,7 +13,14 @@ from rresnet.sweep import Sweep
 
 
 def grow(
-    sweep: Sweep, settings: Settings, cells: Sequence[Cell], writer: store.Writer, progress: Progress, *, began: float
+    sweep: Sweep,
+    settings: Settings,
+    cells: Sequence[Cell],
+    writer: store.Writer,
+    progress: Progress,
+    *,
+    again: Collection[str] = (),
+    began: float,
 ) -> None:
     """Measure part after part, each in a fresh process, until every speedup is known well enough or time is over.
 
@@ -25,20 +32,23 @@ def grow(
         cells: the cells that can run.
         writer: of the run, whose rows decide.
         progress: is told how many trials are added, and why.
+        again: ids of trials that have a row and are to be run once more.
         began: when the run began, by `time.monotonic`.
     """
     assert settings.target_interval is not None
-    target, last_seconds = settings.target_interval, 0.0
+    target, last_seconds, left = settings.target_interval, 0.0, set(again)
     for part in itertools.count():
         rows = _rows(settings, writer)
         widest = analysis.widest(rows)
         trials = grid.more(
             cells, part, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed
         )
-        todo = [trial for trial in trials if trial.trial_id not in set(rows["trial_id"])]
+        known = set(rows["trial_id"])
+        todo = [trial for trial in trials if trial.trial_id not in known - left]
         if not todo:
             continue
-        begun = len(todo) < len(trials)
+        left -= {trial.trial_id for trial in todo}
+        begun = any(trial.trial_id in known for trial in trials)
         if not begun and (widest is None or widest.half_width <= target):
             return
         told = f"Intervals reach ±{widest.half_width:.1%}, ±{target:.1%} was asked for" if widest else "No interval yet"

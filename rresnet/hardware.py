@@ -4,7 +4,9 @@ import contextlib
 import functools
 import os
 import platform
+import shutil
 import socket
+import sysconfig
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +28,7 @@ class Hardware:
     gpu_name: str | None
     driver_version: str | None
     gpu_capability: tuple[int, int] | None  # CUDA compute capability of the first GPU
+    compiler: bool  # a C++ compiler and Python's headers, which torch.compile needs
 
     @property
     def gpu_bf16(self) -> bool:
@@ -50,7 +53,15 @@ def probe() -> Hardware:
         gpu_name=name,
         driver_version=driver,
         gpu_capability=capability,
+        compiler=_has_compiler(),
     )
+
+
+def _has_compiler() -> bool:
+    """Whether TorchInductor can build its kernels: with the compiler that it looks for, against Python's headers."""
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
+    headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
+    return any(map(shutil.which, compilers)) and headers.exists()
 
 
 def _usable_cpus() -> int:

@@ -1,4 +1,8 @@
-"""The two input paths: the blog's per-image DataLoader, and the data set resident on the device."""
+"""The two input paths: the blog's per-image DataLoader, and the data set resident on the device.
+
+A path gives tensors of a batch (`Inputs.epoch`), and turns them into images and labels on the device (`Inputs.load`).
+The second part is a step's own: an execution mode may compile or capture it with the rest.
+"""
 
 from collections.abc import Iterator
 
@@ -12,6 +16,7 @@ from rresnet.config import Cell
 from rresnet.data import Split
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images float [N, 3, S, S] normalised to -1 .. 1, labels int64 [N]
+Raw = tuple[torch.Tensor, ...]  # what `load` takes: (images, labels) on the host, or (indices int64 [N],) on the device
 
 
 class EpochSampler(Sampler[int]):
@@ -69,29 +74,27 @@ class Inputs:
         """Images one worker trains on in an epoch."""
         return len(self.sampler)
 
-    def epoch(self) -> Iterator[Batch]:
-        """The batches of the next epoch; the last one may be short."""
-        return self._resident_epoch() if self._resident else self._dataloader_epoch()
+    def epoch(self) -> Iterator[Raw]:
+        """The batches of the next epoch, for `load`; the last one may be short."""
+        if self._resident:
+            for indices in torch.split(self.sampler.indices().to(self._device), self._cell.batch_size):
+                yield (indices,)
+        else:
+            yield from DataLoader(_BlogImages(self._split), batch_size=self._cell.batch_size, sampler=self.sampler)
 
-    def forever(self) -> Iterator[Batch]:
+    def forever(self) -> Iterator[Raw]:
         """Batches of epoch after epoch."""
         while True:
             yield from self.epoch()
 
-    def _dataloader_epoch(self) -> Iterator[Batch]:
-        loader = DataLoader(_BlogImages(self._split), batch_size=self._cell.batch_size, sampler=self.sampler)
-        for images, labels in loader:
-            images, labels = images.to(self._device), labels.to(self._device)
-            yield self._laid_out(images), labels
-
-    def _resident_epoch(self) -> Iterator[Batch]:
-        assert self._resident is not None
-        images, labels = self._resident
-        for indices in torch.split(self.sampler.indices().to(self._device), self._cell.batch_size):
-            yield self._laid_out(normalise(images[indices])), labels[indices]
-
-    def _laid_out(self, images: torch.Tensor) -> torch.Tensor:
-        return images.contiguous(memory_format=memory_format(self._cell))
+    def load(self, *raw: torch.Tensor) -> Batch:
+        """A batch's images, normalised and in the cell's layout, and labels, on the device."""
+        if self._resident:
+            (indices,), (images, labels) = raw, self._resident
+            images, labels = normalise(images[indices]), labels[indices]
+        else:
+            images, labels = (tensor.to(self._device) for tensor in raw)
+        return images.contiguous(memory_format=memory_format(self._cell)), labels
 
 
 def memory_format(cell: Cell) -> torch.memory_format:

@@ -44,7 +44,8 @@ class Measurement:
     epoch_seconds: float | None = column("seconds of training a whole epoch, evaluation not counted")
     epoch_seconds_kind: Literal["measured", "projected"] | None = column("whether epochs were really trained whole")
     startup_seconds: float | None = column("seconds to have data, model and optimizer ready in this trial")
-    compile_seconds: float | None = column("seconds of compilation or graph capture")
+    compile_seconds: float | None = column("seconds of compilation or graph capture in this trial")
+    compile_cache: str | None = column("warm where the compiler found all it needed on disk, else cold")
     warmup_seconds: float | None = column("seconds of warm-up windows in this trial")
     clocks_seconds: float | None = column("seconds of the canary, the step alone and the input alone in this trial")
     measured_seconds: float | None = column("seconds of the measured windows")
@@ -137,6 +138,15 @@ class Epoch:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Loss:
+    """The loss of a step of a trial with --epochs, every hundredth. A row of the losses table."""
+
+    epoch: int = column("epoch, from 0", optional=False)
+    step: int = column("step of the epoch, from 1", optional=False)
+    loss: float = column("mean cross-entropy of the step's batch (nats)", optional=False)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Planned:
     """Columns that follow from the cell."""
 
@@ -145,7 +155,7 @@ class Planned:
 
 @dataclass(frozen=True, kw_only=True)
 class Key:
-    """What joins the windows and epochs tables to the trials table."""
+    """What joins the windows, epochs and losses tables to the trials table."""
 
     run_id: str = column("run the trial belongs to", optional=False)
     trial_id: str = column("stable hash of configuration and repeat", optional=False)
@@ -186,4 +196,5 @@ def _schema(*dataclasses: type) -> pa.Schema:
 TRIALS = _schema(Identity, Cell, Planned, Measurement, Environment, When)
 WINDOWS = _schema(Key, Window)
 EPOCHS = _schema(Key, Epoch)
-SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS}
+LOSSES = _schema(Key, Loss)
+SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOSSES}

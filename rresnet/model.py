@@ -33,5 +33,10 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
 
 
 def optimizer_of(model: nn.Module, cell: Cell) -> torch.optim.Optimizer:
-    """The blog's Adam, in its fused kernel if the cell says so."""
-    return torch.optim.Adam(model.parameters(), lr=LEARNING_RATE, fused=True if cell.fused_optimizer else None)
+    """The blog's Adam, in its fused kernel if the cell says so, and fit to be captured in a graph where it will be."""
+    return torch.optim.Adam(
+        model.parameters(),
+        lr=LEARNING_RATE,
+        fused=True if cell.fused_optimizer else None,
+        capturable=cell.device == "gpu" and cell.execution != "eager",
+    )

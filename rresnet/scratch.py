@@ -1,4 +1,4 @@
-"""Temporary folders that don't outlive us: removed when left, and by the next process where one was killed."""
+"""Where files go that are not results: temporary folders that don't outlive us, and the user's cache, which does."""
 
 import contextlib
 import os
@@ -10,6 +10,11 @@ from pathlib import Path
 import psutil
 
 _PREFIX = "rresnet-"
+
+
+def cache_folder() -> Path:
+    """Our part of the user's cache folder: downloads, and what a compiler made."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rresnet"
 
 
 @contextlib.contextmanager

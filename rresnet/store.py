@@ -157,6 +157,16 @@ class Writer:
         self.check()
         self._queue.put((trial_id, rows))
 
+    def keep(self, name: str, content: bytes) -> None:
+        """Write a file that a trial sent to `files/<run_id>/<name>`."""
+        folder = self.results / "files" / self.run.run_id
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / name, lambda file: file.write(content))
+        except OSError as error:
+            self._error = error
+        self.check()
+
     def flush(self) -> None:
         """Wait until every row that was given is on disk. Raises StoreError when one could not be written."""
         written = threading.Event()

@@ -49,6 +49,7 @@ def rows_of(
         ],
         "windows": [{**key, **window} for window in record.get("windows", ())],
         "epochs": [{**key, **epoch} for epoch in record.get("epochs", ())],
+        "losses": [{**key, **loss} for loss in record.get("losses", ())],
     }
 
 
@@ -68,6 +69,7 @@ class Sweep:
     data: "ray.ObjectRef[ImageData]"
     how: How
     write: Callable[[str, Rows], None]
+    keep: Callable[[str, bytes], None]  # a file that a trial sent, by its name
     progress: Progress
     trainable: Callable[..., None] = run_trial
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
@@ -122,6 +124,8 @@ class Sweep:
 
     def _reported(self, trial: Trial, attempt: int, result: Mapping[str, Any]) -> None:
         record = result["record"]
+        for name, content in result.get("files", {}).items():
+            self.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
         measurement = record["measurement"]
         if measurement["status"] == "out_of_memory" and trial.cell.num_workers == 1:
             if not result["alone"]:
@@ -181,7 +185,7 @@ class _Callback(tune.Callback):
             return
         elapsed = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        found = death(text, elapsed, self._sweep.how.timeout_seconds)
+        found = death(text, elapsed, self._sweep.how.limit_seconds(_planned(trial).cell))
         tail = self._sweep.cluster.output_tail(self._process_ids.get(trial.trial_id))
         self._sweep._write(_planned(trial), asdict(replace(found, output_tail=tail)), self._attempt, {}, {})
 

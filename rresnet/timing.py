@@ -7,7 +7,7 @@ from typing import Literal
 
 import torch
 
-from rresnet.inputs import Batch
+from rresnet.inputs import Raw
 from rresnet.measurement import Window
 
 WINDOW_SECONDS = 0.1
@@ -27,19 +27,19 @@ class Stopwatch:
 
     def window(
         self,
-        batches: Iterator[Batch],
+        batches: Iterator[Raw],
         steps: int,
         kind: Literal["warmup", "measured"],
         *,
         epoch: int | None = None,
         world: int = 1,
-    ) -> Iterator[Batch]:
+    ) -> Iterator[Raw]:
         """Yield up to `steps` batches; the time from before the first to after the last step is one window."""
         self._synchronize()
         start, images, taken = self._clock(), 0, 0
         for batch in islice(batches, steps):
             yield batch
-            images += len(batch[1]) * world
+            images += len(batch[0]) * world
             taken += 1
         if not taken:
             return

@@ -3,21 +3,23 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import nn
 
 from rresnet import flags, hardware, inputs, limits, steady, step
-from rresnet.inputs import Inputs
-from rresnet.measurement import Epoch, Measurement, Window
+from rresnet.config import How
+from rresnet.measurement import Epoch, Loss, Measurement, Window
 from rresnet.monitor import Monitor, Usage, process_peak_bytes
 from rresnet.timing import Stopwatch
 from rresnet.workbench import Workbench
 
 WARMUP_SECONDS = 0.5  # at least,
 WARMUP_LIMIT_SECONDS = 10.0  # and at most, where enough windows are there to tell whether the times have settled
+LOSS_STEPS = 100  # between the losses that are kept, as in the blog
+PROFILED_STEPS = 3
 MEMORY_STEPS = 2  # in which a cell's peak memory is noted, see `Workbench.noting_memory`
 
 Progress = Callable[[float], None]  # called between windows with the images per second so far
@@ -34,6 +36,23 @@ class Record:
     measurement: Measurement
     windows: tuple[Window, ...] = ()
     epochs: tuple[Epoch, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)  # ending of the name -> content
+
+
+def train(bench: Workbench, how: How, *, startup_seconds: float, progress: Progress) -> Record:
+    """Train the cell as it asks for, whole epochs or a timed visit, and make the files that were asked for."""
+    new = bench.steps_trained == 0
+    if bench.cell.epochs:
+        record = train_epochs(bench, epochs=bench.cell.epochs, startup_seconds=startup_seconds, progress=progress)
+    else:
+        record = visit(bench, seconds=how.seconds, startup_seconds=startup_seconds, progress=progress)
+    files = {}
+    if how.save_model and bench.cell.epochs:
+        files[".pt"] = bench.state_dict_bytes()
+    if how.profile and new:
+        files[".trace.json.gz"] = bench.trace(PROFILED_STEPS)
+    return replace(record, files=files)
 
 
 def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress: Progress) -> Record:
@@ -47,8 +66,8 @@ def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress:
     settled = _warm_up(bench, watch)
     with monitor.watching():
         while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
-            for images, labels in watch.window(bench.batches, steps, "measured", world=bench.world):
-                bench.took(images, labels, bench.train_step(images, labels))
+            for raw in watch.window(bench.batches, steps, "measured", world=bench.world):
+                bench.take_step(raw)
             measured, taken, trained = watch.total("measured")
             bench.step_seconds = measured / taken
             progress(trained / measured)
@@ -65,8 +84,8 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
         second = first_visit and len(watch.windows) == 1
         steps = max(MEMORY_STEPS, steps) if second else steps
         with bench.noting_memory() if second else contextlib.nullcontext():
-            for images, labels in watch.window(bench.batches, steps, "warmup", world=bench.world):
-                bench.took(images, labels, bench.train_step(images, labels))
+            for raw in watch.window(bench.batches, steps, "warmup", world=bench.world):
+                bench.take_step(raw)
         times = [window.seconds / window.steps for window in watch.windows]
         bench.step_seconds = times[-1]
         warm = watch.total("warmup")[0]
@@ -83,25 +102,31 @@ def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progr
     settled = _warm_up(bench, watch)
     state.restore()
     del state
-    bench.inputs = Inputs(bench.data.train, bench.cell, bench.device, bench.rank, bench.world)
-    rows = [_train_epoch(bench, watch, monitor, epoch, progress) for epoch in range(epochs)]
-    return _record(bench, watch, monitor.usage(), canary, settled, startup_seconds, epochs=rows)
+    bench.start_over()
+    losses: list[Loss] = []
+    rows = [_train_epoch(bench, watch, monitor, epoch, progress, losses) for epoch in range(epochs)]
+    record = _record(bench, watch, monitor.usage(), canary, settled, startup_seconds, epochs=rows)
+    return replace(record, losses=tuple(losses))
 
 
-def _train_epoch(bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: Progress) -> Epoch:
+def _train_epoch(
+    bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: Progress, told: list[Loss]
+) -> Epoch:
+    """Train one epoch and evaluate; `told` gets the loss of every hundredth step, as the blog prints it."""
     batches, losses, taken = bench.inputs.epoch(), list[torch.Tensor](), -1
     with monitor.watching():
         while taken < len(losses):
             taken = len(losses)
-            for images, labels in watch.window(
-                batches, bench.steps_in_window(), "measured", epoch=epoch, world=bench.world
-            ):
-                loss = bench.train_step(images, labels)
-                bench.took(images, labels, loss)
-                losses.append(loss)
+            steps = bench.steps_in_window()
+            for raw in watch.window(batches, steps, "measured", epoch=epoch, world=bench.world):
+                losses.append(bench.take_step(raw))
             measured, _, trained = watch.total("measured")
             progress(trained / measured)
     windows = [w for w in watch.windows if w.epoch == epoch]
+    told += [
+        Loss(epoch=epoch, step=number, loss=losses[number - 1].item())
+        for number in range(LOSS_STEPS, len(losses) + 1, LOSS_STEPS)
+    ]
     start = time.perf_counter()
     test_loss, test_accuracy = evaluate(bench)
     return Epoch(
@@ -158,7 +183,9 @@ def _record(
         step_seconds=measured / steps,
         epoch_seconds=measured / len(whole) if whole else bench.inputs.images_per_epoch * bench.world / rate,
         epoch_seconds_kind="measured" if whole else "projected",
-        startup_seconds=startup_seconds,
+        startup_seconds=startup_seconds - (bench.compile_seconds or 0),
+        compile_seconds=bench.compile_seconds,
+        compile_cache=bench.compile_cache,
         warmup_seconds=warm,
         clocks_seconds=clocks_seconds,
         measured_seconds=measured,
@@ -200,6 +227,7 @@ def _record(
             learning=flags.learns(bench.first_loss, losses, bench.steps_trained),
         ),
     )
+    bench.compile_seconds = bench.compile_cache = None  # told once: later trials of the process did not wait for it
     return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
 
 

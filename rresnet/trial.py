@@ -7,7 +7,7 @@ import time
 import traceback
 from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -22,7 +22,7 @@ from rresnet import environment, scratch
 from rresnet.config import Cell, How, Trial
 from rresnet.data import ImageData
 from rresnet.measurement import Measurement
-from rresnet.train import Progress, Record, train_epochs, visit
+from rresnet.train import Progress, Record, train
 from rresnet.workbench import Workbench
 
 MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
@@ -88,7 +88,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     started, alone = datetime.now(UTC), not _HOT.benches
     workers_start = 0.0 if trial.cell.num_workers == 1 else WORKERS_START_SECONDS
     tune.report({"process_id": os.getpid()})  # the driver's clock for the time limit: importing torch does not count
-    faulthandler.dump_traceback_later(how.timeout_seconds + workers_start, exit=True)
+    faulthandler.dump_traceback_later(how.limit_seconds(trial.cell) + workers_start, exit=True)
     try:
         record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0]).result()
     except (Exception, SystemExit) as error:
@@ -97,7 +97,8 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         faulthandler.cancel_dump_traceback_later()
     tune.report(
         {
-            "record": asdict(record),
+            "record": asdict(replace(record, files={})),
+            "files": record.files,
             "environment": asdict(environment.describe(trial.cell.device)),
             "when": {"started_at": started, "finished_at": datetime.now(UTC)},
             "alone": alone,
@@ -156,7 +157,7 @@ def _loop_in_this_process(config: dict[str, Any]) -> Record:
 
 
 def _loop_of_a_worker(config: dict[str, Any]) -> Record | None:
-    faulthandler.dump_traceback_later(config["how"].timeout_seconds, exit=True)
+    faulthandler.dump_traceback_later(config["how"].limit_seconds(config["cell"]), exit=True)
     start = time.perf_counter()
     context = ray.train.get_context()
     bench = Workbench(
@@ -174,9 +175,7 @@ def _loop_of_a_worker(config: dict[str, Any]) -> Record | None:
 
 def _train(bench: Workbench, config: dict[str, Any], start: float) -> Record:
     ready = time.perf_counter() - start
-    if bench.cell.epochs:
-        return train_epochs(bench, epochs=bench.cell.epochs, startup_seconds=ready, progress=config["progress"])
-    return visit(bench, seconds=config["how"].seconds, startup_seconds=ready, progress=config["progress"])
+    return train(bench, config["how"], startup_seconds=ready, progress=config["progress"])
 
 
 def failure(error: BaseException) -> Measurement:

@@ -1,6 +1,7 @@
 """A cell ready to train, and what its visits have learnt of it."""
 
 import contextlib
+import io
 import itertools
 import time
 from collections import deque
@@ -10,10 +11,10 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import nn
 
-from rresnet import clocks, limits, model, monitor, step
+from rresnet import clocks, limits, model, monitor, scratch, step
 from rresnet.config import Cell
 from rresnet.data import ImageData
-from rresnet.inputs import Batch, Inputs
+from rresnet.inputs import Batch, Inputs, Raw
 from rresnet.limits import Limits, Work
 from rresnet.timing import WINDOW_SECONDS, steps_in
 
@@ -43,8 +44,11 @@ class Workbench:
     network: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     train_step: step.Step = field(init=False)
+    held_bytes: int = field(init=False)  # device memory that the step keeps for itself
+    compile_seconds: float | None = field(init=False)  # None also once it has been told
+    compile_cache: str | None = field(init=False)
     inputs: Inputs = field(init=False)
-    batches: Iterator[Batch] = field(init=False)
+    batches: Iterator[Raw] = field(init=False)
     limit: Limits = field(init=False)
     work: Work | None = field(init=False)
     steps_trained: int = 0
@@ -53,13 +57,13 @@ class Workbench:
     _measured_seconds: float = 0.0
     _clocks_seconds: float = 0.0
     _losses: deque[torch.Tensor] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
-    _first: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None  # images, labels and loss of the first step
-    _clock_inputs: Iterator[Batch] | None = None
+    _first: tuple[Raw, torch.Tensor] | None = None  # batch and loss of the first step
+    _clock_batches: Iterator[Batch] | None = None
 
     def __post_init__(self) -> None:
         cell = self.cell
         self.apply_process_settings()
-        self.inputs = Inputs(self.data.train, cell, self.device, self.rank, self.world)
+        self.inputs = self._new_inputs()
         self.batches = self.inputs.forever()
         self.limit = limits.measure(self.device.type, cell.precision, cell.cpu_threads)
         self.work = limits.work(cell.model, len(self.data.classes), cell.image_size, max(2, cell.batch_size))
@@ -70,7 +74,18 @@ class Workbench:
             self.network = prepare_model(self.network, move_to_device=False)
             self.optimizer = model.optimizer_of(self.network, cell)
         self.network.train()
-        self.train_step = step.build(cell, self.network, self.optimizer)
+        built = step.build(
+            cell, self.network, self.optimizer, self.inputs.load, lambda: next(self._new_inputs().epoch())
+        )
+        self.train_step, self.held_bytes = built, built.held_bytes
+        self.compile_seconds, self.compile_cache = built.compile_seconds, built.compile_cache
+
+    def _new_inputs(self) -> Inputs:
+        return Inputs(self.data.train, self.cell, self.device, self.rank, self.world)
+
+    def start_over(self) -> None:
+        """Begin again with the first epoch's batches."""
+        self.inputs = self._new_inputs()
 
     def apply_process_settings(self) -> None:
         """Set what is process-wide in PyTorch to what this cell asks for; another cell may have run in between."""
@@ -81,18 +96,20 @@ class Workbench:
         """Steps of about a window, by the speed seen so far; one while nothing is known."""
         return 1 if self.step_seconds is None else steps_in(WINDOW_SECONDS, self.step_seconds)
 
-    def took(self, images: torch.Tensor, labels: torch.Tensor, loss: torch.Tensor) -> None:
-        """Note a step that was taken, without waiting for the device."""
+    def take_step(self, raw: Raw) -> torch.Tensor:
+        """Take one step, without waiting for the device; returns the loss, []."""
+        loss = self.train_step(*raw)
         self._losses.append(loss)
         self.steps_trained += 1
         if self._first is None:
-            self._first = images, labels, loss
+            self._first = raw, loss
+        return loss
 
     @property
     def first_loss(self) -> float:
         """Loss of the first step in this process; waits for the device."""
         assert self._first is not None, "a visit comes first"
-        return self._first[2].item()
+        return self._first[1].item()
 
     def recent_losses(self) -> list[float]:
         """Losses of the latest steps; waits for the device."""
@@ -130,7 +147,7 @@ class Workbench:
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             yield
-            self.peak_memory_bytes = own + torch.cuda.max_memory_allocated(self.device) - before
+            self.peak_memory_bytes = own + self.held_bytes + torch.cuda.max_memory_allocated(self.device) - before
         else:
             with torch.autograd.profiler.profile(profile_memory=True) as profile:
                 yield
@@ -143,6 +160,22 @@ class Workbench:
         yield from self.network.parameters()
         yield from self.network.buffers()
         yield from step.optimizer_tensors(self.optimizer)
+
+    def state_dict_bytes(self) -> bytes:
+        """The network's state_dict as `torch.save` writes it, on the CPU."""
+        content = io.BytesIO()
+        torch.save({name: tensor.cpu() for name, tensor in self.network.state_dict().items()}, content)
+        return content.getvalue()
+
+    def trace(self, steps: int) -> bytes:
+        """A trace of PyTorch's profiler over so many more steps, gzip'd JSON that Perfetto shows."""
+        with torch.profiler.profile(record_shapes=True) as profile:
+            for raw in itertools.islice(self.batches, steps):
+                self.take_step(raw)
+            limits.synchronize(self.device)
+        with scratch.folder() as folder:
+            profile.export_chrome_trace(str(folder / "trace.json.gz"))
+            return (folder / "trace.json.gz").read_bytes()
 
     def other_clocks(self, measured_seconds: float) -> OtherClocks | None:
         """Measure the step alone and the input alone, where a quarter of the measured time so far pays for it.
@@ -157,12 +190,11 @@ class Workbench:
         if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
             return None
         start = time.perf_counter()
-        clock = clocks.step_alone(self.train_step, self.optimizer, self._first[:2], steps)
-        if self._clock_inputs is None:  # its own stream: the cell's goes on where it was
-            self._clock_inputs = Inputs(self.data.train, self.cell, self.device, self.rank, self.world).forever()
-        rate = clocks.input_alone(self._clock_inputs, INPUT_CLOCK_SECONDS)
+        batch = tuple(tensor.to(self.device) for tensor in self._first[0])
+        clock = clocks.step_alone(self.train_step, self.optimizer, batch, steps)
+        if self._clock_batches is None:  # its own stream: the cell's goes on where it was
+            self._clock_batches = itertools.starmap(self.inputs.load, self._new_inputs().forever())
+        rate = clocks.input_alone(self._clock_batches, INPUT_CLOCK_SECONDS)
         self._clocks_seconds += time.perf_counter() - start
-        verdict = clocks.bottleneck(
-            clock, images=len(self._first[1]), input_rate=rate, work=self.work, limits=self.limit
-        )
+        verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
         return OtherClocks(step=clock, input_images_per_second=rate * self.world, bottleneck=verdict)

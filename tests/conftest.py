@@ -13,6 +13,7 @@ LAPTOP = Hardware(
     gpu_name=None,
     driver_version=None,
     gpu_capability=None,
+    compiler=True,
 )
 A100 = Hardware(
     hostname="a100",
@@ -24,6 +25,7 @@ A100 = Hardware(
     gpu_name="NVIDIA A100",
     driver_version="570.1",
     gpu_capability=(8, 0),
+    compiler=True,
 )
 
 

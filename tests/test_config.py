@@ -6,7 +6,7 @@ from conftest import make_cell
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rresnet.config import Settings, Trial, UsageError, stable_hash
+from rresnet.config import How, Settings, Trial, UsageError, stable_hash
 
 
 @pytest.mark.parametrize(
@@ -37,9 +37,13 @@ def test_wrong_settings_say_what_is_wrong(changes, message):
 
 
 def test_defaults_follow_the_kind_of_trial():
-    assert (Settings().repeats_planned, Settings().timeout_seconds_planned) == (12, 600.0)
-    assert (Settings(epochs=2).repeats_planned, Settings(epochs=2).timeout_seconds_planned) == (1, 7200.0)
-    assert Settings(epochs=2, repeats=3, timeout_seconds=5.0).timeout_seconds_planned == 5.0
+    assert (Settings().repeats_planned, Settings(epochs=2).repeats_planned) == (12, 1)
+
+
+def test_the_time_limit_follows_the_cell():
+    assert How(seconds=1.0).limit_seconds(make_cell()) == 600.0
+    assert How(seconds=1.0).limit_seconds(make_cell(epochs=2)) == 7200.0
+    assert How(seconds=1.0, timeout_seconds=5.0).limit_seconds(make_cell(epochs=2)) == 5.0
 
 
 def test_hashes_are_known_and_the_same_in_another_process():

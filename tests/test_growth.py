@@ -22,6 +22,7 @@ class FakeSweep:
         for trial in trials:
             rate = 200.0 * (1 + self.scatter * (-1) ** trial.repeat) if trial.cell.recipe == "tuned" else 100.0
             row = {**vars(trial.cell), "cell_id": trial.cell.cell_id, "trial_id": trial.trial_id, "run_id": "r"}
+            self.rows = [r for r in self.rows if r["trial_id"] != trial.trial_id]  # as the store does
             row |= {"hostname": "vm", "repeat": trial.repeat, "process": trial.process, "status": "ok"}
             self.rows.append(
                 {**row, "images_per_second": rate, "epoch_seconds": 1.0, "epoch_seconds_kind": "projected"}
@@ -36,11 +37,11 @@ class FakeProgress:
         self.lines.append((trials, why))
 
 
-def grow(monkeypatch, sweep, settings, began=0.0, clock=0.0):
+def grow(monkeypatch, sweep, settings, began=0.0, clock=0.0, again=()):
     monkeypatch.setattr(growth, "_rows", lambda *_: pd.DataFrame(sweep.rows).reindex(columns=[f.name for f in TRIALS]))
     monkeypatch.setattr(growth.time, "monotonic", lambda: clock)
     progress = FakeProgress()
-    growth.grow(sweep, settings, CELLS, None, progress, began=began)
+    growth.grow(sweep, settings, CELLS, None, progress, again=again, began=began)
     return progress.lines
 
 
@@ -68,6 +69,16 @@ def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
     assert added == 0
     assert "repeats would do, but --max-minutes 1 is over" in why
     assert sweep.parts == []
+
+
+def test_what_failed_in_a_part_is_tried_again_where_that_is_asked_for(monkeypatch):
+    settings = Settings(repeats=6, processes=3, target_interval=0.5)
+    sweep = FakeSweep(settings, scatter=0.0001)
+    part = grid.more(CELLS, 0, repeats=6, processes=3, seed=42)
+    sweep.execute(part)
+    sweep.parts.clear()
+    grow(monkeypatch, sweep, settings, again={part[1].trial_id})
+    assert sweep.parts == [[(part[1].repeat, part[1].process)]]
 
 
 def test_a_part_that_was_interrupted_is_completed_even_if_the_interval_is_tight(monkeypatch):

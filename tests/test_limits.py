@@ -77,9 +77,9 @@ def test_the_canary_times_a_product_and_a_copy(monkeypatch):
 
 def test_the_step_alone_counts_its_optimizer():
     of_cell = bench()
-    images, labels = next(of_cell.batches)
+    raw = next(of_cell.batches)
     slow = of_cell.optimizer.register_step_post_hook(lambda *_: time.sleep(0.05))
-    found = clocks.step_alone(of_cell.train_step, of_cell.optimizer, (images, labels), 3)
+    found = clocks.step_alone(of_cell.train_step, of_cell.optimizer, raw, 3)
     slow.remove()
     assert 0.05 <= found.optimizer_seconds < found.seconds
     assert found.launch_share is None
@@ -103,11 +103,11 @@ def test_peak_memory_is_the_cells_own_and_the_same_every_time():
     peaks = []
     for _ in range(2):
         of_cell = bench()
-        for images, labels in (next(of_cell.batches), next(of_cell.batches)):
-            of_cell.train_step(images, labels)
+        for raw in (next(of_cell.batches), next(of_cell.batches)):
+            of_cell.take_step(raw)
         with of_cell.noting_memory():
-            for images, labels in (next(of_cell.batches), next(of_cell.batches)):
-                of_cell.train_step(images, labels)
+            for raw in (next(of_cell.batches), next(of_cell.batches)):
+                of_cell.take_step(raw)
         peaks.append(of_cell.peak_memory_bytes)
     weights = sum(p.nbytes for p in of_cell.network.parameters())
     assert peaks[0] == pytest.approx(peaks[1], rel=0.001)

@@ -62,13 +62,13 @@ def test_workers_share_an_epoch_without_using_an_image_twice(images, batch_size,
 
 def test_the_last_short_batch_is_trained_and_counted():
     inputs = Inputs(split(20), make_cell(batch_size=8, input="resident"), CPU)
-    assert [len(labels) for _, labels in inputs.epoch()] == [8, 8, 4]
+    assert [len(inputs.load(*raw)[1]) for raw in inputs.epoch()] == [8, 8, 4]
     assert inputs.images_per_epoch == 20
 
 
 def test_a_last_batch_of_one_is_left_out_because_batchnorm_can_not_train_on_it():
     inputs = Inputs(split(17), make_cell(batch_size=8, input="resident"), CPU)
-    assert [len(labels) for _, labels in inputs.epoch()] == [8, 8]
+    assert [len(inputs.load(*raw)[1]) for raw in inputs.epoch()] == [8, 8]
     assert inputs.images_per_epoch == 16
 
 
@@ -77,7 +77,8 @@ def test_both_input_paths_give_the_same_batches(channels):
     data = split(20, channels)
     paths = [Inputs(data, make_cell(input=path), CPU) for path in ("dataloader", "resident")]
     for _ in range(2):  # the second epoch is in another order, again the same for both
-        for (images, labels), (resident_images, resident_labels) in zip(*(p.epoch() for p in paths), strict=True):
+        batches = (itertools.starmap(path.load, path.epoch()) for path in paths)
+        for (images, labels), (resident_images, resident_labels) in zip(*batches, strict=True):
             assert images.shape[1:] == (3, 32, 32)
             torch.testing.assert_close(images, resident_images, rtol=0, atol=1e-6)
             assert labels.tolist() == resident_labels.tolist()
@@ -92,7 +93,7 @@ def test_pixels_are_brought_to_minus_one_to_one():
 
 def test_channels_last_lays_out_images_and_weights():
     found = bench(channels_last=True, input="resident")
-    images, _ = next(found.inputs.epoch())
+    images, _ = found.inputs.load(*next(found.inputs.epoch()))
     assert images.is_contiguous(memory_format=torch.channels_last)
     assert found.network.conv1.weight.is_contiguous(memory_format=torch.channels_last)
 
@@ -108,7 +109,7 @@ class Clock:
 
 
 def batches(*sizes):
-    return iter([(torch.empty(0), torch.empty(n)) for n in sizes])
+    return iter([(torch.empty(n),) for n in sizes])
 
 
 def test_a_window_is_the_time_from_the_first_step_to_the_last():
@@ -164,8 +165,13 @@ def losses(**changes):
     """Losses of three steps in float64, where rounding does not grow into a difference of its own."""
     found = bench(**changes)
     found.network.double()
-    steps = itertools.islice(found.batches, 3)
-    return [found.train_step(images.double(), labels).item() for images, labels in steps]
+
+    def load(*raw):
+        images, labels = found.inputs.load(*raw)
+        return images.double(), labels
+
+    take = step.Eager(found.cell, found.network, found.optimizer, load)
+    return [take(*raw).item() for raw in itertools.islice(found.batches, 3)]
 
 
 def test_tuned_learns_what_the_blogs_script_learns():
@@ -173,6 +179,51 @@ def test_tuned_learns_what_the_blogs_script_learns():
     tuned = losses(recipe="tuned", input="resident", channels_last=True, fused_optimizer=True)
     assert tuned == pytest.approx(blog, rel=1e-4)
     assert blog[2] != pytest.approx(blog[0], rel=1e-2)
+
+
+def replaying(step, example, restore):
+    """A capture as a GPU makes it, on a CPU: static buffers, that a replay fills and the whole step reads."""
+    static = [tensor.clone() for tensor in example]
+    for _ in range(3):
+        step(*static)
+    restore()
+
+    def replay(*raw):
+        for buffer, tensor in zip(static, raw, strict=True):
+            buffer.copy_(tensor)
+        return step(*static)
+
+    return replay, 123
+
+
+@pytest.mark.parametrize("path", ["resident", "dataloader"])
+def test_a_captured_step_trains_as_an_eager_one_short_batches_included(path):
+    data = image_data(20)  # batches of 8, 8 and 4
+    plain, other = bench(data, input=path, batch_size=8), bench(data, input=path, batch_size=8)
+    (network, optimizer), example = (other.network, other.optimizer), next(other.inputs.epoch())
+    other.start_over()
+    random = torch.get_rng_state()
+    captured = step.Prepared(other.cell, network, optimizer, other.inputs.load, example, replaying)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert captured.held_bytes == 123
+    assert captured.compile_seconds > 0
+    expected = [plain.train_step(*raw).item() for _ in range(2) for raw in plain.inputs.epoch()]
+    assert [captured(*raw).item() for _ in range(2) for raw in other.inputs.epoch()] == expected
+    assert len(set(expected)) == 6
+
+
+def test_a_batch_of_another_size_is_not_replayed():
+    found = bench(image_data(20), input="resident", batch_size=8)
+    sizes = []
+
+    def noting(step, example, restore):
+        return lambda *raw: sizes.append(len(raw[0])) or torch.zeros(()), 0
+
+    taken = step.Prepared(
+        found.cell, found.network, found.optimizer, found.inputs.load, next(found.batches), capture=noting
+    )
+    assert [taken(*raw).item() > 0 for raw in found.inputs.epoch()] == [False, False, True]
+    assert sizes == [8, 8]
 
 
 def test_bf16_learns_what_fp32_learns_within_its_precision():

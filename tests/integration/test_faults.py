@@ -38,6 +38,7 @@ def rows(tmp_path_factory):
             cluster=found,
             data=ray.put(images),
             how=How(seconds=0.05, timeout_seconds=LIMIT),
+            keep=lambda name, content: None,
             write=writer.write,
             progress=progress,
             trainable=faulty.trial,

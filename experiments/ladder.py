@@ -1,0 +1,21 @@
+"""What is the speedup made of? From the blog's recipe to the tuned one, one change at a time.
+
+Each rung has one setting more as the tuned recipe has it; all rungs take turns in short repeats. Prints each change's
+paired ratio with its interval, and the total, and draws a waterfall in results/figures.
+
+Examples:
+  python experiments/ladder.py
+  python experiments/ladder.py --batch-size 64 256 --repeats 24
+  python experiments/ladder.py --device gpu --address auto      on a Ray cluster
+  python experiments/ladder.py --dry-run                        which rungs there are
+"""
+
+import sys
+
+from rresnet import ladder
+from rresnet.cli import main
+from rresnet.config import Settings
+
+if __name__ == "__main__":
+    defaults = Settings(batch_size=(64,))
+    sys.exit(main("ladder", __doc__ or "", defaults=defaults, cells=ladder.cells, show=ladder.show))

@@ -1,0 +1,153 @@
+"""From the blog's recipe to the tuned one, one change at a time: what the speedup is made of."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rresnet import grid
+from rresnet.config import AUTO, Cell, Device, Settings, UsageError
+from rresnet.hardware import Hardware
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+# In the order they are taken; an axis in which the two recipes agree on a device is no rung there.
+CHANGES = ("input", "channels_last", "precision", "fused_optimizer", "execution")
+
+
+def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
+    """The rungs for each device and batch size: the blog's cell, then each with one axis more as tuned has it."""
+    for name in ("precision", "input", "execution"):
+        if getattr(settings, name):
+            raise UsageError(f"--{name} can't be given here: the ladder goes through its values from blog to tuned")
+    if settings.num_workers != (1,):
+        raise UsageError("--num-workers can't be given here: the ladder is climbed by one worker")
+    found = []
+    for device in devices:
+        blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)
+        rungs = [blog]
+        for axis in CHANGES:
+            if getattr(rungs[-1], axis) != getattr(tuned, axis):
+                rungs.append(replace(rungs[-1], **{axis: getattr(tuned, axis)}))
+        assert settings.batch_size != AUTO, "batch sizes are found first"
+        for batch_size in settings.batch_size:
+            found += [
+                grid.cell(settings, hardware, device, "tuned" if axes == tuned else "blog", axes, batch_size)
+                for axes in rungs
+            ]
+    return found
+
+
+def rungs(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """The rungs of each device and batch size, from the blog's up.
+
+    Args:
+        trials: rows of a ladder's run.
+
+    Returns:
+        One row a rung: `device`, `batch_size`, `change` (what it has that the one before had not), `images_per_second`,
+        the paired ratio to the rung before (`step`, `step_low`, `step_high`) and to the first (`total`, `total_low`,
+        `total_high`); null where there is none, or no interval.
+    """
+    import pandas as pd
+
+    from rresnet import analysis
+
+    rows = []
+    rates = analysis.rates(trials)
+    for (device, batch_size), group in rates.groupby(["device", "batch_size"], sort=True):
+        top = group[group["recipe"] == "tuned"].iloc[0]
+        climbed = sum((group[axis] == top[axis]).astype(int) for axis in CHANGES)
+        order = group.assign(climbed=climbed).sort_values("climbed").to_dict("records")
+        for below, rung in zip([order[0], *order], order, strict=False):
+            lowest = rung is order[0]
+            step = None if lowest else analysis.ratio(trials, rung["cell_id"], below["cell_id"])
+            total = None if lowest else analysis.ratio(trials, rung["cell_id"], order[0]["cell_id"])
+            changes = [axis for axis in CHANGES if rung[axis] != below[axis]]
+            rows.append(
+                {
+                    "device": device,
+                    "batch_size": batch_size,
+                    "change": ", ".join(f"{axis} {below[axis]} -> {rung[axis]}" for axis in changes) or "blog",
+                    "images_per_second": rung["images_per_second"],
+                    **_columns("step", step),
+                    **_columns("total", total),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def _columns(name: str, interval: object) -> dict[str, float | None]:
+    values = {"": "estimate", "_low": "low", "_high": "high"}
+    return {f"{name}{end}": getattr(interval, source, None) for end, source in values.items()}
+
+
+def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
+    """Print the ladder of a run, and draw it as a waterfall in `results/figures`."""
+    from rich import box
+    from rich.table import Table
+
+    found = rungs(trials)
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="Ratios of images/s, paired; in brackets 95 % intervals.", caption_justify="left"
+    )
+    for heading in ("device", "batch size", "change", "images/s", "over the one before", "over blog"):
+        table.add_column(heading, justify="left" if heading in ("device", "change") else "right", no_wrap=True)
+    for row in found.to_dict("records"):
+        rate = (
+            "not measured"
+            if row["images_per_second"] != row["images_per_second"]
+            else f"{row['images_per_second']:,.0f}"
+        )
+        told = [
+            _told(row["step"], row["step_low"], row["step_high"]),
+            _told(row["total"], row["total_low"], row["total_high"]),
+        ]
+        table.add_row(row["device"], str(row["batch_size"]), row["change"], rate, *told)
+    console.print(table)
+    for path in waterfall(found, results / "figures" / f"ladder-{trials['run_id'].iloc[0]}"):
+        console.print(f"Figure: {path}", style="dim", highlight=False, soft_wrap=True)
+
+
+def _told(estimate: float | None, low: float | None, high: float | None) -> str:
+    if estimate is None or estimate != estimate:
+        return ""
+    return f"{estimate:.2f}" if low is None or low != low else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
+
+
+def waterfall(found: "pd.DataFrame", path: Path) -> list[Path]:
+    """Draw the rungs' images a second, each bar from the rung below; writes PNG and SVG beside `path`."""
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    from matplotlib import pyplot as plt
+
+    groups = list(found.groupby(["device", "batch_size"], sort=True))
+    figure, axes = plt.subplots(1, len(groups), figsize=(1.2 + 4.6 * len(groups), 4.2), squeeze=False)
+    for axis, ((device, batch_size), group) in zip(axes[0], groups, strict=True):
+        rates, names = group["images_per_second"].tolist(), group["change"].tolist()
+        for number, rate in enumerate(rates):
+            below = rates[number - 1] if number else 0.0
+            colour = (
+                "#4477aa" if not number else "#228833" if rate >= below else "#ee6677"
+            )  # Tol's bright, colour-blind safe
+            axis.bar(number, rate - below, bottom=below, color=colour, width=0.7)
+            label = f"{rate:,.0f}" + (f"\n{rate / below:.2f}x" if number else "")
+            axis.annotate(label, (number, max(rate, below)), ha="center", va="bottom", fontsize=8)
+        axis.set_xticks(
+            range(len(names)), [name.replace(" -> ", "\n-> ") for name in names], rotation=35, ha="right", fontsize=8
+        )
+        axis.set_title(f"{device}, batch {batch_size}", fontsize=10)
+        axis.set_ylabel("images/s")
+        axis.margins(y=0.15)
+        axis.spines[["top", "right"]].set_visible(False)
+    figure.suptitle("From the blog's recipe to the tuned one", fontsize=11)
+    figure.tight_layout()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    written = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg")]
+    for file in written:
+        figure.savefig(file, dpi=150)
+    plt.close(figure)
+    return written

@@ -1,0 +1,127 @@
+"""What an experiment would run here: its plan, checked before anything starts, and shown."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from rresnet import data, grid, hardware, store
+from rresnet.config import AUTO, Cell, Device, Settings, Trial, UsageError
+from rresnet.progress import duration
+
+if TYPE_CHECKING:
+    from rresnet.store import Run
+
+Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
+Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
+
+USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
+
+
+def plan(settings: Settings, cells: Cells, machine: hardware.Hardware) -> Planned:
+    """The planned trials, in the order they run. Raises UsageError where nothing of it can run on `machine`."""
+    if settings.model not in USUAL_MODELS:
+        from rresnet import model  # imports torch, which takes seconds: only to look up an unusual name
+
+        model.check_name(settings.model)
+    kinds: tuple[Device, ...] = ("cpu", "gpu") if machine.gpu_count else ("cpu",)
+    wanted = cells(settings, settings.device or kinds, machine)
+    reasons = {cell.cell_id: grid.infeasible(cell, machine) for cell in wanted}
+    if all(reasons.values()):
+        raise UsageError(_nothing_feasible(wanted, reasons, machine))
+    trials = grid.plan(wanted, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed)
+    return [(trial, reasons[trial.cell.cell_id]) for trial in trials]
+
+
+def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], machine: hardware.Hardware) -> str:
+    if {cell.device for cell in wanted} == {"gpu"} and not machine.gpu_count:
+        return (
+            f"no GPU in this Ray cluster ({machine.cpu_count} CPUs seen): "
+            "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
+        )
+    return f"nothing that was asked for can run here: {reasons[wanted[0].cell_id]}"
+
+
+def check_batches(settings: Settings, images: data.ImageData) -> None:
+    """Raise UsageError where a batch is larger than the data set."""
+    count = len(images.train.labels)
+    for batch_size in settings.batch_size if settings.batch_size != AUTO else ():
+        if batch_size > count:
+            raise UsageError(
+                f"--batch-size {batch_size} is more than the {count} training images of {settings.dataset}: "
+                f"give at most {count}, or a larger --dataset"
+            )
+
+
+def opening(this: "Run", settings: Settings, planned: Planned, todo: Planned, machine: hardware.Hardware) -> str:
+    """What is told before the first trial."""
+    cells = len({trial.cell.cell_id for trial, _ in planned})
+    gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"
+    lines = [
+        f"{machine.hostname}: {machine.cpu_model}, {machine.cpu_count} CPUs{gpus}",
+        f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {_processes(settings)} processes",
+    ]
+    if len(todo) < len(planned):
+        lines.append(f"Continuing run {this.run_id}: {len(planned) - len(todo)} trials are done (--fresh starts anew)")
+    impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
+    lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
+    return "\n".join(lines)
+
+
+def _processes(settings: Settings) -> int:
+    return min(settings.processes, settings.repeats_planned)
+
+
+def show(planned: Planned, settings: Settings, console: Console) -> None:
+    """Print the planned trials, and how long they will take as far as earlier results tell."""
+    table = Table(title=f"{len(planned)} planned trials, in the order they run", title_justify="left")
+    for heading in (
+        "repeat",
+        "process",
+        "device",
+        "recipe",
+        "precision",
+        "input",
+        "execution",
+        "batch size",
+        "workers",
+        "threads",
+        "trial",
+        "feasible",
+    ):
+        table.add_column(heading)
+    for trial, reason in planned:
+        cell = trial.cell
+        axes = (cell.device, cell.recipe, cell.precision, cell.input, cell.execution, cell.batch_size)
+        table.add_row(
+            *map(
+                str,
+                (
+                    trial.repeat,
+                    trial.process,
+                    *axes,
+                    cell.num_workers,
+                    cell.cpu_threads,
+                    trial.trial_id,
+                    reason or "yes",
+                ),
+            )
+        )
+    console.print(table)
+    console.print(_prediction(planned, settings), highlight=False, soft_wrap=True)
+
+
+def _prediction(planned: Planned, settings: Settings) -> str:
+    from rresnet import analysis
+
+    cell_ids = [trial.cell.cell_id for trial, reason in planned if reason is None]
+    seconds: dict[str, float] = {}
+    with contextlib.suppress(store.StoreError):
+        seconds = analysis.trial_seconds(analysis.read(settings.results_dir).trials, cell_ids)
+    if not seconds:
+        return f"Predicted duration: not known until {settings.results_dir} holds a first result."
+    total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * PROCESS_START_SECONDS
+    return f"Predicted duration: {duration(total)}, from the trials in {settings.results_dir}."

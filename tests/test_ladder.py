@@ -1,0 +1,118 @@
+import itertools
+
+import pandas as pd
+import pytest
+from conftest import make_cell
+
+from rresnet import blog, grid, ladder
+from rresnet.config import Settings, UsageError
+
+
+def test_each_rung_has_one_change_more(laptop, a100):
+    found = ladder.cells(Settings(batch_size=(64,)), ["cpu"], a100)
+    axes = [[getattr(c, axis) for axis in ladder.CHANGES] for c in found]
+    changes = [sum(a != b for a, b in zip(one, other, strict=True)) for one, other in itertools.pairwise(axes)]
+    assert changes == [1] * (len(found) - 1)
+    assert found[0] == grid.cells(Settings(batch_size=(64,), recipe=("blog",)), ["cpu"], a100)[0]
+    assert found[-1] == grid.cells(Settings(batch_size=(64,), recipe=("tuned",)), ["cpu"], a100)[0]
+    assert (
+        len(ladder.cells(Settings(batch_size=(64,)), ["cpu"], laptop)) == len(found) - 1
+    )  # no bf16 units: no such rung
+
+
+def test_a_gpus_ladder_ends_in_a_graph(a100):
+    found = ladder.cells(Settings(batch_size=(64, 128)), ["gpu"], a100)
+    assert [c.execution for c in found[:6]] == ["eager"] * 5 + ["graph"]
+    assert [c.batch_size for c in found] == [64] * 6 + [128] * 6
+
+
+@pytest.mark.parametrize("changes", [{"precision": ("fp32",)}, {"input": ("resident",)}, {"num_workers": (1, 2)}])
+def test_what_the_ladder_decides_can_not_be_given(laptop, changes):
+    with pytest.raises(UsageError, match="can't be given here"):
+        ladder.cells(Settings(batch_size=(64,), **changes), ["cpu"], laptop)
+
+
+def rows(rates, repeats=6):
+    """A ladder's trials with the given images a second a rung."""
+    cells = [
+        make_cell(),
+        make_cell(input="resident"),
+        make_cell(recipe="tuned", input="resident", channels_last=True),
+    ]
+    found = [
+        {
+            **vars(cell),
+            "cell_id": cell.cell_id,
+            "run_id": "r",
+            "hostname": "h",
+            "repeat": repeat,
+            "process": repeat // 2,
+            "status": "ok",
+            "images_per_second": rate * (1 + 0.01 * (repeat % 2)),
+            "epoch_seconds": 1.0,
+            "epoch_seconds_kind": "projected",
+            "measured_images": 100,
+            "energy_joules": None,
+            "peak_memory_bytes": 1,
+            "percent_of_limit": None,
+            "bottleneck": None,
+            "test_accuracy": None,
+            "epochs": None,
+        }
+        for repeat in range(repeats)
+        for cell, rate in zip(cells, rates, strict=True)
+    ]
+    return pd.DataFrame(found)
+
+
+def test_rungs_carry_paired_ratios_to_the_one_below_and_to_the_first():
+    found = ladder.rungs(rows([100.0, 110.0, 165.0]))
+    assert found["change"].tolist() == ["blog", "input dataloader -> resident", "channels_last False -> True"]
+    assert found["step"].tolist()[1:] == pytest.approx([1.1, 1.5])
+    assert found["total"].tolist()[1:] == pytest.approx([1.1, 1.65])
+    assert found["step_low"].iloc[1] <= 1.1 <= found["step_high"].iloc[1]
+    assert pd.isna(found["step"].iloc[0])
+
+
+def test_a_rung_that_failed_keeps_its_place():
+    trials = rows([100.0, 110.0, 165.0])
+    trials.loc[trials["input"].eq("resident") & ~trials["channels_last"], ["status", "images_per_second"]] = (
+        "error",
+        None,
+    )
+    found = ladder.rungs(trials)
+    assert found["images_per_second"].isna().tolist() == [False, True, False]
+    assert found["total"].iloc[2] == pytest.approx(1.65)
+
+
+def test_the_waterfall_is_drawn(tmp_path):
+    files = ladder.waterfall(ladder.rungs(rows([100.0, 110.0, 165.0])), tmp_path / "figures" / "ladder-r")
+    assert [file.suffix for file in files] == [".png", ".svg"]
+    assert files[0].read_bytes().startswith(b"\x89PNG")
+    assert "1.50x" in files[1].read_text() or files[1].stat().st_size > 10_000
+
+
+def test_the_blogs_epochs_are_whole_on_a_gpu_and_projected_on_a_cpu(a100):
+    found = blog.cells(blog.BlogSettings(), ["cpu", "gpu"], a100)
+    assert [(c.device, c.recipe, c.batch_size, c.epochs) for c in found] == [
+        ("cpu", "blog", 64, None),
+        ("cpu", "tuned", 64, None),
+        ("gpu", "blog", 64, 10),
+        ("gpu", "tuned", 64, 10),
+    ]
+    assert {c.epochs for c in blog.cells(blog.BlogSettings(full=True), ["cpu"], a100)} == {10}
+    assert {c.epochs for c in blog.cells(blog.BlogSettings(epochs=2), ["cpu"], a100)} == {2}
+
+
+def test_the_blogs_own_figures_are_told_as_published(tmp_path):
+    import io
+
+    from rich.console import Console
+
+    console = Console(file=io.StringIO(), width=120)
+    blog.show(rows([100.0, 110.0, 165.0]), console, tmp_path)
+    lines = console.file.getvalue().splitlines()
+    published = [line for line in lines if "published" in line]
+    assert [line.split()[:3] for line in published] == [["the", "blog's", "A100"], ["the", "blog's", "CPU"]]
+    assert all("not given" in line for line in published)
+    assert not any("published" in line for line in lines if "img" in line or "cpu tuned" in line)

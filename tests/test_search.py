@@ -1,0 +1,80 @@
+import pandas as pd
+import pytest
+from conftest import make_cell
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rresnet import search
+from rresnet.config import Settings, UsageError
+
+
+def climb(fits, most, seconds=lambda size: 0.001 * size):
+    """Sizes probed where those up to `fits` run."""
+    probes = {}
+    while (size := search.next_size(probes, most)) is not None:
+        assert size not in probes
+        probes[size] = seconds(size) if size <= fits else None
+    return probes
+
+
+def test_sizes_double_until_one_does_not_fit_and_then_close_in():
+    assert list(climb(700, 10_000)) == [16, 32, 64, 128, 256, 512, 1024, 768, 640, 704]
+    assert list(climb(700, 300)) == [16, 32, 64, 128, 256, 300]
+
+
+def test_a_small_memory_is_found_downwards():
+    assert list(climb(5, 10_000)) == [16, 8, 4, 6, 5]
+    assert list(climb(0, 10_000)) == [16, 8, 4, 2, 1]
+
+
+def test_no_size_is_tried_whose_step_would_take_too_long():
+    assert max(climb(10**9, 10**9, seconds=lambda size: size / 100)) == 16 * 2**5  # 5 s; the next would take 10.2 s
+
+
+@given(st.integers(1, 5000), st.integers(1, 5000))
+def test_the_largest_is_known_to_an_eighth(fits, most):
+    probes = climb(fits, most, seconds=lambda size: 1e-6)
+    largest = max(size for size, ran in probes.items() if ran)
+    assert largest <= min(fits, most)
+    assert largest == most or min(fits, most) <= largest * (1 + 1 / search.FINENESS) + 1
+    assert max(probes) <= most
+
+
+def rows(*probes, **changes):
+    found = []
+    for size, status, rate in probes:
+        cell = make_cell(batch_size=size, **changes)
+        found.append({**vars(cell), "status": status, "images_per_second": rate, "error_message": "no memory"})
+    return pd.DataFrame(found)
+
+
+def test_the_fastest_and_the_largest_are_found_and_told():
+    found = search.found(
+        rows((16, "ok", 100.0), (32, "ok", 150.0), (64, "ok", 140.0), (128, "out_of_memory", None)), most=1000
+    )
+    assert found.sizes == (32, 64)
+    assert "the largest batch that ran is 64 (128 ended out_of_memory)" in found.told[0]
+    assert "32 with 150 images/s" in found.told[0]
+    assert found.fits(make_cell(batch_size=64))
+    assert not found.fits(make_cell(batch_size=65))
+    assert not found.fits(make_cell(batch_size=16, recipe="tuned"))  # never probed
+
+
+def test_each_series_has_its_own_largest():
+    small = rows((16, "ok", 10.0), (32, "error", None), precision="bf16")
+    found = search.found(pd.concat([rows((16, "ok", 1.0), (32, "ok", 2.0)), small]), most=32)
+    assert found.sizes == (16, 32)
+    assert "the data set has no more images" in found.told[0]
+    assert not found.fits(make_cell(batch_size=32, precision="bf16"))
+
+
+def test_nothing_that_fits_is_a_wrong_request():
+    with pytest.raises(UsageError, match="no batch size runs"):
+        search.found(rows((1, "out_of_memory", None)), most=100)
+
+
+def test_the_first_probes_are_one_repeat_and_known_sizes_are_not_probed_again():
+    settings = Settings(batch_size="auto", repeats=12, aa=True)
+    begin = search.first(settings, again=True)
+    assert (begin.batch_size, begin.repeats, begin.aa, begin.retry) == ((search.FIRST_SIZE,), 1, False, "failed")
+    assert search.first(settings).retry is None
