@@ -53,9 +53,9 @@ def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
     from rresnet.progress import duration
 
     epochs = int(trials["epochs"].max()) if trials["epochs"].notna().any() else EPOCHS
-    table = Table(box=box.SIMPLE_HEAD, caption=_caption(), caption_justify="left")
+    table = Table(box=box.SIMPLE_HEAD)
     for heading in ("setting", f"{epochs} epochs", "", "images/s"):
-        table.add_column(heading, justify="right" if heading else "left", no_wrap=True)
+        table.add_column(heading, justify="left" if heading in ("setting", "") else "right", no_wrap=True)
     rates = analysis.rates(trials).sort_values("epoch_seconds").to_dict("records")
     for cell in rates:
         if not cell["repeats"]:
@@ -67,11 +67,11 @@ def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
     for where, seconds in PUBLISHED.items():
         table.add_row(f"the blog's {where}", duration(seconds), "published", "not given", style="dim")
     console.print(table)
-
-
-def _caption() -> str:
     ratio = PUBLISHED["CPU"] / PUBLISHED["A100"]
-    return (
-        f"Published: {EPOCHS} epochs on the blog's own machines, {int(ratio)} times apart. Not measured here, and not\n"
-        "to be compared with the rows above: its data (text: CIFAR-10, code: MNIST) and its CPU are not known."
+    console.print(
+        f"Published: {EPOCHS} epochs on the blog's own machines, {int(ratio)} times apart. Not measured here, and not "
+        "to be compared with the rows above: its data (text: CIFAR-10, code: MNIST) and its CPU are not known.",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
     )

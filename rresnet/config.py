@@ -72,6 +72,8 @@ class Cell:
     def label(self) -> str:
         """Short human name: device, recipe, batch size, and what is unusual."""
         parts = [self.device, self.recipe, self.precision, f"batch {self.batch_size}"]
+        if self.execution != "eager":
+            parts.append(self.execution)
         if self.num_workers > 1:
             parts.append(f"{self.num_workers} workers")
         if self.copy:

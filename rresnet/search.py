@@ -14,6 +14,7 @@ from rresnet.sweep import Sweep
 
 FIRST_SIZE = 16
 STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
+AHEAD = 3  # doublings that are tried in one process before the next are decided on
 FINENESS = 8  # the largest that fits is known when the next that does not is less than this share of it away
 
 
@@ -67,6 +68,19 @@ def next_size(probes: Mapping[int, float | None], most: int) -> int | None:
     return None if gap <= max(1, largest // FINENESS) else largest + gap // 2
 
 
+def next_sizes(probes: Mapping[int, float | None], most: int) -> list[int]:
+    """The sizes to probe next in one process: several doublings at once, as long as nothing has failed. Pure."""
+    assumed, sizes = dict(probes), list[int]()
+    while len(sizes) < AHEAD and (size := next_size(assumed, most)) is not None:
+        sizes.append(size)
+        known = [(of_size, seconds) for of_size, seconds in assumed.items() if seconds is not None]
+        if not known or len(known) < len(assumed):
+            break  # halving and closing in: each size depends on how the one before went
+        largest, seconds = max(known)
+        assumed[size] = seconds * size / largest
+    return sizes
+
+
 def probe(sweep: Sweep, cells: Sequence[Cell], writer: store.Writer, progress: Progress, *, most: int) -> None:
     """Probe size after size of every series, each in its turn, until all are known.
 
@@ -79,16 +93,13 @@ def probe(sweep: Sweep, cells: Sequence[Cell], writer: store.Writer, progress: P
     """
     for _ in itertools.count():
         probes = _probes(_rows(writer))
-        wanted = [(cell, next_size(probes.get(_series(vars(cell)), {}), most)) for cell in cells if not cell.copy]
-        todo = [
-            Trial(cell=replace(cell, batch_size=size), repeat=0, process=0) for cell, size in wanted if size is not None
-        ]
-        if not todo:
+        wanted = [(size, cell) for cell in cells for size in next_sizes(probes.get(_series(vars(cell)), {}), most)]
+        if not wanted:
             return
-        progress.more(
-            len(todo), f"Probing batch sizes {', '.join(map(str, sorted({t.cell.batch_size for t in todo})))}"
-        )
-        sweep.execute(todo)
+        sizes = sorted({size for size, _ in wanted})
+        progress.more(len(wanted), f"Probing batch sizes {', '.join(map(str, sizes))}")
+        in_order = sorted(wanted, key=lambda one: one[0])
+        sweep.execute([Trial(cell=replace(cell, batch_size=size), repeat=0, process=0) for size, cell in in_order])
 
 
 def found(trials: pd.DataFrame, *, most: int) -> Found:

@@ -1,6 +1,7 @@
 """A cell ready to train, and what its visits have learnt of it."""
 
 import contextlib
+import functools
 import io
 import itertools
 import time
@@ -49,8 +50,6 @@ class Workbench:
     compile_cache: str | None = field(init=False)
     inputs: Inputs = field(init=False)
     batches: Iterator[Raw] = field(init=False)
-    limit: Limits = field(init=False)
-    work: Work | None = field(init=False)
     steps_trained: int = 0
     step_seconds: float | None = None  # None until the first visit has warmed up
     peak_memory_bytes: int | None = None
@@ -65,8 +64,6 @@ class Workbench:
         self.apply_process_settings()
         self.inputs = self._new_inputs()
         self.batches = self.inputs.forever()
-        self.limit = limits.measure(self.device.type, cell.precision, cell.cpu_threads)
-        self.work = limits.work(cell.model, len(self.data.classes), cell.image_size, max(2, cell.batch_size))
         self.network, self.optimizer = model.build(cell, len(self.data.classes), self.device)
         if self.world > 1:
             from ray.train.torch import prepare_model
@@ -79,6 +76,17 @@ class Workbench:
         )
         self.train_step, self.held_bytes = built, built.held_bytes
         self.compile_seconds, self.compile_cache = built.compile_seconds, built.compile_cache
+
+    @functools.cached_property
+    def limit(self) -> Limits:
+        """The device's limits in the cell's precision; measured when first asked for, so that no start waits for it."""
+        return limits.measure(self.device.type, self.cell.precision, self.cell.cpu_threads)
+
+    @functools.cached_property
+    def work(self) -> Work | None:
+        """The work of a step for each image."""
+        cell = self.cell
+        return limits.work(cell.model, len(self.data.classes), cell.image_size, max(2, cell.batch_size))
 
     def _new_inputs(self) -> Inputs:
         return Inputs(self.data.train, self.cell, self.device, self.rank, self.world)

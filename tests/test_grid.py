@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from conftest import make_cell
@@ -93,3 +94,26 @@ def test_what_a_machine_can_not_do_has_a_reason(laptop, changes, reason):
 def test_what_a_machine_can_do_has_none(laptop, a100):
     assert grid.infeasible(make_cell(), laptop) is None
     assert grid.infeasible(make_cell(device="gpu", precision="bf16"), a100) is None
+
+
+def test_what_a_mode_can_not_do_is_infeasible_with_the_reason(laptop, a100):
+    def why(machine, **changes):
+        return grid.infeasible(make_cell(cpu_threads=1, **changes), machine)
+
+    assert "a CPU has no CUDA graphs" in why(laptop, execution="graph")
+    assert "one worker's" in why(laptop, execution="compile", num_workers=2)
+    assert "needs a C++ compiler" in why(replace(laptop, compiler=False), execution="compile")
+    assert "loss scaling of fp16" in why(a100, device="gpu", precision="fp16", execution="graph")
+    assert why(laptop, execution="compile") is None
+    assert why(a100, device="gpu", execution="graph") is None
+    assert why(a100, device="gpu", execution="compile") is None
+
+
+def test_tuned_on_a_gpu_is_a_graph_where_it_can_be(a100):
+    def executions(**changes):
+        return {c.execution for c in grid.cells(Settings(recipe=("tuned",), **changes), ["gpu"], a100)}
+
+    assert executions() == {"graph"}
+    assert executions(num_workers=(2,)) == {"eager"}
+    assert executions(precision=("fp16",)) == {"eager"}
+    assert executions(execution=("compile",)) == {"compile"}

@@ -31,6 +31,15 @@ def test_no_size_is_tried_whose_step_would_take_too_long():
     assert max(climb(10**9, 10**9, seconds=lambda size: size / 100)) == 16 * 2**5  # 5 s; the next would take 10.2 s
 
 
+def test_doublings_go_together_and_what_follows_a_failure_does_not():
+    assert search.next_sizes({16: 0.1}, 10_000) == [32, 64, 128]
+    assert search.next_sizes({16: 0.1}, 50) == [32, 50]
+    assert search.next_sizes({16: 3.0}, 10_000) == [32]  # 6 s; the next would take 12
+    assert search.next_sizes({16: 0.1, 32: None}, 10_000) == [24]
+    assert search.next_sizes({}, 10_000) == [16]
+    assert search.next_sizes({16: None}, 10_000) == [8]
+
+
 @given(st.integers(1, 5000), st.integers(1, 5000))
 def test_the_largest_is_known_to_an_eighth(fits, most):
     probes = climb(fits, most, seconds=lambda size: 1e-6)

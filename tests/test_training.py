@@ -1,4 +1,7 @@
+import gzip
+import io
 import itertools
+import json
 
 import numpy as np
 import pytest
@@ -8,11 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rresnet import model, step
-from rresnet.config import UsageError
+from rresnet.config import How, UsageError
 from rresnet.data import ImageData, Split
 from rresnet.inputs import EpochSampler, Inputs, normalise
 from rresnet.timing import Stopwatch, steps_in
-from rresnet.train import NonFiniteLossError, train_epochs, visit
+from rresnet.train import NonFiniteLossError, train, train_epochs, visit
 from rresnet.workbench import Workbench
 
 CPU = torch.device("cpu")
@@ -224,6 +227,45 @@ def test_a_batch_of_another_size_is_not_replayed():
     )
     assert [taken(*raw).item() > 0 for raw in found.inputs.epoch()] == [False, False, True]
     assert sizes == [8, 8]
+
+
+def test_a_compiled_step_learns_the_same_and_is_found_in_the_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
+    data, axes = image_data(20), {"input": "resident", "batch_size": 8, "image_size": 32}
+    eager = bench(data, **axes)
+    expected = [eager.train_step(*raw).item() for raw in itertools.islice(eager.batches, 3)]
+    for cache in ("cold", "warm"):
+        found = bench(data, execution="compile", **axes)
+        losses = [found.train_step(*raw).item() for raw in itertools.islice(found.batches, 3)]  # the third is short
+        assert losses == pytest.approx(expected, rel=0.02)
+        assert losses[0] == pytest.approx(expected[0], rel=1e-4)
+        first = visit(found, seconds=0.01, startup_seconds=1000.0, progress=lambda rate: None).measurement
+        assert first.compile_cache == cache
+        assert first.compile_seconds > 0
+        assert first.startup_seconds == 1000.0 - first.compile_seconds
+        second = visit(found, seconds=0.01, startup_seconds=0.0, progress=lambda rate: None).measurement
+        assert (second.compile_seconds, second.compile_cache) == (None, None)
+
+
+def test_a_trained_model_and_its_trace_are_kept_where_they_are_asked_for():
+    found = bench(input="resident", epochs=1)
+    how = How(seconds=0.01, profile=True, save_model=True)
+    record = train(found, how, startup_seconds=0.0, progress=lambda rate: None)
+    assert set(record.files) == {".pt", ".trace.json.gz"}
+    kept = torch.load(io.BytesIO(record.files[".pt"]), weights_only=True)
+    assert kept.keys() == found.network.state_dict().keys()
+    events = json.loads(gzip.decompress(record.files[".trace.json.gz"]))["traceEvents"]
+    assert any("conv" in event.get("name", "") for event in events)
+    assert record.losses == ()  # ten steps: no hundredth
+    timed = train(bench(), How(seconds=0.01, save_model=True), startup_seconds=0.0, progress=lambda rate: None)
+    assert timed.files == {}  # a timed trial has trained no model worth keeping
+
+
+def test_the_loss_of_every_hundredth_step_is_kept(monkeypatch):
+    monkeypatch.setattr("rresnet.train.LOSS_STEPS", 4)
+    found = train_epochs(bench(input="resident"), epochs=2, startup_seconds=0.0, progress=lambda rate: None)
+    assert [(loss.epoch, loss.step) for loss in found.losses] == [(0, 4), (0, 8), (1, 4), (1, 8)]
+    assert all(loss.loss > 0 for loss in found.losses)
 
 
 def test_bf16_learns_what_fp32_learns_within_its_precision():
