@@ -47,7 +47,7 @@ class Measurement:
     compile_seconds: float | None = column("seconds of compilation or graph capture in this trial")
     compile_cache: str | None = column("warm where the compiler found all it needed on disk, else cold")
     warmup_seconds: float | None = column("seconds of warm-up windows in this trial")
-    clocks_seconds: float | None = column("seconds of the canary, the step alone and the input alone in this trial")
+    clocks_seconds: float | None = column("seconds of the canary, the other clocks and the limits in this trial")
     measured_seconds: float | None = column("seconds of the measured windows")
     measured_images: int | None = column("images trained in the measured windows, over all workers")
     compute_images_per_second: float | None = column(

@@ -172,11 +172,11 @@ def _record(
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     start = time.perf_counter()
-    others = bench.other_clocks(measured)
+    others, work, limit = bench.other_clocks(measured), bench.work, bench.limit
     clocks_seconds = sum(canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
         raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
-    achieved = rate / bench.world * bench.work.flops if bench.work else None
+    achieved = rate / bench.world * work.flops if work else None
     measurement = Measurement(
         status="ok",
         images_per_second=rate,
@@ -195,10 +195,10 @@ def _record(
         bottleneck=others.bottleneck if others else None,
         optimizer_seconds=others.step.optimizer_seconds if others else None,
         launch_share=others.step.launch_share if others else None,
-        flops_per_image=bench.work.flops if bench.work else None,
-        matrix_flops_per_second=bench.limit.matrix_flops_per_second,
-        copy_bytes_per_second=bench.limit.copy_bytes_per_second,
-        percent_of_limit=100 * achieved / bench.limit.matrix_flops_per_second if achieved else None,
+        flops_per_image=work.flops if work else None,
+        matrix_flops_per_second=limit.matrix_flops_per_second,
+        copy_bytes_per_second=limit.copy_bytes_per_second,
+        percent_of_limit=100 * achieved / limit.matrix_flops_per_second if achieved else None,
         canary_matrix_seconds=canary[0],
         canary_copy_seconds=canary[1],
         peak_memory_bytes=bench.peak_memory_bytes,
