@@ -20,6 +20,7 @@ from rresnet.config import Cell, Device, How, Settings, Trial
 from rresnet.hardware import Hardware
 from rresnet.measurement import Environment, Measurement
 
+announced: list[int] = []  # once in a process, as `rresnet.trial` does
 COPIES = int(os.environ.get("STUB_CELLS", "4"))  # cells, apart from each other by their batch size alone
 
 
@@ -28,7 +29,9 @@ def trial(config: dict[str, Any], how: How, data: object) -> None:
     from ray import tune
 
     planned, started = Trial.from_dict(config["trial"]), datetime.now(UTC)
-    tune.report({"process_id": os.getpid()})
+    if not announced:
+        announced.append(os.getpid())
+        tune.report({"process_id": os.getpid()})
     if file := os.environ.get("STUB_PROCESS_FILE"):
         Path(file).write_text(str(os.getpid()))
     time.sleep(how.seconds)

@@ -154,7 +154,7 @@ class _Callback(tune.Callback):
     def __init__(self, sweep: Sweep, attempt: int) -> None:
         self._sweep, self._attempt = sweep, attempt
         self._started: dict[str, float] = {}
-        self._process_ids: dict[str, int] = {}
+        self._process_id: int | None = None  # of the trial process, once it has said so
         self._reported: set[str] = set()
 
     def __getstate__(self) -> dict[str, Any]:
@@ -163,6 +163,8 @@ class _Callback(tune.Callback):
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         self._stop_if_asked()
+        if self._process_id:  # a new process tells when it is ready
+            self._started[trial.trial_id] = time.monotonic()
         self._sweep.progress.running(_planned(trial))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -172,7 +174,7 @@ class _Callback(tune.Callback):
             self._sweep._reported(_planned(trial), self._attempt, result)
         elif "process_id" in result:
             self._started[trial.trial_id] = time.monotonic()
-            self._process_ids[trial.trial_id] = result["process_id"]
+            self._process_id = result["process_id"]
         elif "images_per_second" in result:
             self._sweep.progress.rate(result["images_per_second"])
 
@@ -181,12 +183,13 @@ class _Callback(tune.Callback):
             raise KeyboardInterrupt
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        process_id, self._process_id = self._process_id, None
         if trial.trial_id in self._reported:  # it had its row; the process was ended on purpose
             return
         elapsed = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
         found = death(text, elapsed, self._sweep.how.limit_seconds(_planned(trial).cell))
-        tail = self._sweep.cluster.output_tail(self._process_ids.get(trial.trial_id))
+        tail = self._sweep.cluster.output_tail(process_id)
         self._sweep._write(_planned(trial), asdict(replace(found, output_tail=tail)), self._attempt, {}, {})
 
 

@@ -40,6 +40,7 @@ class _HotCells:
 
     def __init__(self) -> None:
         self.benches: OrderedDict[str, Workbench] = OrderedDict()
+        self.announced = False
         self._data: dict[str, ImageData] = {}
 
     def data(self, ref: "ray.ObjectRef[ImageData]") -> ImageData:
@@ -87,7 +88,9 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     trial = Trial.from_dict(config["trial"])
     started, alone = datetime.now(UTC), not _HOT.benches
     workers_start = 0.0 if trial.cell.num_workers == 1 else WORKERS_START_SECONDS
-    tune.report({"process_id": os.getpid()})  # the driver's clock for the time limit: importing torch does not count
+    if not _HOT.announced:  # the driver's clock for the time limit starts here: importing torch does not count
+        _HOT.announced = True
+        tune.report({"process_id": os.getpid()})
     faulthandler.dump_traceback_later(how.limit_seconds(trial.cell) + workers_start, exit=True)
     try:
         record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0]).result()

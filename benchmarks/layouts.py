@@ -1,0 +1,37 @@
+"""Which layout and which optimizer kernel for which precision? The axes that only a measurement can choose.
+
+    python benchmarks/layouts.py [--model resnet50] [--repeats 12]          (about 6 minutes on two cores)
+
+Cells of one process take turns. Prints, for each precision and batch size, images a second of NHWC over NCHW and of
+Adam's fused kernel over PyTorch's default, each with the others as the tuned recipe has them.
+"""
+
+import sys
+
+from common import arguments, cell, run, workbenches
+
+import rresnet
+from rresnet.hardware import probe
+
+
+def main() -> int:
+    options = arguments(__doc__, model="resnet50", repeats=12, seconds=0.7)
+    precisions = ("fp32", "bf16") if probe().cpu_bf16 else ("fp32",)
+    for precision in precisions:
+        for batch_size in (64, 256):
+            axes = {"model": options.model, "batch_size": batch_size, "precision": precision}
+            changes: tuple[dict[str, object], ...] = ({}, {"channels_last": False}, {"fused_optimizer": False})
+            trials = run(
+                workbenches([cell(**axes, **change) for change in changes]),
+                repeats=options.repeats,
+                seconds=options.seconds,
+            )
+            for axis in ("channels_last", "fused_optimizer"):
+                (row,) = rresnet.speedup(trials, over=axis, reference=False).to_dict("records")
+                told = f"{precision} batch {batch_size}: {axis} True over False"
+                print(f"{told} {row['speedup']:.3f} ({row['low']:.3f} - {row['high']:.3f})", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
