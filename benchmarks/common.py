@@ -39,6 +39,7 @@ def cell(**changes: object) -> Cell:
         "execution": "eager",
         "channels_last": True,
         "fused_optimizer": True,
+        "pointwise": "linear",
         "model": "resnet18",
         "dataset": "fashion-mnist-12k",
         "image_size": 32,

@@ -1,9 +1,10 @@
-"""Which layout and which optimizer kernel for which precision? The axes that only a measurement can choose.
+"""Which layout, optimizer kernel and kind of 1x1 convolution, for which precision? What only measuring can choose.
 
     python benchmarks/layouts.py [--model resnet50] [--repeats 12]          (about 6 minutes on two cores)
 
-Cells of one process take turns. Prints, for each precision and batch size, images a second of NHWC over NCHW and of
-Adam's fused kernel over PyTorch's default, each with the others as the tuned recipe has them.
+Cells of one process take turns. Prints, for each precision and batch size, images a second of NHWC over NCHW, of Adam's
+fused kernel over PyTorch's default, and of 1x1 convolutions as matrix products over convolutions, each with the others
+as the tuned recipe has them.
 """
 
 import sys
@@ -20,15 +21,24 @@ def main() -> int:
     for precision in precisions:
         for batch_size in (64, 256):
             axes = {"model": options.model, "batch_size": batch_size, "precision": precision}
-            changes: tuple[dict[str, object], ...] = ({}, {"channels_last": False}, {"fused_optimizer": False})
+            changes: tuple[dict[str, object], ...] = (
+                {},
+                {"channels_last": False},
+                {"fused_optimizer": False},
+                {"pointwise": "conv"},
+            )
             trials = run(
                 workbenches([cell(**axes, **change) for change in changes]),
                 repeats=options.repeats,
                 seconds=options.seconds,
             )
-            for axis in ("channels_last", "fused_optimizer"):
-                (row,) = rresnet.speedup(trials, over=axis, reference=False).to_dict("records")
-                told = f"{precision} batch {batch_size}: {axis} True over False"
+            for axis, value, reference in (
+                ("channels_last", True, False),
+                ("fused_optimizer", True, False),
+                ("pointwise", "linear", "conv"),
+            ):
+                (row,) = rresnet.speedup(trials, over=axis, reference=reference).to_dict("records")
+                told = f"{precision} batch {batch_size}: {axis} {value} over {reference}"
                 print(f"{told} {row['speedup']:.3f} ({row['low']:.3f} - {row['high']:.3f})", flush=True)
     return 0
 

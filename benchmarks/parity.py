@@ -19,7 +19,13 @@ from rresnet.train import train_epochs
 from rresnet.workbench import Workbench
 
 AXES: dict[str, dict[str, object]] = {
-    "blog fp32 eager": {"recipe": "blog", "input": "dataloader", "channels_last": False, "fused_optimizer": False},
+    "blog fp32 eager": {
+        "recipe": "blog",
+        "input": "dataloader",
+        "channels_last": False,
+        "fused_optimizer": False,
+        "pointwise": "conv",
+    },
     "tuned fp32 eager": {},
     "tuned bf16 eager": {"precision": "bf16"},
     "tuned bf16 compile": {"precision": "bf16", "execution": "compile"},

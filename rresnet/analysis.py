@@ -21,7 +21,7 @@ from rresnet.statistics import (
 from rresnet.store import StoreError, read_tables
 
 # What a recipe decides: when recipes or devices are compared these may differ, and the answer names them.
-RESOLVED = ("precision", "input", "execution", "channels_last", "fused_optimizer")
+RESOLVED = ("precision", "input", "execution", "channels_last", "fused_optimizer", "pointwise")
 # What must be alike for a ratio to mean anything, whatever is compared.
 ALIKE = (
     "dataset_fingerprint",

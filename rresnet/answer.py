@@ -98,6 +98,7 @@ def _name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
         "execution",
         "channels_last",
         "fused_optimizer",
+        "pointwise",
         "model",
         "image_size",
         "num_workers",

@@ -10,6 +10,7 @@ Device = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Input = Literal["dataloader", "resident"]
 Execution = Literal["eager", "graph", "compile"]
+Pointwise = Literal["conv", "linear"]
 Recipe = Literal["blog", "tuned"]
 
 SCHEMA_VERSION = 1
@@ -45,6 +46,9 @@ class Cell:
     execution: Execution = field(metadata={"doc": "how the step runs: eager, one CUDA graph, or compiled"})
     channels_last: bool = field(metadata={"doc": "memory format NHWC instead of NCHW"})
     fused_optimizer: bool = field(metadata={"doc": "Adam's fused kernel instead of PyTorch's default"})
+    pointwise: Pointwise = field(
+        default="conv", metadata={"doc": "how 1x1 convolutions are computed: as convolutions, or as matrix products"}
+    )
     model: str = field(metadata={"doc": "torchvision classification model"})
     dataset: str = field(metadata={"doc": "name, folder or Parquet file of the data set"})
     image_size: int = field(metadata={"doc": "height and width of the images, pixels"})

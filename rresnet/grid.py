@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 
-from rresnet.config import AUTO, Cell, Device, Execution, Input, Precision, Recipe, Settings, Trial
+from rresnet.config import AUTO, Cell, Device, Execution, Input, Pointwise, Precision, Recipe, Settings, Trial
 from rresnet.hardware import Hardware
 
 
@@ -18,12 +18,20 @@ class Axes:
     execution: Execution
     channels_last: bool
     fused_optimizer: bool
+    pointwise: Pointwise
 
 
 def blog(device: Device, hardware: Hardware) -> Axes:
     """The blog's script as written, with PyTorch's defaults: on Ampere and later, convolutions run in TF32."""
     precision: Precision = "tf32" if device == "gpu" and hardware.gpu_bf16 else "fp32"
-    return Axes(precision=precision, input="dataloader", execution="eager", channels_last=False, fused_optimizer=False)
+    return Axes(
+        precision=precision,
+        input="dataloader",
+        execution="eager",
+        channels_last=False,
+        fused_optimizer=False,
+        pointwise="conv",
+    )
 
 
 def tuned(device: Device, hardware: Hardware) -> Axes:
@@ -31,7 +39,14 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
     bf16 = hardware.gpu_bf16 if device == "gpu" else hardware.cpu_bf16
     precision: Precision = "bf16" if bf16 else "fp32"
     execution: Execution = "graph" if device == "gpu" else "eager"
-    return Axes(precision=precision, input="resident", execution=execution, channels_last=True, fused_optimizer=True)
+    return Axes(
+        precision=precision,
+        input="resident",
+        execution=execution,
+        channels_last=True,
+        fused_optimizer=True,
+        pointwise="linear" if device == "cpu" else "conv",
+    )
 
 
 RECIPES = {"blog": blog, "tuned": tuned}

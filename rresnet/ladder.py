@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # In the order they are taken; an axis in which the two recipes agree on a device is no rung there.
-CHANGES = ("input", "channels_last", "precision", "fused_optimizer", "execution")
+CHANGES = ("input", "channels_last", "pointwise", "precision", "fused_optimizer", "execution")
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:

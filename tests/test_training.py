@@ -179,7 +179,7 @@ def losses(**changes):
 
 def test_tuned_learns_what_the_blogs_script_learns():
     blog = losses()
-    tuned = losses(recipe="tuned", input="resident", channels_last=True, fused_optimizer=True)
+    tuned = losses(recipe="tuned", input="resident", channels_last=True, fused_optimizer=True, pointwise="linear")
     assert tuned == pytest.approx(blog, rel=1e-4)
     assert blog[2] != pytest.approx(blog[0], rel=1e-2)
 
@@ -311,6 +311,20 @@ def test_epochs_start_from_the_seed_whatever_the_warm_up_did():
     cold = bench(input="resident")
     expected = torch.tensor([cold.train_step(*batch).item() for batch in cold.inputs.epoch()]).mean().item()
     assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
+
+
+def test_a_pointwise_convolution_is_a_matrix_product_with_the_same_parameters():
+    conv, _ = model.build(make_cell(model="resnet50", channels_last=True), 4, CPU)
+    linear, _ = model.build(make_cell(model="resnet50", channels_last=True, pointwise="linear"), 4, CPU)
+    assert sum(type(m) is model._PointwiseConv2d for m in linear.modules()) == 36  # two a block, and four downsamplings
+    assert all(torch.equal(v, conv.state_dict()[k]) for k, v in linear.state_dict().items())
+    images = torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    outputs = [network.double().train()(images) for network in (conv, linear)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, one), other in zip(conv.named_parameters(), linear.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-8, msg=name)
 
 
 def test_the_seed_and_the_model_alone_decide_the_weights():
