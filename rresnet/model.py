@@ -37,7 +37,7 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
 class _PointwiseConv2d(nn.Conv2d):
     """A 1x1 convolution as what it is, a matrix product over pixels: the same function of the same parameters.
 
-    oneDNN's backward pass of the convolution takes several times its forward pass; that of a product takes twice.
+    On CPUs oneDNN's backward pass of the convolution is much slower than that of the product (docs/performance.md).
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
