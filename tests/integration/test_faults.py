@@ -17,7 +17,7 @@ from rresnet.store import Writer
 from rresnet.sweep import Sweep
 
 pytestmark = pytest.mark.integration
-LIMIT = 20.0  # seconds
+LIMIT = 30.0  # seconds; other tests run beside this one
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +26,7 @@ def rows(tmp_path_factory):
     os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the trial processes, which import the trainable
     here = hardware.probe()
     fates = (8, faulty.BREAKS, faulty.KILLED, faulty.HANGS, faulty.TOO_LARGE)
-    cells = [make_cell(batch_size=b, input="resident", cpu_threads=here.cpu_cores) for b in fates]
+    cells = [make_cell(batch_size=b, input="resident", cpu_threads=1) for b in fates]
     planned = grid.plan(cells, repeats=1, processes=1, seed=1)
     again = grid.plan([cells[0], cells[4]], repeats=2, processes=2, seed=1)[2:]  # after the storm
     images = data.load("fashion-mnist-12k", image_size=32)
@@ -68,7 +68,7 @@ def test_a_process_that_dies_is_killed(rows):
 
 def test_a_hang_is_ended_at_its_limit(rows):
     row = rows.loc[(faulty.HANGS, 0)]
-    assert (row["status"], row["error_message"]) == ("timeout", "still running after 20 s (--timeout-seconds)")
+    assert (row["status"], row["error_message"]) == ("timeout", "still running after 30 s (--timeout-seconds)")
     assert "Timeout" in row["output_tail"]  # the watchdog's traceback, which says where it hung
     assert "in visit" in row["output_tail"]
 
