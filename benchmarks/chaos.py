@@ -1,11 +1,11 @@
 """Everything that can die is killed: is anything lost, run twice, damaged or left behind?
 
-    python benchmarks/chaos.py                          (about 40 minutes on two cores; root, for the full disk)
-    python benchmarks/chaos.py --drivers 2 --trials 3   a short form
+    python benchmarks/chaos.py                          (about 45 minutes on two cores; root, for the full disk)
+    python benchmarks/chaos.py --drivers 2 --trials 3   a short form, 5 minutes
 
-Drivers: kill -9 of the command at a random moment of a 12-trial run, then the same command until it ends. Trials:
-kill -9 of the trial process, again and again in one run. Disk: a results folder on a file system of 44 KiB. Writers:
-8 processes write 200 rows each to one folder while a reader polls.
+Writers: 8 processes write 200 rows each to one folder while a reader polls. Disk: a results folder on a file system of
+44 KiB. Deaths: see `deaths.py`. Trials: kill -9 of the trial process at random moments, again and again in one run.
+Drivers: kill -9 of the command at a random moment of a 12-trial run, then the same command until it ends.
 """
 
 import os
@@ -21,8 +21,9 @@ from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
-import psutil
-from common import arguments, cell, verdict
+from common import arguments, cell
+from deaths import deaths
+from place import Place, Verdict, rows, show
 
 import rresnet
 from rresnet import store, sweep
@@ -30,7 +31,6 @@ from rresnet.config import Trial
 from rresnet.measurement import Measurement
 
 RUN = [sys.executable, str(Path(__file__).parent / "stub_run.py")]
-MARK = "RRESNET_CHAOS"  # in the environment of all that a command starts
 
 
 def command(results: Path, *flags: str, seconds: float = 0.2) -> list[str]:
@@ -38,66 +38,47 @@ def command(results: Path, *flags: str, seconds: float = 0.2) -> list[str]:
     return [*RUN, *planned, "--results-dir", str(results), *flags]
 
 
-def start(line: list[str], mark: str, **environment: str) -> subprocess.Popen[str]:
-    marked = {**os.environ, MARK: mark, **environment}
-    return subprocess.Popen(line, env=marked, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
-def left_behind(mark: str, limit: float = 15.0) -> list[str]:
-    """Processes that a command started and that still live when `limit` seconds have passed."""
-    end = time.monotonic() + limit
-    while True:
-        found = []
-        for process in psutil.process_iter():
-            try:
-                if process.environ().get(MARK) == mark and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(" ".join(process.cmdline())[:80])
-            except psutil.Error:
-                continue
-        if not found or time.monotonic() > end:
-            return found
-        time.sleep(0.3)
-
-
-def rows(results: Path) -> pd.DataFrame:
-    return pd.read_parquet(results / "trials") if any((results / "trials").glob("*.parquet")) else pd.DataFrame()
+def left_behind(left: list[str]) -> str:
+    return f"left behind: {', '.join(left) or 'nothing'}"
 
 
 def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """One kill and what follows: the rows, and what went wrong."""
-    results, mark, wrong = folder / str(number), f"driver{number}", []
-    driver = start(command(results), mark)
-    time.sleep(random.Random(number).uniform(0.5, undisturbed_seconds))
-    driver.kill()
-    driver.communicate()
-    before = rows(results)
-    if processes := left_behind(mark):
-        wrong.append(f"left behind: {processes}")
-    for _ in range(5):
-        again = start(command(results), mark)
-        output, _ = again.communicate(timeout=300)
-        if again.returncode == 0:
-            break
-    else:
-        wrong.append(f"never ended: {output[-500:]}")
-    after = rows(results)
-    if len(after) != 12 or not (after["status"] == "ok").all() or not after["trial_id"].is_unique:
-        wrong.append(f"{len(after)} rows: {after['status'].tolist()}")
-    if len(before):
-        kept = after.set_index("trial_id")["started_at"].reindex(before["trial_id"])
-        if kept.tolist() != before["started_at"].tolist():
-            wrong.append("an ok trial was run twice")
-    if processes := left_behind(mark):
-        wrong.append(f"left behind: {processes}")
+    wrong = []
+    with Place(folder / str(number)) as place:
+        results = place.folder / "results"
+        driver = place.start(command(results))
+        time.sleep(random.Random(number).uniform(0.5, undisturbed_seconds))
+        driver.kill()
+        driver.communicate()
+        before = rows(results)
+        if processes := place.processes():
+            wrong.append(left_behind(processes))
+        for _ in range(5):
+            again = place.start(command(results))
+            output, _ = again.communicate(timeout=300)
+            if again.returncode == 0:
+                break
+        else:
+            wrong.append(f"never ended: {output[-500:]}")
+        after = rows(results)
+        if len(after) != 12 or not (after["status"] == "ok").all() or not after["trial_id"].is_unique:
+            wrong.append(f"{len(after)} rows: {after['status'].tolist()}")
+        if len(before):
+            kept = after.set_index("trial_id")["started_at"].reindex(before["trial_id"])
+            if kept.tolist() != before["started_at"].tolist():
+                wrong.append("an ok trial was run twice")
+        if left := place.left():
+            wrong.append(left_behind(left))
     return after, wrong
 
 
-def drivers(kills: int, folder: Path) -> int:
+def drivers(kills: int, folder: Path) -> Verdict:
     began = time.monotonic()
-    whole = start(command(folder / "whole"), "whole")
-    whole.communicate()
-    seconds = time.monotonic() - began
-    expected = rresnet.speedup(rows(folder / "whole"), over="batch_size", reference=1)
+    with Place(folder / "whole") as place:
+        place.start(command(place.folder / "results")).communicate()
+        seconds = time.monotonic() - began
+        expected = rresnet.speedup(rows(place.folder / "results"), over="batch_size", reference=1)
     failures = 0
     for number in range(kills):
         after, wrong = kill_driver(number, seconds, folder)
@@ -105,60 +86,65 @@ def drivers(kills: int, folder: Path) -> int:
             wrong.append("another answer than that of the undisturbed run")
         failures += bool(wrong)
         print(f"driver {number + 1} of {kills}: {wrong or 'fine'}", flush=True)
-    return verdict(f"{kills} kills of the driver (a run takes {seconds:.0f} s): {failures} went wrong", not failures)
+    saw = f"{kills} times 12 ok rows, none lost, none run twice, the same answer, nothing left behind; "
+    saw += f"{failures} went wrong (an undisturbed run takes {seconds:.0f} s)"
+    return Verdict(check="kills of the driver, then the same command", saw=saw, met=not failures)
 
 
-def trials(kills: int, folder: Path) -> int:
-    results, file = folder / "trials", folder / "process"
-    flags = ("--repeats", str(-(-(2 * kills + 4) // 4)))
-    run = start(command(results, *flags, seconds=1.0), "trials", STUB_PROCESS_FILE=str(file))
-    killed, since, waits, moment = 0, 0.0, list[float](), random.Random(0)
-    while killed < kills and run.poll() is None:
-        if not file.exists():
-            time.sleep(0.02)
-            continue
-        if killed:
-            waits.append(time.monotonic() - since)
-        process = int(file.read_text() or 0)
-        time.sleep(moment.uniform(0, 1.2))  # also into the next trial, or between two
-        process = int(file.read_text() or process)
-        file.unlink()
-        os.kill(process, signal.SIGKILL)
-        since = time.monotonic()
-        killed += 1
-    run.communicate(timeout=600)
-    found = rows(results)
-    dead = int((found["status"] == "killed").sum())
-    told = f"{killed} kills of trial processes: {len(found)} rows, {dead} killed, the rest ok; the next trial "
-    told += f"started within {max(waits):.1f} s; exit code {run.returncode}; "
-    told += f"left behind: {left_behind('trials') or 'nothing'}"
-    fine = killed == kills and len(found) == int(flags[1]) * 4 and set(found["status"]) <= {"ok", "killed"}
-    return verdict(told, fine and kills - 2 <= dead <= kills and max(waits) < 10 and run.returncode == 1)
+def trials(kills: int, folder: Path) -> Verdict:
+    with Place(folder / "trials") as place:
+        results, file = place.folder / "results", place.folder / "process"
+        repeats = -(-(2 * kills + 4) // 4)
+        line = command(results, "--repeats", str(repeats), seconds=1.0)
+        run = place.start(line, STUB_PROCESS_FILE=str(file))
+        killed, since, waits, moment = 0, 0.0, list[float](), random.Random(0)
+        while killed < kills and run.poll() is None:
+            if not file.exists():
+                time.sleep(0.02)
+                continue
+            if killed:
+                waits.append(time.monotonic() - since)
+            process = int(file.read_text() or 0)
+            time.sleep(moment.uniform(0, 1.2))  # also into the next trial, or between two
+            process = int(file.read_text() or process)
+            file.unlink()
+            os.kill(process, signal.SIGKILL)
+            since = time.monotonic()
+            killed += 1
+        run.communicate(timeout=600)
+        found, left = rows(results), place.left()
+    dead, longest = int((found["status"] == "killed").sum()), max(waits, default=0.0)
+    saw = f"{killed} kills: {len(found)} rows of {4 * repeats} planned, {dead} killed, the rest ok; the next trial "
+    saw += f"started within {longest:.1f} s; exit code {run.returncode}; {left_behind(left)}"
+    fine = killed == kills and len(found) == 4 * repeats and set(found["status"]) <= {"ok", "killed"} and not left
+    fine = fine and kills - 2 <= dead <= kills and longest < 10 and run.returncode == 1
+    return Verdict(check="kills of trial processes", saw=saw, met=fine)
 
 
-def disk(folder: Path) -> int:
-    small = folder / "small"
+def disk(folder: Path) -> Verdict:
+    small, check = folder / "small", "full disk"
     small.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=44k", "none", str(small)]).returncode:
-        print("full disk: not tried (no right to mount a small file system)")
-        return 0
+        return Verdict(check=check, saw="not tried: no right to mount a small file system", met=True)
     try:
-        first = start(command(small), "disk")
-        told, _ = first.communicate(timeout=300)
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")
-            before = rows(small)
-        subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
-        again = start(command(small), "disk")
-        again.communicate(timeout=300)
-        after = rows(small)
+        with Place(folder / "disk") as place:
+            first = place.start(command(small))
+            told, _ = first.communicate(timeout=300)
+            with warnings.catch_warnings():
+                warnings.simplefilter("error")
+                before = rows(small)
+            subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
+            again = place.start(command(small))
+            again.communicate(timeout=300)
+            after = rows(small)
+            left = [*place.left(), *map(str, small.rglob(".*"))]
     finally:
         subprocess.run(["umount", str(small)])
     message = next((line for line in told.splitlines() if "make space" in line), "no message")
-    told = (
-        f"full disk after {len(before)} rows, exit code {first.returncode}: {message.strip()}; then {len(after)} rows"
-    )
-    return verdict(told, first.returncode == 2 and len(before) < 12 and len(after) == 12 and again.returncode == 0)
+    saw = f"after {len(before)} rows, exit code {first.returncode}: {message.strip().replace(str(small), 'RESULTS')}; "
+    saw += f"with more space {len(after)} rows, exit code {again.returncode}; {left_behind(left)}"
+    fine = first.returncode == 2 and len(before) < 12 and len(after) == 12 and again.returncode == 0 and not left
+    return Verdict(check=check, saw=saw, met=fine)
 
 
 def write_many(results: Path, number: int, count: int) -> None:
@@ -175,7 +161,7 @@ def write_many(results: Path, number: int, count: int) -> None:
     writer.finish("2026")
 
 
-def writers(folder: Path) -> int:
+def writers(folder: Path) -> Verdict:
     results, polls, most = folder / "writers", 0, 0
     with ProcessPoolExecutor(8) as pool:
         jobs = [pool.submit(write_many, results, number, 200) for number in range(8)]
@@ -188,15 +174,24 @@ def writers(folder: Path) -> int:
             job.result()
     found = rresnet.read(results).trials
     unique = len(found.drop_duplicates(["run_id", "trial_id"]))
-    return verdict(f"8 writers: {len(found)} rows, {unique} unique, {polls} polls", len(found) == unique == 1600)
+    left = [str(path) for path in results.rglob(".*")]
+    saw = f"{len(found)} rows, {unique} unique; {polls} polls, none failed or lost a row; {left_behind(left)}"
+    return Verdict(check="8 writers at once x 200 rows", saw=saw, met=len(found) == unique == 1600 and not left)
 
 
 def main() -> int:
     options = arguments(__doc__, drivers=50, trials=30)
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        missed = writers(folder) | disk(folder)
-        return missed | trials(options.trials, folder) | drivers(options.drivers, folder)
+        return show(
+            [
+                writers(folder),
+                disk(folder),
+                *deaths(folder),
+                trials(options.trials, folder),
+                drivers(options.drivers, folder),
+            ]
+        )
 
 
 if __name__ == "__main__":

@@ -28,7 +28,7 @@ from rresnet.config import Cell, Device, How, Settings
 from rresnet.hardware import Hardware
 
 FIRST_SIZE = 8  # batch size of the first fate
-ALLOWANCE_BYTES = 2**30  # what a trial under a limit may still take
+ALLOWANCE_BYTES = 2**28  # what a trial under a limit may still take
 
 
 class Fate(IntEnum):
@@ -67,7 +67,7 @@ def _take_memory(blocks: float, pause_seconds: float = 0.0) -> None:
 
     taken = []
     while len(taken) < blocks:
-        taken.append(torch.ones(2**26))  # 256 MiB
+        taken.append(torch.ones(2**24))  # 64 MiB
         time.sleep(pause_seconds)
 
 
@@ -93,7 +93,7 @@ def _strike(fate: Fate) -> None:
         Fate.EXITS: lambda: sys.exit(3),
         Fate.CUDA_OUT_OF_MEMORY: lambda: _fail(torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")),
         Fate.OUT_OF_MEMORY: _exhaust_the_host,
-        Fate.EATS_THE_MACHINE: lambda: _take_memory(64, pause_seconds=0.1),
+        Fate.EATS_THE_MACHINE: lambda: _take_memory(128, pause_seconds=0.02),
         Fate.KILLED_WHILE_MEASURING: _die_soon,
         Fate.SEGFAULT: lambda: ctypes.string_at(0),
         Fate.HANGS_DEAF_TO_SIGTERM: _hang_deaf,
@@ -142,10 +142,11 @@ def _doomed(fate: Fate) -> AbstractContextManager[object]:
 def trial(config: dict[str, Any], how: How, data: Any) -> None:
     """In place of `rresnet.trial.run`, which it calls."""
     fate = Fate(config["trial"]["cell"]["batch_size"] - FIRST_SIZE)
-    with Path(os.environ["FATE_LOG"]).open("a") as log:
-        log.write(json.dumps({"fate": fate, "process": os.getpid(), "at": time.time()}) + "\n")
-    from rresnet import trial
+    called = time.time()
+    from rresnet import trial  # seconds, in a fresh process
 
+    with Path(os.environ["FATE_LOG"]).open("a") as log:
+        log.write(json.dumps({"fate": fate, "process": os.getpid(), "called": called, "begun": time.time()}) + "\n")
     with _doomed(fate):
         trial.run(config, how, data)
 

@@ -87,9 +87,10 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
             temporary = cleanup.enter_context(scratch.folder())  # Ray would leave its logs behind
             common["_temp_dir"] = str(temporary)
             logs = temporary / "session_latest" / "logs"
-            ray.init(
-                "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
-            )
+            with _temporary_files_in(temporary):
+                ray.init(
+                    "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
+                )
             _protect_token()
         else:
             ray.init(address, **common)
@@ -106,6 +107,19 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
             yield Cluster(hardware=hardware, logs=logs) if address is None else _joined()
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Have the processes that are started in the block put theirs there: one that is killed can't remove its own."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def _protect_token() -> None:

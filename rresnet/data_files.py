@@ -1,14 +1,17 @@
 """Images from files: a folder with one folder a class, or a Parquet file in the Hugging Face layout."""
 
+import contextlib
 import io
 import json
 import os
+import threading
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
 
 import numpy as np
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -18,7 +21,12 @@ from rresnet.data import DataError, Labels, Pixels, Source, Split, check_memory,
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
 TEST_FOLDERS = ("test", "val", "validation")
+# Pillow knows many more formats, chosen by content whatever the file is called; one of them starts Ghostscript.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 million
+LARGE_PIXELS = 4_000_000  # such images are decoded one at a time, so that a folder of them needs no more than one does
+_LARGE = threading.Lock()
+ROWS_AT_ONCE = 256  # of a Parquet file: a few bytes of it can stand for any number of large values
 CHUNK = 256  # images a task: one task an image costs more than decoding a small one
 _GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
 
@@ -99,7 +107,7 @@ def _read(path: Path) -> pa.Table:
                 "expected image (or img) with encoded image bytes, and label with integers"
             )
         wanted = [image, "label", *(["split"] if "split" in names else [])]
-        table = file.read(columns=wanted).rename_columns(["image", *wanted[1:]])
+        table = _read_within_memory(path, file, wanted).rename_columns(["image", *wanted[1:]])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(
@@ -108,6 +116,21 @@ def _read(path: Path) -> pa.Table:
     if not table.num_rows:
         raise DataError(f"{path} has no rows: expected at least two classes of images")
     return table.replace_schema_metadata(file.schema_arrow.metadata)
+
+
+def _read_within_memory(path: Path, file: pq.ParquetFile, columns: list[str]) -> pa.Table:
+    """The columns. Raises DataError where they take more than half of the memory that is free."""
+    batches, size, available = list[pa.RecordBatch](), 0, psutil.virtual_memory().available
+    for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
+        batches.append(batch)
+        size += batch.nbytes
+        if size > available // 2:
+            raise DataError(
+                f"{path} holds more than {available / 2**31:.1f} GiB of images, half of the memory that is free: "
+                "give a smaller file"
+            )
+    schema = batches[0].schema if batches else file.schema_arrow
+    return pa.Table.from_batches(batches, schema).select(columns)
 
 
 def _image_bytes(path: Path, table: pa.Table) -> list[bytes]:
@@ -179,10 +202,12 @@ def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int) -> Pixel
 def _decode_one(name: str, source: Path | IO[bytes], size: int) -> Image.Image:
     """The first frame, 8 bits a channel, its short side brought to `size` and its centre cut out."""
     try:
-        with Image.open(source) as opened:
-            if opened.width * opened.height > MAXIMUM_PIXELS:
+        with Image.open(source, formats=_FORMATS) as opened:
+            pixels = opened.width * opened.height
+            if pixels > MAXIMUM_PIXELS:
                 raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
-            image = _eight_bits(opened)
+            with _LARGE if pixels > LARGE_PIXELS else contextlib.nullcontext():
+                image = _eight_bits(opened)
         return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} is too large an image to open safely ({error}): scale it down or remove it") from error
@@ -192,9 +217,9 @@ def _decode_one(name: str, source: Path | IO[bytes], size: int) -> Image.Image:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        values = np.asarray(image, dtype=np.float64)
-        scale = 255.0 / max(255.0, 65535.0 if values.max(initial=0) > 255 else 255.0)
-        return Image.fromarray(np.clip(values * scale, 0, 255).astype(np.uint8))
+        values = np.asarray(image).astype(np.float32)
+        values *= 255.0 / (65535.0 if values.max(initial=0) > 255 else 255.0)
+        return Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
     return image.convert("L" if image.mode in _GREY_MODES else "RGB")
 
 

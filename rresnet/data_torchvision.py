@@ -2,10 +2,12 @@
 
 import gzip
 import hashlib
+import math
 import shutil
 import struct
 import tempfile
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -73,17 +75,18 @@ def _idx_split(folder: Path, prefix: str, count: int) -> Split:
 
 def _read_idx(path: Path, expected: tuple[int, ...]) -> Pixels:
     """An idx file of bytes (yann.lecun.com/exdb/mnist): 0, 0, type 8, dimensions, each size, then the values."""
+    header = struct.pack(">HBB", 0, 8, len(expected)) + struct.pack(f">{len(expected)}I", *expected)
+    length = len(header) + math.prod(expected)
     try:
-        content = path.read_bytes()
-        if path.suffix == ".gz":
-            content = gzip.decompress(content)
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            content = file.read(length + 1)  # no more: a small archive may hold any number of bytes
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path} is damaged ({error}): get it again") from error
-    header = struct.pack(">HBB", 0, 8, len(expected)) + struct.pack(f">{len(expected)}I", *expected)
-    if not content.startswith(header) or len(content) != len(header) + int(np.prod(expected)):
+    if not content.startswith(header) or len(content) != length:
+        found = f"{len(content)}" if len(content) <= length else "more"
         raise DataError(
             f"{path} is not the expected idx file of {' x '.join(map(str, expected))} bytes "
-            f"({len(content)} bytes found): get it again"
+            f"({found} bytes found, {length} with its header expected): get it again"
         )
     return np.frombuffer(content, dtype=np.uint8, offset=len(header)).reshape(expected)
 
@@ -93,7 +96,8 @@ def _cifar10(folder: Path) -> Source:
     name, md5 = dataset.filename, dataset.tgz_md5
     archive = folder / name
     if not (folder / dataset.base_folder).is_dir() and archive.is_file():
-        digest = hashlib.md5(archive.read_bytes(), usedforsecurity=False).hexdigest()
+        with archive.open("rb") as file:
+            digest = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
         if digest != md5:  # its batches are pickles: nothing is opened that is not the known file
             raise DataError(f"{archive} is not CIFAR-10's archive (md5 {digest}, expected {md5}): get it again")
     if not (folder / dataset.base_folder).is_dir():

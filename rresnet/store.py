@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import queue
+import tempfile
 import threading
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -16,9 +17,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rresnet.config import SCHEMA_VERSION
 from rresnet.measurement import SCHEMAS
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
+KEY = ("run_id", "trial_id")  # what every row of every table has
 ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
 
 
@@ -62,6 +65,13 @@ def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _remove_halves(results: Path, run_id: str) -> None:
+    """Remove what a process that was killed had half written for a run. Only for who holds the run's lock."""
+    for pattern in (f"*/.{run_id}.*.tmp", f"files/{run_id}/.*.tmp"):
+        for half in results.glob(pattern):
+            half.unlink(missing_ok=True)
 
 
 class _TableWriter:
@@ -131,6 +141,7 @@ class Writer:
     def __init__(self, results: Path, run: Run) -> None:
         self.results, self.run = results, run
         self._lock = _lock(results, run)
+        _remove_halves(results, run.run_id)
         self._tables = {name: _TableWriter(results / name, run.run_id, schema) for name, schema in SCHEMAS.items()}
         self._write_manifest(run)
         self._queue: queue.SimpleQueue[tuple[str, Rows] | threading.Event | None] = queue.SimpleQueue()
@@ -252,9 +263,7 @@ def open_run(results: Path, run: Run, *, fresh: bool, again: bool = False, mix: 
     """
     try:
         (results / "runs").mkdir(parents=True, exist_ok=True)
-        probe = results / "runs" / f".probe-{os.getpid()}"
-        probe.write_bytes(b"")
-        probe.unlink()
+        tempfile.TemporaryFile(dir=results / "runs").close()
     except OSError as error:
         raise StoreError(f"can't write to {results}: {error.strerror}; choose another --results-dir") from error
     same = [r for r in runs(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)]
@@ -283,12 +292,27 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 
 
 def runs(results: Path) -> list[Run]:
-    """The runs in a results folder, oldest first."""
+    """The runs in a results folder, oldest first; a manifest that is damaged is passed over."""
     found = []
     for path in sorted((results / "runs").glob("[!.]*.json")):
-        with contextlib.suppress(ValueError, TypeError):
-            found.append(Run(**json.loads(path.read_text())))
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            run = Run(**json.loads(path.read_bytes()))
+            if run.run_id == path.stem and _is_whole(run):
+                found.append(run)
     return sorted(found, key=lambda run: run.started_at)
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether each field is of its kind: a manifest is a file that anybody may have changed."""
+    texts = (run.experiment, run.name, run.plan_id, run.started_at)
+    perhaps = (run.finished_at, run.request_id)
+    means = {} if run.environment is None else run.environment
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(text is None or isinstance(text, str) for text in perhaps)
+        and isinstance(means, dict)
+        and all(isinstance(value, str) for value in means.values())
+    )
 
 
 def read_tables(results: Path, *, run_id: str | None = None) -> dict[str, pa.Table]:
@@ -304,10 +328,9 @@ def _read(folder: Path, pattern: str, schema: pa.Schema) -> pa.Table:
         if path.name.startswith("."):
             continue
         with contextlib.suppress(FileNotFoundError):  # joined since it was listed
-            read = _read_file(path)
-            if read is None:
+            table = _read_file(path, schema)
+            if table is None:
                 continue
-            table = _conform(read, schema)
             if ".part" in path.name:
                 seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
                 table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
@@ -315,11 +338,13 @@ def _read(folder: Path, pattern: str, schema: pa.Schema) -> pa.Table:
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def _read_file(path: Path) -> pa.Table | None:
+def _read_file(path: Path, schema: pa.Schema) -> pa.Table | None:
     """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
     try:
-        return pq.ParquetFile(path, page_checksum_verification=True).read()
-    except (pa.ArrowException, OSError) as error:
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        _check_version(path, file.schema_arrow.metadata)
+        return _conform(file.read(), schema)
+    except (pa.ArrowException, OSError, KeyError) as error:
         if isinstance(error, FileNotFoundError):
             raise
         if isinstance(error, OSError) and error.errno is not None:  # the system's fault, not the file's
@@ -333,8 +358,20 @@ def _read_file(path: Path) -> pa.Table | None:
         return None
 
 
+def _check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
+    """Older versions are read: columns that they lack are null. What a newer one means by a column is not known."""
+    version = (metadata or {}).get(b"rresnet_schema_version", b"0")
+    if version.isdigit() and int(version) > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} was written by a newer rresnet (schema_version {int(version)}, this one knows up to "
+            f"{SCHEMA_VERSION}): update rresnet, or name another results folder"
+        )
+
+
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the columns of `schema`: one that an older version did not write is null."""
+    if lacking := [name for name in KEY if name not in table.column_names or table[name].null_count]:
+        raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
     columns = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
     ]

@@ -1,6 +1,7 @@
 """The driver's side of a run: hands the planned trials to Ray Tune and turns whatever comes back into rows."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -60,6 +61,13 @@ def run_trial(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageD
     trial.run(config, how, data)
 
 
+class TrialProcessSpentError(RuntimeError):
+    """Ends a trial process whose state a failed trial may have harmed; the next trial gets a new one.
+
+    It stands here because the driver unpickles it: from `rresnet.trial` it would bring torch along.
+    """
+
+
 @dataclass(kw_only=True)
 class Sweep:
     """One run of planned trials over Ray Tune."""
@@ -99,9 +107,18 @@ class Sweep:
             self._fit([trial], self.cluster.trial_resources, attempt=2)
 
     def _fit(self, trials: Sequence[Trial], resources: Mapping[str, float], attempt: int = 1) -> None:
-        trials = [t for t in trials if not self._known_too_large(t)]
-        if not trials:
-            return
+        left = [t for t in trials if not self._known_too_large(t)]
+        while left:
+            callback = _Callback(self, attempt)
+            try:
+                self._tune(left, resources, callback)
+                return
+            except RuntimeError as error:  # Tune gives up when Ray's memory monitor ends a trial process
+                if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+                    raise
+                left = left[callback.evicted(str(error.__cause__)) :]
+
+    def _tune(self, trials: Sequence[Trial], resources: Mapping[str, float], callback: "_Callback") -> None:
         with scratch.folder() as storage:
             trainable = tune.with_parameters(self.trainable, how=self.how, data=[self.data])
             tune.Tuner(
@@ -110,9 +127,7 @@ class Sweep:
                 tune_config=tune.TuneConfig(
                     reuse_actors=True, max_concurrent_trials=1, trial_dirname_creator=lambda trial: str(trial.trial_id)
                 ),
-                run_config=tune.RunConfig(
-                    name="tune", storage_path=str(storage), verbose=0, callbacks=[_Callback(self, attempt)]
-                ),
+                run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
             ).fit()
 
     def _known_too_large(self, trial: Trial) -> bool:
@@ -133,6 +148,14 @@ class Sweep:
                 return
             self._too_large[trial.cell.cell_id] = measurement["error_message"]
         self._write(trial, measurement, attempt, {**result["environment"], **result["when"]}, record)
+
+    def _evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:
+        if attempt == 1 and trial.cell.num_workers == 1:  # other hot cells held memory, too
+            self._unconfirmed.append(trial)
+            return
+        found = replace(death(account, 0.0, math.inf), output_tail=self.cluster.output_tail(process_id))
+        self._too_large[trial.cell.cell_id] = str(found.error_message)
+        self._write(trial, asdict(found), attempt, {}, {})
 
     def _write(
         self,
@@ -156,6 +179,7 @@ class _Callback(tune.Callback):
         self._started: dict[str, float] = {}
         self._process_id: int | None = None  # of the trial process, once it has said so
         self._reported: set[str] = set()
+        self._begun: list[Any] = []  # Tune's trials, in their order
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
@@ -165,6 +189,7 @@ class _Callback(tune.Callback):
         self._stop_if_asked()
         if self._process_id:  # a new process tells when it is ready
             self._started[trial.trial_id] = time.monotonic()
+        self._begun.append(trial)
         self._sweep.progress.running(_planned(trial))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -181,6 +206,13 @@ class _Callback(tune.Callback):
     def _stop_if_asked(self) -> None:
         if self._sweep.stop_asked():
             raise KeyboardInterrupt
+
+    def evicted(self, account: str) -> int:
+        """Record the trial in whose time Ray's memory monitor ended the process; returns how many have begun."""
+        trial = self._begun[-1]
+        if trial.trial_id not in self._reported:
+            self._sweep._evicted(_planned(trial), self._attempt, account, self._process_id)
+        return len(self._begun)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         process_id, self._process_id = self._process_id, None

@@ -80,7 +80,7 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
     Settled means that the Mann-Kendall test sees no fall in the latter half of the windows (`rresnet.steady`).
     """
     first_visit, settled, over = bench.step_seconds is None, False, False
-    while steps := bench.agreed(0 if settled or over else bench.steps_in_window()):
+    while steps := bench.agreed(0 if settled or over else bench.steps_in_window() if first_visit else 1):
         second = first_visit and len(watch.windows) == 1
         steps = max(MEMORY_STEPS, steps) if second else steps
         with bench.noting_memory() if second else contextlib.nullcontext():

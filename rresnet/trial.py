@@ -22,6 +22,7 @@ from rresnet import environment, scratch
 from rresnet.config import Cell, How, Trial
 from rresnet.data import ImageData
 from rresnet.measurement import Measurement
+from rresnet.sweep import TrialProcessSpentError
 from rresnet.train import Progress, Record, train
 from rresnet.workbench import Workbench
 
@@ -29,10 +30,6 @@ MEMORY_RESERVE = 0.25  # share of the memory that must be free before another ce
 PROGRESS_SECONDS = 1.0
 TEXT_CHARACTERS = 2000
 WORKERS_START_SECONDS = 120.0  # a worker group takes 20 s and more to start; its workers watch the limit themselves
-
-
-class TrialProcessSpentError(RuntimeError):
-    """Ends a trial process whose state a failed trial may have harmed; the next trial gets a new one."""
 
 
 class _HotCells:
