@@ -114,7 +114,7 @@ class Sweep:
                 self._tune(left, resources, callback)
                 return
             except RuntimeError as error:  # Tune gives up when Ray's memory monitor ends a trial process
-                if not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
+                if not callback.begun or not isinstance(error.__cause__, ray.exceptions.OutOfMemoryError):
                     raise
                 left = left[callback.evicted(str(error.__cause__)) :]
 
@@ -179,7 +179,7 @@ class _Callback(tune.Callback):
         self._started: dict[str, float] = {}
         self._process_id: int | None = None  # of the trial process, once it has said so
         self._reported: set[str] = set()
-        self._begun: list[Any] = []  # Tune's trials, in their order
+        self.begun: list[Any] = []  # Tune's trials, in their order
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
@@ -189,7 +189,7 @@ class _Callback(tune.Callback):
         self._stop_if_asked()
         if self._process_id:  # a new process tells when it is ready
             self._started[trial.trial_id] = time.monotonic()
-        self._begun.append(trial)
+        self.begun.append(trial)
         self._sweep.progress.running(_planned(trial))
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
@@ -209,10 +209,10 @@ class _Callback(tune.Callback):
 
     def evicted(self, account: str) -> int:
         """Record the trial in whose time Ray's memory monitor ended the process; returns how many have begun."""
-        trial = self._begun[-1]
+        trial = self.begun[-1]
         if trial.trial_id not in self._reported:
             self._sweep._evicted(_planned(trial), self._attempt, account, self._process_id)
-        return len(self._begun)
+        return len(self.begun)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         process_id, self._process_id = self._process_id, None

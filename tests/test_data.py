@@ -4,6 +4,7 @@ import io
 import pickle
 import struct
 import tarfile
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -200,6 +201,26 @@ def small_idx(monkeypatch):
         return folder
 
     return write
+
+
+def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
+    path = tmp_path / "bomb.parquet"
+    data_files.write_parquet(path, [(bytes(2**20), 0, "train")] * 128, ["zeros"])
+    assert path.stat().st_size < 2**21  # 128 MiB of zeros
+    monkeypatch.setattr(data_files.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
+    with pytest.raises(DataError, match=r"bomb\.parquet holds more than 0\.1 GiB of images, half of the memory"):
+        load(path)
+
+
+def test_only_the_formats_that_are_named_are_opened(tmp_path):
+    for name in "ab":
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for number in range(4):
+            Image.new("L", (32, 32)).save(
+                tmp_path / "images" / name / f"{number}.png", "EPS"
+            )  # would start Ghostscript
+    with pytest.raises(DataError, match="is not a readable image"):
+        load(tmp_path / "images")
 
 
 @pytest.mark.parametrize(
