@@ -122,6 +122,7 @@ def waterfall(found: "pd.DataFrame", path: Path) -> list[Path]:
     import matplotlib as mpl
 
     mpl.use("Agg")
+    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: it can be searched, and read aloud
     from matplotlib import pyplot as plt
 
     groups = list(found.groupby(["device", "batch_size"], sort=True))
