@@ -96,20 +96,8 @@ def show(planned: Planned, settings: Settings, console: Console) -> None:
     for trial, reason in planned:
         cell = trial.cell
         axes = (cell.device, cell.recipe, cell.precision, cell.input, cell.execution, cell.batch_size)
-        table.add_row(
-            *map(
-                str,
-                (
-                    trial.repeat,
-                    trial.process,
-                    *axes,
-                    cell.num_workers,
-                    cell.cpu_threads,
-                    trial.trial_id,
-                    reason or "yes",
-                ),
-            )
-        )
+        rest = (cell.num_workers, cell.cpu_threads, trial.trial_id, reason or "yes")
+        table.add_row(*map(str, (trial.repeat, trial.process, *axes, *rest)))
     console.print(table)
     console.print(_prediction(planned, settings), highlight=False, soft_wrap=True)
 

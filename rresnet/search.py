@@ -8,7 +8,7 @@ from typing import Any
 import pandas as pd
 
 from rresnet import store
-from rresnet.config import AUTO, Cell, Settings, Trial, UsageError, stable_hash
+from rresnet.config import AUTO, CELL_COLUMNS, Cell, Settings, Trial, UsageError, stable_hash
 from rresnet.progress import Progress
 from rresnet.sweep import Sweep
 
@@ -16,6 +16,8 @@ FIRST_SIZE = 16
 STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
 AHEAD = 3  # doublings that are tried in one process before the next are decided on
 FINENESS = 8  # the largest that fits is known when the next that does not is less than this share of it away
+
+_APART = ("batch_size", "epochs", "copy")  # cells that differ in nothing else are one series of probes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,8 +143,7 @@ def _probes(trials: pd.DataFrame) -> dict[str, dict[int, float | None]]:
 
 
 def _series(values: Mapping[Any, Any]) -> str:
-    axes = ("device", "recipe", "precision", "input", "execution", "num_workers", "model", "image_size")
-    return stable_hash([str(values[axis]) for axis in axes])
+    return stable_hash([str(values[axis]) for axis in CELL_COLUMNS if axis not in _APART])
 
 
 def _rows(writer: store.Writer) -> pd.DataFrame:
