@@ -24,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 from rresnet import cli, grid
-from rresnet.config import Cell, Device, How, Settings
+from rresnet.config import Cell, Device, How, Settings, Trial
 from rresnet.hardware import Hardware
 
 FIRST_SIZE = 8  # batch size of the first fate
@@ -141,7 +141,7 @@ def _doomed(fate: Fate) -> AbstractContextManager[object]:
 
 def trial(config: dict[str, Any], how: How, data: Any) -> None:
     """In place of `rresnet.trial.run`, which it calls."""
-    fate = Fate(config["trial"]["cell"]["batch_size"] - FIRST_SIZE)
+    fate = Fate(Trial.from_json(config["trial"]).cell.batch_size - FIRST_SIZE)
     called = time.time()
     from rresnet import trial  # seconds, in a fresh process
 

@@ -28,7 +28,7 @@ def trial(config: dict[str, Any], how: How, data: object) -> None:
     """In place of `rresnet.trial.run`."""
     from ray import tune
 
-    planned, started = Trial.from_dict(config["trial"]), datetime.now(UTC)
+    planned, started = Trial.from_json(config["trial"]), datetime.now(UTC)
     if not announced:
         announced.append(os.getpid())
         tune.report({"process_id": os.getpid()})

@@ -99,12 +99,17 @@ class Trial:
         return stable_hash({"cell": asdict(self.cell), "repeat": self.repeat})
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, for the way through Ray."""
+        """Plain values."""
         return {"cell": asdict(self.cell), "repeat": self.repeat, "process": self.process}
 
+    def to_json(self) -> str:
+        """One text, for the way through Tune, which deep-copies a grid's values again and again."""
+        return json.dumps(self.to_dict())
+
     @staticmethod
-    def from_dict(values: dict[str, Any]) -> "Trial":
-        """The trial that `to_dict` wrote."""
+    def from_json(text: str) -> "Trial":
+        """The trial that `to_json` wrote."""
+        values = json.loads(text)
         return Trial(cell=Cell(**values["cell"]), repeat=values["repeat"], process=values["process"])
 
 

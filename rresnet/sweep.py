@@ -123,7 +123,7 @@ class Sweep:
             trainable = tune.with_parameters(self.trainable, how=self.how, data=[self.data])
             tune.Tuner(
                 tune.with_resources(trainable, dict(resources)),
-                param_space={"trial": tune.grid_search(_Values(trial.to_dict() for trial in trials))},
+                param_space={"trial": tune.grid_search([trial.to_json() for trial in trials])},
                 tune_config=tune.TuneConfig(
                     reuse_actors=True, max_concurrent_trials=1, trial_dirname_creator=lambda trial: str(trial.trial_id)
                 ),
@@ -225,16 +225,8 @@ class _Callback(tune.Callback):
         self._sweep._write(_planned(trial), asdict(replace(found, output_tail=tail)), self._attempt, {}, {})
 
 
-class _Values(list[dict[str, Any]]):
-    """The grid's values. Tune deep-copies all of them for each trial it makes: 10,000 trials would take minutes."""
-
-    def __deepcopy__(self, memo: object) -> "_Values":
-        """Itself: nobody changes it."""
-        return self
-
-
 def _planned(trial: Any) -> Trial:
-    return Trial.from_dict(trial.config["trial"])
+    return Trial.from_json(trial.config["trial"])
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:

@@ -82,7 +82,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
 
     A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
     """
-    trial = Trial.from_dict(config["trial"])
+    trial = Trial.from_json(config["trial"])
     started, alone = datetime.now(UTC), not _HOT.benches
     workers_start = 0.0 if trial.cell.num_workers == 1 else WORKERS_START_SECONDS
     if not _HOT.announced:  # the driver's clock for the time limit starts here: importing torch does not count

@@ -66,7 +66,7 @@ def test_trial_id_follows_cell_and_repeat_but_not_process():
 @given(st.integers(1, 10**6), st.integers(0, 1000), st.integers(0, 10), st.sampled_from(["blog", "tuned"]))
 def test_trials_survive_the_way_through_ray(batch_size, repeat, process, recipe):
     trial = Trial(cell=make_cell(batch_size=batch_size, recipe=recipe), repeat=repeat, process=process)
-    assert Trial.from_dict(trial.to_dict()) == trial
+    assert Trial.from_json(trial.to_json()) == trial
 
 
 def test_global_batch_counts_all_workers():

@@ -4,12 +4,14 @@ import os
 import re
 import signal
 
+from rresnet.config import Trial
+
 BREAKS, KILLED, HANGS, TOO_LARGE = 2, 3, 4, 5  # batch sizes that choose the fate
 
 
 def trial(config, how, data):
     """`rresnet.trial.run`, with a training loop that does to the trial what its batch size says."""
-    if config["trial"]["cell"]["batch_size"] == KILLED:
+    if Trial.from_json(config["trial"]).cell.batch_size == KILLED:
         os.kill(os.getpid(), signal.SIGKILL)
     import torch
 
