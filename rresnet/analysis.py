@@ -9,6 +9,7 @@ from typing import Any
 import pandas as pd
 
 from rresnet.config import CELL_COLUMNS, DEVICES
+from rresnet.grid import AS_WRITTEN
 from rresnet.statistics import (
     DRIFT_LIMIT,
     MINIMUM_REPEATS,
@@ -278,6 +279,7 @@ def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
         key=lambda c: (
             c["recipe"] != "blog",
             DEVICES.index(c["device"]),
+            sum(c[axis] != value for axis, value in vars(AS_WRITTEN).items()),
             c["copy"],
             abs(c["batch_size"] - 64),
             c["num_workers"],

@@ -21,18 +21,27 @@ NO_GPU = (
 )
 
 
-def show(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
-    """Print the answer to one run's trials, with advice on its quality flags unless that is not wanted."""
-    cells = (
-        analysis.rates(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
-    )
-    reference = analysis.reference_cell(cells)
-    console.print(_table(trials, cells, reference, wide=console.width >= WIDE))
-    doubts = [*_states(trials, cells, reference), *_flags(trials, advice=advice)]
-    for line in (sentence(trials, cells), *_scatter(trials, cells), *_noise_floor(trials, cells), *doubts):
+def findings(trials: pd.DataFrame, console: Console) -> None:
+    """Print the table of one run's cells, and the fastest of them in a sentence."""
+    cells = ranked(trials)
+    console.print(_table(trials, cells, analysis.reference_cell(cells), wide=console.width >= WIDE))
+    for line in (sentence(trials, cells), *_scatter(trials, cells), *_noise_floor(trials, cells)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
+    """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
+    cells = ranked(trials)
+    for line in (*_states(trials, cells, analysis.reference_cell(cells)), *_flags(trials, advice=advice)):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     if "gpu" not in {cell["device"] for cell in cells}:
         console.print(NO_GPU, style="dim", highlight=False, soft_wrap=True)
+
+
+def ranked(trials: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The cells as `analysis.rates` gives them, the fastest first, those that never ended ok last."""
+    rates = analysis.rates(trials)
+    return rates.sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
 
 
 def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
@@ -42,13 +51,13 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         return "No trial ended ok, so there is no answer: the errors stand above, and in the trials table."
     if len(measured) == 1:
         only = measured[0]
-        return f"The only setting measured: {_name(only, measured)}, {only['images_per_second']:,.0f} images/s."
+        return f"The only setting measured: {name(only, measured)}, {only['images_per_second']:,.0f} images/s."
     first, second = measured[:2]
     lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
-    told = f"Fastest: {_name(first, measured)}, {first['images_per_second']:,.0f} images/s"
+    told = f"Fastest: {name(first, measured)}, {first['images_per_second']:,.0f} images/s"
     if lead is None:
-        return f"{told}; it was never measured in the same repeat as the second, {_name(second, measured)}."
-    than = f"{lead.estimate:.2f}x the second, {_name(second, measured)}"
+        return f"{told}; it was never measured in the same repeat as the second, {name(second, measured)}."
+    than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
     floor = analysis.noise_floor(trials)
     apart = analysis.distinguishable(lead, floor)
     if apart is None:
@@ -74,7 +83,7 @@ def _table(
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for cell in cells:
         failed = not cell["repeats"]
-        row = [_name(cell, cells), _rate(cell), _epoch(cell), _speedup(trials, cell, reference)]
+        row = [name(cell, cells), _rate(cell), _epoch(cell), _speedup(trials, cell, reference)]
         if accuracy:
             row.append("" if pd.isna(cell["test_accuracy"]) else f"{cell['test_accuracy']:.3f}")
         if wide:
@@ -85,11 +94,11 @@ def _table(
 
 
 def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> str:
-    against = f"Speedup over {_name(reference, cells)}, paired by repeat. " if reference else ""
+    against = f"Speedup over {name(reference, cells)}, paired by repeat. " if reference else ""
     return f"{against}In brackets: 95 % intervals over repeats."
 
 
-def _name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
+def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
     """What tells the cell from the others: device, recipe, batch size, and each other axis that varies."""
     parts = [cell["device"], cell["recipe"], f"batch {cell['batch_size']}"]
     for axis in (*analysis.RESOLVED, "model", "image_size", "num_workers", "cpu_threads"):
@@ -151,7 +160,7 @@ def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mappin
         found = regimes.split(trials, cell["cell_id"], reference["cell_id"])
         if found:
             quiet, loaded = (f"{one.estimate:.2f} ({_bounds(one)})" for one in (found.quiet, found.loaded))
-            which = f"{_name(cell, cells)} over {_name(reference, cells)}"
+            which = f"{name(cell, cells)} over {name(reference, cells)}"
             counts = f"{found.quiet.count} and {found.loaded.count} repeats"
             lines.append(
                 f"It depends on the machine's state: {which} is {quiet} while quiet, {loaded} while loaded ({counts})."

@@ -45,13 +45,14 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
 
 
 def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
-    """Print the ten epochs of each setting, measured or projected, and apart from them what the blog published."""
+    """Print the answer, the ten epochs of each setting, and apart from them what the blog published."""
     from rich import box
     from rich.table import Table
 
-    from rresnet import analysis
+    from rresnet import analysis, answer
     from rresnet.progress import duration
 
+    answer.findings(trials, console)
     epochs = int(trials["epochs"].max()) if trials["epochs"].notna().any() else EPOCHS
     table = Table(box=box.SIMPLE_HEAD)
     for heading in ("setting", f"{epochs} epochs", "", "images/s"):

@@ -34,7 +34,7 @@ def main(
         description: what `--help` says: the experiment's docstring.
         defaults: its defaults, where they are not those of `Settings`.
         cells: what it measures, from the settings.
-        show: prints what the experiment itself has to say, after the answer.
+        show: prints what was found, where that is not the table of the cells and the fastest of them.
         trainable: what runs a trial, instead of training.
     """
     given = defaults or Settings()

@@ -37,7 +37,7 @@ class Experiment:
 
     name: str  # also the default name of its runs
     cells: Cells = grid.cells  # what it measures, from the settings
-    show: Show | None = None  # prints what it has to say itself, after the answer
+    show: Show | None = None  # prints what it found, where that is not the table of the cells and the fastest
     trainable: Callable[..., None] | None = None  # what runs a trial, instead of training
 
 
@@ -125,9 +125,11 @@ def _measure(experiment: Experiment, settings: Settings, means: _Means) -> bool:
     done = _run(experiment, settings, means, extend)
     from rresnet import answer  # pandas and scipy: seconds that the start need not wait for
 
-    answer.show(done.trials, means.console, advice=settings.advice)
     if experiment.show:
         experiment.show(done.trials, means.console, settings.results_dir)
+    else:
+        answer.findings(done.trials, means.console)
+    answer.remarks(done.trials, means.console, advice=settings.advice)
     _tell(means.console, _completion(done.trials))
     means.console.print(
         f"Rows: {settings.results_dir / 'trials'} (run {done.run.run_id})", style="dim", highlight=False, soft_wrap=True

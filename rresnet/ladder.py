@@ -107,8 +107,27 @@ def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
         ]
         table.add_row(row["device"], str(row["batch_size"]), row["change"], rate, *told)
     console.print(table)
+    for line in summary(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     for path in waterfall(found, results / "figures" / f"ladder-{trials['run_id'].iloc[0]}"):
         console.print(f"Figure: {path}", style="dim", highlight=False, soft_wrap=True)
+
+
+def summary(found: "pd.DataFrame") -> list[str]:
+    """For each ladder of `rungs` the whole climb and its largest step, in a sentence."""
+    lines = []
+    for (device, batch_size), group in found.groupby(["device", "batch_size"], sort=True):
+        top, steps = group.iloc[-1], group.dropna(subset=["step"])
+        total = _told(top["total"], top["total_low"], top["total_high"])
+        if steps.empty or not total:
+            lines.append(f"{device} batch {batch_size}: the ladder's ends were not measured in the same repeat.")
+            continue
+        most = steps.sort_values("step").iloc[-1]
+        step = _told(most["step"], most["step_low"], most["step_high"])
+        lines.append(
+            f"{device} batch {batch_size}: tuned over blog {total}; the largest step is {most['change']}, {step}."
+        )
+    return lines
 
 
 def _told(estimate: float | None, low: float | None, high: float | None) -> str:

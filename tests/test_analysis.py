@@ -179,9 +179,16 @@ def test_durations_are_predicted_from_earlier_trials():
     assert analysis.trial_seconds(table[:0], ["new"]) == {}
 
 
+def test_what_the_others_are_compared_with_is_the_blogs_setting_as_written():
+    changed = make_cell(batch_size=64, input="resident", channels_last=True)
+    rates = analysis.rates(trials((changed, [300.0] * 3), (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)))
+    assert analysis.reference_cell(rates.to_dict("records"))["cell_id"] == BLOG.cell_id
+
+
 def printed(table):
     console = Console(width=140, record=True, file=io.StringIO())
-    answer.show(table, console)
+    answer.findings(table, console)
+    answer.remarks(table, console)
     return console.export_text()
 
 

@@ -32,6 +32,12 @@ def test_what_the_ladder_decides_can_not_be_given(laptop, changes):
         ladder.cells(Settings(batch_size=(64,), **changes), ["cpu"], laptop)
 
 
+def test_the_summary_names_the_total_and_the_largest_step():
+    (line,) = ladder.summary(ladder.rungs(rows([100.0, 110.0, 330.0])))
+    assert line.startswith("cpu batch 8: tuned over blog 3.30 (")
+    assert "the largest step is channels_last False -> True, 3.00" in line
+
+
 def rows(rates, repeats=6):
     """A ladder's trials with the given images a second a rung."""
     cells = [
