@@ -159,13 +159,20 @@ def _request(bundles: list[dict[str, float]]) -> None:
     request_resources(bundles=bundles)
 
 
+def _probe_here() -> Hardware:
+    """As `probe`, which is cached, and that Ray does not take for a function."""
+    return probe()
+
+
 def _probed(node: Mapping[str, Any]) -> Machine:
     """What the machine is, as far as Ray may use it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    hardware = ray.get(ray.remote(probe).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=PROBE_SECONDS)
+    hardware = ray.get(
+        ray.remote(_probe_here).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=PROBE_SECONDS
+    )
     cpus, gpus = int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0))
     usable = replace(
         hardware,
