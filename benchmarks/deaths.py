@@ -30,6 +30,7 @@ SEED = 142  # of an order in which both cells that run out of memory first do so
 LIMIT_SECONDS = 20
 ENDED_WITHIN = 5.0  # seconds after its limit, for a hang
 NEXT_WITHIN = 10.0  # seconds from a death to the start of the next trial
+LIMIT_OF_ALL_SECONDS = 3600.0  # of a run: each death costs a fresh process, a minute on a machine that is busy
 SPARE_BYTES = 3 * 2**30  # of memory that the machine may still give when Ray's monitor is to act
 
 # What each row must say: status, class, and a piece of the message.
@@ -88,7 +89,7 @@ def run_fates(place: Place, images: Path, fates: str, **environment: str) -> tup
     gone: dict[int, float] = {}
     watch = threading.Thread(target=_watch, args=(run.pid, log, gone))
     watch.start()
-    told, _ = run.communicate(timeout=900)
+    told, _ = run.communicate(timeout=LIMIT_OF_ALL_SECONDS)
     watch.join()
     found = rows(results)
     assert len(found), told
