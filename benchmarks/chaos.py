@@ -3,9 +3,10 @@
     python benchmarks/chaos.py                          (about 45 minutes on two cores; root, for the full disk)
     python benchmarks/chaos.py --checks "writers disk trials drivers" --drivers 2 --trials 3    a short form, 2 minutes
 
-Writers: 8 processes write 200 rows each to one folder while a reader polls. Disk: a file system that is filled up while a
-run writes to it. Deaths: see `deaths.py`. Trials: kill -9 of the trial process at random moments, again and again in one run.
-Drivers: kill -9 of the command at a random moment of a 12-trial run, then the same command until it ends.
+Writers: 8 processes write 200 rows each to one folder while a reader polls. Disk: a file system that is filled up
+while a run writes to it. Deaths: see `deaths.py`. Trials: kill -9 of the trial process at random moments, again and
+again in one run. Drivers: kill -9 of the command at a random moment of a 12-trial run, then the same command until it
+ends.
 """
 
 import contextlib
@@ -75,19 +76,19 @@ def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[
     return after, wrong
 
 
-def drivers(kills: int, folder: Path) -> Verdict:
+def drivers(kills: int, seed: int, folder: Path) -> Verdict:
     began = time.monotonic()
     with Place(folder / "whole") as place:
         place.start(command(place.folder / "results")).communicate()
         seconds = time.monotonic() - began
         expected = rresnet.speedup(rows(place.folder / "results"), over="batch_size", reference=1)
     failures = 0
-    for number in range(kills):
+    for number in range(seed, seed + kills):
         after, wrong = kill_driver(number, seconds, folder)
         if not wrong and not rresnet.speedup(after, over="batch_size", reference=1).equals(expected):
             wrong.append("another answer than that of the undisturbed run")
         failures += bool(wrong)
-        print(f"driver {number + 1} of {kills}: {wrong or 'fine'}", flush=True)
+        print(f"driver {number - seed + 1} of {kills}: {wrong or 'fine'}", flush=True)
     saw = f"{kills} times 12 ok rows, none lost, none run twice, the same answer, nothing left behind; "
     saw += f"{failures} went wrong (an undisturbed run takes {seconds:.0f} s)"
     return Verdict(check="kills of the driver, then the same command", saw=saw, met=not failures)
@@ -198,7 +199,7 @@ def writers(folder: Path) -> Verdict:
 
 
 def main() -> int:
-    options = arguments(__doc__, drivers=50, trials=30, checks="writers disk deaths trials drivers")
+    options = arguments(__doc__, drivers=50, trials=30, seed=0, checks="writers disk deaths trials drivers")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         checks: dict[str, Callable[[], list[Verdict]]] = {
@@ -206,7 +207,7 @@ def main() -> int:
             "disk": lambda: [disk(folder)],
             "deaths": lambda: deaths(folder),
             "trials": lambda: [trials(options.trials, folder)],
-            "drivers": lambda: [drivers(options.drivers, folder)],
+            "drivers": lambda: [drivers(options.drivers, options.seed, folder)],
         }
         return show([verdict for name in options.checks.split() for verdict in checks[name]()])
 
