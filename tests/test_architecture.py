@@ -14,7 +14,8 @@ ORDER = [
     "command", "doctor", "cli", "ladder", "blog", "experiment", "planning", "search", "growth", "answer", "regimes",
     "analysis",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
-    "flags", "monitor", "steady", "sweep", "cluster", "environment", "progress", "store", "objects", "place", "measurement", "statistics",
+    "flags", "monitor", "steady", "sweep", "cluster", "environment", "progress",
+    "store", "objects", "place", "measurement", "statistics",
     "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config",
 ]  # fmt: skip
 LAZY = {
