@@ -47,13 +47,15 @@ def left_behind(left: list[str]) -> str:
 
 def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """One kill and what follows: the rows, and what went wrong."""
-    wrong = []
-    with Place(folder / str(number)) as place:
+    wrong, moment = [], random.Random(number).uniform(0.5, undisturbed_seconds)
+    with Place(folder / f"{number}-{moment}") as place:
         results = place.folder / "results"
         driver = place.start(command(results))
-        time.sleep(random.Random(number).uniform(0.5, undisturbed_seconds))
+        time.sleep(moment)
         driver.kill()
         driver.communicate()
+        if any(run.finished_at for run in store.runs(results)):  # too late: the same command would begin another run
+            return kill_driver(number, 0.8 * undisturbed_seconds, folder)
         before = rows(results)
         if processes := place.processes():
             wrong.append(left_behind(processes))
