@@ -3,8 +3,7 @@
     python benchmarks/deaths.py       (2 minutes on two cores)
 
 One run of `fate_run.py` holds all deaths but one; Ray's memory monitor, which acts for the whole machine, has a run
-of its own. The kernel's own out-of-memory killer can't be told from any other kill -9 by what it does to a process, and
-is not called up here: it would take a limit on a control group, or the machine's last memory.
+of its own. The kernel's out-of-memory killer is called up by a limit on a control group, where the user may set one.
 """
 
 import io
@@ -19,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 import psutil
-from fate_run import FIRST_SIZE, Fate
+from fate_run import FIRST_SIZE, Fate, can_limit_a_control_group
 from PIL import Image
 from place import Place, Verdict, rows, show
 
@@ -42,6 +41,7 @@ EXPECTED = {
     Fate.EXITS: ("error", "SystemExit", "3"),
     Fate.CUDA_OUT_OF_MEMORY: ("out_of_memory", "OutOfMemoryError", "CUDA out of memory"),
     Fate.OUT_OF_MEMORY: ("out_of_memory", "RuntimeError", "can't allocate memory"),
+    Fate.OUT_OF_MEMORY_KILLED: ("out_of_memory", "OutOfMemoryError", "the kernel ended the trial process"),
     Fate.KILLED_WHILE_BUILDING: ("killed", "ActorDiedError", "has died"),
     Fate.KILLED_IN_WARM_UP: ("killed", "ActorDiedError", "has died"),
     Fate.KILLED_WHILE_MEASURING: ("killed", "ActorDiedError", "has died"),
@@ -156,7 +156,8 @@ def deaths(folder: Path) -> list[Verdict]:
     data_files.write_parquet(images, listed, ["even", "odd"])
     told = []
     with Place(folder / "deaths") as place:
-        found, attempts, code = run_fates(place, images, "")
+        chosen = [fate for fate in EXPECTED if fate not in _apart()]
+        found, attempts, code = run_fates(place, images, " ".join(fate.name for fate in chosen))
         told += [judge(fate, found.loc[[fate]], attempts) for fate in map(Fate, found.index)]
         told.append(after("all of these", place, code))
     memory = psutil.virtual_memory()
@@ -167,6 +168,11 @@ def deaths(folder: Path) -> list[Verdict]:
         told += [judge(fate, found.loc[[fate]], attempts) for fate in map(Fate, found.index)]
         told.append(after("Ray's memory monitor", place, code))
     return told
+
+
+def _apart() -> set[Fate]:
+    """Those that can't be part of the one run."""
+    return {Fate.EATS_THE_MACHINE} | (set() if can_limit_a_control_group() else {Fate.OUT_OF_MEMORY_KILLED})
 
 
 def after(what: str, place: Place, code: int) -> Verdict:
