@@ -1,13 +1,15 @@
 """Everything that can die is killed: is anything lost, run twice, damaged or left behind?
 
     python benchmarks/chaos.py                          (about 45 minutes on two cores; root, for the full disk)
-    python benchmarks/chaos.py --drivers 2 --trials 3   a short form, 5 minutes
+    python benchmarks/chaos.py --checks "writers disk trials drivers" --drivers 2 --trials 3    a short form, 2 minutes
 
-Writers: 8 processes write 200 rows each to one folder while a reader polls. Disk: a results folder on a file system of
-44 KiB. Deaths: see `deaths.py`. Trials: kill -9 of the trial process at random moments, again and again in one run.
-Drivers: kill -9 of the command at a random moment of a 12-trial run, then the same command until it ends.
+Writers: 8 processes write 200 rows each to one folder while a reader polls. Disk: a file system that is filled up
+while a run writes to it. Deaths: see `deaths.py`. Trials: kill -9 of the trial process at random moments, again and
+again in one run. Drivers: kill -9 of the command at a random moment of a 12-trial run, then the same command until it
+ends.
 """
 
+import contextlib
 import os
 import random
 import signal
@@ -16,6 +18,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -44,19 +47,21 @@ def left_behind(left: list[str]) -> str:
 
 def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[pd.DataFrame, list[str]]:
     """One kill and what follows: the rows, and what went wrong."""
-    wrong = []
-    with Place(folder / str(number)) as place:
+    wrong, moment = [], random.Random(number).uniform(0.5, undisturbed_seconds)
+    with Place(folder / f"{number}-{moment}") as place:
         results = place.folder / "results"
         driver = place.start(command(results))
-        time.sleep(random.Random(number).uniform(0.5, undisturbed_seconds))
+        time.sleep(moment)
         driver.kill()
         driver.communicate()
+        if any(run.finished_at for run in store.runs(results)):  # too late: the same command would begin another run
+            return kill_driver(number, 0.8 * undisturbed_seconds, folder)
         before = rows(results)
         if processes := place.processes():
             wrong.append(left_behind(processes))
         for _ in range(5):
             again = place.start(command(results))
-            output, _ = again.communicate(timeout=300)
+            output, _ = again.communicate(timeout=600)
             if again.returncode == 0:
                 break
         else:
@@ -73,19 +78,19 @@ def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[
     return after, wrong
 
 
-def drivers(kills: int, folder: Path) -> Verdict:
+def drivers(kills: int, seed: int, folder: Path) -> Verdict:
     began = time.monotonic()
     with Place(folder / "whole") as place:
         place.start(command(place.folder / "results")).communicate()
         seconds = time.monotonic() - began
         expected = rresnet.speedup(rows(place.folder / "results"), over="batch_size", reference=1)
     failures = 0
-    for number in range(kills):
+    for number in range(seed, seed + kills):
         after, wrong = kill_driver(number, seconds, folder)
         if not wrong and not rresnet.speedup(after, over="batch_size", reference=1).equals(expected):
             wrong.append("another answer than that of the undisturbed run")
         failures += bool(wrong)
-        print(f"driver {number + 1} of {kills}: {wrong or 'fine'}", flush=True)
+        print(f"driver {number - seed + 1} of {kills}: {wrong or 'fine'}", flush=True)
     saw = f"{kills} times 12 ok rows, none lost, none run twice, the same answer, nothing left behind; "
     saw += f"{failures} went wrong (an undisturbed run takes {seconds:.0f} s)"
     return Verdict(check="kills of the driver, then the same command", saw=saw, met=not failures)
@@ -124,27 +129,43 @@ def trials(kills: int, folder: Path) -> Verdict:
 def disk(folder: Path) -> Verdict:
     small, check = folder / "small", "full disk"
     small.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=44k", "none", str(small)]).returncode:
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=3m", "none", str(small)]).returncode:
         return Verdict(check=check, saw="not tried: no right to mount a small file system", met=True)
     try:
         with Place(folder / "disk") as place:
             first = place.start(command(small))
+            while rows(small).empty and first.poll() is None:
+                time.sleep(0.1)
+            fill(small / "filler")
             told, _ = first.communicate(timeout=300)
             with warnings.catch_warnings():
                 warnings.simplefilter("error")
                 before = rows(small)
-            subprocess.run(["mount", "-o", "remount,size=10m", str(small)], check=True)
+            refused = place.start(command(small))
+            refusal, _ = refused.communicate(timeout=300)
+            (small / "filler").unlink()
             again = place.start(command(small))
             again.communicate(timeout=300)
             after = rows(small)
             left = [*place.left(), *map(str, small.rglob(".*"))]
     finally:
         subprocess.run(["umount", str(small)])
-    message = next((line for line in told.splitlines() if "make space" in line), "no message")
-    saw = f"after {len(before)} rows, exit code {first.returncode}: {message.strip().replace(str(small), 'RESULTS')}; "
-    saw += f"with more space {len(after)} rows, exit code {again.returncode}; {left_behind(left)}"
-    fine = first.returncode == 2 and len(before) < 12 and len(after) == 12 and again.returncode == 0 and not left
-    return Verdict(check=check, saw=saw, met=fine)
+    message, early = (
+        next((line.strip().replace(str(small), "RESULTS") for line in text.splitlines() if "make space" in line), "")
+        for text in (told, refusal)
+    )
+    saw = f"filled up after {len(before)} rows, exit code {first.returncode}: {message}; given again, exit code "
+    saw += f"{refused.returncode}: {early}; with space again {len(after)} rows, exit code {again.returncode}; "
+    codes = first.returncode == refused.returncode == 2 and again.returncode == 0
+    fine = codes and bool(message and early) and 0 < len(before) < 12 and len(after) == 12 and not left
+    return Verdict(check=check, saw=saw + left_behind(left), met=fine)
+
+
+def fill(file: Path) -> None:
+    """Leave no byte of space beside `file`."""
+    with contextlib.suppress(OSError), file.open("wb", buffering=0) as filler:
+        while filler.write(b"\0" * 4096):
+            pass
 
 
 def write_many(results: Path, number: int, count: int) -> None:
@@ -180,18 +201,17 @@ def writers(folder: Path) -> Verdict:
 
 
 def main() -> int:
-    options = arguments(__doc__, drivers=50, trials=30)
+    options = arguments(__doc__, drivers=50, trials=30, seed=0, checks="writers disk deaths trials drivers")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
-        return show(
-            [
-                writers(folder),
-                disk(folder),
-                *deaths(folder),
-                trials(options.trials, folder),
-                drivers(options.drivers, folder),
-            ]
-        )
+        checks: dict[str, Callable[[], list[Verdict]]] = {
+            "writers": lambda: [writers(folder)],
+            "disk": lambda: [disk(folder)],
+            "deaths": lambda: deaths(folder),
+            "trials": lambda: [trials(options.trials, folder)],
+            "drivers": lambda: [drivers(options.drivers, options.seed, folder)],
+        }
+        return show([verdict for name in options.checks.split() for verdict in checks[name]()])
 
 
 if __name__ == "__main__":

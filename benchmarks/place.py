@@ -1,5 +1,6 @@
 """Where a check of the runner's robustness runs its commands, what they leave behind, and the table of verdicts."""
 
+import contextlib
 import os
 import shutil
 import subprocess
@@ -34,7 +35,10 @@ class Place:
         return self
 
     def __exit__(self, *reason: object) -> None:
-        shutil.rmtree(self.temporary)
+        for process in self._ours():  # none, unless a check has failed
+            with contextlib.suppress(psutil.Error):
+                process.kill()
+        shutil.rmtree(self.temporary, ignore_errors=True)
 
     def start(self, line: Sequence[str], **environment: str) -> subprocess.Popen[str]:
         """Start a command in a session of its own, its output in a pipe."""
@@ -53,12 +57,17 @@ class Place:
 
     def _processes(self) -> list[str]:
         found = []
+        for process in self._ours():
+            with contextlib.suppress(psutil.Error):
+                found.append(f"process {' '.join(process.cmdline())[:80]}")
+        return found
+
+    def _ours(self) -> list[psutil.Process]:
+        found = []
         for process in psutil.process_iter():
-            try:
+            with contextlib.suppress(psutil.Error):
                 if process.environ().get(_MARK) == str(self.temporary) and process.status() != psutil.STATUS_ZOMBIE:
-                    found.append(f"process {' '.join(process.cmdline())[:80]}")
-            except psutil.Error:
-                continue
+                    found.append(process)
         return found
 
     def _files(self) -> list[str]:

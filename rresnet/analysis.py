@@ -3,13 +3,14 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
+from rresnet import place
 from rresnet.config import CELL_COLUMNS, DEVICES
 from rresnet.grid import AS_WRITTEN
+from rresnet.place import Location
 from rresnet.statistics import (
     DRIFT_LIMIT,
     MINIMUM_REPEATS,
@@ -60,21 +61,21 @@ class Lead:
     repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
 
 
-def read(results: str | Path = "results") -> Tables:
+def read(results: Location = "results") -> Tables:
     """The tables in a results folder.
 
     Args:
-        results: the folder that an experiment's `--results-dir` named.
+        results: the folder, or its URL, that an experiment's `--results-dir` named.
 
     Raises:
         StoreError: there is no such folder, or a file in it is damaged.
     """
-    folder = Path(results)
-    if not (folder / "trials").is_dir():
+    kept = place.at(results)
+    if not kept.holds("trials"):
         raise StoreError(
-            f"no results in {folder} (no folder {folder / 'trials'}): run python experiments/compare.py first"
+            f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
         )
-    frames = {name: table.to_pandas() for name, table in read_tables(folder).items()}
+    frames = {name: table.to_pandas() for name, table in read_tables(results).items()}
     return Tables(**frames)
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rresnet import grid
@@ -44,7 +43,7 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
     ]
 
 
-def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
+def show(trials: "pd.DataFrame", console: "Console", results: str) -> None:
     """Print the answer, the ten epochs of each setting, and apart from them what the blog published."""
     from rich import box
     from rich.table import Table

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import secrets
 import signal
 import socket
 import threading
@@ -33,6 +34,8 @@ _ENVIRONMENT = {
 }
 
 
+# Ray's switch for laptops: the servers of a Ray that we start listen on the loopback address alone.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 CONNECT_SECONDS = 5.0
 
 
@@ -69,7 +72,7 @@ def connect(
     """
     if address not in (None, "auto"):
         _check_reachable(address)
-    for name, value in _ENVIRONMENT.items():
+    for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOOPBACK}).items():
         os.environ.setdefault(name, value)
     import ray
 
@@ -84,11 +87,11 @@ def connect(
             temporary = cleanup.enter_context(scratch.folder())  # Ray would leave its logs behind
             common["_temp_dir"] = str(temporary)
             logs = temporary / "session_latest" / "logs"
+            _make_token()
             with _temporary_files_in(temporary):
                 ray.init(
                     "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
                 )
-            _protect_token()
         else:
             ray.init(address, **common)
     except (ConnectionError, ValueError, RuntimeError) as error:
@@ -123,10 +126,17 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
             os.environ["TMPDIR"] = before
 
 
-def _protect_token() -> None:
-    """Ray listens on every interface and lets in whoever has its token, in a file that it leaves to all to read."""
+def _make_token() -> None:
+    """Make the token without which nobody gets into our Ray, if there is none: Ray would leave it to all to read."""
+    file = Path.home() / ".ray" / "auth_token"
     with contextlib.suppress(OSError):
-        (Path.home() / ".ray" / "auth_token").chmod(0o600)
+        file.parent.mkdir(exist_ok=True)
+        with (
+            contextlib.suppress(FileExistsError),
+            open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made,
+        ):
+            made.write(secrets.token_hex(32))
+        file.chmod(0o600)
 
 
 def _check_reachable(address: str) -> None:

@@ -1,7 +1,6 @@
 """The `rresnet` command: tools around the experiments."""
 
 import sys
-from pathlib import Path
 
 import tyro
 from rich.console import Console
@@ -16,12 +15,12 @@ DESCRIPTION = """What should you train on? Tools around the experiments.
 """
 
 
-def doctor(*, seconds: float = 2.0, results_dir: Path = Path("results"), advice: bool = True) -> bool:
+def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: bool = True) -> bool:
     """Print the machine, its limits, and what would make its figures doubtful. Exit code 1 if anything would.
 
     Args:
         seconds: how long to watch what goes on.
-        results_dir: where results would be written.
+        results_dir: where results would be written: a folder or a URL.
         advice: say with each finding what to do about it.
     """
     if not 0 < seconds < float("inf"):

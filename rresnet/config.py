@@ -186,8 +186,8 @@ class Settings:
     """Seed of weights, data order and the order of cells."""
     timeout_seconds: float | None = None
     """A trial that takes longer is ended. Default: 600, or 3600 an epoch with --epochs."""
-    results_dir: Path = Path("results")
-    """Folder of the Parquet tables."""
+    results_dir: str = "results"
+    """Folder of the Parquet tables, or a URL in object storage: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER."""
     name: str | None = None
     """Name of the run. Default: the experiment's."""
     address: str | None = None
@@ -256,6 +256,10 @@ class Settings:
         _require(
             named and not (self.name or "").startswith("."),
             f"--name takes letters, digits and - _ . only, got {self.name!r}",
+        )
+        _require(
+            bool(str(self.results_dir)),
+            "--results-dir must be a folder or a URL such as s3://BUCKET/FOLDER, got nothing",
         )
         _require(bool(self.dataset), "--dataset must be a name, a folder or a .parquet file, got nothing")
         _require(

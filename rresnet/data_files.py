@@ -107,6 +107,8 @@ def _read(path: Path) -> pa.Table:
                 "expected image (or img) with encoded image bytes, and label with integers"
             )
         wanted = [image, "label", *(["split"] if "split" in names else [])]
+        if twice := [name for name in wanted if names.count(name) > 1]:
+            raise DataError(f"{path} has the column {twice[0]} more than once: remove or rename the others")
         table = _read_within_memory(path, file, wanted).rename_columns(["image", *wanted[1:]])
     except (pa.ArrowException, OSError) as error:
         reason = str(error).splitlines()[0]

@@ -1,9 +1,7 @@
 """Is this machine fit to be measured? The same checks that flag rows, before a run."""
 
 import os
-import shutil
 import time
-from pathlib import Path
 
 import psutil
 import torch
@@ -11,15 +9,16 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet import flags, hardware, limits
+from rresnet import flags, hardware, limits, place
 from rresnet.config import Precision
 from rresnet.hardware import Hardware
 from rresnet.monitor import Monitor
+from rresnet.place import Location
 
 FREE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
 
 
-def examine(console: Console, *, seconds: float, results_dir: Path, advice: bool) -> bool:
+def examine(console: Console, *, seconds: float, results_dir: Location, advice: bool) -> bool:
     """Print the machine, its limits, and what would make its figures doubtful; returns whether nothing would."""
     machine = hardware.probe()
     console.print(_description(machine))
@@ -69,7 +68,7 @@ def _limits(machine: Hardware) -> Table:
     return table
 
 
-def _settings(machine: Hardware, results_dir: Path) -> list[str]:
+def _settings(machine: Hardware, results_dir: Location) -> list[str]:
     """What is set so that a run would suffer."""
     found = []
     threads = os.environ.get("OMP_NUM_THREADS")
@@ -80,9 +79,11 @@ def _settings(machine: Hardware, results_dir: Path) -> list[str]:
         )
     if psutil.virtual_memory().available < FREE_BYTES:
         found.append("less than 2 GiB of memory are free: close programs, or choose a smaller --batch-size")
-    folder = next(p for p in (results_dir, *results_dir.absolute().parents) if p.is_dir())
-    if not os.access(folder, os.W_OK):
-        found.append(f"{folder} can't be written to: choose another --results-dir")
-    if shutil.disk_usage(folder).free < FREE_BYTES:
-        found.append(f"less than 2 GiB are free in {folder}: make space, or choose another --results-dir")
+    kept = place.at(results_dir)
+    try:
+        kept.check_writable()
+    except place.StoreError as error:
+        return [*found, str(error)]
+    if (free := kept.free_bytes()) is not None and free < FREE_BYTES:
+        found.append(f"less than 2 GiB are free in {kept.told('')}: make space, or choose another --results-dir")
     return found

@@ -8,12 +8,11 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rresnet import data, environment, grid, hardware, planning, store
+from rresnet import data, environment, grid, hardware, place, planning, store
 from rresnet.config import AUTO, Cell, How, Settings, UsageError, stable_hash
 from rresnet.measurement import Measurement
 from rresnet.planning import Cells, Planned
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
     from rresnet.machines import Wanted
     from rresnet.sweep import Sweep
 
-Show = Callable[["pd.DataFrame", Console, Path], None]  # a run's trials, where to print, the results folder
+Show = Callable[["pd.DataFrame", Console, str], None]  # a run's trials, where to print, the results folder or its URL
 # Runs more trials, by what the first ones told; the last are ids of trials that are to be run once more.
 Extend = Callable[["Sweep", store.Writer, Progress, Collection[str]], None]
 
@@ -159,7 +158,10 @@ def _measure(experiment: Experiment, settings: Settings, means: _Means) -> bool:
     answer.remarks(done.trials, means.console, advice=settings.advice)
     _tell(means.console, _completion(done.trials))
     means.console.print(
-        f"Rows: {settings.results_dir / 'trials'} (run {done.run.run_id})", style="dim", highlight=False, soft_wrap=True
+        f"Rows: {place.at(settings.results_dir).told('trials')} (run {done.run.run_id})",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
     )
     return not done.failed
 
@@ -206,7 +208,7 @@ def _run(experiment: Experiment, settings: Settings, means: _Means, extend: Exte
 
     if waiting := machines.busy(cluster.machines):
         _tell(console, waiting)
-    writer = store.Writer(results, this)
+    writer = store.Writer(results, this, lambda text: _tell(console, text))
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
         try:
             sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
@@ -223,7 +225,7 @@ def _run(experiment: Experiment, settings: Settings, means: _Means, extend: Exte
     return _Done(run=this, trials=_trials(results, this), failed=sweep.failed)
 
 
-def _trials(results: Path, this: store.Run) -> "pd.DataFrame":
+def _trials(results: str, this: store.Run) -> "pd.DataFrame":
     return store.read_tables(results, run_id=this.run_id)["trials"].to_pandas()
 
 
@@ -300,7 +302,7 @@ def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.
     )
 
 
-def _ended(results: Path, this: store.Run) -> tuple[dict[str, int], set[str]]:
+def _ended(results: str, this: store.Run) -> tuple[dict[str, int], set[str]]:
     """Attempts made at each trial that has a row, and the trials that are ok."""
     table = store.read_tables(results, run_id=this.run_id)["trials"]
     rows = table.select(["trial_id", "status", "attempt"]).to_pylist()

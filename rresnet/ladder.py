@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rresnet import grid
 from rresnet.config import AUTO, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
+from rresnet.place import Location
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,10 +85,12 @@ def _columns(name: str, interval: object) -> dict[str, float | None]:
     return {f"{name}{end}": getattr(interval, source, None) for end, source in values.items()}
 
 
-def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
+def show(trials: "pd.DataFrame", console: "Console", results: Location) -> None:
     """Print the ladder of a run, and draw it as a waterfall in `results/figures`."""
     from rich import box
     from rich.table import Table
+
+    from rresnet import place, scratch
 
     found = rungs(trials)
     table = Table(
@@ -109,8 +112,11 @@ def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
     console.print(table)
     for line in summary(found):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    for path in waterfall(found, results / "figures" / f"ladder-{trials['run_id'].iloc[0]}"):
-        console.print(f"Figure: {path}", style="dim", highlight=False, soft_wrap=True)
+    kept = place.at(results)
+    with scratch.folder() as drawn:
+        for file in waterfall(found, drawn / f"ladder-{trials['run_id'].iloc[0]}"):
+            kept.write(name := f"figures/{file.name}", file.read_bytes())
+            console.print(f"Figure: {kept.told(name)}", style="dim", highlight=False, soft_wrap=True)
 
 
 def summary(found: "pd.DataFrame") -> list[str]:

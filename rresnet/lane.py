@@ -29,6 +29,9 @@ WORKER_GROUP = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 ALIVE_SECONDS = 1.0  # between looks at whether the machine is still there
 DEATH_SECONDS = 6.0  # in which Ray finds out that a machine died, where it has only told that a process did
+KILLED_FOR_MEMORY = (
+    "OutOfMemoryError: the kernel ended the trial process: the machine, or its part of it, ran out of memory"
+)
 _STARTING = threading.Lock()  # Tune's registry of trainables is not made for several Tuners that start at once
 
 
@@ -172,7 +175,7 @@ class Lane:
         self.sweep.record(trial, measurement, attempt, {**result["environment"], **result["when"]}, record)
 
     def evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:
-        """Ray's memory monitor has ended the process of a trial."""
+        """Ray's memory monitor, or the kernel's own killer, has ended the process of a trial."""
         if attempt == 1 and trial.cell.num_workers == 1:  # other hot cells held memory, too
             self._unconfirmed.append(trial)
             return
@@ -180,12 +183,17 @@ class Lane:
         self._too_large[trial.cell.cell_id] = str(found.error_message)
         self.sweep.record(trial, asdict(found), attempt, {}, {})
 
-    def died(self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None) -> None:
-        """The process of a trial has ended without its record."""
+    def died(
+        self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None, kills: int
+    ) -> None:
+        """The process of a trial has ended without its record; `kills` for want of memory were there when it began."""
         found = death(account, elapsed, self.sweep.how.limit_seconds(trial.cell))
         if found.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
             self.lost = True
             self._lose(trial)
+            return
+        if found.status == "killed" and self.machine.kills_for_memory() > kills:
+            self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
             return
         tail = self.machine.output_tail(process_id)
         self.sweep.record(trial, asdict(replace(found, output_tail=tail)), attempt, {}, {})
@@ -251,6 +259,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         self._lane, self._attempt = lane, attempt
         self._started: dict[str, float] = {}
         self._process_id: int | None = None  # of the trial process, once it has said so
+        self._kills = 0  # for want of memory, before the trial
         self._reported: set[str] = set()
         self.begun: list[Any] = []  # Tune's trials, in their order
 
@@ -270,6 +279,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         if self._process_id:  # a new process tells when it is ready
             self._started[trial.trial_id] = time.monotonic()
+        self._kills = self._lane.machine.kills_for_memory()
         self.begun.append(trial)
         self._lane.sweep.progress.running(_planned(trial))
 
@@ -296,7 +306,7 @@ class _Callback(tune.Callback):  # type: ignore[misc]
         self._reported.add(trial.trial_id)
         elapsed = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        self._lane.died(_planned(trial), self._attempt, text, elapsed, process_id)
+        self._lane.died(_planned(trial), self._attempt, text, elapsed, process_id, self._kills)
 
 
 def _planned(trial: Any) -> Trial:

@@ -88,6 +88,13 @@ class Machine:
             if ours and (alone or self.node_id in group["bundles_to_node_id"].values()):
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
+    def kills_for_memory(self) -> int:
+        """Processes that the kernel ended for want of memory since it started; 0 where that is not known."""
+        with contextlib.suppress(OSError):
+            counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines()) if self.logs else {}
+            return int(counts.get("oom_kill", 0))
+        return 0
+
     def output_tail(self, process_id: int | None) -> str | None:
         """The end of what a trial process has printed; None where that is not known."""
         files = sorted(self.logs.glob(f"worker-*-{process_id}.*"), reverse=True) if self.logs and process_id else []

@@ -279,6 +279,6 @@ def predictions(found: "pd.DataFrame") -> list[str]:
         )
         lines.append(
             f"Prediction, not measured, images/s of {device} {recipe} {precision} batch {size} a worker: {rates}. A "
-            f"step of n workers takes {terms} ({checked}), where each worker is as those measured and all links are alike."
+            f"step of n workers takes {terms} ({checked}), each worker being as those measured, and all links alike."
         )
     return lines

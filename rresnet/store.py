@@ -1,17 +1,14 @@
-"""The Parquet tables on disk: written trial by trial, atomically, and read at any time."""
+"""The Parquet tables: written trial by trial, atomically, and read at any time."""
 
 import contextlib
-import fcntl
 import json
-import os
 import queue
-import tempfile
 import threading
 import warnings
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import IO, Any
+from fnmatch import fnmatchcase
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -19,6 +16,9 @@ import pyarrow.parquet as pq
 
 from rresnet.config import SCHEMA_VERSION
 from rresnet.measurement import SCHEMAS
+from rresnet.place import Location, Place, StoreError, at
+
+__all__ = ["DamagedFileWarning", "Run", "StoreError", "Writer", "check_writable", "open_run", "read_tables", "runs"]
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 KEY = ("run_id", "trial_id")  # what every row of every table has
@@ -27,10 +27,6 @@ ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bound
 
 class DamagedFileWarning(UserWarning):
     """A file of a results folder could not be read and was left out."""
-
-
-class StoreError(ValueError):
-    """A results folder that can't be used; the message says why and what to do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,32 +44,6 @@ class Run:
     environment: Mapping[str, str] | None = None  # what it was begun with, by name
 
 
-def atomic_write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Call `write(file)` on a hidden file beside `path`, fsync it, and rename it to `path`: all or nothing."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)
-
-
-def _remove_halves(results: Path, run_id: str) -> None:
-    """Remove what a process that was killed had half written for a run. Only for who holds the run's lock."""
-    for pattern in (f"*/.{run_id}.*.tmp", f"files/{run_id}/.*.tmp"):
-        for half in results.glob(pattern):
-            half.unlink(missing_ok=True)
-
-
 class _TableWriter:
     """One table of one run: full parts that are left alone, and an open part that each write replaces whole.
 
@@ -81,17 +51,16 @@ class _TableWriter:
     while the run goes on, and no row is ever in two of them.
     """
 
-    def __init__(self, folder: Path, run_id: str, schema: pa.Schema) -> None:
-        self.folder, self.run_id, self.schema = folder, run_id, schema
-        folder.mkdir(parents=True, exist_ok=True)
+    def __init__(self, place: Place, name: str, run_id: str, schema: pa.Schema) -> None:
+        self.place, self.name, self.run_id, self.schema = place, name, run_id, schema
         self.finish()
         self.number = 0
-        self.existing = _read(folder, f"{run_id}.parquet", schema)  # rows of an interrupted run that is continued
+        self.existing = self._read(f"{run_id}.parquet")  # rows of an interrupted run that is continued
         self.open: dict[str, Sequence[Mapping[str, Any]]] = {}
 
-    def path(self, number: int) -> Path:
+    def file(self, number: int) -> str:
         suffix = f".part{number}" if number else ""
-        return self.folder / f"{self.run_id}{suffix}.parquet"
+        return f"{self.name}/{self.run_id}{suffix}.parquet"
 
     def add(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         if self.existing.num_rows:  # a trial that is run again replaces its old row
@@ -103,33 +72,38 @@ class _TableWriter:
         table = pa.Table.from_pylist(rows, schema=self.schema)
         if self.number == 0 and self.existing.num_rows:
             table = pa.concat_tables([self.existing, table])
-        self._write(self.path(self.number), table)
+        self._write(self.file(self.number), table)
         if len(self.open) >= ROWS_PER_PART:
             self.number, self.open, self.existing = self.number + 1, {}, self.existing.slice(0, 0)
 
     def finish(self) -> None:
         """One file for the run: every part joins the first, then the others go."""
-        parts = sorted(self.folder.glob(f"{self.run_id}.part*.parquet"))
+        parts = _matching(self.place, self.name, f"{self.run_id}.part*.parquet")
         if parts:
-            self._write(self.path(0), _read(self.folder, f"{self.run_id}*.parquet", self.schema))
+            self._write(self.file(0), self._read(f"{self.run_id}*.parquet"))
             for part in parts:
-                part.unlink()
+                self.place.remove(part)
 
     def flag(self, trial_ids: Collection[str], flag: str) -> None:
         """Add a quality flag to rows of the finished file."""
-        rows = _read(self.folder, f"{self.run_id}.parquet", self.schema).to_pylist()
+        rows = self._read(f"{self.run_id}.parquet").to_pylist()
         for row in rows:
             flags = row["quality_flags"] or []
             if row["trial_id"] in trial_ids and flag not in flags:
                 row["quality_flags"] = [*flags, flag]
-        self._write(self.path(0), pa.Table.from_pylist(rows, schema=self.schema))
+        self._write(self.file(0), pa.Table.from_pylist(rows, schema=self.schema))
 
     def count(self) -> int:
         """Rows of the finished file."""
-        return int(_read(self.folder, f"{self.run_id}.parquet", self.schema).num_rows)
+        return int(self._read(f"{self.run_id}.parquet").num_rows)
 
-    def _write(self, path: Path, table: pa.Table) -> None:
-        atomic_write(path, lambda file: pq.write_table(table, file, compression="zstd", write_page_checksum=True))
+    def _read(self, pattern: str) -> pa.Table:
+        return _read(self.place, self.name, pattern, self.schema)
+
+    def _write(self, file: str, table: pa.Table) -> None:
+        content = pa.BufferOutputStream()
+        pq.write_table(table, content, compression="zstd", write_page_checksum=True)
+        self.place.write(file, content.getvalue().to_pybytes())
 
 
 class Writer:
@@ -138,12 +112,16 @@ class Writer:
     As a context manager it writes what is left when the block is left, whatever the reason.
     """
 
-    def __init__(self, results: Path, run: Run) -> None:
+    def __init__(self, results: Location, run: Run, tell: Callable[[str], object] = lambda text: None) -> None:
+        """Hold the run; `tell` is called where that takes a while. Raises StoreError."""
         self.results, self.run = results, run
-        self._lock = _lock(results, run)
-        _remove_halves(results, run.run_id)
-        self._tables = {name: _TableWriter(results / name, run.run_id, schema) for name, schema in SCHEMAS.items()}
-        self._write_manifest(run)
+        self._place = at(results)
+        with self._told():
+            self._hold = self._place.hold(run.run_id, tell)
+            self._tables = {
+                name: _TableWriter(self._place, name, run.run_id, schema) for name, schema in SCHEMAS.items()
+            }
+            self._write_manifest(run)
         self._queue: queue.SimpleQueue[tuple[str, Rows] | threading.Event | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="rresnet-store")
@@ -161,19 +139,17 @@ class Writer:
         """Write what is left, and let another process have the run."""
         self._queue.put(None)
         self._thread.join()
-        self._lock.close()
+        self._hold.close()
 
     def write(self, trial_id: str, rows: Rows) -> None:
-        """Queue the rows of one trial; on disk within milliseconds. Raises StoreError when an earlier write failed."""
+        """Queue the rows of one trial; written within milliseconds. Raises StoreError when an earlier write failed."""
         self.check()
         self._queue.put((trial_id, rows))
 
     def keep(self, name: str, content: bytes) -> None:
         """Write a file that a trial sent to `files/<run_id>/<name>`."""
-        folder = self.results / "files" / self.run.run_id
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / name, lambda file: file.write(content))
+            self._place.write(f"files/{self.run.run_id}/{name}", content)
         except OSError as error:
             self._error = error
         self.check()
@@ -188,10 +164,20 @@ class Writer:
     def check(self) -> None:
         """Raise StoreError when a write failed (a full disk, say)."""
         if self._error:
+            with self._told():
+                raise self._error
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Let what goes wrong with the system be a StoreError."""
+        try:
+            yield
+        except (OSError, pa.ArrowException) as error:
+            reason = self._place.reason(error) if isinstance(error, OSError) else str(error)
             raise StoreError(
-                f"can't write to {self.results}: {self._error}; what was written before is whole: "
-                "make space or mend the folder, then give the same command again"
-            ) from self._error
+                f"can't write to {self._place.told('')}: {reason}; what was written before is whole: "
+                "make space or mend the place, then give the same command again"
+            ) from error
 
     def finish(self, finished_at: str, flagged: Collection[str] = (), flag: str = "") -> None:
         """Mark the run as complete and leave one file a table. Call once it is closed.
@@ -201,16 +187,16 @@ class Writer:
             flagged: ids of trials that the run as a whole makes doubtful.
             flag: the quality flag that they get.
         """
-        for table in self._tables.values():
-            table.finish()
-        if flagged:
-            self._tables["trials"].flag(flagged, flag)
-        planned = self._tables["trials"].count()
-        self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned))
+        with self._told():
+            for table in self._tables.values():
+                table.finish()
+            if flagged:
+                self._tables["trials"].flag(flagged, flag)
+            planned = self._tables["trials"].count()
+            self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned))
 
     def _write_manifest(self, run: Run) -> None:
-        text = json.dumps(vars(run), indent=1)
-        atomic_write(_manifest(self.results, run.run_id), lambda file: file.write(text.encode()))
+        self._place.write(f"runs/{run.run_id}.json", json.dumps(vars(run), indent=1).encode())
 
     def _work(self) -> None:
         running = True
@@ -222,13 +208,14 @@ class Writer:
             running = None not in batch
             try:
                 self._commit([item for item in batch if isinstance(item, tuple)])
-            except (OSError, pa.ArrowException) as error:
+            except (OSError, pa.ArrowException, StoreError) as error:
                 self._error = error
             for item in batch:
                 if isinstance(item, threading.Event):
                     item.set()
 
     def _commit(self, batch: Sequence[tuple[str, Rows]]) -> None:
+        self._hold.confirm()
         for name in reversed(self._tables):  # trials last: a trial's row says that its windows are there
             table, changed = self._tables[name], False
             for trial_id, rows in batch:
@@ -239,20 +226,16 @@ class Writer:
                 table.flush()
 
 
-def check_writable(results: Path) -> None:
-    """Raise StoreError where a results folder can't be made or written to, without making it."""
-    nearest = next(path for path in (results, *results.absolute().parents) if path.exists())
-    if not nearest.is_dir():
-        raise StoreError(f"can't write to {results}: {nearest} is not a folder; choose another --results-dir")
-    if not os.access(nearest, os.W_OK | os.X_OK):
-        raise StoreError(f"can't write to {results}: no right to write in {nearest}; choose another --results-dir")
+def check_writable(results: Location) -> None:
+    """Raise StoreError where results can't be written, before anything is begun."""
+    at(results).check_writable()
 
 
-def open_run(results: Path, run: Run, *, fresh: bool, again: bool = False, mix: bool = False) -> Run:
+def open_run(results: Location, run: Run, *, fresh: bool, again: bool = False, mix: bool = False) -> Run:
     """`run`, or the newest run of the same name and request in `results` that is to be continued.
 
     Args:
-        results: the results folder.
+        results: the results folder, or its URL.
         run: a new run.
         fresh: start it, whatever is there.
         again: continue the newest run even where it is complete.
@@ -261,11 +244,7 @@ def open_run(results: Path, run: Run, *, fresh: bool, again: bool = False, mix: 
     Raises:
         StoreError: the folder can't be written to, or the run to continue was begun in another environment.
     """
-    try:
-        (results / "runs").mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=results / "runs").close()
-    except OSError as error:
-        raise StoreError(f"can't write to {results}: {error.strerror}; choose another --results-dir") from error
+    check_writable(results)
     same = [r for r in runs(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)]
     candidates = [r for r in same if again or r.finished_at is None]
     if fresh or not candidates:
@@ -291,13 +270,14 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
     ]
 
 
-def runs(results: Path) -> list[Run]:
+def runs(results: Location) -> list[Run]:
     """The runs in a results folder, oldest first; a manifest that is damaged is passed over."""
-    found = []
-    for path in sorted((results / "runs").glob("[!.]*.json")):
+    place, found = at(results), []
+    for name in _matching(place, "runs", "*.json"):
+        content = _content(place, name)
         with contextlib.suppress(ValueError, TypeError, RecursionError):
-            run = Run(**json.loads(path.read_bytes()))
-            if run.run_id == path.stem and _is_whole(run):
+            run = Run(**json.loads(content or b""))
+            if name == f"runs/{run.run_id}.json" and _is_whole(run):
                 found.append(run)
     return sorted(found, key=lambda run: run.started_at)
 
@@ -315,50 +295,62 @@ def _is_whole(run: Run) -> bool:
     )
 
 
-def read_tables(results: Path, *, run_id: str | None = None) -> dict[str, pa.Table]:
-    """The tables of a results folder, or of one run in it, whatever else goes on there."""
-    pattern = f"{run_id}*.parquet" if run_id else "*.parquet"
-    return {name: _read(results / name, pattern, schema) for name, schema in SCHEMAS.items()}
+def read_tables(results: Location, *, run_id: str | None = None) -> dict[str, pa.Table]:
+    """The tables of a results folder, or of one run in it, whatever else goes on there. Raises StoreError."""
+    place, pattern = at(results), f"{run_id}*.parquet" if run_id else "*.parquet"
+    return {name: _read(place, name, pattern, schema) for name, schema in SCHEMAS.items()}
 
 
-def _read(folder: Path, pattern: str, schema: pa.Schema) -> pa.Table:
+def _matching(place: Place, folder: str, pattern: str) -> list[str]:
+    """Names of a folder's files, from the results folder on."""
+    try:
+        return [f"{folder}/{name}" for name in place.names(folder) if fnmatchcase(name, pattern)]
+    except OSError as error:
+        raise StoreError(f"can't read {place.told(folder)}: {place.reason(error)}") from error
+
+
+def _content(place: Place, name: str) -> bytes | None:
+    """A file's content; None where it is gone."""
+    try:
+        return place.read(name)
+    except FileNotFoundError:  # joined since it was listed
+        return None
+    except OSError as error:  # the system's fault, not the file's
+        raise StoreError(f"can't read {place.told(name)}: {place.reason(error)}") from error
+
+
+def _read(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
     """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
     tables: list[pa.Table] = []
-    for path in sorted(folder.glob(pattern)):
-        if path.name.startswith("."):
+    for name in _matching(place, folder, pattern):
+        content = _content(place, name)
+        table = None if content is None else _rows(place, name, content, schema)
+        if table is None:
             continue
-        with contextlib.suppress(FileNotFoundError):  # joined since it was listed
-            table = _read_file(path, schema)
-            if table is None:
-                continue
-            if ".part" in path.name:
-                seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
-                table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
-            tables.append(table)
+        if ".part" in name:
+            seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
+            table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
+        tables.append(table)
     return pa.concat_tables(tables) if tables else schema.empty_table()
 
 
-def _read_file(path: Path, schema: pa.Schema) -> pa.Table | None:
+def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
     """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
     try:
-        file = pq.ParquetFile(path, page_checksum_verification=True)
-        _check_version(path, file.schema_arrow.metadata)
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        _check_version(place.told(name), file.schema_arrow.metadata)
         return _conform(file.read(), schema)
     except (pa.ArrowException, OSError, KeyError) as error:
-        if isinstance(error, FileNotFoundError):
-            raise
-        if isinstance(error, OSError) and error.errno is not None:  # the system's fault, not the file's
-            raise StoreError(f"can't read {path}: {error.strerror}") from error
-        with contextlib.suppress(OSError):  # a folder that may only be read
-            path.rename(path.with_suffix(".parquet.damaged"))
+        place.set_aside(name)
         what = (
-            f"{path} is damaged ({error}) and left out: the command of its run, given again, measures its trials anew"
+            f"{place.told(name)} is damaged ({error}) and left out: "
+            "the command of its run, given again, measures its trials anew"
         )
         warnings.warn(what, DamagedFileWarning, stacklevel=2)
         return None
 
 
-def _check_version(path: Path, metadata: Mapping[bytes, bytes] | None) -> None:
+def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
     """Older versions are read: columns that they lack are null. What a newer one means by a column is not known."""
     version = (metadata or {}).get(b"rresnet_schema_version", b"0")
     if version.isdigit() and int(version) > SCHEMA_VERSION:
@@ -376,22 +368,3 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
     ]
     return pa.table(columns, schema=schema)
-
-
-def _manifest(results: Path, run_id: str) -> Path:
-    return results / "runs" / f"{run_id}.json"
-
-
-def _lock(results: Path, run: Run) -> Any:
-    """Hold the run's lock file, so that two commands never continue one run at once."""
-    path = _manifest(results, run.run_id).with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    file = path.open("w")
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        file.close()
-        raise StoreError(
-            f"another process is at run {run.run_id} in {results}: wait for it, or start a new run with --fresh"
-        ) from error
-    return file

@@ -15,11 +15,12 @@ ORDER = [
     "regimes", "analysis",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
-    "environment", "progress", "store", "measurement", "statistics",
+    "environment", "progress", "store", "objects", "place", "measurement", "statistics",
     "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config",
 ]  # fmt: skip
 LAZY = {
     ("data", "data_files"),
+    ("place", "objects"),
     ("data", "data_torchvision"),
     ("lane", "trial"),
     ("command", "doctor"),

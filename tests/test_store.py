@@ -275,7 +275,7 @@ def test_a_fault_of_the_system_sets_no_good_file_aside(tmp_path, monkeypatch):
     def broken(*arguments, **options):
         raise OSError(5, "Input/output error")
 
-    monkeypatch.setattr(pq, "ParquetFile", broken)
+    monkeypatch.setattr("pathlib.Path.read_bytes", broken)
     with pytest.raises(StoreError, match=r"can't read .*r1\.parquet: Input/output error"):
         store.read_tables(tmp_path)
     assert (tmp_path / "trials" / "r1.parquet").exists()

@@ -69,6 +69,7 @@ def swept(lane=Evicting, repeats=2, machines=("a",), processes=1):
 
 class FakeMachine(Machine):
     dead = frozenset()
+    killed = 0
 
     @property
     def whole(self):
@@ -76,6 +77,9 @@ class FakeMachine(Machine):
 
     def alive(self):
         return self.node_id not in self.dead
+
+    def kills_for_memory(self):
+        return self.killed
 
 
 def test_each_trial_is_one_row_when_the_memory_monitor_ends_the_process():
@@ -87,6 +91,34 @@ def test_each_trial_is_one_row_when_the_memory_monitor_ends_the_process():
     assert [hungry[-1]] in [of_process for _, of_process in sweep.processes]
     first = next(row for row in sweep.rows if row["status"] == "out_of_memory" and row["attempt"] == 2)
     assert "low on memory" in first["error_message"]
+
+
+class Killed(FakeLane):
+    """The hungry trial's process is killed; by the kernel for want of memory, or by somebody else."""
+
+    by_kernel = True
+    account = None  # a file with what Ray says
+
+    def run_one(self, trial, tunes, callback, alone):
+        if trial.cell.batch_size != HUNGRY:
+            return super().run_one(trial, tunes, callback, alone)
+        FakeMachine.killed += self.by_kernel
+        tunes.error_file = str(self.account)
+        return callback.on_trial_error(0, [], tunes)
+
+
+@pytest.mark.parametrize(("by_kernel", "status"), [(True, "out_of_memory"), (False, "killed")])
+def test_what_the_kernel_killed_for_want_of_memory_is_told_from_other_kills(by_kernel, status, tmp_path, monkeypatch):
+    (tmp_path / "account").write_text("The actor is dead because its worker process has died.")
+    monkeypatch.setattr(Killed, "account", tmp_path / "account")
+    monkeypatch.setattr(Killed, "by_kernel", by_kernel)
+    monkeypatch.setattr(FakeMachine, "is_lost", lambda self, within: False)
+    sweep = swept(Killed, repeats=1)
+    hungry = [row for row in sweep.rows if row["batch_size"] == HUNGRY]
+    assert [row["status"] for row in hungry] == [status]
+    assert hungry[0]["attempt"] == (2 if by_kernel else 1)  # out of memory is believed once it happened alone
+    assert ("the kernel ended the trial process" in hungry[0]["error_message"]) == by_kernel
+    assert sorted(row["status"] for row in sweep.rows if row["batch_size"] != HUNGRY) == ["ok", "ok"]
 
 
 def test_another_failure_of_tune_is_not_taken_for_it():

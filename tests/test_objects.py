@@ -1,0 +1,192 @@
+"""Results in object storage, on a real server of its protocol: the same tables, resumed, held against others."""
+
+import threading
+from pathlib import Path
+
+import pandas as pd
+import pyarrow.fs as pa_fs
+import pyarrow.parquet as pq
+import pytest
+from test_store import make_run, rows
+
+import rresnet
+from rresnet import objects, place, store
+from rresnet.store import DamagedFileWarning, StoreError, Writer
+
+
+@pytest.fixture(scope="module")
+def server():
+    moto = pytest.importorskip("moto.server")
+    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    running.start()
+    yield "http://{}:{}".format(*running.get_host_and_port())
+    running.stop()
+
+
+@pytest.fixture
+def url(server, monkeypatch, request):
+    """A folder of a bucket of the test's own."""
+    for name, value in {
+        "AWS_ENDPOINT_URL": server,
+        "AWS_ACCESS_KEY_ID": "a",
+        "AWS_SECRET_ACCESS_KEY": "b",
+        "AWS_DEFAULT_REGION": "us-east-1",
+    }.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"bucket-{abs(hash(request.node.name))}"
+    system, path = pa_fs.FileSystem.from_uri(f"s3://{bucket}?allow_bucket_creation=true")
+    system.create_dir(path)
+    return f"s3://{bucket}/results"
+
+
+@pytest.fixture
+def quick(monkeypatch):
+    """Locks that beat, and are given up, in a fraction of a second."""
+    monkeypatch.setattr(objects, "BEAT_SECONDS", 0.2)
+    monkeypatch.setattr(objects, "DEAD_SECONDS", 3.0)
+
+
+def write(results, *repeats, run=None):
+    run = run or make_run()
+    with Writer(results, run) as writer:
+        for repeat in repeats:
+            writer.write(*rows(run, repeat, images_per_second=100.0 + repeat))
+    return writer
+
+
+def test_the_tables_are_those_of_a_folder_byte_for_byte(url, tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_PART", 2)
+    for results in (url, tmp_path):
+        write(results, *range(5)).finish("2026-01-01T01:00:00+00:00")
+    kept = place.at(url)
+    for table in ("trials", "windows"):
+        assert kept.names(table) == ["r1.parquet"]
+        assert kept.read(f"{table}/r1.parquet") == (tmp_path / table / "r1.parquet").read_bytes()
+    assert pd.read_parquet(f"{url}/trials")["images_per_second"].tolist() == [100.0, 101.0, 102.0, 103.0, 104.0]
+    assert rresnet.read(url).trials.equals(rresnet.read(tmp_path).trials)
+    assert store.runs(url) == store.runs(tmp_path)
+
+
+def test_what_a_command_left_is_continued_and_its_lock_is_gone(url):
+    write(url, 0, 1)
+    found = store.open_run(url, make_run(run_id="r2"), fresh=False)
+    assert found.run_id == "r1"
+    write(url, 1, 2, run=found).finish("2026-01-01T01:00:00+00:00")
+    assert sorted(row["repeat"] for row in store.read_tables(url)["trials"].to_pylist()) == [0, 1, 2]
+    assert store.runs(url)[0].planned == 3
+    assert place.at(url).names("runs") == ["r1.json"]
+    assert store.open_run(url, make_run(run_id="r2"), fresh=False).run_id == "r2"
+
+
+def test_files_of_a_run_and_paths_that_lost_a_slash(url, tmp_path):
+    with Writer(url, make_run()) as writer:
+        writer.keep("trace.json", b"{}")
+    assert place.at(url).read("files/r1/trace.json") == b"{}"
+    assert place.at(Path(url)).told("trials") == f"{url}/trials"
+    assert place.at(f"file://{tmp_path}").told("trials") == str(tmp_path / "trials")
+
+
+def test_two_commands_never_continue_one_run_at_once(url, quick):
+    first, told = Writer(url, make_run()), []
+    with pytest.raises(StoreError, match=r"another process is at run r1 in s3://.*--fresh"):
+        Writer(url, make_run(), told.append)
+    assert "making sure for 3 s" in told[0]
+    first.write(*rows(first.run, 0))
+    first.flush()
+    first.close()
+    Writer(url, make_run()).close()
+    assert len(store.read_tables(url)["trials"]) == 1
+    assert place.at(url).names("runs") == ["r1.json"]
+
+
+def test_the_run_of_a_killed_process_is_taken_over_and_it_can_write_no_more(url, quick):
+    slept = Writer(url, make_run())
+    slept.write(*rows(slept.run, 0))
+    slept.flush()
+    slept._hold._closed.set()  # as if the process, or its machine, were asleep: no more beats
+    slept._hold._thread.join()
+    with Writer(url, make_run()) as writer:
+        writer.write(*rows(writer.run, 1))
+    slept._hold._last -= objects.DEAD_SECONDS  # and wakes up later
+    slept.write(*rows(slept.run, 2))
+    with pytest.raises(StoreError, match="another process took over run r1"):
+        slept.flush()
+    slept.close()
+    assert sorted(row["repeat"] for row in store.read_tables(url)["trials"].to_pylist()) == [0, 1]
+
+
+def test_a_fault_that_passes_is_outwaited(url, monkeypatch):
+    kept, pauses = place.at(url), []
+    real, fails = kept.system, iter(["AWS Error SLOW_DOWN during", "AWS Error NETWORK_CONNECTION during"])
+
+    class Faulty:
+        def open_output_stream(self, *given, **named):
+            for fault in fails:
+                raise OSError(fault)
+            return real.open_output_stream(*given, **named)
+
+    monkeypatch.setattr(kept, "system", Faulty())
+    monkeypatch.setattr(objects.time, "sleep", pauses.append)
+    kept.write("x", b"content")
+    monkeypatch.undo()
+    assert kept.read("x") == b"content"
+    assert pauses == [1, 2]
+
+
+def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(url):
+    write(url, 0)
+    done, content = threading.Event(), [b"a" * 10, b"b" * 200_000]
+
+    def replace():
+        while not done.is_set():
+            for one in content:
+                place.at(url).write("figures/x", one)
+
+    place.at(url).write("figures/x", content[0])
+    writing = threading.Thread(target=replace)
+    writing.start()
+    seen = {place.at(url).read("figures/x") for _ in range(40)}
+    done.set()
+    writing.join()
+    assert seen <= set(content)
+
+
+def test_a_damaged_object_is_named_and_stays(url):
+    write(url, 0)
+    kept = place.at(url)
+    kept.write("trials/r1.parquet", kept.read("trials/r1.parquet")[:-20])
+    with pytest.warns(DamagedFileWarning, match=r"s3://.*/trials/r1\.parquet is damaged"):
+        assert store.read_tables(url)["trials"].num_rows == 0
+    assert kept.names("trials") == ["r1.parquet"]
+
+
+@pytest.mark.parametrize(
+    ("results", "message"),
+    [
+        ("s3://", "s3:// names no bucket: give --results-dir s3://BUCKET/FOLDER"),
+        ("s3://no-such-bucket/x", r"can't use s3://no-such-bucket/x \(NO_SUCH_BUCKET .*check the bucket's name"),
+        ("s9://bucket/x", r"can't use s9://bucket/x \(Unrecognized filesystem type"),
+    ],
+)
+def test_a_place_that_is_none_is_told(url, results, message):
+    with pytest.raises(StoreError, match=message):
+        store.check_writable(results)
+
+
+def test_a_network_that_does_not_answer_is_told(url, monkeypatch):
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    with pytest.raises(StoreError, match=r"NETWORK_CONNECTION.*AWS_ENDPOINT_URL and the network"):
+        rresnet.read("s3://elsewhere/x")
+
+
+def test_no_results_there_are_told(url):
+    with pytest.raises(StoreError, match="no results in s3://"):
+        rresnet.read(url)
+    store.check_writable(url)
+    assert place.at(url).names("runs") == []  # the trial object is gone
+
+
+def test_a_schema_is_the_same_there(url):
+    write(url, 0)
+    system, path = pa_fs.FileSystem.from_uri(f"{url}/trials/r1.parquet")
+    assert pq.read_schema(path, filesystem=system).field("step_seconds").metadata[b"doc"].startswith(b"mean seconds")
