@@ -38,6 +38,7 @@ ALIKE = (
 
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
+PLACE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged: one machine and its software
 
 
 @dataclass(frozen=True, kw_only=True)

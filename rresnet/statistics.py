@@ -70,6 +70,24 @@ def log_mean_interval(
     return Interval(estimate=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), count=len(logs))
 
 
+def independent_ratio(numerator: Interval, denominator: Interval) -> Interval:
+    """The ratio of two means that were measured apart, with its interval.
+
+    `exp(log ratio ± sqrt(a² + b²))` with the half-widths a and b of the two intervals in log units, each with its own
+    degrees of freedom and drift allowance (method of variance estimates recovery, Zou and Donner 2008). `count` is the
+    lesser of the two.
+    """
+    estimate = numerator.estimate / denominator.estimate
+    count = min(numerator.count, denominator.count)
+    halves = [
+        math.log(i.high / i.low) / 2 for i in (numerator, denominator) if i.low is not None and i.high is not None
+    ]
+    if len(halves) < 2:
+        return Interval(estimate=estimate, low=None, high=None, count=count)
+    factor = math.exp(math.hypot(*halves))
+    return Interval(estimate=estimate, low=estimate / factor, high=estimate * factor, count=count)
+
+
 def half_width(
     logs: ArrayLike, processes: int, level: float = 0.95, *, drift_limit: float = DRIFT_LIMIT
 ) -> NDArray[np.float64]:
