@@ -6,12 +6,12 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from rresnet import analysis
+from rresnet import analysis, unpaired
 from rresnet.costs import TASK
 from rresnet.costs import costs as costs
 from rresnet.prices import Price as Price
 from rresnet.prices import prices as prices
-from rresnet.statistics import Interval, independent_ratio
+from rresnet.statistics import Interval
 
 Question = Literal["fastest", "cheapest", "least energy"]
 
@@ -52,7 +52,7 @@ def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict
     """The fastest, the cheapest and the least energy of each model, data set and image size, as far as they are known.
 
     The ratio to the next is paired where both ran in one run on one machine, side by side; else it is that of two
-    independent means (`statistics.independent_ratio`).
+    independent means (`unpaired.ratio`).
 
     Raises:
         UsageError: no price fits any of the trials.
@@ -116,10 +116,10 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     )
     if not others:
         return found
-    sides = [_valued(trials, cell, _MEASURES[question]) for cell in (first, others[0])]
+    one, other = (_valued(trials, cell, _MEASURES[question]) for cell in (first, others[0]))
     one_place = all(_same(first[c], others[0][c]) for c in analysis.PLACE)
-    paired = analysis.ratio(pd.concat(sides), first["cell_id"], others[0]["cell_id"]) if one_place else None
-    ratio = paired or independent_ratio(*(analysis.repeats_interval(s["images_per_second"], s, 0.95) for s in sides))
+    paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_place else None
+    ratio = paired or unpaired.ratio(one, other)
     floor = analysis.noise_floor(_at(trials, first))
     return replace(
         found,

@@ -13,6 +13,7 @@ MINIMUM_REPEATS = 3
 # The drift that is slower than a run, and so can't be seen in it (`docs/statistics.md` has the calibration).
 DRIFT_PER_SCATTER = 2.5  # its sd between periods, at most this many times the sd of one repeat,
 DRIFT_LIMIT = 0.045  # and at most this, in log units: 4.5 %
+RATE_DRIFT_LIMIT = 0.08  # the same for a rate alone, which no pairing shields (`benchmarks/unpaired.py`)
 DRIFT_REPEATS = 30.0  # how many repeats it takes to change
 
 
