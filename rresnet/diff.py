@@ -123,10 +123,20 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
 
 
 def _by_key(trials: pd.DataFrame) -> dict[Key, pd.DataFrame]:
-    """First copies by `KEY`; a failed trial that did not tell its machine and data has those of its cell's others."""
+    """First copies by `KEY`.
+
+    A trial that was killed did not tell its machine and data: they are those of the others on its device, and of its
+    data set, where these are of one kind.
+    """
     rows = trials[trials["copy"] == 0].copy()
-    for column in KEY[1:]:
-        rows[column] = rows[column].where(rows[column].notna(), rows.groupby("cell_id")[column].transform("first"))
+    of_device = {d: r.drop_duplicates(MACHINE) for d, r in rows.dropna(subset=["cpu_model"]).groupby("device")}
+    known = rows["cpu_model"].notna()
+    for column in MACHINE:
+        only = {device: kinds[column].iloc[0] for device, kinds in of_device.items() if len(kinds) == 1}
+        rows[column] = rows[column].where(known, rows["device"].map(only))
+    prints = {d: f.dropna().unique() for d, f in rows.groupby("dataset")["dataset_fingerprint"]}
+    told = rows["dataset"].map({d: found[0] for d, found in prints.items() if len(found) == 1})
+    rows["dataset_fingerprint"] = rows["dataset_fingerprint"].fillna(told)
     groups = rows.groupby(KEY, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
 

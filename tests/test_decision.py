@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from conftest import make_cell
@@ -8,7 +9,7 @@ from test_analysis import BLOG, GPU, TUNED, trials
 from rresnet import decision
 from rresnet.config import UsageError
 from rresnet.decision import Price
-from rresnet.statistics import Interval
+from rresnet.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 
 CPU_PRICE, GPU_PRICE = Price(what="cpu", per_hour=0.36), Price(what="gpu", per_hour=3.6)
 
@@ -185,8 +186,8 @@ def test_what_ran_on_two_machines_is_told_apart_and_compared_unpaired():
     assert (verdict.setting, verdict.next_setting) == ("cpu blog batch 64 on there", "cpu blog batch 64 on here")
     assert (verdict.ratio.estimate, verdict.side_by_side) == (pytest.approx(4), False)
     assert verdict.distinguishable
-    alone = decision.costs(one).iloc[0]  # both sides scatter alike: the interval is sqrt(2) times as wide in logs
-    half = math.log(alone["high"] / alone["low"]) / 2
+    # Both sides scatter alike, so the interval is sqrt(2) times as wide in logs as one rate's.
+    half = half_width(np.log([100.0, 110.0, 90.0]), 3, drift_limit=RATE_DRIFT_LIMIT)
     assert math.log(verdict.ratio.high / 4) == pytest.approx(math.sqrt(2) * half)
     assert "3 repeats, not measured side by side): distinguishable" in verdict.sentence()
 
