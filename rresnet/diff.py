@@ -128,7 +128,7 @@ def _by_key(trials: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     A trial that was killed did not tell its machine and data: they are those of the others on its device, and of its
     data set, where these are of one kind.
     """
-    rows = trials[trials["copy"] == 0].copy()
+    rows = trials[trials["copy"] == 0].astype(dict.fromkeys(KEY, object))
     of_device = {d: r.drop_duplicates(MACHINE) for d, r in rows.dropna(subset=["cpu_model"]).groupby("device")}
     known = rows["cpu_model"].notna()
     for column in MACHINE:
@@ -136,7 +136,7 @@ def _by_key(trials: pd.DataFrame) -> dict[Key, pd.DataFrame]:
         rows[column] = rows[column].where(known, rows["device"].map(only))
     prints = {d: f.dropna().unique() for d, f in rows.groupby("dataset")["dataset_fingerprint"]}
     told = rows["dataset"].map({d: found[0] for d, found in prints.items() if len(found) == 1})
-    rows["dataset_fingerprint"] = rows["dataset_fingerprint"].fillna(told)
+    rows["dataset_fingerprint"] = rows["dataset_fingerprint"].where(rows["dataset_fingerprint"].notna(), told)
     groups = rows.groupby(KEY, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
 
