@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 # From the front door to the foundations: a module imports only what stands after it.
 ORDER = [
     "command", "doctor", "cli", "ladder", "blog", "experiment", "planning", "search", "growth",
-    "diff_text", "diff", "trackers", "export", "decision", "costs", "prediction", "answer", "regimes",
+    "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer", "regimes",
     "unpaired", "analysis", "prices",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "cluster", "environment", "progress", "store", "measurement", "statistics",
