@@ -11,8 +11,9 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 
 # From the front door to the foundations: a module imports only what stands after it.
 ORDER = [
-    "command", "doctor", "cli", "ladder", "blog", "scaling", "experiment", "planning", "search", "growth", "answer",
-    "regimes", "analysis",
+    "command", "doctor", "cli", "ladder", "blog", "scaling", "experiment", "planning", "search", "growth",
+    "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer", "regimes",
+    "unpaired", "analysis", "prices",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
     "environment", "progress", "store", "objects", "place", "measurement", "statistics",
