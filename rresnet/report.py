@@ -9,9 +9,11 @@ import pandas as pd
 from rich.console import Console
 
 import rresnet
-from rresnet import decision, drawing, page, parts, reference, store
+from rresnet import decision, drawing, page, parts, store
 from rresnet.page import Chapter
 from rresnet.parts import Part
+from rresnet.prices import Price
+from rresnet.prices import prices as read_prices
 from rresnet.sections import sections
 
 MOST_WITH_FIGURES = 6  # parts; a folder may hold a year of runs
@@ -33,14 +35,14 @@ def write(
         console: where it tells.
         out: folder to write to; `report` in the first results folder where it is None.
         runs: ids of the runs that are wanted; all of them where none is given.
-        prices: of what the machines cost, see `decision.prices`.
+        prices: of what the machines cost, see `prices.prices`.
         with_reference: show the package's reference results too, as measured elsewhere.
 
     Raises:
         UsageError, StoreError: a folder, run or price is not there, or `out` can't be written to.
     """
-    known, own = decision.prices(prices), parts.read(folders, runs)
-    found = own + (list(parts.split(reference.read(), "reference", elsewhere=True)) if with_reference else [])
+    known, own = read_prices(prices), parts.read(folders, runs)
+    found = own + (_reference() if with_reference else [])
     decisions = _decisions(own, known)
     chapters = [_chapter(number, part, known) for number, part in enumerate(found, start=1)]
     to = out or folders[0] / "report"
@@ -59,16 +61,23 @@ def write(
     return to / "index.html"
 
 
-def _decisions(own: Sequence[Part], prices: Sequence[decision.Price]) -> list[str]:
+def _reference() -> list[Part]:
+    from rresnet import reference
+
+    return list(parts.split(reference.read(), "the package", elsewhere=True))
+
+
+def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     """What is fastest, cheapest and least energy over all of the user's own parts; nothing where one says it all."""
     if not own:
         return []
-    verdicts = decision.verdicts(pd.concat([part.trials for part in own], ignore_index=True), prices)
+    trials = pd.concat([part.trials for part in own], ignore_index=True)
+    verdicts = decision.verdicts(trials.drop_duplicates(list(store.KEY)), prices)  # a folder may be another's copy
     wanted = verdicts if len(own) > 1 else [verdict for verdict in verdicts if verdict.question != "fastest"]
     return [verdict.sentence() for verdict in wanted]
 
 
-def _chapter(number: int, part: Part, prices: Sequence[decision.Price]) -> Chapter:
+def _chapter(number: int, part: Part, prices: Sequence[Price]) -> Chapter:
     cells = parts.cells(part.trials)
     without = number > MOST_WITH_FIGURES
     return Chapter(

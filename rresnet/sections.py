@@ -4,13 +4,15 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rresnet import decision, speed, use
+from rresnet import speed, use
 from rresnet.config import UsageError
+from rresnet.costs import costs as costs_of
 from rresnet.parts import Part
+from rresnet.prices import Price
 from rresnet.section import MOST_LINES, Section
 
 
-def sections(part: Part, cells: pd.DataFrame, prices: Sequence[decision.Price]) -> list[Section]:
+def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
     """Every section, those without anything to show included.
 
     Args:
@@ -38,8 +40,8 @@ def sections(part: Part, cells: pd.DataFrame, prices: Sequence[decision.Price]) 
     return [section for section in found if section is not None]
 
 
-def _costs(part: Part, prices: Sequence[decision.Price]) -> pd.DataFrame:
+def _costs(part: Part, prices: Sequence[Price]) -> pd.DataFrame:
     try:
-        return decision.costs(part.trials, prices)
+        return costs_of(part.trials, prices)
     except UsageError:  # the prices are for other parts of the report
-        return decision.costs(part.trials)
+        return costs_of(part.trials)

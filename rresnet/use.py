@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pandas as pd
 
-from rresnet import bars, decision, figures
+from rresnet import bars, figures
 from rresnet.parts import Part
+from rresnet.prices import Price
 from rresnet.section import Section, limited
 
 PHASES = {
@@ -115,7 +116,7 @@ def energy(shown: pd.DataFrame, costs: pd.DataFrame) -> Section:
     )
 
 
-def cost(costs: pd.DataFrame, prices: Sequence[decision.Price]) -> Section:
+def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
     """Money against time."""
     priced = costs.dropna(subset=["epoch_cost", "epoch_seconds"])
     if priced.empty:
@@ -133,7 +134,7 @@ def cost(costs: pd.DataFrame, prices: Sequence[decision.Price]) -> Section:
     )
 
 
-def _told(price: decision.Price) -> str:
+def _told(price: Price) -> str:
     """A price with what is known of where it comes from."""
     about = ", ".join(filter(None, (price.date, price.source)))
     amount = " ".join(filter(None, (f"{price.per_hour:g}", price.currency)))
