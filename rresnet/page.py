@@ -19,6 +19,8 @@ from rresnet.parts import Part
 from rresnet.section import MOST_LINES, Section
 
 HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials")
+# Escapes; what could begin an element or end a table's cell is an entity.
+MARKDOWN = str.maketrans({c: f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" for c in "<>|&\\`*_{}[]~#"})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +142,7 @@ def _known(value: Any, form: str, scale: float | None = None) -> str:
 
 def _markdown_text(text: object) -> str:
     """Data as one line of Markdown, in which no letter of it means anything."""
-    line = " ".join(str(text).split())
-    for letter in "\\`*_{}[]<>|~#":
-        line = line.replace(letter, f"&#{ord(letter)};" if letter in "<>|" else f"\\{letter}")
-    return line
+    return " ".join(str(text).split()).translate(MARKDOWN)
 
 
 def _source(name: str) -> str:
