@@ -2,7 +2,7 @@
 
 import sys
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
@@ -14,6 +14,7 @@ from rresnet.store import StoreError
 DESCRIPTION = """What should you train on? Tools around the experiments.
 
     rresnet doctor                      is this machine fit to be measured?
+    rresnet report results              a page to look at, and a summary to paste
     rresnet diff A B                    is anything faster or slower than it was?
     rresnet export RESULTS              the tables for other tools
     python experiments/compare.py       which settings train fastest, and by how much
@@ -33,6 +34,31 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: bool =
     from rresnet import doctor as checks  # imports torch, which takes seconds
 
     return checks.examine(Console(), seconds=seconds, results_dir=results_dir, advice=advice)
+
+
+def report(
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results"),),
+    *,
+    out: Path | None = None,
+    run: tuple[str, ...] = (),
+    price: tuple[str, ...] = (),
+    with_reference: bool = False,
+) -> bool:
+    """Write one HTML page, its figures as PNG and SVG, and a Markdown summary of the runs in results folders.
+
+    Args:
+        results: results folders. Runs and machines are kept apart.
+        out: folder to write to. Default: report in the first results folder.
+        run: ids of the runs that are wanted. Default: all of them, the newest first.
+        price: what an hour of a machine costs, as "gpu=4.10/h", or a .toml file with date and source.
+        with_reference: show the package's reference results too, marked as measured elsewhere.
+    """
+    if not results:
+        raise UsageError("rresnet report needs at least one results folder")
+    from rresnet import report as reporting  # imports pandas and matplotlib, which takes seconds
+
+    reporting.write(results, Console(), out=out, runs=run, prices=price, with_reference=with_reference)
+    return True
 
 
 def diff(
@@ -115,7 +141,7 @@ def main(arguments: list[str] | None = None) -> int:
     given = sys.argv[1:] if arguments is None else arguments
     try:
         fine = tyro.extras.subcommand_cli_from_dict(
-            {"doctor": doctor, "diff": diff, "export": export},
+            {"doctor": doctor, "report": report, "diff": diff, "export": export},
             prog="rresnet",
             description=DESCRIPTION,
             args=given or ["--help"],
