@@ -1,19 +1,20 @@
-"""Ray itself: start it on this machine or join a cluster, and see what is there."""
+"""Ray itself: start it on this machine, or join a cluster."""
 
 import contextlib
 import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from rresnet import scratch
-from rresnet.config import Device, UsageError
-from rresnet.hardware import Hardware, probe
+from rresnet import machines, scratch
+from rresnet.config import UsageError
+from rresnet.hardware import Hardware
+from rresnet.machines import Machine, Wanted
 
 # Each was needed in practice; the reason stands beside it.
 _ENVIRONMENT = {
@@ -25,6 +26,7 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to each trial of a worker group
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
     "RAY_worker_niceness": "0",  # Ray's workers yield to any other process by default: a measurement must not
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nor of the experiment: its cost grows with the trials that are over
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record; no CSV, JSON and TensorBoard files a trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
     "TUNE_WARN_THRESHOLD_S": "60",  # Tune's remarks on its own slowness
@@ -32,43 +34,38 @@ _ENVIRONMENT = {
 
 
 CONNECT_SECONDS = 5.0
-TAIL_CHARACTERS = 8000  # a hung process leaves the tracebacks of all its threads
+
+
+class ClusterLostError(UsageError):
+    """No machine of the cluster is left to measure on."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A connected Ray cluster."""
+    """A connected Ray cluster, and the machines of it that measure, the most able first."""
 
-    hardware: Hardware  # of the machine that measures
-    logs: Path | None = None  # what its trial processes print, where that is on this machine
-
-    def output_tail(self, process_id: int | None) -> str | None:
-        """The end of what a trial process has printed; None where that is not known."""
-        files = sorted(self.logs.glob(f"worker-*-{process_id}.*"), reverse=True) if self.logs and process_id else []
-        text = "".join(file.read_text(errors="replace") for file in files)
-        return text[-TAIL_CHARACTERS:] or None
+    machines: tuple[Machine, ...]
 
     @property
-    def devices(self) -> tuple[Device, ...]:
-        """Device kinds there are."""
-        return ("cpu", "gpu") if self.hardware.gpu_count else ("cpu",)
-
-    @property
-    def trial_resources(self) -> dict[str, float]:
-        """What the hot trial process holds: a whole machine, so that no two trials ever share one."""
-        gpus = {"GPU": float(self.hardware.gpu_count)} if self.hardware.gpu_count else {}
-        return {"CPU": float(self.hardware.cpu_count), **gpus}
-
-
-# Ray puts this resource on the head node; holding a sliver of it leaves every CPU to the trial's workers.
-WORKER_GROUP_RESOURCES = {"node:__internal_head__": 0.001}
+    def hardware(self) -> Hardware:
+        """The first machine's, which the plan is made for."""
+        return self.machines[0].hardware
 
 
 @contextlib.contextmanager
-def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
+def connect(
+    address: str | None, hardware: Hardware, wanted: Wanted | None = None, tell: Callable[[str], None] = print
+) -> Iterator[Cluster]:
     """Ray for the length of a block: started here when `address` is None and ended after, else joined and left.
 
-    Raises UsageError when there is no such cluster.
+    Args:
+        address: of the cluster to join.
+        hardware: of this machine.
+        wanted: the machines of a joined cluster that are to measure.
+        tell: is told what is waited for.
+
+    Raises:
+        UsageError: there is no such cluster, or it has no such machines and gets none.
     """
     if address not in (None, "auto"):
         _check_reachable(address)
@@ -104,7 +101,11 @@ def connect(address: str | None, hardware: Hardware) -> Iterator[Cluster]:
         signal.signal(signal.SIGTERM, terminate)
     with cleanup:
         try:
-            yield Cluster(hardware=hardware, logs=logs) if address is None else _joined()
+            if address is None:
+                yield Cluster(machines=(Machine(node_id=ray.nodes()[0]["NodeID"], hardware=hardware, logs=logs),))
+            else:
+                with machines.found(wanted or Wanted(), tell) as those:
+                    yield Cluster(machines=those)
         finally:
             ray.shutdown()
 
@@ -144,33 +145,3 @@ def _no_cluster(address: str, reason: str) -> str:
         f"no Ray cluster answers at --address {address} ({reason}): "
         "start one with `ray start --head`, or drop --address to measure on this machine"
     )
-
-
-def _joined() -> Cluster:
-    """The machine of the joined cluster that has the most GPUs, then CPUs, as far as Ray may use it."""
-    import ray
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-    nodes = [node for node in ray.nodes() if node["Alive"] and node["Resources"].get("CPU", 0) >= 1]
-    if not nodes:
-        raise UsageError("no machine of this Ray cluster has a CPU to offer: start one with `ray start --address=...`")
-    best = max(nodes, key=lambda node: (node["Resources"].get("GPU", 0), node["Resources"]["CPU"]))
-    there = NodeAffinitySchedulingStrategy(best["NodeID"], soft=False)
-    hardware = ray.get(ray.remote(probe).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=120)
-    cpus, gpus = int(best["Resources"]["CPU"]), int(best["Resources"].get("GPU", 0))
-    usable = replace(
-        hardware,
-        cpu_count=min(cpus, hardware.cpu_count),
-        cpu_cores=min(cpus, hardware.cpu_cores),
-        gpu_count=min(gpus, hardware.gpu_count),
-    )
-    return Cluster(hardware=usable)
-
-
-def waiting_for(cluster: Cluster) -> str | None:
-    """What other work on the cluster holds of what a trial needs, or None when all is free."""
-    import ray
-
-    free = ray.available_resources()
-    taken = [f"{n:g} {kind}s" for kind, n in cluster.trial_resources.items() if free.get(kind, 0) < n]
-    return f"waiting until {' and '.join(taken)} are free: other work on the cluster holds them" if taken else None

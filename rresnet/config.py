@@ -54,19 +54,27 @@ class Cell:
     image_size: int = field(metadata={"doc": "height and width of the images, pixels"})
     batch_size: int = field(metadata={"doc": "images a step and worker"})
     num_workers: int = field(metadata={"doc": "data-parallel workers"})
+    num_nodes: int = field(default=1, metadata={"doc": "machines that the workers are spread over evenly"})
     cpu_threads: int = field(metadata={"doc": "intra-op threads of each worker"})
     seed: int = field(metadata={"doc": "seed of weights and data order"})
     epochs: int | None = field(default=None, metadata={"doc": "whole epochs trained; null for a timed trial"})
     copy: int = field(default=0, metadata={"doc": "0; 1 for the second of two identical cells (A/A)"})
 
     def __post_init__(self) -> None:
-        for name in ("image_size", "batch_size", "num_workers", "cpu_threads"):
+        for name in ("image_size", "batch_size", "num_workers", "num_nodes", "cpu_threads"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
+        even = self.num_workers % self.num_nodes == 0
+        _require(even, f"{self.num_workers} workers can't be spread evenly over {self.num_nodes} machines")
 
     @property
     def global_batch_size(self) -> int:
         """Images a step over all workers."""
         return self.batch_size * self.num_workers
+
+    @property
+    def workers_per_node(self) -> int:
+        """Workers on each machine."""
+        return self.num_workers // self.num_nodes
 
     @property
     def cell_id(self) -> str:
@@ -80,6 +88,8 @@ class Cell:
             parts.append(self.execution)
         if self.num_workers > 1:
             parts.append(f"{self.num_workers} workers")
+        if self.num_nodes > 1:
+            parts.append(f"on {self.num_nodes} machines")
         if self.copy:
             parts.append("again")
         return " ".join(parts)
@@ -146,8 +156,10 @@ class Settings:
     """Override the recipes' way to run a step: eager, one CUDA graph (GPU), or torch.compile."""
     num_workers: tuple[int, ...] = (1,)
     """Data-parallel workers (several use Ray Train's worker group and DDP)."""
+    num_nodes: tuple[int, ...] = ()
+    """Machines that the workers are spread over. Default: as few as have a GPU, or a core, for each."""
     cpu_threads: int | None = None
-    """Threads of each worker. Default: the machine's cores divided by the workers."""
+    """Threads of each worker. Default: the machine's cores divided by its workers."""
     model: str = "resnet50"
     """torchvision classification model."""
     image_size: int = 32
@@ -180,6 +192,12 @@ class Settings:
     """Name of the run. Default: the experiment's."""
     address: str | None = None
     """Ray cluster to join: "auto" or host:port. Default: start Ray on this machine alone."""
+    machines: int | None = None
+    """With --address: machines that measure side by side; an autoscaler is asked for those that lack. Default: all."""
+    accelerator_type: str | None = None
+    """With --address: only machines with this accelerator, by Ray's name of it, for example A100."""
+    wait_seconds: float = 900.0
+    """With --address: how long machines that an autoscaler starts are waited for."""
     fresh: bool = False
     """Start a new run instead of continuing an unfinished one of the same name and configuration."""
     advice: bool = True
@@ -207,17 +225,23 @@ class Settings:
             "input",
             "execution",
             "num_workers",
+            "num_nodes",
         ):
             values = getattr(self, name)
             twice = sorted({str(v) for v in values if values.count(v) > 1})
             _require(not twice, f"--{_flag(name)} names {', '.join(twice)} twice: give each value once")
-        for name in ("num_workers",) if auto else ("batch_size", "num_workers"):
+        for name in ("num_workers", "num_nodes", *(() if auto else ("batch_size",))):
             for value in getattr(self, name):
                 _require(value >= 1, f"--{_flag(name)} must be at least 1, got {value}")
-        for name in ("cpu_threads", "image_size", "repeats", "processes", "epochs"):
+        for name in ("cpu_threads", "image_size", "repeats", "processes", "epochs", "machines"):
             value = getattr(self, name)
             _require(value is None or value >= 1, f"--{_flag(name)} must be at least 1, got {value}")
-        units = {"seconds": "seconds", "timeout_seconds": "seconds", "max_minutes": "minutes"}
+        units = {
+            "seconds": "seconds",
+            "timeout_seconds": "seconds",
+            "wait_seconds": "seconds",
+            "max_minutes": "minutes",
+        }
         for name, unit in units.items():
             value = getattr(self, name)
             valid = value is None or 0 < value < float("inf")
@@ -251,6 +275,9 @@ class Settings:
             "mix_environments",
             "dry_run",
             "address",
+            "machines",
+            "accelerator_type",
+            "wait_seconds",
             "max_minutes",
         }
         return stable_hash({k: str(v) for k, v in asdict(self).items() if k not in apart})

@@ -1,6 +1,7 @@
 """A run from its settings to its answer: plan, measure what is missing, store, show."""
 
 import contextlib
+import functools
 import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rresnet import data, environment, grid, hardware, planning, store
-from rresnet.config import AUTO, Cell, How, Settings, stable_hash
+from rresnet.config import AUTO, Cell, How, Settings, UsageError, stable_hash
 from rresnet.measurement import Measurement
 from rresnet.planning import Cells, Planned
 from rresnet.progress import Progress
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from rresnet.cluster import Cluster
+    from rresnet.machines import Wanted
     from rresnet.sweep import Sweep
 
 Show = Callable[["pd.DataFrame", Console, Path], None]  # a run's trials, where to print, the results folder
@@ -75,7 +77,7 @@ def run(
         UsageError, DataError, StoreError: the request is wrong or can't be met.
         KeyboardInterrupt: the person has stopped it; what was measured is stored.
     """
-    here, begin = hardware.probe(), _beginning(settings)
+    here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(_tell, console)
     if settings.address is None:  # a wrong request is told at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
@@ -90,14 +92,39 @@ def run(
             planning.check_batches(settings, images.result())
         from rresnet import cluster as ray_cluster
 
-        with ray_cluster.connect(settings.address, here) as cluster:
-            planned = planning.plan(begin, experiment.cells, cluster.hardware)
+        with ray_cluster.connect(settings.address, here, _machines(settings), tell) as joined:
+            cluster = _alike(joined, begin, experiment.cells, tell)
+            planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
             if settings.dry_run:
                 planning.show(planned, begin, console)
                 return True
             means = _Means(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
             planning.check_batches(settings, means.images)
             return _measure(experiment, settings, means)
+
+
+def _machines(settings: Settings) -> "Wanted":
+    from rresnet.machines import Wanted
+
+    return Wanted(
+        gpu="gpu" in settings.device,
+        accelerator_type=settings.accelerator_type,
+        count=settings.machines,
+        wait_seconds=settings.wait_seconds,
+    )
+
+
+def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: Callable[[str], None]) -> "Cluster":
+    """The cluster without the machines on which the settings mean other cells than on the first."""
+    first, *others = joined.machines
+    same = [one for one in others if planning.alike(settings, cells, first.hardware, one.hardware)]
+    for one in others:
+        if one not in same:
+            tell(
+                f"{one.hardware.hostname} does not measure: with its {one.hardware.cpu_cores} cores and "
+                f"{one.hardware.gpu_count} GPUs the settings mean other cells there than on {first.hardware.hostname}"
+            )
+    return replace(joined, machines=(first, *same))
 
 
 def _beginning(settings: Settings) -> Settings:
@@ -161,7 +188,7 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: _Means)
 def _run(experiment: Experiment, settings: Settings, means: _Means, extend: Extend | None) -> _Done:
     """Run the plan, or what is missing of it in a run that is continued, and what extends it."""
     results, console, cluster = settings.results_dir, means.console, means.cluster
-    planned = planning.plan(settings, experiment.cells, cluster.hardware)
+    planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
     this = store.open_run(
         results,
         _new_run(experiment.name, settings, planned, cluster.hardware),
@@ -173,10 +200,11 @@ def _run(experiment: Experiment, settings: Settings, means: _Means, extend: Exte
     if settings.retry == "all":
         done = set()
     todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
-    _tell(console, planning.opening(this, settings, planned, todo, cluster.hardware))
-    from rresnet.cluster import waiting_for
+    measuring = [machine.hardware for machine in cluster.machines]
+    _tell(console, planning.opening(this, settings, planned, todo, measuring))
+    from rresnet import machines
 
-    if waiting := waiting_for(cluster):
+    if waiting := machines.busy(cluster.machines):
         _tell(console, waiting)
     writer = store.Writer(results, this)
     with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
@@ -214,7 +242,8 @@ def _sweep(
 ) -> "Sweep":
     import ray
 
-    from rresnet.sweep import Sweep, run_trial
+    from rresnet.lane import run_trial
+    from rresnet.sweep import Sweep
 
     return Sweep(
         run=this,
@@ -244,7 +273,8 @@ def _completion(trials: "pd.DataFrame") -> str:
 
 
 def _feasible_cells(experiment: Experiment, settings: Settings, means: _Means) -> list[Cell]:
-    planned = planning.plan(settings, experiment.cells, means.cluster.hardware)
+    machines = means.cluster.machines
+    planned = planning.plan(settings, experiment.cells, machines[0].hardware, len(machines))
     return list({trial.cell.cell_id: trial.cell for trial, reason in planned if reason is None}.values())
 
 
@@ -288,7 +318,7 @@ def _quiet_ray(console: Console) -> Iterator[None]:
         try:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield
-        except store.StoreError:
+        except (store.StoreError, UsageError):
             raise
         except Exception:
             log.seek(0)

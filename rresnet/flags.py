@@ -55,7 +55,8 @@ def of_trial(
     """The flags of a trial that ended ok.
 
     Args:
-        usage: what was used in the measured windows, over all of the cell's workers on this machine.
+        usage: what was used in the measured windows: processor time and energy over all of the cell's workers, the
+            rest on this machine.
         cell: what was trained.
         cpu_count: logical processors that the trial could use.
         cpu_cores: physical cores among them.
@@ -64,10 +65,10 @@ def of_trial(
         settled: whether the warm-up ended because the times had settled.
         learning: whether the loss has fallen; None when too little was trained to tell.
     """
-    on_cpu, threads = cell.device == "cpu", observed_threads * cell.num_workers
+    on_cpu, threads = cell.device == "cpu", observed_threads * cell.workers_per_node
     found = {
-        "cpu_starved": on_cpu and usage.cpu_seconds < STARVED_SHARE * threads * usage.seconds,
-        "fewer_threads": on_cpu and threads < cpu_cores // cell.num_workers * cell.num_workers,
+        "cpu_starved": on_cpu and usage.cpu_seconds < STARVED_SHARE * threads * cell.num_nodes * usage.seconds,
+        "fewer_threads": on_cpu and threads < cpu_cores // cell.workers_per_node * cell.workers_per_node,
         "few_windows": len(window_seconds) < FEWEST_WINDOWS,
         "unsteady": not settled or steady.trends(window_seconds),
         "not_learning": learning is False,

@@ -64,14 +64,25 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
     for device, recipe, batch_size, num_workers in axes:
         resolved = RECIPES[recipe](device, hardware)
         given = (settings.precision or (None,), settings.input or (None,), settings.execution or (None,))
-        for precision, input_path, execution, copy in product(*given, copies):
+        spreads = settings.num_nodes or (fewest_nodes(device, num_workers, hardware),)
+        for precision, input_path, execution, num_nodes, copy in product(*given, spreads, copies):
+            if num_workers % num_nodes:
+                continue  # 1 worker on 2 machines, say: another of the values given is meant
             chosen = replace(resolved, precision=precision or resolved.precision, input=input_path or resolved.input)
             # A recipe never asks for what can't be run: a step that is not eager is one worker's, and not fp16's.
             captures = num_workers == 1 and chosen.precision != "fp16"
             chosen = replace(chosen, execution=execution or (resolved.execution if captures else "eager"))
-            one = cell(settings, hardware, device, recipe, chosen, batch_size, num_workers, copy)
+            one = cell(settings, hardware, device, recipe, chosen, batch_size, num_workers, num_nodes, copy)
             found[one.cell_id] = one
     return list(found.values())
+
+
+def fewest_nodes(device: Device, num_workers: int, hardware: Hardware) -> int:
+    """The fewest machines like `hardware` that have a GPU, or a core, for each worker and take as many each."""
+    each = max(1, hardware.gpu_count if device == "gpu" else hardware.cpu_cores)
+    return next(
+        nodes for nodes in range(1, num_workers + 1) if num_workers % nodes == 0 and num_workers // nodes <= each
+    )
 
 
 def cell(
@@ -82,6 +93,7 @@ def cell(
     axes: Axes,
     batch_size: int,
     num_workers: int = 1,
+    num_nodes: int = 1,
     copy: int = 0,
 ) -> Cell:
     """One cell of the settings, with the axes that a recipe resolved to."""
@@ -94,7 +106,8 @@ def cell(
         image_size=settings.image_size,
         batch_size=batch_size,
         num_workers=num_workers,
-        cpu_threads=settings.cpu_threads or max(1, hardware.cpu_cores // num_workers),
+        num_nodes=num_nodes,
+        cpu_threads=settings.cpu_threads or max(1, hardware.cpu_cores * num_nodes // num_workers),
         seed=settings.seed,
         epochs=settings.epochs,
         copy=copy,
@@ -127,10 +140,12 @@ def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list
     return [Trial(cell=cell, repeat=repeat, process=process) for cell in order]
 
 
-def infeasible(cell: Cell, hardware: Hardware) -> str | None:
-    """Why `hardware` can't run `cell`, or None. Said before anything starts, so that nothing waits for ever."""
-    if cell.device == "gpu" and hardware.gpu_count < cell.num_workers:
-        return f"{cell.num_workers} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
+    """Why so many machines like `hardware` can't run `cell`, or None. Said before anything starts: nothing waits."""
+    if cell.num_nodes > machines:
+        return f"{cell.num_workers} workers on {cell.num_nodes} machines asked for, {machines} there"
+    if cell.device == "gpu" and hardware.gpu_count < cell.workers_per_node:
+        return f"{cell.workers_per_node} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
     if cell.device == "cpu" and cell.execution == "graph":
         return "a CPU has no CUDA graphs: use --execution eager or compile"
     if cell.execution != "eager" and cell.num_workers > 1:
@@ -146,7 +161,7 @@ def infeasible(cell: Cell, hardware: Hardware) -> str | None:
         return f"a CPU has no {cell.precision} training: use --precision fp32 or bf16"
     if cell.device == "gpu" and cell.precision in ("tf32", "bf16") and not hardware.gpu_bf16:
         return f"{hardware.gpu_name} has no {cell.precision} units: use --precision fp32 or fp16"
-    threads = cell.cpu_threads * cell.num_workers
+    threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
         return f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
     return None

@@ -21,19 +21,31 @@ USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
 
 
-def plan(settings: Settings, cells: Cells, machine: hardware.Hardware) -> Planned:
-    """The planned trials, in the order they run. Raises UsageError where nothing of it can run on `machine`."""
+def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines: int = 1) -> Planned:
+    """The planned trials, in the order they run, on so many machines like `machine`.
+
+    Raises UsageError where nothing of it can run there.
+    """
     if settings.model not in USUAL_MODELS:
         from rresnet import model  # imports torch, which takes seconds: only to look up an unusual name
 
         model.check_name(settings.model)
-    kinds: tuple[Device, ...] = ("cpu", "gpu") if machine.gpu_count else ("cpu",)
-    wanted = cells(settings, settings.device or kinds, machine)
-    reasons = {cell.cell_id: grid.infeasible(cell, machine) for cell in wanted}
+    wanted = _wanted(settings, cells, machine)
+    reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
     if all(reasons.values()):
         raise UsageError(_nothing_feasible(wanted, reasons, machine))
     trials = grid.plan(wanted, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed)
     return [(trial, reasons[trial.cell.cell_id]) for trial in trials]
+
+
+def _wanted(settings: Settings, cells: Cells, machine: hardware.Hardware) -> list[Cell]:
+    kinds: tuple[Device, ...] = ("cpu", "gpu") if machine.gpu_count else ("cpu",)
+    return cells(settings, settings.device or kinds, machine)
+
+
+def alike(settings: Settings, cells: Cells, machine: hardware.Hardware, other: hardware.Hardware) -> bool:
+    """Whether the settings mean the same cells on both machines, so that both can measure them."""
+    return _wanted(settings, cells, machine) == _wanted(settings, cells, other)
 
 
 def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], machine: hardware.Hardware) -> str:
@@ -56,12 +68,13 @@ def check_batches(settings: Settings, images: data.ImageData) -> None:
             )
 
 
-def opening(this: "Run", settings: Settings, planned: Planned, todo: Planned, machine: hardware.Hardware) -> str:
-    """What is told before the first trial."""
+def opening(
+    this: "Run", settings: Settings, planned: Planned, todo: Planned, machines: Sequence[hardware.Hardware]
+) -> str:
+    """What is told before the first trial: what it runs on, and what runs."""
     cells = len({trial.cell.cell_id for trial, _ in planned})
-    gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"
     lines = [
-        f"{machine.hostname}: {machine.cpu_model}, {machine.cpu_count} CPUs{gpus}",
+        *machine_lines(machines),
         f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {_processes(settings)} processes",
     ]
     if len(todo) < len(planned):
@@ -69,6 +82,20 @@ def opening(this: "Run", settings: Settings, planned: Planned, todo: Planned, ma
     impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
     lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
     return "\n".join(lines)
+
+
+def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
+    """The machines by kind, and what it means that there are several."""
+    kinds: dict[str, list[str]] = {}
+    for machine in machines:
+        gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"
+        kinds.setdefault(f"{machine.cpu_model}, {machine.cpu_count} CPUs{gpus}", []).append(machine.hostname)
+    lines = [f"{', '.join(hosts)}: {kind}" for kind, hosts in kinds.items()]
+    if len(machines) > 1:
+        lines.append(f"{len(machines)} machines measure side by side; pairs are formed within each")
+    if len(kinds) > 1:
+        lines.append("These machines are not alike: rates are of them all, and speedups are averaged over them")
+    return lines
 
 
 def _processes(settings: Settings) -> int:

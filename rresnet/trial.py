@@ -21,8 +21,9 @@ from ray.train.torch import TorchTrainer, get_device
 from rresnet import environment, scratch
 from rresnet.config import Cell, How, Trial
 from rresnet.data import ImageData
+from rresnet.lane import TrialProcessSpentError
+from rresnet.machines import NODE_ID
 from rresnet.measurement import Measurement
-from rresnet.sweep import TrialProcessSpentError
 from rresnet.train import Progress, Record, train
 from rresnet.workbench import Workbench
 
@@ -90,7 +91,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         tune.report({"process_id": os.getpid()})
     faulthandler.dump_traceback_later(how.limit_seconds(trial.cell) + workers_start, exit=True)
     try:
-        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0]).result()
+        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
     except (Exception, SystemExit) as error:
         record = Record(measurement=failure(error))
     finally:
@@ -108,8 +109,11 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         raise TrialProcessSpentError(record.measurement.error_type)
 
 
-def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]") -> Record:
-    """Build the cell's TorchTrainer and run it. The one place where a cell becomes a request to Ray Train."""
+def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: list[str]) -> Record:
+    """Build the cell's TorchTrainer and run it, each worker on its node of `nodes`.
+
+    The one place where a cell becomes a request to Ray Train.
+    """
     workers = 0 if cell.num_workers == 1 else cell.num_workers  # 0: local mode, the loop runs in this process
     scaling = ray.train.ScalingConfig(
         num_workers=workers,
@@ -117,6 +121,7 @@ def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]") -> Record:
         resources_per_worker={"CPU": cell.cpu_threads, **({"GPU": 1} if cell.device == "gpu" else {})}
         if workers
         else None,
+        label_selector=[{NODE_ID: node} for node in nodes] if workers else None,
     )
     with scratch.folder() as storage:
         trainer = TorchTrainer(

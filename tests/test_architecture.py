@@ -14,13 +14,14 @@ ORDER = [
     "command", "doctor", "cli", "ladder", "blog", "experiment", "planning", "search", "growth", "answer", "regimes",
     "analysis",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
-    "flags", "monitor", "steady", "sweep", "cluster", "environment", "progress", "store", "measurement", "statistics",
+    "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
+    "environment", "progress", "store", "measurement", "statistics",
     "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config",
 ]  # fmt: skip
 LAZY = {
     ("data", "data_files"),
     ("data", "data_torchvision"),
-    ("sweep", "trial"),
+    ("lane", "trial"),
     ("command", "doctor"),
 }  # imported where they run
 
@@ -53,7 +54,7 @@ def test_the_driver_does_not_wait_for_torch():
 
 
 def test_ray_stands_at_the_edge():
-    inside = {"sweep", "trial", "workbench", "cluster", "experiment"}
+    inside = {"sweep", "lane", "trial", "workbench", "cluster", "machines", "experiment"}
     for path in PACKAGE.glob("*.py"):
         if path.stem not in inside:
             assert "import ray" not in path.read_text(), path.stem

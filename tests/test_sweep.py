@@ -1,18 +1,18 @@
 """The driver's side, without Ray: what becomes of trials whose process Ray's memory monitor ended."""
 
-import cProfile
+import threading
 from types import SimpleNamespace
 
 import pytest
 import ray
 from conftest import LAPTOP, make_cell
-from ray import tune
-from ray.tune.impl.placeholder import create_resolvers_map, inject_placeholders
-from ray.tune.search.variant_generator import generate_variants
 
 from rresnet import grid
-from rresnet.cluster import Cluster
+from rresnet.agenda import Agenda
+from rresnet.cluster import Cluster, ClusterLostError
 from rresnet.config import How, Trial
+from rresnet.lane import Lane
+from rresnet.machines import Machine
 from rresnet.store import Run
 from rresnet.sweep import Sweep
 
@@ -20,64 +20,157 @@ CELLS = [make_cell(batch_size=size) for size in (1, 2, 3)]
 HUNGRY = 2  # the batch size that Ray ends the process at
 
 
-class Evicting(Sweep):
-    """A sweep whose processes are ended when the hungry trial runs, as Tune tells it."""
+class FakeLane(Lane):
+    """A lane without Ray: trials begin and end as Tune tells it. What it met stands in `sweep.processes`."""
 
-    def _tune(self, trials, resources, callback):
-        self.processes.append([trial.cell.batch_size for trial in trials])
-        for planned in trials:
-            tunes = SimpleNamespace(trial_id=planned.trial_id, config={"trial": planned.to_json()}, error_file=None)
+    def _tune(self, planned, resources, callback):
+        of_process = []
+        self.sweep.processes.append((self.machine.node_id, of_process))
+        while (config := planned.suggest("")) != "FINISHED":
+            trial = Trial.from_json(config["trial"])
+            of_process.append((trial.cell.batch_size, trial.repeat))
+            tunes = SimpleNamespace(trial_id=trial.trial_id, config=config, error_file=None)
+            callback.on_step_begin(0, [])
             callback.on_trial_start(0, [], tunes)
-            if planned.cell.batch_size == HUNGRY:
-                raise RuntimeError("Tune gives up") from ray.exceptions.OutOfMemoryError("the node runs low on memory")
-            record = {"measurement": {"status": "ok"}}
-            callback.on_trial_result(
-                0, [], tunes, {"record": record, "environment": {}, "when": {}, "alone": len(trials) == 1}
-            )
+            self.run_one(trial, tunes, callback, alone=len(of_process) == 1)
+
+    def run_one(self, trial, tunes, callback, alone):
+        result = {"record": {"measurement": {"status": "ok"}}, "environment": {"hostname": self.machine.node_id}}
+        callback.on_trial_result(0, [], tunes, {**result, "when": {}, "alone": alone})
 
 
-def swept(kind=Evicting, repeats=2):
+class Evicting(FakeLane):
+    """Its process is ended when the hungry trial runs."""
+
+    def run_one(self, trial, tunes, callback, alone):
+        if trial.cell.batch_size == HUNGRY:
+            raise RuntimeError("Tune gives up") from ray.exceptions.OutOfMemoryError("the node runs low on memory")
+        super().run_one(trial, tunes, callback, alone)
+
+
+def swept(lane=Evicting, repeats=2, machines=("a",), processes=1):
     progress = SimpleNamespace(running=lambda trial: None, finished=lambda trial, measurement: None)
-    sweep = kind(
+    there = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in machines)
+    sweep = Sweep(
         run=Run(run_id="r", experiment="e", name="n", plan_id="p", planned=6, started_at=""),
-        cluster=Cluster(hardware=LAPTOP),
+        cluster=Cluster(machines=there),
         data=None,
         how=How(seconds=1.0),
         write=lambda trial_id, rows: sweep.rows.extend(rows["trials"]),
         keep=lambda name, content: None,
         progress=progress,
+        lane=lane,
     )
     sweep.rows, sweep.processes = [], []
-    sweep.execute(grid.plan(CELLS, repeats=repeats, processes=1, seed=4))
+    sweep.execute(grid.plan(CELLS, repeats=repeats, processes=processes, seed=4))
     return sweep
+
+
+class FakeMachine(Machine):
+    dead = frozenset()
+
+    @property
+    def whole(self):
+        return None
+
+    def alive(self):
+        return self.node_id not in self.dead
 
 
 def test_each_trial_is_one_row_when_the_memory_monitor_ends_the_process():
     sweep = swept()
     told = sorted((row["batch_size"], row["repeat"], row["status"]) for row in sweep.rows)
     assert told == [(size, r, "out_of_memory" if size == HUNGRY else "ok") for size in (1, 2, 3) for r in (0, 1)]
-    assert [HUNGRY] in sweep.processes  # it was tried alone before it was believed
-    assert sum(of_process == [HUNGRY] for of_process in sweep.processes) == 1  # and the cell not again after that
+    hungry = [trial for _, of_process in sweep.processes for trial in of_process if trial[0] == HUNGRY]
+    assert len(hungry) == 3  # once in each repeat, once more alone before it was believed, and not again after that
+    assert [hungry[-1]] in [of_process for _, of_process in sweep.processes]
     first = next(row for row in sweep.rows if row["status"] == "out_of_memory" and row["attempt"] == 2)
     assert "low on memory" in first["error_message"]
 
 
 def test_another_failure_of_tune_is_not_taken_for_it():
-    class Broken(Sweep):
-        def _tune(self, trials, resources, callback):
+    class Broken(FakeLane):
+        def _tune(self, planned, resources, callback):
             raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
         swept(Broken)
 
 
-def test_tune_copies_a_large_grid_for_each_trial_and_what_it_copies_is_little():
-    """In the way of a real Tuner. A trial as nested dicts takes 200 calls and more for each of the values."""
-    trials = grid.plan(CELLS, repeats=100, processes=1, seed=4)
-    space = {"trial": tune.grid_search([trial.to_json() for trial in trials])}
-    prepared = inject_placeholders(space, create_resolvers_map())
-    profile = cProfile.Profile()
-    made = profile.runcall(lambda: list(generate_variants({"config": prepared})))
-    assert [Trial.from_json(spec["config"]["trial"]) for _, spec in made] == trials
-    calls = sum(entry.callcount for entry in profile.getstats())
-    assert calls < 10 * len(trials) ** 2
+def test_several_machines_take_whole_repeats_and_each_process_of_the_plan_is_fresh():
+    both = threading.Barrier(2, timeout=20)  # each machine is inside a trial at the same time as the other
+
+    class Together(FakeLane):
+        def run_one(self, trial, tunes, callback, alone):
+            both.wait()
+            super().run_one(trial, tunes, callback, alone)
+
+    sweep = swept(Together, repeats=4, machines=("a", "b"), processes=2)
+    assert sorted((row["batch_size"], row["repeat"]) for row in sweep.rows) == [
+        (s, r) for s in (1, 2, 3) for r in range(4)
+    ]
+    machine_of = {repeat: {row["hostname"] for row in sweep.rows if row["repeat"] == repeat} for repeat in range(4)}
+    assert all(len(machines) == 1 for machines in machine_of.values())
+    assert sorted(min(machines) for machines in machine_of.values()) == ["a", "a", "b", "b"]
+    assert sorted(name for name, _ in sweep.processes) == ["a", "a", "b", "b"]  # the plan's two processes on each
+
+
+class Mortal(FakeLane):
+    """Machine b dies in its second trial, before the other has ended its first."""
+
+    died = threading.Event()
+
+    def run_one(self, trial, tunes, callback, alone):
+        if self.machine.node_id == "a":
+            assert self.died.wait(timeout=20)
+        elif not alone:
+            self.died.set()
+        if self.machine.node_id == "b" and not alone:
+            FakeMachine.dead = frozenset("b")
+            self._looked = 0.0
+            callback.on_step_begin(1, [])
+        super().run_one(trial, tunes, callback, alone)
+
+
+def test_the_trials_of_a_machine_that_dies_are_measured_on_another(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset())
+    sweep = swept(Mortal, repeats=4, machines=("a", "b"))
+    assert len(sweep.rows) == 12
+    assert {row["status"] for row in sweep.rows} == {"ok"}
+    assert len({row["trial_id"] for row in sweep.rows}) == 12
+    assert sum(row["hostname"] == "b" for row in sweep.rows) == 1
+
+
+def test_a_trial_that_two_machines_died_with_is_a_row():
+    lost = grid.plan(CELLS, repeats=1, processes=1, seed=4)[0]
+    agenda = Agenda([lost])
+    sweep = SimpleNamespace(rows=[], finish=lambda trial, found, attempt: sweep.rows.append((trial, found, attempt)))
+    for name in "ab":
+        Lane(sweep, FakeMachine(node_id=name, hardware=LAPTOP), agenda)._lose(lost)
+    ((trial, found, attempt),) = sweep.rows
+    assert (trial, found.status, found.error_type, attempt) == (lost, "killed", "NodeDiedError", 2)
+
+
+def test_when_no_machine_is_left_what_is_missing_is_told_and_left_to_the_same_command(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset("a"))
+    with pytest.raises(ClusterLostError, match=r"6 trials are not measured.*same command again"):
+        swept(FakeLane)
+
+
+def test_workers_are_placed_evenly_on_this_machine_first():
+    machines = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in "abc")
+    lane = Lane(SimpleNamespace(cluster=Cluster(machines=machines)), machines[1], Agenda([]))
+    (trial,) = grid.plan([make_cell(num_workers=4, num_nodes=2)], repeats=1, processes=1, seed=1)
+    assert lane.placement(trial) == ["b", "b", "a", "a"]
+
+
+def test_an_agenda_gives_whole_repeats_in_order_and_takes_back_what_a_machine_left():
+    trials = grid.plan(CELLS, repeats=3, processes=3, seed=4)
+    agenda = Agenda(trials)
+    assert agenda.take() == trials[:3]
+    assert agenda.take(0) == []  # the next repeat is the plan's second process
+    assert agenda.left == 6
+    agenda.put_back(trials[1:3])
+    assert agenda.take() == trials[1:3]
+    assert agenda.take(1) == trials[3:6]
+    assert (agenda.lose(trials[0]), agenda.lose(trials[0])) == (True, False)

@@ -1,0 +1,44 @@
+"""Which machine takes which trials: whole repeats, so that the cells of a pair are measured on one machine."""
+
+import itertools
+import threading
+from collections import deque
+from collections.abc import Sequence
+
+from rresnet.config import Trial
+
+
+class Agenda:
+    """The trials that no machine has taken yet, repeat by repeat in their order. Safe to share between threads."""
+
+    def __init__(self, trials: Sequence[Trial]) -> None:
+        repeats = itertools.groupby(trials, key=lambda trial: (trial.process, trial.repeat))
+        self._repeats = deque(list(of_repeat) for _, of_repeat in repeats)
+        self._lost: set[str] = set()  # trials that a machine has taken along with it
+        self._lock = threading.Lock()
+
+    def take(self, process: int | None = None) -> list[Trial]:
+        """The next repeat, empty when there is none; given a process, only where the plan has it in that one."""
+        with self._lock:
+            if not self._repeats or process not in (None, self._repeats[0][0].process):
+                return []
+            return self._repeats.popleft()
+
+    def put_back(self, trials: Sequence[Trial]) -> None:
+        """Let another machine take what a machine that is gone has left of its repeats."""
+        repeats = itertools.groupby(trials, key=lambda trial: (trial.process, trial.repeat))
+        with self._lock:
+            self._repeats.extendleft(reversed([list(of_repeat) for _, of_repeat in repeats]))
+
+    def lose(self, trial: Trial) -> bool:
+        """Note that a machine died with this trial; whether it is the first one to do so."""
+        with self._lock:
+            first = trial.trial_id not in self._lost
+            self._lost.add(trial.trial_id)
+            return first
+
+    @property
+    def left(self) -> int:
+        """Trials that no machine has taken."""
+        with self._lock:
+            return sum(map(len, self._repeats))

@@ -1,0 +1,196 @@
+"""The machines of a joined Ray cluster: which there are, which can still be started, and which of them measure."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rresnet.config import UsageError
+from rresnet.hardware import Hardware, probe
+
+if TYPE_CHECKING:
+    from ray.tune import PlacementGroupFactory
+
+NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
+TAIL_CHARACTERS = 8000  # a hung process leaves the tracebacks of all its threads
+POLL_SECONDS = 1.0
+TELL_SECONDS = 30.0
+PROBE_SECONDS = 120.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """The machines that are to measure."""
+
+    gpu: bool = False  # they must have one
+    accelerator_type: str | None = None  # Ray's name of it, for example A100
+    count: int | None = None  # so many of them; None: all there are
+    wait_seconds: float = 900.0  # for those that an autoscaler has still to start
+
+    def admits(self, resources: Mapping[str, float]) -> bool:
+        """Whether a machine with such Ray resources is one of them."""
+        kind = self.accelerator_type
+        fits = resources.get("CPU", 0) >= 1 and (not self.gpu or resources.get("GPU", 0) >= 1)
+        return fits and (kind is None or resources.get(f"accelerator_type:{kind}", 0) > 0)
+
+    def __str__(self) -> str:
+        """In words."""
+        kind = self.accelerator_type or ("GPU" if self.gpu else "CPU")
+        return f"{self.count or 1} machine{'s' if (self.count or 1) > 1 else ''} with a {kind}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """A machine that measures."""
+
+    node_id: str
+    hardware: Hardware  # as far as Ray may use it
+    logs: Path | None = None  # what its trial processes print, where that is on this machine
+
+    @property
+    def whole(self) -> "PlacementGroupFactory":
+        """What a hot trial process holds: all of this machine, so that no two trials ever share it."""
+        from ray.tune import PlacementGroupFactory
+
+        gpus = {"GPU": float(self.hardware.gpu_count)} if self.hardware.gpu_count else {}
+        bundle = {"CPU": float(self.hardware.cpu_count), **gpus}
+        return PlacementGroupFactory([bundle], bundle_label_selector=[{NODE_ID: self.node_id}])
+
+    def alive(self) -> bool:
+        """Whether the cluster still has it."""
+        import ray
+
+        return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self.node_id)
+
+    def is_lost(self, within: float) -> bool:
+        """Whether it is found gone within so many seconds. This machine's own Ray is never: we would be gone too."""
+        deadline = time.monotonic() + (0 if self.logs else within)
+        while self.alive():
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(POLL_SECONDS / 4)
+        return True
+
+    def output_tail(self, process_id: int | None) -> str | None:
+        """The end of what a trial process has printed; None where that is not known."""
+        files = sorted(self.logs.glob(f"worker-*-{process_id}.*"), reverse=True) if self.logs and process_id else []
+        text = "".join(file.read_text(errors="replace") for file in files)
+        return text[-TAIL_CHARACTERS:] or None
+
+
+@contextlib.contextmanager
+def found(wanted: Wanted, tell: Callable[[str], None]) -> Iterator[tuple[Machine, ...]]:
+    """The wanted machines of the joined cluster, the most able first; an autoscaler is asked for those that lack.
+
+    Raises UsageError where there are too few, and none of them can still come, or they did not in time.
+    """
+    nodes = _nodes(wanted)
+    need, asked = wanted.count or 1, False
+    try:
+        if len(nodes) < need:
+            _check_can_come(wanted, len(nodes))
+            asked = True
+            nodes = _wait(wanted, need, tell)
+        nodes.sort(key=lambda node: (-node["Resources"].get("GPU", 0), -node["Resources"]["CPU"], node["NodeID"]))
+        yield tuple(_probed(node) for node in nodes[: wanted.count])
+    finally:
+        if asked:
+            _request([])
+
+
+def _nodes(wanted: Wanted) -> list[dict[str, Any]]:
+    import ray
+
+    return [node for node in ray.nodes() if node["Alive"] and wanted.admits(node["Resources"])]
+
+
+def startable(file: Path | None = None) -> list[dict[str, float]]:
+    """Resources of the node types that `ray up`'s autoscaler may start, as its file on the head node names them."""
+    import yaml
+
+    path = file or Path.home() / "ray_bootstrap_config.yaml"
+    try:
+        types = yaml.safe_load(path.read_text())["available_node_types"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return []
+    return [kind.get("resources", {}) for kind in types.values() if kind.get("max_workers", 1)]
+
+
+def _check_can_come(wanted: Wanted, there: int) -> None:
+    """Raise UsageError unless somebody may start what lacks: who names a count knows that machines will come."""
+    import ray
+
+    if wanted.count or any(wanted.admits(resources) for resources in startable()):
+        return
+    seen = ray.cluster_resources()
+    what = f"{seen.get('CPU', 0):g} CPUs, {seen.get('GPU', 0):g} GPUs"
+    raise UsageError(
+        f"this Ray cluster has {there} of {wanted} ({what} seen), and nothing that would start more: "
+        + ("drop --accelerator-type, " if wanted.accelerator_type else "drop --device gpu, " if wanted.gpu else "")
+        + "or add a machine with `ray start --address=...`"
+    )
+
+
+def _wait(wanted: Wanted, need: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    kind = {f"accelerator_type:{wanted.accelerator_type}": 0.001} if wanted.accelerator_type else {}
+    bundle = {"CPU": 1.0, **({"GPU": 1.0} if wanted.gpu or kind else {}), **kind}
+    _request([bundle] * need)
+    began = told = time.monotonic()
+    tell(f"waiting for {wanted}, at most {wanted.wait_seconds:g} s (--wait-seconds): asked the cluster's autoscaler")
+    while len(nodes := _nodes(wanted)) < need:
+        now = time.monotonic()
+        if now - began > wanted.wait_seconds:
+            raise UsageError(
+                f"after {wanted.wait_seconds:g} s the Ray cluster has {len(nodes)} of {wanted}: see `ray status` for "
+                "what the autoscaler says, give --wait-seconds more, or --machines fewer"
+            )
+        if now - told > TELL_SECONDS:
+            told = now
+            tell(f"still waiting after {now - began:.0f} s: {len(nodes)} of {wanted}")
+        time.sleep(POLL_SECONDS)
+    return nodes
+
+
+def _request(bundles: list[dict[str, float]]) -> None:
+    from ray.autoscaler.sdk import request_resources
+
+    request_resources(bundles=bundles)
+
+
+def _probe_here() -> Hardware:
+    """As `probe`, which is cached, and that Ray does not take for a function."""
+    return probe()
+
+
+def _probed(node: Mapping[str, Any]) -> Machine:
+    """What the machine is, as far as Ray may use it."""
+    import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    hardware = ray.get(
+        ray.remote(_probe_here).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=PROBE_SECONDS
+    )
+    cpus, gpus = int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0))
+    usable = replace(
+        hardware,
+        cpu_count=min(cpus, hardware.cpu_count),
+        cpu_cores=min(cpus, hardware.cpu_cores),
+        gpu_count=min(gpus, hardware.gpu_count),
+    )
+    return Machine(node_id=node["NodeID"], hardware=usable)
+
+
+def busy(machines: tuple[Machine, ...]) -> str | None:
+    """What other work on the cluster holds of what the machines need, or None when all is free."""
+    import ray
+
+    free = ray.available_resources()
+    needed = {
+        "CPU": sum(machine.hardware.cpu_count for machine in machines),
+        "GPU": sum(machine.hardware.gpu_count for machine in machines),
+    }
+    taken = [f"{n:g} {kind}s" for kind, n in needed.items() if free.get(kind, 0) < n]
+    return f"waiting until {' and '.join(taken)} are free: other work on the cluster holds them" if taken else None
