@@ -104,7 +104,9 @@ def _image(ec2: Any) -> Any:
     wanted = [{"Name": "name", "Values": [IMAGE]}, {"Name": "state", "Values": ["available"]}]
     images = ec2.describe_images(Owners=["amazon"], Filters=wanted)["Images"]
     if not images:
-        sys.exit(f"no image of Amazon's is called {IMAGE}: put one with docker and an NVIDIA driver into the file by hand")
+        sys.exit(
+            f"no image of Amazon's is called {IMAGE}: put one with docker and an NVIDIA driver into the file by hand"
+        )
     return max(images, key=lambda image: image["CreationDate"])
 
 

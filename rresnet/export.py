@@ -10,7 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import csv
 
-from rresnet.store import StoreError, atomic_write, read_tables
+from rresnet import place
+from rresnet.store import StoreError, read_tables
 
 Table = Literal["trials", "windows", "epochs", "losses"]
 
@@ -52,7 +53,7 @@ def write(path: Path, content: bytes) -> None:
         StoreError: it can't be written.
     """
     try:
-        atomic_write(path, lambda file: file.write(content))
+        place.at(path.parent).write(path.name, content)
     except OSError as error:
         raise StoreError(f"can't write {path}: {error.strerror}; choose another --out") from error
 

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 import rresnet
-from rresnet import decision, drawing, page, parts, store
+from rresnet import decision, drawing, page, parts, place, store
 from rresnet.page import Chapter
 from rresnet.parts import Part
 from rresnet.prices import Price
@@ -101,4 +101,4 @@ def _figures(chapter: Chapter, folder: Path) -> list[Path]:
 
 
 def _save(path: Path, text: str) -> None:
-    store.atomic_write(path, lambda file: file.write(text.encode("utf-8", "replace")))
+    place.at(path.parent).write(path.name, text.encode("utf-8", "replace"))

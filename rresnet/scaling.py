@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from rresnet import grid
@@ -211,7 +210,7 @@ def held_out_error(series: "pd.DataFrame") -> float | None:
     return abs(model.step_seconds(int(largest)) - measured) / measured
 
 
-def show(trials: "pd.DataFrame", console: "Console", results: Path) -> None:
+def show(trials: "pd.DataFrame", console: "Console", results: str) -> None:
     """Print the points, and what the model predicts for more workers."""
     from rich import box
     from rich.table import Table

@@ -1,4 +1,4 @@
-"""cluster.yaml and its siblings: Ray and Kubernetes accept them, they agree with one another, and they let nobody in."""
+"""cluster.yaml and its siblings: Ray and Kubernetes accept them, they agree with each other, and let nobody in."""
 
 import re
 from pathlib import Path
@@ -17,9 +17,7 @@ CONFIGS = {name: yaml.safe_load((ROOT / name).read_text()) for name in FILES}
 AWS, GCP, LOCAL = CONFIGS.values()
 OF_THE_DRIVER = {"RAY_AIR_NEW_OUTPUT"}  # the others of rresnet.cluster are read on every machine
 NODE_VARIABLES = {
-    name: value
-    for name, value in cluster._ENVIRONMENT.items()
-    if name.startswith("RAY_") and name not in OF_THE_DRIVER
+    name: value for name, value in cluster._ENVIRONMENT.items() if name.startswith("RAY_") and name not in OF_THE_DRIVER
 }
 
 
