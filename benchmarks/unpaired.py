@@ -5,7 +5,7 @@
 For `rresnet diff` and comparisons across machines. Two runs of one cell, whose true ratio is 1: two stretches of a real
 trace that share no round, and two simulated runs that drift apart as one machine's rate does. Prints coverage in % and
 the mean half-width in % for several drift limits, and exits with 1 when `RATE_DRIFT_LIMIT` misses 90 % on a trace or
-93 % simulated.
+93 % simulated; then how often a slowdown is told.
 """
 
 import argparse
@@ -22,6 +22,7 @@ from rresnet.statistics import DRIFT_LIMIT, RATE_DRIFT_LIMIT, half_width
 
 LIMITS = (0.0, DRIFT_LIMIT, 0.06, RATE_DRIFT_LIMIT, 0.1)
 REPEATS, PROCESSES = (12, 24), 3
+SLOWDOWNS = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 SIMULATED_TARGET, TRACE_TARGET = 93.0, 90.0
 
 
@@ -58,6 +59,22 @@ def judge(one: Array, other: Array, limit: float) -> tuple[float, float]:
     return 100 * float(held.mean()), 100 * float(half.mean())
 
 
+def told(pairs: dict[str, tuple[Array, Array]]) -> dict[str, list[str]]:
+    """How often a slowdown of the second run is told from none, in %."""
+    rows = {}
+    for name, (one, other) in pairs.items():
+        halves = [half_width(x, PROCESSES, drift_limit=RATE_DRIFT_LIMIT) for x in (one, other)]
+        apart, half = other.mean(axis=1) - one.mean(axis=1), np.hypot(*halves)
+        rows[name] = [f"{100 * np.mean(apart + np.log(1 - share) < -half):.0f}" for share in SLOWDOWNS]
+    return rows
+
+
+def quiet(draws: int, seed: int, sd: float) -> tuple[Array, Array]:
+    """Pairs of runs of 12 repeats of one cell on a machine that does not drift."""
+    one, other = sd * np.random.default_rng(seed).standard_normal((2, draws, 12))
+    return one, other
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--draws", type=int, default=10_000, help="simulated pairs of runs for each figure")
@@ -76,6 +93,10 @@ def main(argv: list[str] | None = None) -> int:
                 missed.append(f"{name}, {repeats} repeats: {coverage:.1f} %, want {want:.0f} %")
         title = f"Two runs of one cell, {repeats} repeats each: coverage of 1, mean half-width in %"
         console.print(table(title, ["drift limit", *(f"{limit:.1%}" for limit in LIMITS)], rows))
+    slowed = {name: runs_of(x, 12) for name, x in read_rates().items()}
+    slowed |= {f"simulated, {sd:.0%} scatter": quiet(options.draws, options.seed, sd) for sd in (0.01, 0.02, 0.05)}
+    title = "The second run slowed down, 12 repeats each: told to be slower, in %"
+    console.print(table(title, ["slowdown", *(f"{share:.0%}" for share in SLOWDOWNS)], told(slowed)))
     for line in missed:
         console.print(f"missed: {line}", style="red")
     if not missed:

@@ -75,21 +75,25 @@ def to_tensorboard(tables: Tables, folder: Path) -> int:
         How many series there are.
 
     Raises:
-        UsageError: the extra is not installed.
+        UsageError: the extra is not installed, or the folder can't be written to.
     """
     try:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise _lacking("tensorboard") from error
     listed = list(series(tables))
-    for one in listed:
-        home = folder / one.run_id / f"{one.setting} {one.cell_id[:6]}".replace(" ", "-")
-        for old in home.glob("events.out.tfevents.*"):
-            old.unlink()
-        with SummaryWriter(str(home)) as writer:
-            writer.add_text("setting", "\n".join(f"- {k}: {v}" for k, v in (one.axes | one.tags).items()), 0)
-            for point in one.points:
-                writer.add_scalar(point.tag, point.value, point.step, walltime=point.at.timestamp())
+    try:
+        for one in listed:
+            home = folder / one.run_id / f"{one.setting} {one.cell_id[:6]}".replace(" ", "-")
+            home.mkdir(parents=True, exist_ok=True)
+            for old in home.glob("events.out.tfevents.*"):
+                old.unlink()
+            with SummaryWriter(str(home)) as writer:
+                writer.add_text("setting", "\n".join(f"- {k}: {v}" for k, v in (one.axes | one.tags).items()), 0)
+                for point in one.points:
+                    writer.add_scalar(point.tag, point.value, point.step, walltime=point.at.timestamp())
+    except OSError as error:
+        raise UsageError(f"can't write to {folder}: {error.strerror}; choose another --out") from error
     return len(listed)
 
 
