@@ -3,7 +3,8 @@
     python benchmarks/report.py [--most 10000] [--keep DIR]          (about 40 seconds on two cores)
 
 Each size is one run of 100 settings, written as the store writes it and reported by `rresnet report` in a process of
-its own. The processor's seconds are told beside the clock's, which other programs lengthen. Targets: under 6 MB of HTML for 1,000 trials; under 20 s and under 1 GB for 10,000.
+its own. The processor's seconds are told beside the clock's, which other programs lengthen.
+Targets: under 6 MB of HTML for 1,000 trials; under 20 s and under 1 GB for 10,000.
 """
 
 import os
@@ -118,7 +119,8 @@ def main() -> int:
             results = Path(options.keep or place) / str(trials)
             write(results, trials)
             seconds, busy, memory, size = measured(results)
-            told = f"{trials} trials: {seconds:.1f} s ({busy:.1f} s of the processor), {memory / 1e6:.0f} MB of memory, {size / 1e6:.1f} MB of HTML"
+            times = f"{seconds:.1f} s ({busy:.1f} s of the processor)"
+            told = f"{trials} trials: {times}, {memory / 1e6:.0f} MB of memory, {size / 1e6:.1f} MB of HTML"
             fine = seconds < 20 and memory < 1e9 and (size < 6e6 or trials > 1_000)
             missed |= verdict(told, fine)
     return missed
