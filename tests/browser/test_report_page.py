@@ -161,7 +161,7 @@ def test_columns_can_be_chosen_and_the_rows_saved(visit):
         page.get_by_role("button", name="CSV of these rows").click()
     lines = Path(saved.value.path()).read_text().splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("part,device,recipe")
+    assert lines[0].startswith("part,setting,batch_size")
     assert EVIL in lines[1]
 
 
