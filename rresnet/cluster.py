@@ -94,7 +94,7 @@ def connect(
                 )
         else:
             ray.init(address, **common)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too: where its own processes don't start in time, say
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if address is None:
             raise UsageError(f"Ray does not start on this machine: {reason}") from error
