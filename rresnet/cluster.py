@@ -89,9 +89,7 @@ def connect(
             logs = temporary / "session_latest" / "logs"
             _make_token()
             with _temporary_files_in(temporary):
-                ray.init(
-                    "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
-                )
+                _start(num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common)
         else:
             ray.init(address, **common)
     except Exception as error:  # Ray raises plain ones, too: where its own processes don't start in time, say
@@ -111,6 +109,17 @@ def connect(
                     yield Cluster(machines=those)
         finally:
             ray.shutdown()
+
+
+def _start(**how: Any) -> None:
+    """Start Ray; a second time where its own processes were not ready within the 15 s it gives them on a busy machine."""
+    import ray
+
+    try:
+        ray.init("local", **how)
+    except Exception:
+        ray.shutdown()
+        ray.init("local", **how)
 
 
 @contextlib.contextmanager

@@ -68,7 +68,7 @@ class Theirs:
         self.environment["RRESNET_TEST_RAY"] = self.folder
         subprocess.run([sys.executable, "-c", TOKEN], env=self.environment, check=True)
         line = [*self.line, f"--temp-dir={self.folder}"]
-        for _ in range(3):  # on a busy machine Ray may find that it takes too long, and gives up
+        for _ in range(5):  # on a busy machine Ray may find that it takes too long, and gives up
             started = subprocess.run(line, env=self.environment, capture_output=True, text=True, timeout=300)
             self.processes = self.marked()
             if started.returncode == 0:
