@@ -112,7 +112,7 @@ def connect(
 
 
 def _start(**how: Any) -> None:
-    """Start Ray; a second time where its own processes were not ready within the 15 s it gives them on a busy machine."""
+    """Start Ray; a second time where the machine was too busy for the first: Ray gives its helpers 15 s to be ready."""
     import ray
 
     try:
