@@ -11,11 +11,18 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from rresnet.analysis import Tables, read, speedup
     from rresnet.store import StoreError
+    from rresnet.unpaired import speedup_across_machines
 
 __version__ = version("rresnet")
-__all__ = ["StoreError", "Tables", "__version__", "read", "speedup"]
+__all__ = ["StoreError", "Tables", "__version__", "read", "speedup", "speedup_across_machines"]
 
-_HOME = {"Tables": "analysis", "read": "analysis", "speedup": "analysis", "StoreError": "store"}
+_HOME = {
+    "Tables": "analysis",
+    "read": "analysis",
+    "speedup": "analysis",
+    "speedup_across_machines": "unpaired",
+    "StoreError": "store",
+}
 
 
 def __getattr__(name: str) -> object:

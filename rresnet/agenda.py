@@ -37,6 +37,11 @@ class Agenda:
             self._lost.add(trial.trial_id)
             return first
 
+    def losses(self, trial: Trial) -> int:
+        """How many machines have died with the trial, up to one that counts."""
+        with self._lock:
+            return int(trial.trial_id in self._lost)
+
     @property
     def left(self) -> int:
         """Trials that no machine has taken."""

@@ -3,9 +3,11 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 
 from rresnet import place
 from rresnet.config import CELL_COLUMNS, DEVICES
@@ -20,7 +22,7 @@ from rresnet.statistics import (
     repeats_needed,
     variance_components,
 )
-from rresnet.store import StoreError, read_tables
+from rresnet.store import KEY, StoreError, read_tables
 
 # What a recipe decides: when recipes or devices are compared these may differ, and the answer names them.
 RESOLVED = ("precision", "input", "execution", "channels_last", "fused_optimizer", "pointwise")
@@ -39,6 +41,7 @@ ALIKE = (
 
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
+PLACE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged: one machine and its software
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,22 +64,44 @@ class Lead:
     repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
 
 
-def read(results: Location = "results") -> Tables:
-    """The tables in a results folder.
+def read(results: Location | Sequence[Location] = "results") -> Tables:
+    """The tables in one results folder, or in several (of several machines, say) together.
 
     Args:
-        results: the folder, or its URL, that an experiment's `--results-dir` named.
+        results: the folders, or their URLs, that an experiment's `--results-dir` named. A trial that is in several of
+            them, since one is a copy of another, counts once: as where it ended last.
 
     Raises:
         StoreError: there is no such folder, or a file in it is damaged.
     """
-    kept = place.at(results)
-    if not kept.holds("trials"):
-        raise StoreError(
-            f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
-        )
-    frames = {name: table.to_pandas() for name, table in read_tables(results).items()}
-    return Tables(**frames)
+    folders = [results] if isinstance(results, str | Path) else list(results)
+    for kept in map(place.at, folders):
+        if not kept.holds("trials"):
+            raise StoreError(
+                f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py "
+                "first"
+            )
+    if not folders:
+        raise StoreError("no results folder was named: give at least one")
+    tables = [read_tables(folder) for folder in folders]
+    joined = tables[0] if len(tables) == 1 else _joined(tables)
+    return Tables(**{name: table.to_pandas() for name, table in joined.items()})
+
+
+def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    """The tables of several folders as one; a trial that is in several is taken from where it ended last."""
+    key = list(KEY)
+    ends = [t["trials"].select([*key, "finished_at"]).to_pandas().assign(folder=i) for i, t in enumerate(folders)]
+    in_order = pd.concat(ends).sort_values("finished_at", kind="stable", na_position="first")
+    home = in_order.drop_duplicates(key, keep="last").set_index(key)["folder"]
+    joined = {}
+    for name in folders[0]:
+        parts = []
+        for i, tables in enumerate(folders):
+            rows = pd.MultiIndex.from_frame(tables[name].select(key).to_pandas())
+            parts.append(tables[name].filter(pa.array(home.reindex(rows).to_numpy() == i)))
+        joined[name] = pa.concat_tables(parts)
+    return joined
 
 
 def speedup(
@@ -105,17 +130,12 @@ def speedup(
     Raises:
         ValueError: there is no such column, or no ok row with the reference value, or the rows may not be compared.
     """
-    if over not in CELL_COLUMNS:
-        raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
-    ok = trials[trials["status"] == "ok"]
-    values = sorted(ok[over].dropna().unique().tolist())
-    if reference not in values:
-        raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
-    matched, free = _matched_axes(ok, over, allow)
+    ok = comparable(trials, over, reference)
+    matched, free = matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
     pairs = ok[~is_reference].merge(ok[is_reference], on=[*PAIR, *matched], suffixes=("", "_reference"))
-    if pairs.empty and len(values) > 1:
-        raise ValueError(_why_no_pair(ok[~is_reference], ok[is_reference], matched))
+    if pairs.empty and not is_reference.all():
+        raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], [*PAIR, *matched]))
     _refuse_unlike(pairs, allow)
     floor = None if over == "copy" else noise_floor(trials)
     rows = []
@@ -143,7 +163,22 @@ def speedup(
     return pd.DataFrame(rows, columns=[over, *matched, "reference", *found])
 
 
-def _matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:
+def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFrame:
+    """The ok rows, where `over` is a column that can be compared and one of its values is the reference.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if over not in CELL_COLUMNS:
+        raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
+    ok = trials[trials["status"] == "ok"]
+    values = sorted(ok[over].dropna().unique().tolist())
+    if reference not in values:
+        raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
+    return ok
+
+
+def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:
     """Axes that must be equal in a pair, and those that may differ: allowed, or because a recipe resolved them.
 
     An axis that takes several values for one recipe on one device was asked for, so it must be equal all the same.
@@ -160,11 +195,11 @@ def _matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[li
     return [c for c in axes if c not in free], [*free, *(c for c in allowed if c not in free)]
 
 
-def _why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, matched: Sequence[str]) -> str:
-    """Which columns keep the two sides apart, with their values."""
+def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Which of the columns keep the two sides apart, with their values."""
     apart = [
         f"{c} ({', '.join(map(str, side[c].unique()))} against {', '.join(map(str, reference[c].unique()))})"
-        for c in [*PAIR, *matched]
+        for c in columns
         if not set(side[c]) & set(reference[c])
     ]
     reason = f"they differ in {'; '.join(apart)}" if apart else "no two of them agree in everything else"

@@ -83,7 +83,7 @@ def _table(
         table.add_column(heading, justify="left" if left else "right", no_wrap=True)
     for cell in cells:
         failed = not cell["repeats"]
-        row = [name(cell, cells), _rate(cell), _epoch(cell), _speedup(trials, cell, reference)]
+        row = [name(cell, cells), rate(cell), epoch(cell), _speedup(trials, cell, reference)]
         if accuracy:
             row.append("" if pd.isna(cell["test_accuracy"]) else f"{cell['test_accuracy']:.3f}")
         if wide:
@@ -108,7 +108,8 @@ def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
     return " ".join([*parts, *(["again"] if cell["copy"] else [])])
 
 
-def _rate(cell: Mapping[str, Any]) -> str:
+def rate(cell: Mapping[str, Any]) -> str:
+    """A cell's images a second with its interval."""
     if not cell["repeats"]:
         return "not measured"
     if pd.isna(cell["low"]):
@@ -116,7 +117,8 @@ def _rate(cell: Mapping[str, Any]) -> str:
     return f"{cell['images_per_second']:,.0f} ({cell['low']:,.0f} - {cell['high']:,.0f})"
 
 
-def _epoch(cell: Mapping[str, Any]) -> str:
+def epoch(cell: Mapping[str, Any]) -> str:
+    """How long a cell takes for an epoch, and whether that is projected."""
     if not cell["repeats"]:
         return ""
     return duration(cell["epoch_seconds"]) + (" projected" if cell["epoch_seconds_kind"] == "projected" else "")

@@ -9,7 +9,7 @@ import torch
 
 from rresnet.inputs import Batch, Raw
 from rresnet.limits import Limits, Work, synchronize
-from rresnet.step import Step
+from rresnet.step import Eager, Step
 
 Bottleneck = Literal["input", "launch", "memory", "compute", "optimizer"]
 
@@ -71,6 +71,31 @@ def _launch_share(step: Step, batch: Raw) -> float:
     launched = time.perf_counter() - start
     synchronize(batch[0].device)
     return launched / (time.perf_counter() - start)
+
+
+def communication(step: Eager, batch: Raw, steps: int) -> float:
+    """Seconds that exchanging gradients adds to forward and backward pass of a DDP model, over `steps` of each.
+
+    Nothing is trained: gradients that were not exchanged would drive the workers' weights apart.
+    """
+    network: Any = step.model
+    device = batch[0].device
+
+    def passes(count: int) -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(count):
+            torch.autograd.backward(step.forward(*batch))
+        synchronize(device)
+        step.optimizer.zero_grad(set_to_none=True)
+        return (time.perf_counter() - start) / count
+
+    passes(1)
+    together = passes(steps)
+    with network.no_sync():
+        passes(1)
+        apart = passes(steps)
+    return max(0.0, together - apart)
 
 
 def input_alone(batches: Iterator[Batch], seconds: float) -> float:

@@ -1,16 +1,22 @@
 """The `rresnet` command: tools around the experiments."""
 
 import sys
+from pathlib import Path
+from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
 from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 from rresnet.config import UsageError
+from rresnet.store import StoreError
 
 DESCRIPTION = """What should you train on? Tools around the experiments.
 
     rresnet doctor                      is this machine fit to be measured?
+    rresnet report results              a page to look at, and a summary to paste
+    rresnet diff A B                    is anything faster or slower than it was?
+    rresnet export RESULTS              the tables for other tools
     python experiments/compare.py       which settings train fastest, and by how much
 """
 
@@ -30,19 +36,119 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: bool =
     return checks.examine(Console(), seconds=seconds, results_dir=results_dir, advice=advice)
 
 
+def report(
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results"),),
+    *,
+    out: Path | None = None,
+    run: tuple[str, ...] = (),
+    price: tuple[str, ...] = (),
+    with_reference: bool = False,
+) -> bool:
+    """Write one HTML page, its figures as PNG and SVG, and a Markdown summary of the runs in results folders.
+
+    Args:
+        results: results folders. Runs and machines are kept apart.
+        out: folder to write to. Default: report in the first results folder.
+        run: ids of the runs that are wanted. Default: all of them, the newest first.
+        price: what an hour of a machine costs, as "gpu=4.10/h", or a .toml file with date and source.
+        with_reference: show the package's reference results too, marked as measured elsewhere.
+    """
+    if not results:
+        raise UsageError("rresnet report needs at least one results folder")
+    from rresnet import report as reporting  # imports pandas and matplotlib, which takes seconds
+
+    reporting.write(results, Console(), out=out, runs=run, prices=price, with_reference=with_reference)
+    return True
+
+
+def diff(
+    a: tyro.conf.Positional[str],
+    b: tyro.conf.Positional[str],
+    *,
+    format: Literal["text", "markdown", "json"] = "text",
+    fail_on_regression: str | None = None,
+) -> bool:
+    """Compare two result sets, setting by setting: better, worse or not distinguishable, with intervals.
+
+    Args:
+        a: results folder, FOLDER@RUN_ID or FOLDER@COMMIT: what is compared with.
+        b: the same of what is compared.
+        format: how to print it.
+        fail_on_regression: exit code 1 when a setting is told to be slower by more than this, for example 5%.
+    """
+    from rresnet import diff as diffs
+    from rresnet import diff_text
+
+    share = None if fail_on_regression is None else _share(fail_on_regression)
+    found = diffs.compare(diffs.rows_of(a), diffs.rows_of(b), names=(a, b))
+    print(diff_text.render(found, format, share=share))
+    return share is None or not found.regressions(share)
+
+
+def export(
+    results: tyro.conf.Positional[Path],
+    *,
+    format: Literal["csv", "json", "tensorboard", "mlflow"],
+    table: Literal["trials", "windows", "epochs", "losses"] = "trials",
+    out: str | None = None,
+) -> bool:
+    """Write the tables for other tools. Parquet readers (pandas, polars, DuckDB) need no export.
+
+    Args:
+        results: results folder.
+        format: csv and json give one table; tensorboard and mlflow what they can show of the trials.
+        table: which table, for csv and json.
+        out: file for csv and json (default: print); folder for tensorboard (default: RESULTS/tensorboard); URI of the
+            store for mlflow (default: sqlite:///RESULTS/mlflow.db).
+    """
+    from rresnet import export as exports
+
+    rows = exports.table(results, table)
+    if format in ("csv", "json"):
+        content = exports.to_csv(rows) if format == "csv" else exports.to_json(rows)
+        if out is None:
+            sys.stdout.write(content.decode())
+        else:
+            exports.write(Path(out), content)
+        return True
+    from rresnet import analysis, trackers
+
+    if format == "tensorboard":
+        folder = Path(out) if out else results / "tensorboard"
+        count = trackers.to_tensorboard(analysis.read(results), folder)
+        print(f"{count} series in {folder}: tensorboard --logdir {folder}")
+    else:
+        uri = out or f"sqlite:///{results / 'mlflow.db'}"
+        added = trackers.to_mlflow(analysis.read(results), uri)
+        print(f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
+    return True
+
+
+def _share(text: str) -> float:
+    """A share of 1 from `5%` or `0.05`."""
+    try:
+        number = text.strip()
+        share = float(number.removesuffix("%")) / 100 if number.endswith("%") else float(number)
+    except ValueError:
+        share = float("nan")
+    if not 0 <= share < 1:
+        raise UsageError(f"--fail-on-regression must be from 0% to under 100%, for example 5% or 0.05, got {text!r}")
+    return share
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
         fine = tyro.extras.subcommand_cli_from_dict(
-            {"doctor": doctor},
+            {"doctor": doctor, "report": report, "diff": diff, "export": export},
             prog="rresnet",
             description=DESCRIPTION,
             args=given or ["--help"],
             config=(tyro.conf.FlagCreatePairsOff,),
         )
         return OK if fine else SOME_FAILED
-    except UsageError as error:
+    except (UsageError, StoreError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
         return WRONG_REQUEST
     except KeyboardInterrupt:

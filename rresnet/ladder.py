@@ -59,6 +59,8 @@ def rungs(trials: "pd.DataFrame") -> "pd.DataFrame":
     rows = []
     rates = analysis.rates(trials)
     for (device, batch_size), group in rates.groupby(["device", "batch_size"], sort=True):
+        if "tuned" not in set(group["recipe"]):
+            continue  # a run that is not finished: the end that names the changes has no row yet
         top = group[group["recipe"] == "tuned"].iloc[0]
         climbed = sum((group[axis] == top[axis]).astype(int) for axis in CHANGES)
         order = group.assign(climbed=climbed).sort_values("climbed").to_dict("records")
@@ -77,7 +79,8 @@ def rungs(trials: "pd.DataFrame") -> "pd.DataFrame":
                     **_columns("total", total),
                 }
             )
-    return pd.DataFrame(rows)
+    known = ["device", "batch_size", "change", "images_per_second", *_columns("step", None), *_columns("total", None)]
+    return pd.DataFrame(rows, columns=known)
 
 
 def _columns(name: str, interval: object) -> dict[str, float | None]:
@@ -143,37 +146,8 @@ def _told(estimate: float | None, low: float | None, high: float | None) -> str:
 
 
 def waterfall(found: "pd.DataFrame", path: Path) -> list[Path]:
-    """Draw the rungs' images a second, each bar from the rung below; writes PNG and SVG beside `path`."""
-    import matplotlib as mpl
+    """Draw the rungs as a waterfall; writes PNG and SVG beside `path`."""
+    from rresnet import drawing, figures
 
-    mpl.use("Agg")
-    mpl.rcParams["svg.fonttype"] = "none"  # text stays text: it can be searched, and read aloud
-    from matplotlib import pyplot as plt
-
-    groups = list(found.groupby(["device", "batch_size"], sort=True))
-    figure, axes = plt.subplots(1, len(groups), figsize=(1.2 + 4.6 * len(groups), 4.2), squeeze=False)
-    for axis, ((device, batch_size), group) in zip(axes[0], groups, strict=True):
-        rates, names = group["images_per_second"].tolist(), group["change"].tolist()
-        for number, rate in enumerate(rates):
-            below = rates[number - 1] if number else 0.0
-            colour = (
-                "#4477aa" if not number else "#228833" if rate >= below else "#ee6677"
-            )  # Tol's bright, colour-blind safe
-            axis.bar(number, rate - below, bottom=below, color=colour, width=0.7)
-            label = f"{rate:,.0f}" + (f"\n{rate / below:.2f}x" if number else "")
-            axis.annotate(label, (number, max(rate, below)), ha="center", va="bottom", fontsize=8)
-        axis.set_xticks(
-            range(len(names)), [name.replace(" -> ", "\n-> ") for name in names], rotation=35, ha="right", fontsize=8
-        )
-        axis.set_title(f"{device}, batch {batch_size}", fontsize=10)
-        axis.set_ylabel("images/s")
-        axis.margins(y=0.15)
-        axis.spines[["top", "right"]].set_visible(False)
-    figure.suptitle("From the blog's recipe to the tuned one", fontsize=11)
-    figure.tight_layout()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    written = [path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg")]
-    for file in written:
-        figure.savefig(file, dpi=150)
-    plt.close(figure)
-    return written
+    figure = figures.waterfall(found)
+    return drawing.save(figure, path, drawing.svg(figure))

@@ -70,6 +70,9 @@ class Lane:
         while not self.lost and (self._hot or self._groups or self._take(None)):
             self._measure_process((self._hot or self._groups)[0].process)
         left = [*self._unconfirmed, *self._hot, *self._groups]
+        if left:
+            name = self.machine.hardware.hostname
+            self.sweep.progress.note(f"{name} is lost: {len(left)} of its trials go to another machine")
         self.agenda.put_back(sorted(left, key=lambda trial: (trial.process, trial.repeat)))
 
     def _take(self, process: int | None) -> bool:
@@ -119,6 +122,7 @@ class Lane:
                     (self._hot if planned.given.cell.num_workers == 1 else self._groups).appendleft(planned.given)
 
     def _tune(self, planned: "_Planned", resources: tune.PlacementGroupFactory, callback: "_Callback") -> None:
+        self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
         with scratch.folder() as storage, planned:
             trainable = tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data])
             tune.Tuner(
@@ -167,6 +171,7 @@ class Lane:
                 self._unconfirmed.append(trial)
                 return
             self._too_large[trial.cell.cell_id] = measurement["error_message"]
+        attempt += self.agenda.losses(trial)
         self.sweep.record(trial, measurement, attempt, {**result["environment"], **result["when"]}, record)
 
     def evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:

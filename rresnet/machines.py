@@ -73,6 +73,21 @@ class Machine:
             time.sleep(POLL_SECONDS / 4)
         return True
 
+    def release(self, *, alone: bool) -> None:
+        """Give back what our ended trials still hold of it: a worker group whose trial was killed leaks its placement.
+
+        Args:
+            alone: whether we measure on no other machine, so that what has no place yet is this one's, too.
+        """
+        import ray
+        from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
+
+        job = ray.get_runtime_context().get_job_id()
+        for identity, group in placement_group_table().items():
+            ours = identity.endswith(job) and group["state"] != "REMOVED"  # its maker's job is the id's last part
+            if ours and (alone or self.node_id in group["bundles_to_node_id"].values()):
+                remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
+
     def kills_for_memory(self) -> int:
         """Processes that the kernel ended for want of memory since it started; 0 where that is not known."""
         with contextlib.suppress(OSError):

@@ -61,6 +61,9 @@ class Measurement:
     copy_bytes_per_second: float | None = column("large copy, bytes read and written a second (the limit)")
     optimizer_seconds: float | None = column("seconds of a step in optimizer.step, from the step alone")
     launch_share: float | None = column("share of a step until the CPU had launched it, from the step alone; GPU only")
+    communication_seconds: float | None = column(
+        "seconds that exchanging gradients adds to a step; several workers only"
+    )
     canary_matrix_seconds: float | None = column("seconds of the canary's matrix product right before the trial")
     canary_copy_seconds: float | None = column("seconds of the canary's copy right before the trial")
     peak_memory_bytes: int | None = column("peak memory of this cell's own tensors on its device, bytes")

@@ -48,7 +48,11 @@ class Progress:
         """So many trials are added to the plan."""
         self._total += trials
         self._bar.update(self._task, total=self._total)
-        self._line(why)
+        self.note(why)
+
+    def note(self, text: str) -> None:
+        """Something that a person should know meanwhile."""
+        self._line(text)
 
     def running(self, trial: Trial) -> None:
         """A trial starts."""

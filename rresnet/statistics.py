@@ -13,6 +13,7 @@ MINIMUM_REPEATS = 3
 # The drift that is slower than a run, and so can't be seen in it (`docs/statistics.md` has the calibration).
 DRIFT_PER_SCATTER = 2.5  # its sd between periods, at most this many times the sd of one repeat,
 DRIFT_LIMIT = 0.045  # and at most this, in log units: 4.5 %
+RATE_DRIFT_LIMIT = 0.08  # the same for a rate alone, which no pairing shields (`benchmarks/unpaired.py`)
 DRIFT_REPEATS = 30.0  # how many repeats it takes to change
 
 
@@ -68,6 +69,24 @@ def log_mean_interval(
         return Interval(estimate=math.exp(mean), low=None, high=None, count=len(logs))
     half = float(half_width(logs, len(set(of_process)), level, drift_limit=drift_limit))
     return Interval(estimate=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), count=len(logs))
+
+
+def independent_ratio(numerator: Interval, denominator: Interval) -> Interval:
+    """The ratio of two means that were measured apart, with its interval.
+
+    `exp(log ratio ± sqrt(a² + b²))` with the half-widths a and b of the two intervals in log units, each with its own
+    degrees of freedom and drift allowance (method of variance estimates recovery, Zou and Donner 2008). `count` is the
+    lesser of the two.
+    """
+    estimate = numerator.estimate / denominator.estimate
+    count = min(numerator.count, denominator.count)
+    halves = [
+        math.log(i.high / i.low) / 2 for i in (numerator, denominator) if i.low is not None and i.high is not None
+    ]
+    if len(halves) < 2:
+        return Interval(estimate=estimate, low=None, high=None, count=count)
+    factor = math.exp(math.hypot(*halves))
+    return Interval(estimate=estimate, low=estimate / factor, high=estimate * factor, count=count)
 
 
 def half_width(

@@ -195,6 +195,7 @@ def _record(
         bottleneck=others.bottleneck if others else None,
         optimizer_seconds=others.step.optimizer_seconds if others else None,
         launch_share=others.step.launch_share if others else None,
+        communication_seconds=others.communication_seconds if others else None,
         flops_per_image=work.flops if work else None,
         matrix_flops_per_second=limit.matrix_flops_per_second,
         copy_bytes_per_second=limit.copy_bytes_per_second,

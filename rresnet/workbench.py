@@ -31,6 +31,7 @@ class OtherClocks:
     step: clocks.StepClock
     input_images_per_second: float
     bottleneck: str | None
+    communication_seconds: float | None  # of a step; None for a single worker, and where it was too dear to measure
 
 
 @dataclass
@@ -44,7 +45,7 @@ class Workbench:
     world: int = 1
     network: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
-    train_step: step.Step = field(init=False)
+    train_step: step.Eager = field(init=False)
     held_bytes: int = field(init=False)  # device memory that the step keeps for itself
     compile_seconds: float | None = field(init=False)  # None also once it has been told
     compile_cache: str | None = field(init=False)
@@ -203,6 +204,15 @@ class Workbench:
         if self._clock_batches is None:  # its own stream: the cell's goes on where it was
             self._clock_batches = itertools.starmap(self.inputs.load, self._new_inputs().forever())
         rate = clocks.input_alone(self._clock_batches, INPUT_CLOCK_SECONDS)
+        communication = None
+        passes = 2 * (steps + 1) * self.step_seconds
+        if self.world > 1 and self.agreed(int(cost + passes <= CLOCKS_SHARE * self._measured_seconds)):
+            communication = clocks.communication(self.train_step, batch, steps)
         self._clocks_seconds += time.perf_counter() - start
         verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
-        return OtherClocks(step=clock, input_images_per_second=rate * self.world, bottleneck=verdict)
+        return OtherClocks(
+            step=clock,
+            input_images_per_second=rate * self.world,
+            bottleneck=verdict,
+            communication_seconds=communication,
+        )

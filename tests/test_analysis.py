@@ -161,7 +161,9 @@ def test_read_without_results_says_what_to_do(tmp_path):
 
 
 def test_unknown_public_names_say_which_there_are():
-    with pytest.raises(AttributeError, match="it has StoreError, Tables, __version__, read, speedup"):
+    with pytest.raises(
+        AttributeError, match="it has StoreError, Tables, __version__, read, speedup, speedup_across_machines"
+    ):
         rresnet.speedups  # noqa: B018
     assert all(hasattr(rresnet, name) for name in rresnet.__all__)
 

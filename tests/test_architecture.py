@@ -11,8 +11,10 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 
 # From the front door to the foundations: a module imports only what stands after it.
 ORDER = [
-    "command", "doctor", "cli", "ladder", "blog", "experiment", "planning", "search", "growth", "answer", "regimes",
-    "analysis",
+    "command", "doctor", "cli", "report", "page", "sections", "speed", "use", "section", "parts",
+    "ladder", "blog", "scaling", "bars", "figures", "drawing", "rows", "experiment", "planning", "search", "growth",
+    "diff_text", "diff", "trackers", "export", "decision", "costs", "prediction", "answer", "regimes",
+    "unpaired", "analysis", "prices", "reference",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
     "environment", "progress", "store", "objects", "place", "measurement", "statistics",

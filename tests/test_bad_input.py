@@ -8,10 +8,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from conftest import make_cell
 from PIL import Image
 from test_data import png, write_folder, write_parquet
+from test_export import BLOG, row, written
 
-from rresnet import cli, hardware
+from rresnet import cli, command, hardware
 
 FLAGS = [
     (["--batch-size", "0"], "--batch-size must be at least 1, got 0"),
@@ -64,6 +66,35 @@ FLAGS = [
     (["--dataset", "/dev/null"], "/dev/null"),
     (["--dataset", "cifar10", "--data-dir", "/dev/null"], "/dev/null"),
     (["surplus"], "surplus"),
+]
+# Of the `rresnet` command; R is a results folder. Prices stand in `test_decision.py`.
+COMMANDS = [
+    (["diff", "R"], "required"),
+    (["diff", "R", "nowhere"], "no results in nowhere (no folder nowhere/trials): run python experiments/compare.py"),
+    (["diff", "R", "empty"], "no results in empty (no folder empty/trials)"),
+    (["diff", "file", "R"], "no results in file"),
+    (["diff", "R@r9", "R"], "no run or commit in R begins with 'r9'; there are: r1 (commit abc); r2 (commit def)"),
+    (
+        ["diff", "R@", "R@r2"],
+        "R@ holds runs of unlike git_commit, which can't be averaged: name one of them as R@RUN_ID",
+    ),
+    (["diff", "R@r1", "other"], "nothing was measured in both R@r1 and other: they differ in batch_size: 8 vs 16"),
+    (["diff", "R@r1", "R@r2", "--fail-on-regression", "much"], "--fail-on-regression must be from 0% to under 100%"),
+    (["diff", "R@r1", "R@r2", "--fail-on-regression", "-5%"], "for example 5% or 0.05, got '-5%'"),
+    (["diff", "R@r1", "R@r2", "--fail-on-regression", "100%"], "got '100%'"),
+    (["diff", "R@r1", "R@r2", "--fail-on-regression", "nan"], "got 'nan'"),
+    (["diff", "R@r1", "R@r2", "--format", "html"], "'text', 'markdown', 'json'"),
+    (["export", "nowhere", "--format", "csv"], "no results in nowhere"),
+    (["export", "R"], "--format"),
+    (["export", "R", "--format", "xlsx"], "'csv', 'json', 'tensorboard', 'mlflow'"),
+    (["export", "R", "--format", "csv", "--table", "rows"], "'trials', 'windows', 'epochs', 'losses'"),
+    (
+        ["export", "R", "--format", "csv", "--out", "file/x.csv"],
+        "can't write file/x.csv: Not a directory; choose another --out",
+    ),
+    (["export", "R", "--format", "csv", "--out", "empty"], "can't write empty: Is a directory; choose another --out"),
+    (["export", "R", "--format", "tensorboard", "--out", "file"], "can't write to file: "),
+    (["export", "R", "--format", "mlflow", "--out", "ftp://x"], "give --out a store's URI"),
 ]
 KINDS = [
     "missing", "misspelt", "empty folder", "class without images", "one class", "one image each",
@@ -162,6 +193,29 @@ def test_wrong_flags(flags, message, tmp_path, monkeypatch, capsys):
     if "cpu" in flags and hardware.probe().gpu_count:
         pytest.skip("the message is that of a machine without a GPU")
     assert message in refused(flags, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.filterwarnings("ignore")  # mlflow's own
+@pytest.mark.parametrize(("arguments", "message"), COMMANDS, ids=[" ".join(a) for a, _ in COMMANDS])
+def test_wrong_commands(arguments, message, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    rows = [
+        row(BLOG, r, 100.0, run_id=run, git_commit=commit)
+        for run, commit in (("r1", "abc"), ("r2", "def"))
+        for r in range(3)
+    ]
+    written(tmp_path / "R", rows)
+    written(tmp_path / "other", [row(make_cell(batch_size=16), r, 100.0, run_id="r3") for r in range(3)])
+    try:
+        code = command.main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    said = capsys.readouterr().err
+    assert code == 2, said
+    assert "Traceback" not in said
+    assert message in " ".join(said.replace("│", " ").split())
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -1,7 +1,9 @@
 import io
+import json
 
 import pytest
 from rich.console import Console
+from test_export import BLOG, row, written
 
 from rresnet import command, doctor
 from rresnet.monitor import Monitor, Usage
@@ -61,3 +63,46 @@ def test_the_command_alone_shows_where_to_start(capsys):
 def test_a_wrong_request_is_told_in_one_line(capsys):
     assert command.main(["doctor", "--seconds", "0"]) == 2
     assert "--seconds must be above 0, got 0" in capsys.readouterr().err
+
+
+def results_with(folder, rates, run_id, commit="abc1234"):
+    """A results folder of one cell, measured on one machine."""
+    rows = [
+        row(BLOG, r, rate, run_id=run_id, git_commit=commit, cpu_model="A CPU", cpu_count=2)
+        for r, rate in enumerate(rates)
+    ]
+    return str(written(folder, rows))
+
+
+QUIET = [100.0, 101.0, 99.0, 100.5, 99.5, 100.0]
+
+
+def test_a_slowdown_fails_and_the_same_again_does_not(tmp_path, capsys):
+    before = results_with(tmp_path / "before", QUIET, "r1")
+    again = results_with(tmp_path / "again", [r * 1.01 for r in QUIET], "r2")
+    slow = results_with(tmp_path / "slow", [r * 0.85 for r in QUIET], "r3")
+    assert command.main(["diff", before, again, "--fail-on-regression", "5%"]) == 0
+    said = capsys.readouterr().out
+    assert "not distinguishable" in said
+    assert "Regressions by more than 5%: none told." in said
+    assert command.main(["diff", before, slow]) == 0
+    assert "worse" in capsys.readouterr().out
+    assert command.main(["diff", before, slow, "--fail-on-regression", "5%"]) == 1
+    assert command.main(["diff", before, slow, "--fail-on-regression", "0.2"]) == 0
+    capsys.readouterr()
+    assert command.main(["diff", before, slow, "--format", "json", "--fail-on-regression", "5%"]) == 1
+    assert json.loads(capsys.readouterr().out)["changes"][0]["verdict"] == "worse"
+    assert command.main(["diff", before, slow, "--format", "markdown"]) == 0
+    assert "| cpu blog batch 8 | A CPU, 2 CPUs | 0.850 |" in capsys.readouterr().out
+
+
+def test_runs_of_one_folder_by_run_and_by_commit(tmp_path, capsys):
+    folder = tmp_path / "results"
+    before = results_with(folder, QUIET, "2026-a", commit="aaa111")
+    (folder / "trials" / "r1.parquet").rename(folder / "trials" / "2026-a.parquet")
+    results_with(tmp_path / "other", [r * 0.8 for r in QUIET], "2026-b", commit="bbb222")
+    (tmp_path / "other" / "trials" / "r1.parquet").rename(folder / "trials" / "2026-b.parquet")
+    assert command.main(["diff", f"{before}@2026-a", f"{before}@bbb2", "--format", "json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["changes"][0]["ratio"] == pytest.approx(0.8)
+    assert found["differs"] == ["git_commit: aaa111 vs bbb222"]

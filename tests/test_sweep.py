@@ -49,7 +49,8 @@ class Evicting(FakeLane):
 
 
 def swept(lane=Evicting, repeats=2, machines=("a",), processes=1):
-    progress = SimpleNamespace(running=lambda trial: None, finished=lambda trial, measurement: None)
+    notes = []
+    progress = SimpleNamespace(running=lambda trial: None, finished=lambda *of: None, note=notes.append)
     there = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in machines)
     sweep = Sweep(
         run=Run(run_id="r", experiment="e", name="n", plan_id="p", planned=6, started_at=""),
@@ -61,7 +62,7 @@ def swept(lane=Evicting, repeats=2, machines=("a",), processes=1):
         progress=progress,
         lane=lane,
     )
-    sweep.rows, sweep.processes = [], []
+    sweep.rows, sweep.processes, sweep.notes = [], [], notes
     sweep.execute(grid.plan(CELLS, repeats=repeats, processes=processes, seed=4))
     return sweep
 
@@ -171,6 +172,8 @@ def test_the_trials_of_a_machine_that_dies_are_measured_on_another(monkeypatch):
     assert {row["status"] for row in sweep.rows} == {"ok"}
     assert len({row["trial_id"] for row in sweep.rows}) == 12
     assert sum(row["hostname"] == "b" for row in sweep.rows) == 1
+    assert [row["attempt"] for row in sweep.rows].count(2) == 1  # the trial that b died with
+    assert sweep.notes == ["laptop is lost: 2 of its trials go to another machine"]
 
 
 def test_a_trial_that_two_machines_died_with_is_a_row():

@@ -1,0 +1,21 @@
+"""How much do more workers bring? Data-parallel ResNet-50 with 1, 2, 4 ... workers, strong and weak scaling.
+
+Each worker of Ray Train has a GPU, or its share of the machine's cores. Prints speedup and efficiency with intervals,
+what exchanging gradients takes of a step, and what a simple model predicts for up to 1,024 workers, marked as such. A
+worker group takes about 20 s to start, so a run takes minutes.
+
+Examples:
+  python experiments/scaling.py
+  python experiments/scaling.py --device gpu --batch-size 256 --scaling weak
+  python experiments/scaling.py --num-workers 1 2 4 8 16 --num-nodes 1 2 --address auto     across machines of a cluster
+  python experiments/scaling.py --dry-run                                                   what would run
+"""
+
+import sys
+
+from rresnet import scaling
+from rresnet.cli import main
+
+if __name__ == "__main__":
+    defaults = scaling.ScalingSettings()
+    sys.exit(main("scaling", __doc__ or "", defaults=defaults, cells=scaling.cells, show=scaling.show))

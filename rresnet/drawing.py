@@ -1,0 +1,150 @@
+"""A matplotlib figure as files, and as SVG for a page: text as text, the page's colours, words for screen readers."""
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+from matplotlib.artist import Artist
+from matplotlib.figure import Figure
+
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+TIP = "tip:"
+
+# Paul Tol's bright and high-contrast colours, told apart by the colour-blind, each at least 3:1 on white.
+SERIES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#997700", "#777777")
+INK, MUTED, RULE = "#222222", "#666666", "#dddddd"
+VARIABLES = {colour: f"var(--series-{n})" for n, colour in enumerate(SERIES)} | {
+    INK: "var(--ink)",
+    MUTED: "var(--muted)",
+    RULE: "var(--rule)",
+    "#000000": "var(--ink)",
+    "#ffffff": "var(--paper)",
+}
+STYLE: Any = {
+    "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
+    "svg.hashsalt": "rresnet",
+    "text.parse_math": False,  # a dollar sign in a name is one
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.labelsize": 9,
+    "xtick.labelsize": 8.5,
+    "ytick.labelsize": 8.5,
+    "legend.fontsize": 8.5,
+    "legend.frameon": False,
+    "text.color": INK,
+    "axes.facecolor": "none",
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.titlecolor": INK,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "grid.color": RULE,
+    "grid.linewidth": 0.6,
+    "axes.linewidth": 0.6,
+    "lines.linewidth": 1.4,
+    "lines.markersize": 5,
+}
+
+ElementTree.register_namespace("", SVG)
+ElementTree.register_namespace("xlink", XLINK)
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    """Draw and save within this, so that nothing of the program's own settings changes."""
+    with mpl.rc_context(STYLE):
+        yield
+
+
+def tip(artist: Artist, text: str) -> None:
+    """Give a mark the words that a pointer over it shows in the page."""
+    artist.set_gid(TIP + text)
+
+
+def svg(figure: Figure) -> bytes:
+    """The figure as an SVG file."""
+    file = io.BytesIO()
+    with style():
+        figure.savefig(file, format="svg", metadata={"Date": None})
+        figure.set_layout_engine("none")  # laid out now; it takes as long again as the drawing
+    return file.getvalue()
+
+
+def save(figure: Figure, path: Path, drawn: bytes) -> list[Path]:
+    """Write PNG and SVG beside `path`; returns the files.
+
+    Args:
+        figure: what to write.
+        path: without a suffix.
+        drawn: the figure as `svg` gives it.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    png, written = (path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg"))
+    with style():
+        figure.savefig(png, dpi=150)
+    written.write_bytes(drawn)
+    return [png, written]
+
+
+def inline(drawn: bytes, *, name: str, title: str, description: str) -> str:
+    """A figure as an SVG element of a page.
+
+    Args:
+        drawn: the figure as `svg` gives it.
+        name: unlike any other figure's of the page; its ids begin with it.
+        title: what a screen reader calls it.
+        description: what a screen reader tells of it.
+    """
+    root = ElementTree.fromstring(drawn)
+    for child in [*root.findall("{*}metadata"), *root.findall("{*}defs[{*}style]")]:  # a style would hold for the page
+        root.remove(child)
+    background = root.find("{*}g/{*}g/{*}path")
+    if background is not None:
+        background.set("style", "fill: none")
+    for element in list(root.iter()):
+        _adapt(element, name)
+    for tag, text in (("desc", description), ("title", title)):
+        root.insert(0, _words(tag, text))
+        root[0].set("id", f"{name}-{tag}")
+    del root.attrib["width"], root.attrib["height"]
+    root.set("role", "img")
+    root.set("aria-labelledby", f"{name}-title {name}-desc")
+    return ElementTree.tostring(root, encoding="unicode")
+
+
+def _adapt(element: ElementTree.Element, name: str) -> None:
+    identity = element.get("id")
+    if identity is not None and identity.startswith(TIP):
+        del element.attrib["id"]
+        element.insert(0, _words("title", identity.removeprefix(TIP)))
+    elif identity is not None:
+        element.set("id", f"{name}-{identity}")
+    link = element.get(f"{{{XLINK}}}href")
+    if link is not None:
+        element.set(f"{{{XLINK}}}href", link.replace("#", f"#{name}-"))
+    clip = element.get("clip-path")
+    if clip is not None:
+        element.set("clip-path", clip.replace("#", f"#{name}-"))
+    if "style" in element.attrib:
+        element.set("style", _themed(element.attrib["style"]))
+
+
+def _themed(declarations: str) -> str:
+    """The declarations with the page's font and colours."""
+    declared = dict(one.split(": ", 1) for one in declarations.rstrip("; ").split("; "))
+    declared.pop("font-family", None)
+    return "; ".join(f"{key}: {VARIABLES.get(value, value)}" for key, value in declared.items())
+
+
+def _words(tag: str, text: str) -> ElementTree.Element:
+    element = ElementTree.Element(f"{{{SVG}}}{tag}")
+    element.text = text
+    return element

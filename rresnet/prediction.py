@@ -1,0 +1,126 @@
+"""A prediction, not a measurement: step time against batch size as a straight line, and what follows from it."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import optimize
+
+from rresnet.analysis import PLACE
+from rresnet.config import CELL_COLUMNS
+
+SERIES = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
+FEWEST_TO_LEAVE_ONE_OUT = 4  # three points are left: two fix the line, so it takes a third to be wrong
+NEAR_PEAK = 0.9
+
+
+def fit(trials: pd.DataFrame) -> pd.DataFrame:
+    """A line through the step times of each series: what a step costs at all, and what each image adds.
+
+    `step seconds = fixed_seconds + seconds_per_image * batch_size`, least squares of the relative errors with neither
+    term below 0 (Lawson and Hanson 1974), through one point a batch size: the geometric mean over its repeats.
+
+    Args:
+        trials: rows of the trials table; only those with status ok enter, and no second copies (`--aa`).
+
+    Returns:
+        One row for each setting of the axes other than batch size, and machine: those, `fixed_seconds` and
+        `seconds_per_image` with their standard errors (`..._error`; null under 3 sizes), `peak_images_per_second` (that
+        of endless batches), `batch_size_at_90_percent` of it, `fit_error` (largest relative error at the measured
+        sizes), `leave_one_out_error` (largest when each size is predicted from the others; null under 4 sizes), `sizes`
+        (how many), `smallest_batch_size` and `largest_batch_size`. What one size can't tell is null.
+    """
+    ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
+    rows = []
+    for key, series in ok.groupby([*SERIES, *PLACE], dropna=False, sort=False):
+        rates = np.exp(np.log(series["images_per_second"]).groupby(series["batch_size"]).mean())
+        named: dict[str, Any] = dict(zip([*SERIES, *PLACE], key, strict=True))
+        batches = rates.index.to_numpy(dtype=np.float64)
+        seconds = batches * named["num_workers"] / rates.to_numpy(dtype=np.float64)
+        rows.append({**named, **_line_columns(batches, seconds, named["num_workers"])})
+    return pd.DataFrame(rows, columns=[*SERIES, *PLACE, *FOUND])
+
+
+def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:
+    """Images a second over all workers that the line of a row of `fit` predicts for a batch size.
+
+    Raises:
+        ValueError: the row has no line (one size was measured), or the batch size is below 1.
+    """
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if pd.isna(fit_row["fixed_seconds"]):
+        raise ValueError(f"no line through {fit_row['sizes']} batch size: measure at least 2")
+    seconds = fit_row["fixed_seconds"] + fit_row["seconds_per_image"] * batch_size
+    return float(batch_size * fit_row["num_workers"] / seconds)
+
+
+FOUND = [
+    "fixed_seconds",
+    "fixed_seconds_error",
+    "seconds_per_image",
+    "seconds_per_image_error",
+    "peak_images_per_second",
+    "batch_size_at_90_percent",
+    "fit_error",
+    "leave_one_out_error",
+    "sizes",
+    "smallest_batch_size",
+    "largest_batch_size",
+]
+
+
+def _line_columns(batches: NDArray[np.float64], seconds: NDArray[np.float64], workers: int) -> dict[str, Any]:
+    sizes = len(batches)
+    known = {"sizes": sizes, "smallest_batch_size": int(batches.min()), "largest_batch_size": int(batches.max())}
+    if sizes < 2:
+        return known
+    fixed, per_image = _line(batches, seconds)
+    errors = _standard_errors(batches, seconds, fixed, per_image) if sizes > 2 else (None, None)
+    return known | {
+        "fixed_seconds": fixed,
+        "fixed_seconds_error": errors[0],
+        "seconds_per_image": per_image,
+        "seconds_per_image_error": errors[1],
+        "peak_images_per_second": workers / per_image if per_image else None,
+        "batch_size_at_90_percent": _batch_size_at(NEAR_PEAK, fixed, per_image) if per_image else None,
+        "fit_error": float(np.abs((fixed + per_image * batches) / seconds - 1).max()),
+        "leave_one_out_error": _leave_one_out(batches, seconds) if sizes >= FEWEST_TO_LEAVE_ONE_OUT else None,
+    }
+
+
+def _line(batches: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
+    (fixed, per_image), _ = optimize.nnls(_relative(batches, seconds), np.ones(len(batches)))
+    return float(fixed), float(per_image)
+
+
+def _relative(batches: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The line's two columns, each row divided by its step time: the aim is then 1, and errors are relative."""
+    return np.column_stack([np.ones_like(batches), batches]) / seconds[:, None]
+
+
+def _standard_errors(
+    batches: NDArray[np.float64], seconds: NDArray[np.float64], fixed: float, per_image: float
+) -> tuple[float, float]:
+    columns = _relative(batches, seconds)
+    variance = ((columns @ [fixed, per_image] - 1) ** 2).sum() / (len(batches) - 2)
+    errors = np.sqrt(variance * np.diag(np.linalg.inv(columns.T @ columns)))
+    return float(errors[0]), float(errors[1])
+
+
+def _batch_size_at(share: float, fixed: float, per_image: float) -> int:
+    """The least batch size whose rate, b / (fixed + per_image b), is that share of the peak, 1 / per_image."""
+    exact = share / (1 - share) * fixed / per_image
+    return max(1, math.ceil(exact * (1 - 1e-9)))  # a whole number stays one, whatever rounding adds
+
+
+def _leave_one_out(batches: NDArray[np.float64], seconds: NDArray[np.float64]) -> float:
+    """The largest relative error of the rate, each size predicted from the others."""
+    errors = []
+    for left_out in range(len(batches)):
+        fixed, per_image = _line(np.delete(batches, left_out), np.delete(seconds, left_out))
+        errors.append(abs(seconds[left_out] / (fixed + per_image * batches[left_out]) - 1))
+    return float(max(errors))

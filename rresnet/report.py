@@ -1,0 +1,104 @@
+"""`rresnet report`: one HTML page, its figures as files, and a Markdown summary of the runs in some results folders."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+import rresnet
+from rresnet import decision, drawing, page, parts, place, store
+from rresnet.page import Chapter
+from rresnet.parts import Part
+from rresnet.prices import Price
+from rresnet.prices import prices as read_prices
+from rresnet.sections import sections
+
+MOST_WITH_FIGURES = 6  # parts; a folder may hold a year of runs
+
+
+def write(
+    folders: Sequence[Path],
+    console: Console,
+    *,
+    out: Path | None = None,
+    runs: Sequence[str] = (),
+    prices: Sequence[str] = (),
+    with_reference: bool = False,
+) -> Path:
+    """Write the report and tell where it is; returns the page's path.
+
+    Args:
+        folders: results folders.
+        console: where it tells.
+        out: folder to write to; `report` in the first results folder where it is None.
+        runs: ids of the runs that are wanted; all of them where none is given.
+        prices: of what the machines cost, see `prices.prices`.
+        with_reference: show the package's reference results too, as measured elsewhere.
+
+    Raises:
+        UsageError, StoreError: a folder, run or price is not there, or `out` can't be written to.
+    """
+    known, own = read_prices(prices), parts.read(folders, runs)
+    found = own + (_reference() if with_reference else [])
+    decisions = _decisions(own, known)
+    chapters = [_chapter(number, part, known) for number, part in enumerate(found, start=1)]
+    to = out or folders[0] / "report"
+    try:
+        to.mkdir(parents=True, exist_ok=True)
+        files = [file for chapter in chapters for file in _figures(chapter, to)]
+        _save(to / "summary.md", page.markdown(chapters, decisions=decisions, version=rresnet.__version__))
+        whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
+        _save(to / "index.html", whole)
+    except OSError as error:
+        raise store.StoreError(f"can't write to {to}: {error.strerror}; choose another --out") from error
+    for line in chapters[0].answers if chapters else ["There are no trials in these results."]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    told = f"Report: {to / 'index.html'}; beside it summary.md and {len(files)} figure files."
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    return to / "index.html"
+
+
+def _reference() -> list[Part]:
+    from rresnet import reference
+
+    return list(parts.split(reference.read(), "the package", elsewhere=True))
+
+
+def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
+    """What is fastest, cheapest and least energy over all of the user's own parts; nothing where one says it all."""
+    if not own:
+        return []
+    trials = pd.concat([part.trials for part in own], ignore_index=True)
+    verdicts = decision.verdicts(trials.drop_duplicates(list(store.KEY)), prices)  # a folder may be another's copy
+    wanted = verdicts if len(own) > 1 else [verdict for verdict in verdicts if verdict.question != "fastest"]
+    return [verdict.sentence() for verdict in wanted]
+
+
+def _chapter(number: int, part: Part, prices: Sequence[Price]) -> Chapter:
+    cells = parts.cells(part.trials)
+    without = number > MOST_WITH_FIGURES
+    return Chapter(
+        number=number,
+        part=part,
+        answers=part.answers,
+        cells=cells,
+        sections=[] if without else sections(part, cells, prices),
+        without_figures=without,
+    )
+
+
+def _figures(chapter: Chapter, folder: Path) -> list[Path]:
+    of = re.sub(r"[^\w.-]", "_", f"{chapter.part.run_id}-{chapter.part.machine}")
+    return [
+        file
+        for section in chapter.sections
+        if section.figure
+        for file in drawing.save(section.figure, folder / f"{section.key}-{of}", section.svg)
+    ]
+
+
+def _save(path: Path, text: str) -> None:
+    place.at(path.parent).write(path.name, text.encode("utf-8", "replace"))

@@ -1,0 +1,228 @@
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import make_cell
+from test_analysis import BLOG, GPU, TUNED, trials
+
+from rresnet import decision
+from rresnet.config import UsageError
+from rresnet.decision import Price
+from rresnet.statistics import RATE_DRIFT_LIMIT, Interval, half_width
+
+CPU_PRICE, GPU_PRICE = Price(what="cpu", per_hour=0.36), Price(what="gpu", per_hour=3.6)
+
+
+def by_setting(trials, prices=()):
+    return decision.costs(trials, prices).set_index("setting")
+
+
+def told(trials, prices=()):
+    return {v.question: v for v in decision.verdicts(trials, prices)}
+
+
+def test_prices_are_read_from_texts():
+    assert decision.prices(["gpu=4.10/h", "NVIDIA A100=3/h"]) == (
+        Price(what="gpu", per_hour=4.1),
+        Price(what="NVIDIA A100", per_hour=3.0),
+    )
+    one, other = decision.prices(["cpu=0.40 EUR/h", "gpu=4/h"])
+    assert (one.currency, other.currency) == ("EUR", "EUR")  # there is one currency, so it is that of all
+    assert decision.prices([]) == ()
+
+
+def test_prices_are_read_from_a_file_with_its_date_and_source(tmp_path):
+    path = tmp_path / "prices.toml"
+    path.write_text(
+        'currency = "USD"\ndate = 2026-11-01\nsource = "a list"\n[price]\ngpu = 4.10\n"AMD EPYC" = 1\n',
+        encoding="utf-8",
+    )
+    about = {"currency": "USD", "date": "2026-11-01", "source": "a list"}
+    assert decision.prices([str(path)]) == (
+        Price(what="gpu", per_hour=4.1, **about),
+        Price(what="AMD EPYC", per_hour=1.0, **about),
+    )
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["gpu"], "--price must be DEVICE=AMOUNT/h .* got 'gpu'"),
+        (["gpu=4.10"], "got 'gpu=4.10'"),
+        (["=4.10/h"], "got '=4.10/h'"),
+        (["gpu=much/h"], "got 'gpu=much/h'"),
+        (["gpu=0/h"], r"a price must be a number above 0, got 0 \(gpu=0/h\)"),
+        (["gpu=-1/h"], "above 0, got -1"),
+        (["gpu=nan/h"], "above 0, got nan"),
+        (["gpu=inf/h"], "above 0, got inf"),
+        (["gpu=1/h", "GPU=2/h"], "--price names gpu twice"),
+        (["gpu=1 EUR/h", "cpu=2 USD/h"], "prices in EUR and USD can't be compared"),
+        (["nothing.toml"], r"can't read the price file nothing.toml \(No such file"),
+    ],
+)
+def test_wrong_prices_are_named(texts, message):
+    with pytest.raises(UsageError, match=message):
+        decision.prices(texts)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("gpu = = 4", "not TOML"),
+        ("", r"has no table \[price\]"),
+        ("price = 4", r"has no table \[price\]"),
+        ("gpu = 4.10", r"has gpu: valid are the table \[price\], currency, date and source"),
+        ("[price]\ngpu = '4.10'", "the price of gpu must be a number an hour .* got '4.10'"),
+        ("[price]\ngpu = true", "the price of gpu must be a number"),
+        ("[price]\ngpu = -1", r"above 0, got -1 \(gpu in "),
+    ],
+)
+def test_wrong_price_files_are_named(content, message, tmp_path):
+    (tmp_path / "x.toml").write_text(content, encoding="utf-8")
+    with pytest.raises(UsageError, match=message):
+        decision.prices([str(tmp_path / "x.toml")])
+
+
+def test_a_cost_is_the_machines_hour_times_the_time():
+    # 10,000 images at 100 a second: 100 s, of 0.36 an hour: 0.01. At 2000 a second: 5 s of 3.6 an hour: 0.005.
+    table = by_setting(trials((BLOG, [100.0] * 3), (GPU, [2000.0] * 3)), (CPU_PRICE, GPU_PRICE))
+    cpu, gpu = table.loc["cpu blog batch 64"], table.loc["gpu blog batch 64"]
+    assert (cpu["epoch_cost"], cpu["cost_per_1000_images"]) == (pytest.approx(0.01), pytest.approx(0.001))
+    assert (gpu["epoch_cost"], gpu["cost_per_1000_images"]) == (pytest.approx(0.005), pytest.approx(0.0005))
+    assert table["nodes"].tolist() == [1, 1]
+
+
+def test_a_costs_interval_is_its_rates():
+    row = by_setting(trials((BLOG, [90.0, 100.0, 110.0])), (CPU_PRICE,)).iloc[0]
+    assert row["epoch_cost_low"] / row["epoch_cost_high"] == pytest.approx(row["low"] / row["high"])
+    assert row["epoch_cost_low"] < row["epoch_cost"] < row["epoch_cost_high"]
+
+
+def test_machines_are_counted():
+    table = trials((BLOG, [100.0] * 3)).assign(nodes=2)
+    assert by_setting(table, (CPU_PRICE,)).iloc[0]["epoch_cost"] == pytest.approx(0.02)
+
+
+def test_the_longest_name_goes_before_the_kind():
+    table = trials((BLOG, [100.0] * 3), (GPU, [100.0] * 3)).assign(cpu_model="AMD EPYC 7763")
+    table["gpu_name"] = table["device"].map({"gpu": "NVIDIA A100-SXM4-40GB"})
+    prices = decision.prices(["cpu=1/h", "gpu=2/h", "nvidia a100=3/h", "EPYC=5/h", "AMD EPYC=6/h"])
+    found = by_setting(table, prices)["price_per_hour"]
+    assert found.to_dict() == {"cpu blog batch 64": 6.0, "gpu blog batch 64": 3.0}  # EPYC is not the GPU's name
+
+
+def test_what_is_not_known_is_null():
+    row = by_setting(trials((BLOG, [100.0] * 3), (GPU, [200.0] * 3)), (GPU_PRICE,)).loc["cpu blog batch 64"]
+    unknown = ["epoch_cost", "epoch_cost_low", "cost_per_1000_images", "epoch_joules", "joules_per_1000_images"]
+    assert row[unknown].isna().all()
+    failed = by_setting(trials((BLOG, [100.0] * 3), status="error"), ()).iloc[0]
+    assert failed[["images_per_second", "epoch_seconds", "on_front"]].isna().all()
+    assert decision.costs(trials()).empty
+
+
+def test_prices_that_fit_nothing_are_named():
+    with pytest.raises(UsageError, match="no price fits a trial: there are prices for gpu, the trials ran on cpu, vm"):
+        decision.costs(trials((BLOG, [100.0] * 3)), (GPU_PRICE,))
+
+
+def test_joules_are_those_of_the_images():
+    # 50 J in 100 images: 500 J in 1,000, 5,000 J in an epoch of 10,000.
+    table = trials((BLOG, [100.0] * 3)).assign(energy_joules=50.0, measured_images=100)
+    row = by_setting(table).iloc[0]
+    assert (row["joules_per_1000_images"], row["epoch_joules"]) == (pytest.approx(500), pytest.approx(5000))
+
+
+def test_the_front_is_what_nothing_beats():
+    # The GPU is faster and the blog's CPU setting cheaper; the tuned one is slower and dearer than the blog's.
+    table = trials((BLOG, [100.0] * 3), (TUNED, [90.0] * 3), (GPU, [200.0] * 3))
+    found = by_setting(table, (CPU_PRICE, GPU_PRICE))["on_front"].to_dict()
+    assert found == {"cpu blog batch 64": True, "cpu tuned batch 64": False, "gpu blog batch 64": True}
+    # Without prices only time is known, and with energy the slow setting may be the one that takes least.
+    assert by_setting(table)["on_front"].tolist() == [False, False, True]
+    energy = table.assign(measured_images=100, energy_joules=[50.0] * 3 + [10.0] * 3 + [90.0] * 3)
+    assert by_setting(energy)["on_front"].tolist() == [True, True, True]
+
+
+def test_settings_of_unlike_tasks_do_not_beat_each_other():
+    small = make_cell(batch_size=64, model="resnet34")
+    table = trials((BLOG, [100.0] * 3), (small, [50.0] * 3))
+    assert decision.costs(table)["on_front"].tolist() == [True, True]
+    found = [v.sentence() for v in decision.verdicts(table)]
+    assert found[0].startswith(
+        "Fastest for resnet18 on fashion-mnist-12k at 32 pixels: cpu blog batch 64 model resnet18"
+    )
+    assert len(found) == 2
+
+
+def test_fastest_and_cheapest_may_differ_and_are_paired():
+    # The GPU is 8, 4 and 2 times as fast, 4 on the geometric mean, and costs 10 times as much an hour.
+    table = trials((BLOG, [100.0, 100.0, 100.0]), (GPU, [800.0, 400.0, 200.0]))
+    found = told(table, (CPU_PRICE, GPU_PRICE))
+    assert found["fastest"].setting == "gpu blog batch 64"
+    assert found["fastest"].ratio.estimate == pytest.approx(4)
+    assert found["cheapest"].setting == "cpu blog batch 64"
+    assert found["cheapest"].ratio.estimate == pytest.approx(2.5)
+    assert found["cheapest"].side_by_side
+    assert "least energy" not in found
+    ratio = found["fastest"].ratio  # one interval, seen from both sides and times the prices' ratio
+    assert found["cheapest"].ratio.high / found["cheapest"].ratio.low == pytest.approx(ratio.high / ratio.low)
+
+
+def test_least_energy_is_the_ratio_of_joules():
+    table = trials((BLOG, [100.0] * 3), (TUNED, [100.0] * 3)).assign(measured_images=100)
+    table["energy_joules"] = table["recipe"].map({"blog": 60.0, "tuned": 20.0})
+    verdict = told(table)["least energy"]
+    assert (verdict.setting, verdict.ratio.estimate) == ("cpu tuned batch 64", pytest.approx(3))
+    assert verdict.sentence().startswith(
+        "Least energy: cpu tuned batch 64, 2,000 J an epoch: the next takes 3.00 times"
+    )
+
+
+def test_what_ran_on_two_machines_is_told_apart_and_compared_unpaired():
+    one = trials((BLOG, [100.0, 110.0, 90.0]), hostname="here")
+    table = pd.concat([one, trials((BLOG, [400.0, 440.0, 360.0]), hostname="there")])
+    verdict = told(table)["fastest"]
+    assert (verdict.setting, verdict.next_setting) == ("cpu blog batch 64 on there", "cpu blog batch 64 on here")
+    assert (verdict.ratio.estimate, verdict.side_by_side) == (pytest.approx(4), False)
+    assert verdict.distinguishable
+    # Both sides scatter alike, so the interval is sqrt(2) times as wide in logs as one rate's.
+    half = half_width(np.log([100.0, 110.0, 90.0]), 3, drift_limit=RATE_DRIFT_LIMIT)
+    assert math.log(verdict.ratio.high / 4) == pytest.approx(math.sqrt(2) * half)
+    assert "3 repeats, not measured side by side): distinguishable" in verdict.sentence()
+
+
+def test_two_versions_of_pytorch_on_one_machine_are_not_averaged():
+    one = trials((BLOG, [100.0] * 3), run_id="r1").assign(environment_fingerprint="a", torch_version="2.11")
+    table = pd.concat([one, one.assign(run_id="r2", environment_fingerprint="b", torch_version="2.15")])
+    assert decision.costs(table)["setting"].tolist() == [
+        "cpu blog batch 64 (torch 2.11)",
+        "cpu blog batch 64 (torch 2.15)",
+    ]
+
+
+def test_a_failed_trial_that_does_not_know_its_machine_makes_no_second_row():
+    table = pd.concat([trials((BLOG, [100.0] * 3)), trials((BLOG, [100.0]), status="killed", hostname=None)])
+    assert decision.costs(table)["setting"].tolist() == ["cpu blog batch 64"]
+
+
+def test_the_noise_floor_grades_a_verdict():
+    copy = make_cell(batch_size=64, copy=1)
+    table = trials((BLOG, [100.0] * 3), (copy, [130.0] * 3), (TUNED, [120.0] * 3))
+    verdict = told(table)["fastest"]
+    assert (verdict.setting, verdict.distinguishable) == ("cpu tuned batch 64", False)
+    assert "not distinguishable, for identical cells came out up to 30.0% apart" in verdict.sentence()
+
+
+def test_few_repeats_and_only_settings_are_said():
+    assert told(trials((BLOG, [100.0] * 2), (TUNED, [200.0] * 2)))["fastest"].sentence() == (
+        "Fastest: cpu tuned batch 64, 200 images/s: 2.00 times as fast as the next, cpu blog batch 64; "
+        "under 3 repeats no interval is claimed, so it is not known whether they differ."
+    )
+    only = told(trials((BLOG, [100.0] * 3)))["fastest"]
+    assert only.sentence() == "Fastest: cpu blog batch 64, 100 images/s, the only setting that it is known of."
+    assert decision.verdicts(trials((BLOG, [100.0]), status="error")) == []
+
+
+def test_a_verdicts_ratio_is_an_interval():
+    assert isinstance(told(trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)))["fastest"].ratio, Interval)

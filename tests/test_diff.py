@@ -1,0 +1,176 @@
+import json
+import math
+
+import pandas as pd
+import pytest
+from conftest import make_cell
+from test_analysis import BLOG, GPU, TUNED, trials
+
+import rresnet
+from rresnet import diff, unpaired
+from rresnet.config import UsageError
+from rresnet.diff_text import render
+from rresnet.statistics import Interval, independent_ratio
+
+QUIET = [100.0, 101.0, 99.0, 100.5, 99.5, 100.0]
+
+
+def scaled(factor):
+    return [rate * factor for rate in QUIET]
+
+
+def side(*cells_and_rates, run_id="r1", **columns):
+    return trials(*cells_and_rates, run_id=run_id).assign(**{"cpu_model": "A CPU", "cpu_count": 2, **columns})
+
+
+def verdicts(found):
+    return {change.setting: change.verdict for change in found.changes}
+
+
+def test_the_ratio_of_two_means_takes_both_widths():
+    # Half-widths 0.3 and 0.4 in logs: 0.5 together.
+    one = Interval(estimate=6.0, low=6 / math.exp(0.3), high=6 * math.exp(0.3), count=12)
+    other = Interval(estimate=3.0, low=3 / math.exp(0.4), high=3 * math.exp(0.4), count=6)
+    found = independent_ratio(one, other)
+    assert (found.estimate, found.count) == (2.0, 6)
+    assert (found.low, found.high) == (pytest.approx(2 / math.exp(0.5)), pytest.approx(2 * math.exp(0.5)))
+    back = independent_ratio(other, one)
+    assert back.low == pytest.approx(1 / found.high)
+    assert independent_ratio(one, Interval(estimate=3.0, low=None, high=None, count=2)).low is None
+
+
+def test_the_same_code_twice_is_not_distinguishable():
+    a = side((BLOG, QUIET), (TUNED, scaled(2)))
+    found = diff.compare(a, side((BLOG, scaled(1.01)), (TUNED, scaled(1.98)), run_id="r2"))
+    assert verdicts(found) == {"cpu blog batch 64": "not distinguishable", "cpu tuned batch 64": "not distinguishable"}
+    assert not found.regressions(0.0)
+
+
+def test_a_slowdown_is_worse_and_a_speedup_better():
+    found = diff.compare(
+        side((BLOG, QUIET), (TUNED, QUIET)), side((BLOG, scaled(0.85)), (TUNED, scaled(1.2)), run_id="r2")
+    )
+    assert verdicts(found) == {"cpu blog batch 64": "worse", "cpu tuned batch 64": "better"}
+    slower = found.changes[0]
+    assert slower.ratio == pytest.approx(0.85)
+    assert slower.high < 1
+    assert [c.setting for c in found.regressions(0.05)] == ["cpu blog batch 64"]
+    assert found.regressions(0.20) == []  # slower, but not by more than that
+
+
+def test_what_pairs_could_tell_two_runs_cannot():
+    # 5 % in every repeat of a noisy machine: side by side that is told, of two runs it is not.
+    noisy = [100.0, 130.0, 80.0, 110.0, 90.0, 120.0]
+    found = diff.compare(side((BLOG, noisy)), side((BLOG, [r * 0.95 for r in noisy]), run_id="r2"))
+    assert verdicts(found) == {"cpu blog batch 64": "not distinguishable"}
+
+
+def test_the_noise_floor_is_that_of_identical_cells():
+    copy = make_cell(batch_size=64, copy=1)
+    a = side((BLOG, QUIET), (copy, scaled(1.25)))
+    found = diff.compare(a, side((BLOG, scaled(0.85)), run_id="r2"))
+    assert verdicts(found) == {"cpu blog batch 64": "not distinguishable"}
+    assert found.changes[0].floor == pytest.approx(0.25)
+    assert "identical cells came out up to 25.0% apart" in render(found, "text")
+
+
+def test_few_repeats_claim_nothing():
+    found = diff.compare(side((BLOG, QUIET)), side((BLOG, [50.0, 50.0]), run_id="r2"))
+    assert verdicts(found) == {"cpu blog batch 64": "too few repeats"}
+    assert found.changes[0].low is None
+
+
+def test_what_no_longer_trains_is_a_regression():
+    whole = side((BLOG, QUIET), (TUNED, QUIET), run_id="r2")
+    whole.loc[whole["recipe"] == "blog", ["status", "images_per_second"]] = ["out_of_memory", math.nan]
+    found = diff.compare(side((BLOG, QUIET), (TUNED, QUIET)), whole)
+    assert verdicts(found) == {"cpu blog batch 64": "failed", "cpu tuned batch 64": "not distinguishable"}
+    assert [c.setting for c in found.regressions(0.05)] == ["cpu blog batch 64"]
+    assert verdicts(diff.compare(whole, side((BLOG, QUIET), (TUNED, QUIET))))["cpu blog batch 64"] == "ok now"
+    assert verdicts(diff.compare(whole, whole))["cpu blog batch 64"] == "failed in both"
+
+
+def test_what_was_killed_did_not_tell_its_machine_and_is_a_regression_all_the_same():
+    a = side((BLOG, QUIET), (TUNED, QUIET), dataset_fingerprint="data")
+    b = side((BLOG, QUIET), (TUNED, QUIET), run_id="r2", dataset_fingerprint="data")
+    lost = b["recipe"] == "blog"
+    b.loc[lost, ["status", "images_per_second", "cpu_model", "cpu_count", "dataset_fingerprint"]] = ["killed"] + [
+        None
+    ] * 4
+    assert verdicts(diff.compare(a, b)) == {"cpu blog batch 64": "failed", "cpu tuned batch 64": "not distinguishable"}
+
+
+def test_unmatched_rows_and_what_differs_are_named():
+    other = make_cell(batch_size=32)
+    a = side((BLOG, QUIET), (other, QUIET), torch_version="2.11", hostname="one")
+    b = side((BLOG, QUIET), (TUNED, QUIET), run_id="r2", torch_version="2.15", hostname="two")
+    found = diff.compare(a, b)
+    assert found.only_a == ("cpu blog batch 32 (A CPU, 2 CPUs)",)
+    assert found.only_b == ("cpu tuned batch 64 (A CPU, 2 CPUs)",)
+    assert found.differs == ("hostname: one vs two", "torch_version: 2.11 vs 2.15")
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"cpu_model": "B CPU"}, "they differ in cpu_model: A CPU vs B CPU"),
+        ({"dataset_fingerprint": "other"}, "they differ in dataset_fingerprint: data vs other"),
+    ],
+)
+def test_another_machine_or_other_data_are_not_compared(columns, message):
+    a = side((BLOG, QUIET), dataset_fingerprint="data")
+    b = side((BLOG, QUIET), run_id="r2", **{"dataset_fingerprint": "data", **columns})
+    with pytest.raises(UsageError, match=f"nothing was measured in both A and B: {message}"):
+        diff.compare(a, b)
+
+
+def test_runs_of_two_commits_are_not_averaged():
+    a = pd.concat([side((BLOG, QUIET), git_commit="aaa"), side((BLOG, QUIET), run_id="r2", git_commit="bbb")])
+    with pytest.raises(UsageError, match=r"x holds runs of unlike git_commit.*x@RUN_ID.*r1 \(commit aaa\); r2"):
+        diff.compare(a, side((BLOG, QUIET), run_id="r3", git_commit="ccc"), names=("x", "y"))
+
+
+def test_formats_hold_the_same():
+    found = diff.compare(side((BLOG, QUIET)), side((BLOG, scaled(0.85)), run_id="r2"), names=("old", "new"))
+    assert "cpu blog batch 64  A CPU, 2 CPUs  0.850  " in render(found, "text", share=0.05)
+    assert "Regressions by more than 5%: cpu blog batch 64 (worse, 0.85)." in render(found, "text", share=0.05)
+    assert "| cpu blog batch 64 | A CPU, 2 CPUs | 0.850 |" in render(found, "markdown")
+    content = json.loads(render(found, "json", share=0.05))
+    assert content["changes"][0]["ratio"] == pytest.approx(0.85)
+    assert (content["a"], content["b"], content["regressions"]) == ("old", "new", ["cpu blog batch 64"])
+
+
+def test_machines_are_compared_unpaired_when_asked():
+    laptop = side((BLOG, QUIET), hostname="laptop")
+    cluster = side((GPU, scaled(30)), run_id="r2", hostname="cluster", gpu_name="NVIDIA A100", cpu_model="B CPU")
+    both = pd.concat([laptop, cluster])
+    row = unpaired.speedup_across_machines(both, over="device", reference="cpu").iloc[0]
+    assert (row["machine"], row["reference_machine"], row["repeats"]) == ("cluster", "laptop", 6)
+    assert row["speedup"] == pytest.approx(30)
+    assert row["distinguishable"]
+    for told in (
+        "precision: tf32 vs fp32",
+        "hostname: cluster vs laptop",
+        "cpu_model: B CPU vs A CPU",
+        "gpu_name: NVIDIA",
+    ):
+        assert told in row["differs"]
+    with pytest.raises(ValueError, match="no rows to compare"):  # paired stays the default
+        rresnet.speedup(both, over="device", reference="cpu")
+
+
+def test_unlike_software_across_machines_is_refused_by_name_unless_allowed():
+    laptop = side((BLOG, QUIET), hostname="laptop", torch_version="2.11")
+    both = pd.concat([laptop, side((GPU, QUIET), run_id="r2", hostname="cluster", torch_version="2.15")])
+    with pytest.raises(ValueError, match=r'unlike torch_version \(2\.15 vs 2\.11\).*allow=\("torch_version",\)'):
+        unpaired.speedup_across_machines(both, over="device", reference="cpu")
+    found = unpaired.speedup_across_machines(both, over="device", reference="cpu", allow=("torch_version",))
+    assert "torch_version: 2.15 vs 2.11" in found.iloc[0]["differs"]
+    threads = both.assign(torch_version="2.15", cpu_threads=[2] * 6 + [8] * 6)
+    with pytest.raises(ValueError, match=r"they differ in cpu_threads \(8 against 2\)"):
+        unpaired.speedup_across_machines(threads, over="device", reference="cpu")
+
+
+def test_one_machine_is_left_to_pairs():
+    with pytest.raises(ValueError, match=r"all rows ran on one machine.*use rresnet\.speedup"):
+        unpaired.speedup_across_machines(side((BLOG, QUIET), (GPU, QUIET)), over="device", reference="cpu")

@@ -1,0 +1,172 @@
+import csv
+import io
+import json
+from datetime import UTC, datetime, timedelta
+
+import duckdb
+import pandas as pd
+import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from conftest import make_cell
+from mlflow.tracking import MlflowClient
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+import rresnet
+from rresnet import command, trackers
+from rresnet.measurement import SCHEMAS
+
+START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+BLOG, TUNED = make_cell(batch_size=8), make_cell(batch_size=8, recipe="tuned")
+
+
+def row(cell, repeat, rate, **more):
+    return {
+        **vars(cell),
+        "cell_id": cell.cell_id,
+        "trial_id": f"{cell.recipe}{repeat}",
+        "run_id": "r1",
+        "experiment": "compare",
+        "repeat": repeat,
+        "process": 0,
+        "status": "ok",
+        "images_per_second": rate,
+        "hostname": "vm",
+        "finished_at": START + timedelta(seconds=repeat),
+        **more,
+    }
+
+
+def written(folder, rows, epochs=()):
+    """A results folder with these rows."""
+    for name, content in {"trials": rows, "windows": [], "epochs": epochs, "losses": []}.items():
+        (folder / name).mkdir(parents=True)
+        pq.write_table(pa.Table.from_pylist(list(content), schema=SCHEMAS[name]), folder / name / "r1.parquet")
+    return folder
+
+
+@pytest.fixture
+def results(tmp_path):
+    rows = [row(BLOG, r, 100.0 + r, peak_memory_bytes=2**40, quality_flags=["steal", "foreign_load"]) for r in range(3)]
+    rows += [row(TUNED, r, 200.0, quality_flags=[]) for r in range(2)]
+    rows.append(
+        row(TUNED, 2, None, status="error", error_message='a "quoted"; text,\nof two lines', quality_flags=None)
+    )
+    epoch = {"run_id": "r1", "trial_id": "blog0", "seconds": 1.0, "images": 10}
+    epochs = [{**epoch, "epoch": e, "train_loss": 2.0 - e, "test_accuracy": 0.5} for e in range(2)]
+    return written(tmp_path / "results", rows, epochs)
+
+
+def test_csv_holds_every_row_and_null_is_empty(results, capsys):
+    assert command.main(["export", str(results), "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 6
+    assert rows[0]["peak_memory_bytes"] == str(2**40)  # a whole number stays one
+    assert rows[0]["quality_flags"] == "steal;foreign_load"
+    assert rows[0]["finished_at"].startswith("2026-01-02 03:04:05")
+    assert rows[5]["images_per_second"] == ""
+    assert rows[5]["error_message"] == 'a "quoted"; text,\nof two lines'
+
+
+def test_json_holds_the_same_with_null(results, tmp_path):
+    out = tmp_path / "x.json"
+    assert command.main(["export", str(results), "--format", "json", "--out", str(out)]) == 0
+    rows = json.loads(out.read_text())
+    assert (len(rows), rows[0]["peak_memory_bytes"], rows[0]["quality_flags"]) == (6, 2**40, ["steal", "foreign_load"])
+    assert (rows[5]["images_per_second"], rows[5]["status"]) == (None, "error")
+    assert rows[0]["finished_at"] == "2026-01-02T03:04:05+00:00"
+
+
+def test_other_tables_by_name(results, capsys):
+    assert command.main(["export", str(results), "--format", "csv", "--table", "epochs"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert [r["train_loss"] for r in rows] == ["2", "1"]
+    assert command.main(["export", str(results), "--format", "json", "--table", "losses"]) == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_pandas_polars_and_duckdb_read_the_same(results):
+    files = str(results / "trials" / "*.parquet")
+    with_pandas = pd.read_parquet(results / "trials")
+    with_polars = pl.read_parquet(files)
+    ok = with_pandas[with_pandas["status"] == "ok"]
+    query = f"from read_parquet('{files}') where status = 'ok'"
+    mean = "images_per_second"
+    rates = {
+        "pandas": ok.groupby("recipe")[mean].mean().to_dict(),
+        "polars": dict(with_polars.filter(pl.col("status") == "ok").group_by("recipe").agg(pl.col(mean).mean()).rows()),
+        "duckdb": dict(duckdb.sql(f"select recipe, avg({mean}) {query} group by recipe").fetchall()),
+    }
+    assert list(rates.values()) == [{"blog": pytest.approx(101), "tuned": pytest.approx(200)}] * 3
+    statuses = {
+        "pandas": with_pandas["status"].value_counts().to_dict(),
+        "polars": dict(with_polars["status"].value_counts().rows()),
+        "duckdb": dict(duckdb.sql(f"select status, count(*) from read_parquet('{files}') group by status").fetchall()),
+    }
+    assert list(statuses.values()) == [{"ok": 5, "error": 1}] * 3
+    flagged = {
+        "pandas": int(ok["quality_flags"].map(lambda flags: "steal" in flags).sum()),
+        "polars": with_polars.filter(pl.col("quality_flags").list.contains("steal")).height,
+        "duckdb": duckdb.sql(f"select count(*) {query} and list_contains(quality_flags, 'steal')").fetchall()[0][0],
+    }
+    assert list(flagged.values()) == [3] * 3
+
+
+def test_tensorboard_reads_its_files(results):
+    for _ in range(2):  # a second export replaces the first
+        assert command.main(["export", str(results), "--format", "tensorboard"]) == 0
+    homes = sorted(path.parent for path in (results / "tensorboard").rglob("events.out.tfevents.*"))
+    assert [home.name for home in homes] == [
+        f"cpu-blog-batch-8-{BLOG.cell_id[:6]}",
+        f"cpu-tuned-batch-8-{TUNED.cell_id[:6]}",
+    ]
+    read = EventAccumulator(str(homes[0])).Reload()
+    rates = read.Scalars("trial/images_per_second")
+    assert [(e.step, e.value, e.wall_time) for e in rates] == [(r, 100.0 + r, START.timestamp() + r) for r in range(3)]
+    assert [(e.step, e.value) for e in read.Scalars("epoch/train_loss")] == [(0, 2.0), (1, 1.0)]
+    assert "trial/peak_memory_bytes" not in EventAccumulator(str(homes[1])).Reload().Tags()["scalars"]  # null: not 0
+
+
+@pytest.mark.filterwarnings("ignore")  # mlflow's own
+def test_mlflow_reads_its_store(results, tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert command.main(["export", str(results), "--format", "mlflow", "--out", uri]) == 0
+    assert command.main(["export", str(results), "--format", "mlflow", "--out", uri]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("0 runs added")  # what is there is not added again
+    client = MlflowClient(tracking_uri=uri)
+    found = client.get_experiment_by_name("rresnet")
+    runs = {run.info.run_name: run for run in client.search_runs([found.experiment_id])}
+    assert set(runs) == {"cpu blog batch 8", "cpu tuned batch 8"}
+    blog = runs["cpu blog batch 8"]
+    assert (blog.data.params["recipe"], blog.data.params["batch_size"]) == ("blog", "8")
+    assert (blog.data.tags["hostname"], blog.info.status) == ("vm", "FINISHED")
+    history = client.get_metric_history(blog.info.run_id, "trial/images_per_second")
+    assert sorted((m.step, m.value) for m in history) == [(0, 100.0), (1, 101.0), (2, 102.0)]
+    assert "trial/peak_memory_bytes" not in runs["cpu tuned batch 8"].data.metrics
+
+
+def test_failed_trials_are_no_series(results):
+    tables = rresnet.read(results)
+    assert {s.setting: len(s.points) for s in trackers.series(tables)} == {
+        "cpu blog batch 8": 3 * 2 + 2 * 3,  # rate and memory of each repeat; loss, accuracy and seconds of each epoch
+        "cpu tuned batch 8": 2,
+    }
+
+
+def test_folders_read_together_count_a_trial_once(results, tmp_path):
+    later = [row(TUNED, 2, 300.0, finished_at=START + timedelta(seconds=99))]  # run again: this one counts
+    stale = [row(BLOG, 0, 1.0, finished_at=START - timedelta(seconds=9))]
+    other = [row(BLOG, 0, 50.0, run_id="r2", hostname="laptop")]
+    copy = written(tmp_path / "copy", [*later, *stale, *other])
+    for folders in ([results, copy], [str(copy), str(results)]):
+        trials = rresnet.read(folders).trials
+        assert len(trials) == 7
+        found = trials.set_index(["run_id", "trial_id"])["images_per_second"]
+        assert (found["r1", "tuned2"], found["r1", "blog0"], found["r2", "blog0"]) == (300.0, 100.0, 50.0)
+    epochs = rresnet.read([results, copy]).epochs
+    assert epochs["epoch"].tolist() == [0, 1]
+    with pytest.raises(rresnet.StoreError, match=r"no results in .*nowhere"):
+        rresnet.read([results, tmp_path / "nowhere"])
+    with pytest.raises(rresnet.StoreError, match="no results folder was named"):
+        rresnet.read([])

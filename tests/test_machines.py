@@ -1,0 +1,93 @@
+"""Which machines of a cluster measure, without a cluster: what is admitted, what may still come, what is told."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from rresnet import machines
+from rresnet.config import UsageError
+from rresnet.machines import Wanted
+
+HEAD = {"CPU": 0.0, "memory": 1e9}
+SMALL = {"CPU": 2.0}
+A100 = {"CPU": 96.0, "GPU": 8.0, "accelerator_type:A100": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "admitted"),
+    [
+        (Wanted(), [SMALL, A100]),
+        (Wanted(gpu=True), [A100]),
+        (Wanted(accelerator_type="A100"), [A100]),
+        (Wanted(accelerator_type="H100"), []),
+    ],
+)
+def test_the_head_that_offers_no_cpu_never_measures_and_the_others_by_what_is_wanted(wanted, admitted):
+    assert [one for one in (HEAD, SMALL, A100) if wanted.admits(one)] == admitted
+
+
+def test_the_node_types_that_ray_up_may_start_stand_in_its_file_on_the_head(tmp_path):
+    file = tmp_path / "ray_bootstrap_config.yaml"
+    file.write_text(
+        "available_node_types:\n  head: {resources: {CPU: 0}, max_workers: 0}\n"
+        "  a100: {resources: {CPU: 96, GPU: 8}, max_workers: 2}\n"
+    )
+    assert machines.startable(file) == [{"CPU": 96, "GPU": 8}]
+    assert machines.startable(tmp_path / "none") == []
+    file.write_text("[not, a, mapping")
+    assert machines.startable(file) == []
+
+
+class FakeRay:
+    """A cluster whose nodes come when they were asked for and some seconds have passed."""
+
+    def __init__(self, monkeypatch, there, coming=(), after=3, types=()):
+        self.nodes_now, self.coming, self.after, self.asked = list(there), list(coming), after, []
+        self.clock = itertools.count()
+        monkeypatch.setattr(machines, "startable", lambda: list(types))
+        monkeypatch.setattr(machines, "_request", self.asked.append)
+        monkeypatch.setattr(machines, "_probed", lambda node: node["NodeID"])
+        monkeypatch.setattr(machines, "time", SimpleNamespace(monotonic=lambda: next(self.clock), sleep=self.sleep))
+        monkeypatch.setattr("ray.nodes", self.nodes)
+        monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
+
+    def sleep(self, seconds):
+        self.after -= 1
+        if self.after == 0:
+            self.nodes_now += self.coming
+
+    def nodes(self):
+        return [{"NodeID": str(i), "Alive": True, "Resources": one} for i, one in enumerate(self.nodes_now)]
+
+
+def test_machines_that_are_there_measure_the_most_able_first(monkeypatch):
+    fake, told = FakeRay(monkeypatch, [HEAD, SMALL, A100, SMALL]), []
+    with machines.found(Wanted(), told.append) as those:
+        assert those == ("2", "1", "3")
+    with machines.found(Wanted(count=2), told.append) as those:
+        assert those == ("2", "1")
+    assert (told, fake.asked) == ([], [])
+
+
+def test_machines_that_the_autoscaler_may_start_are_asked_for_waited_for_and_let_go(monkeypatch):
+    fake, told = FakeRay(monkeypatch, [HEAD], coming=[A100], types=[HEAD, A100]), []
+    with machines.found(Wanted(accelerator_type="A100"), told.append) as those:
+        assert those == ("1",)
+        assert fake.asked == [[{"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}]]
+    assert fake.asked[1:] == [[]]
+    assert told == ["waiting for 1 machine with a A100, at most 900 s (--wait-seconds): asked the cluster's autoscaler"]
+
+
+def test_what_nothing_would_start_is_told_at_once(monkeypatch):
+    fake = FakeRay(monkeypatch, [SMALL])
+    with pytest.raises(UsageError, match=r"has 0 of 1 machine with a GPU \(2 CPUs, 0 GPUs seen\).*drop --device gpu"):
+        machines.found(Wanted(gpu=True), print).__enter__()
+    assert fake.asked == []
+
+
+def test_a_machine_that_does_not_come_in_time_is_told_and_no_longer_asked_for(monkeypatch):
+    fake = FakeRay(monkeypatch, [SMALL], types=[A100])
+    with pytest.raises(UsageError, match="after 20 s the Ray cluster has 0 of 2 machines with a GPU"):
+        machines.found(Wanted(gpu=True, count=2, wait_seconds=20.0), print).__enter__()
+    assert fake.asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []]

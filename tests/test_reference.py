@@ -1,0 +1,36 @@
+import pandas as pd
+import pytest
+from test_export import BLOG, TUNED, row, written
+
+import rresnet
+from rresnet import reference
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return written(tmp_path / "reference", [row(BLOG, r, 100.0) for r in range(3)])
+
+
+def test_reference_rows_say_that_they_were_measured_elsewhere(folder):
+    assert set(reference.read(folder).trials["hostname"]) == {"vm (measured elsewhere)"}
+
+
+def test_reference_rows_never_pair_with_ones_own(folder):
+    own = pd.DataFrame([row(TUNED, r, 200.0) for r in range(3)])  # of the same run id and host name
+    both = pd.concat([reference.read(folder).trials, own])
+    with pytest.raises(ValueError, match=r"they differ in hostname \(vm against vm \(measured elsewhere\)\)"):
+        rresnet.speedup(both, over="recipe", reference="blog")
+
+
+def test_outside_a_checkout_there_are_none(tmp_path):
+    with pytest.raises(rresnet.StoreError, match="they come with a checkout of rresnet, not with an installed copy"):
+        reference.read(tmp_path / "nothing")
+
+
+def test_what_comes_with_the_checkout_can_be_read_and_is_not_in_ones_own(tmp_path):
+    tables = reference.read()
+    assert set(tables.trials["status"]) == {"ok"}
+    assert tables.trials["images_per_second"].gt(0).all()
+    assert len(tables.windows.merge(tables.trials, on=["run_id", "trial_id"])) == len(tables.windows) > 0
+    assert not (reference.FOLDER.parent / "trials" / "reference").exists()
+    assert tables.trials["model"].unique().tolist() == ["resnet50"]

@@ -1,0 +1,314 @@
+import base64
+import hashlib
+import io
+import json
+import re
+import subprocess
+import sys
+from datetime import timedelta
+from html.parser import HTMLParser
+
+import pandas as pd
+import pytest
+from conftest import make_cell
+from rich.console import Console
+
+from results import BLOG, START, TUNED, epochs, trial, trials, write
+from rresnet import command, parts, report, speed, use
+
+
+class Page(HTMLParser):
+    """What a test asks of a page: its elements, and the text outside scripts and styles."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.tags, self.words, self.data, self._inside = [], [], "", ""
+        self.feed(text)
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append((tag, dict(attributes)))
+        self._inside = tag
+
+    def handle_endtag(self, tag):
+        self._inside = ""
+
+    def handle_data(self, data):
+        if self._inside == "script" and data.startswith("{"):
+            self.data = data
+        elif self._inside not in ("script", "style"):
+            self.words.append(data)
+
+    @property
+    def text(self):
+        return " ".join(" ".join(self.words).split())
+
+
+def made(tmp_path, *folders, **options):
+    """The report's page, its summary, and what was printed."""
+    console = Console(file=io.StringIO(), width=200)
+    page = report.write(folders, console, out=tmp_path / "out", **options)
+    return Page(page.read_text()), (tmp_path / "out" / "summary.md").read_text(), console.file.getvalue()
+
+
+def two(**changes):
+    """Tuned twice as fast as blog in every one of four repeats, whatever the machine does."""
+    return trials((BLOG, [100.0, 110.0, 90.0, 100.0]), (TUNED, [200.0, 220.0, 180.0, 200.0]), **changes)
+
+
+@pytest.fixture(scope="module")
+def plain(tmp_path_factory):
+    """The report of `two`: its folder, page, summary, and what was printed."""
+    place = tmp_path_factory.mktemp("plain")
+    return place / "out", *made(place, write(place / "a", two()))
+
+
+def test_the_page_opens_with_the_answer_and_the_summary_has_it(plain):
+    _, page, summary, printed = plain
+    # The geometric mean of 200, 220, 180, 200 is 199.5.
+    answer = "Fastest: cpu tuned batch 64, 199 images/s: 2.00x the second, cpu blog batch 64 (95 % interval 2.00 - 2.00"
+    assert page.text.index(answer) < page.text.index("Settings")
+    assert answer in printed
+    assert answer in summary
+    assert "| cpu tuned batch 64 | 199" in summary
+    assert "| 2.00 (2.00 - 2.00) |" in summary
+    assert "| 3 MiB | 4 ok |" in summary
+
+
+def test_figures_lie_beside_the_page_and_in_it(plain):
+    folder, page, _, _ = plain
+    files = sorted(file.name for file in folder.glob("*.*g"))
+    assert files == [f"{key}-r1-vm.{kind}" for key in ("memory", "speedup", "time") for kind in ("png", "svg")]
+    drawn = [attributes for tag, attributes in page.tags if tag == "svg"]
+    assert len(drawn) == 3
+    identities = [attributes["id"] for _, attributes in page.tags if "id" in attributes]
+    assert len(identities) == len(set(identities))
+    assert all(set(attributes["aria-labelledby"].split()) <= set(identities) for attributes in drawn)
+
+
+def test_what_has_nothing_to_show_says_why(plain):
+    _, page, _, _ = plain
+    assert "Energy: this machine's energy could not be read." in page.text
+    assert "Cost: no price was given (--price gpu=4.10/h)." in page.text
+    assert "Images/s against batch size: each setting was measured at one batch size." in page.text
+
+
+def test_each_figures_data_can_be_had(plain):
+    _, page, _, _ = plain
+    links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
+    kind, content = links["speedup.csv"].split(",")
+    assert kind == "data:text/csv;charset=utf-8;base64"
+    table = pd.read_csv(io.BytesIO(base64.b64decode(content)))
+    assert table["setting"].tolist() == ["cpu tuned batch 64"]
+    assert table["speedup"].tolist() == pytest.approx([2.0])
+    assert table["pairs"].tolist() == [4]
+
+
+def test_every_row_is_in_the_page(plain):
+    _, page, _, _ = plain
+    data = json.loads(page.data)
+    assert data["rows"] == 8
+    columns = {column["name"]: column for column in data["columns"]}
+    assert columns["images_per_second"]["values"] == [100, 110, 90, 100, 200, 220, 180, 200]
+    assert [columns["recipe"]["levels"][code] for code in columns["recipe"]["codes"]] == ["blog"] * 4 + ["tuned"] * 4
+    assert columns["batch_size"]["shown"]
+    assert "energy_joules" not in columns  # null in every row
+
+
+def test_no_trials_at_all_is_said(tmp_path):
+    page, summary, printed = made(tmp_path, write(tmp_path / "a", []))
+    assert "There are no trials in these results" in page.text
+    assert "There are no trials in these results" in summary
+    assert "There are no trials in these results" in printed
+    assert json.loads(page.data) == {"rows": 0, "columns": []}
+
+
+def test_one_row_is_told_as_one(tmp_path):
+    page, _, _ = made(tmp_path, write(tmp_path / "a", trials((BLOG, [100.0]))))
+    assert "The only setting measured: cpu blog batch 64, 100 images/s." in page.text
+    assert "1 trial in all" in page.text
+    assert "Speedup: no two settings were measured in the same repeat." in page.text
+
+
+def test_all_failed_says_how(tmp_path):
+    rows = trials((BLOG, [None, None]), (TUNED, [None]), error_message="<b>no</b> memory\nat line 3")
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
+    assert "No trial ended ok, so there is no answer" in page.text
+    assert "<b>no</b> memory" in page.text  # as text, not as an element
+    assert not [tag for tag, _ in page.tags if tag in ("b", "svg")]
+    assert "- 3 error: &#60;b&#62;no&#60;/b&#62; memory" in summary
+
+
+@pytest.mark.parametrize("evil", ["<script>alert(1)</script>", "</script><img src=x onerror=alert(1)>", "a$b$ & \"'"])
+def test_data_stays_text(tmp_path, evil):
+    rows = two(hostname=evil, quality_flags=[evil], cpu_model=evil) + trials(
+        ({**BLOG, "dataset": evil, "model": evil}, [50.0, 50.0, 50.0]), hostname=evil, quality_flags=[evil]
+    )
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
+    assert [tag for tag, _ in page.tags].count("script") == 2  # the rows, and the page's own
+    assert not [tag for tag, _ in page.tags if tag in ("img", "b")]
+    assert evil in page.text
+    assert evil in json.loads(page.data)["columns"][-1].get("levels", []) or evil in page.data.encode().decode(
+        "unicode_escape"
+    )
+    assert "<script" not in summary
+    assert "<img" not in summary
+
+
+def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
+    later = START + timedelta(days=1)
+    a = write(tmp_path / "a", two() + trials((BLOG, [400.0, 400.0, 400.0, 400.0]), hostname="other"))
+    b = write(tmp_path / "b", two(run_id="r2", start=later), name="r2")
+    found = parts.read([a, b, a])
+    assert [(part.run_id, part.machine, len(part.trials)) for part in found] == [
+        ("r2", "vm", 8),
+        ("r1", "vm", 8),
+        ("r1", "other", 4),
+    ]
+    page, _, _ = made(tmp_path, a, b)
+    assert "3 runs and machines, kept apart" in page.text
+    headings = ["compare on vm, 02 Mar 2026 12:00 UTC", "compare on vm, 01 Mar 2026", "compare on other, 01 Mar 2026"]
+    places = [page.text.index(heading) for heading in headings]
+    assert places == sorted(places)
+    # 4 pairs in r1 on the vm: the rows of the other machine, and of the other run, made none.
+    assert page.text.count("(95 % interval 2.00 - 2.00, 4 pairs)") >= 3
+
+
+def test_a_copied_folder_does_not_count_twice_in_what_holds_over_all(tmp_path):
+    a, b = (write(tmp_path / name, two()) for name in "ab")
+    page, _, _ = made(tmp_path, a, b)
+    overall = page.text[page.text.index("Over all runs and machines") :]
+    assert "4 pairs" in overall[:400]
+    assert "8 pairs" not in page.text
+
+
+def test_runs_can_be_chosen_and_an_unknown_one_is_named(tmp_path, capsys):
+    a = write(tmp_path / "a", two())
+    write(a, two(run_id="r2"), name="r2")
+    assert [part.run_id for part in parts.read([a], ["r1"])] == ["r1"]
+    assert command.main(["report", str(a), "--run", "r3", "--out", str(tmp_path / "out")]) == 2
+    assert "no run r3 in" in (told := capsys.readouterr().err.replace("\n", " "))
+    assert "there are: r1, r2" in told
+
+
+def test_a_folder_without_results_is_one_message(tmp_path, capsys):
+    assert command.main(["report", str(tmp_path / "none")]) == 2
+    assert "no results in" in capsys.readouterr().err
+
+
+def test_out_that_can_not_be_written_is_one_message(tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert command.main(["report", str(write(tmp_path / "a", two())), "--out", str(tmp_path / "file" / "x")]) == 2
+    assert "choose another --out" in capsys.readouterr().err
+
+
+def test_an_unfinished_run_says_so(tmp_path):
+    a = write(tmp_path / "a", two())
+    (a / "runs").mkdir()
+    manifest = {"run_id": "r1", "experiment": "compare", "name": "compare", "plan_id": "p", "planned": 24}
+    (a / "runs" / "r1.json").write_text(json.dumps(manifest | {"started_at": START.isoformat()}))
+    page, summary, _ = made(tmp_path, a)
+    assert "Not finished: 8 of 24 planned trials have a row yet." in page.text
+    assert "Not finished" in summary
+
+
+def test_flags_are_told_with_advice(tmp_path):
+    rows = two()
+    rows[0]["quality_flags"] = ["swapping"]
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
+    advice = "1 of 8 rows: memory was short and pages came from disk: smaller --batch-size, or free memory."
+    assert f"swapping , {advice}" in page.text
+    assert advice in summary
+
+
+def test_prices_give_costs(tmp_path):
+    page, _, _ = made(tmp_path, write(tmp_path / "a", two()), prices=["cpu=3.60 EUR/h"])
+    links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
+    table = pd.read_csv(io.BytesIO(base64.b64decode(links["cost.csv"].split(",")[1]))).set_index("setting")
+    # 10,000 images at 100 a second are 100 s, at 3.60 an hour 0.10; the tuned setting takes half of both.
+    assert table.loc["cpu blog batch 64", "epoch_cost"] == pytest.approx(0.10)
+    assert table.loc["cpu tuned batch 64", "epoch_cost"] == pytest.approx(0.05)
+    assert table["on_front"].to_dict() == {"cpu blog batch 64": False, "cpu tuned batch 64": True}
+    assert "Price: cpu 3.6 EUR an hour." in page.text
+
+
+def test_only_the_newest_runs_have_figures(tmp_path, monkeypatch):
+    monkeypatch.setattr(report, "MOST_WITH_FIGURES", 1)
+    a = write(tmp_path / "a", two())
+    write(a, two(run_id="r2", start=START + timedelta(days=1)), name="r2")
+    page, _, _ = made(tmp_path, a)
+    assert {file.name.split("-")[1] for file in (tmp_path / "out").glob("*.png")} == {"r2"}
+    assert "--run r1" in page.text
+
+
+def test_many_settings_are_drawn_in_part_and_it_says_so(tmp_path):
+    cells = [(make_cell(batch_size=size), 100.0 + size) for size in range(1, 51)]
+    rows = [trial(cell, repeat, rate) for cell, rate in cells for repeat in range(3)]
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
+    assert "The fastest first: 40 of 50." in page.text
+    assert "The 40 fastest of 49 settings are drawn." in page.text
+    assert "The 40 fastest of 50 settings." in summary
+    assert json.loads(page.data)["rows"] == 150
+
+
+def part_of(tmp_path, rows, epochs_of_rows=()):
+    (part,) = parts.read([write(tmp_path / "a", rows, epochs_of_rows)])
+    cells = parts.cells(part.trials)
+    return part, cells[cells["repeats"] > 0]
+
+
+def test_the_knee_is_the_smallest_size_near_the_highest_rate(tmp_path):
+    # 90 % of 100 is 90: batch 32. The tuned series doubles up to its last size: no knee yet.
+    sizes = [({"batch_size": size}, [rate] * 3) for size, rate in ((8, 50.0), (16, 80.0), (32, 95.0), (64, 100.0))]
+    sizes += [({**TUNED, "batch_size": size}, [rate] * 3) for size, rate in ((8, 100.0), (16, 200.0), (32, 400.0))]
+    part, measured = part_of(tmp_path, trials(*sizes))
+    section = speed.batch_sizes(part, measured)
+    assert section.findings[0] == "Knees: cpu blog at batch 32."
+    assert section.findings[1] == "No knee yet, for the rate still rises with the batch: cpu tuned."
+    assert section.findings[2].startswith("Predicted, not measured: ")
+    assert len(section.data) == 7
+
+
+def test_seconds_are_summed_by_kind(tmp_path):
+    rows = two()
+    part, measured = part_of(tmp_path, rows, epochs(rows[:4], [0.5, 0.6]))
+    section = use.time(part, measured)
+    table = section.data.set_index("setting")
+    # Four trials of each: 3 s of warm-up, 1 s of training; the blog's had two evaluations of 2 s each.
+    assert table.loc["cpu blog batch 64"].tolist() == [12.0, 4.0, 16.0]
+    assert table.loc["cpu tuned batch 64"].dropna().tolist() == [12.0, 4.0]
+    assert section.findings == ("17% of 48 s was measured training.",)
+
+
+def test_time_to_accuracy_is_to_what_every_setting_reached(tmp_path):
+    rows = two()
+    learned = epochs(rows[:4], [0.5, 0.7, 0.8]) + epochs(rows[4:], [0.6, 0.7, 0.75], seconds=2.0)
+    part, measured = part_of(tmp_path, rows, learned)
+    section = speed.learning(part, measured)
+    # Both reach 0.75: blog in its third epoch of 10 s, tuned in its third of 2 s.
+    assert section.findings == (
+        "To a test accuracy of 0.750, the highest that every setting reached: "
+        "cpu tuned batch 64 6 s, cpu blog batch 64 30 s.",
+    )
+    assert section.data["epoch"].tolist() == [1, 2, 3, 1, 2, 3]
+    assert section.data["elapsed_seconds"].tolist() == [2.0, 4.0, 6.0, 10.0, 20.0, 30.0]
+
+
+def test_a_row_that_names_no_machine_goes_to_the_runs_only_one(tmp_path):
+    rows = two() + trials((TUNED, [None] * 5), hostname=None)[4:]
+    assert [len(part.trials) for part in parts.read([write(tmp_path / "a", rows)])] == [9]
+
+
+def test_the_report_needs_neither_ray_nor_torch():
+    code = "import sys, rresnet.report; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_the_pages_script_may_run_and_no_other(plain):
+    folder, page, _, _ = plain
+    text = (folder / "index.html").read_text()
+    (policy,) = (a["content"] for _, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.S)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert not re.findall(r'(?:src|href)="(?!#|data:)', text)
