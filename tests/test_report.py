@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import timedelta
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -46,7 +47,7 @@ class Page(HTMLParser):
 def made(tmp_path, *folders, **options):
     """The report's page, its summary, and what was printed."""
     console = Console(file=io.StringIO(), width=200)
-    page = report.write(folders, console, out=tmp_path / "out", **options)
+    page = Path(report.write(folders, console, out=tmp_path / "out", **options))
     return Page(page.read_text()), (tmp_path / "out" / "summary.md").read_text(), console.file.getvalue()
 
 
