@@ -127,8 +127,8 @@ class Lane:
             trainable = tune.with_resources(
                 tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]), resources
             )
-            # Tune looks a trial's resources up by this name, in a registry that all lanes share: without one of its own,
-            # a lane's trials would go to the machine of the lane that started a process last.
+            # Tune looks a trial's resources up by this name, in a registry that all lanes share: without a name of its
+            # own, a lane's trials would go to the machine of the lane that started a process last.
             trainable.__name__ += f"-{self.machine.node_id}"
             tune.Tuner(
                 trainable,
