@@ -9,8 +9,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from conftest import make_cell
 from nbclient import NotebookClient
+from samples import make_cell
 from test_export import row, written
 
 from rresnet import command

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import make_cell
 from rich.console import Console
+from samples import make_cell
 
 from results import BLOG, START, TUNED, epochs, trial, trials, write
 from rresnet import command, parts, report, speed, use
