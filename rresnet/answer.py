@@ -154,12 +154,13 @@ def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
 
 def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> list[str]:
     """Where the machine changed, and which speedups depend on that."""
-    slow = sorted({repeat + 1 for _, _, repeat in regimes.slow_repeats(trials)})
-    lines = [f"The machine changed: its canary was slow in repeats {', '.join(map(str, slow))}."] if slow else []
+    slow = regimes.slow_repeats(trials)
+    told = ", ".join(map(str, sorted({repeat + 1 for _, _, repeat in slow})))
+    lines = [f"The machine changed: its canary was slow in repeats {told}."] if slow else []
     for cell in cells:
         if reference is None or not cell["repeats"] or cell["cell_id"] == reference["cell_id"]:
             continue
-        found = regimes.split(trials, cell["cell_id"], reference["cell_id"])
+        found = regimes.split(trials, cell["cell_id"], reference["cell_id"], slow=slow)
         if found:
             quiet, loaded = (f"{one.estimate:.2f} ({_bounds(one)})" for one in (found.quiet, found.loaded))
             which = f"{name(cell, cells)} over {name(reference, cells)}"

@@ -1,6 +1,6 @@
 """Did the machine change under the run, and does the answer depend on it? Told by the canary and the load flags."""
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,14 +73,21 @@ def changed(trials: pd.DataFrame) -> set[str]:
     return found
 
 
-def split(trials: pd.DataFrame, cell_id: str, reference_cell_id: str, *, level: float = 0.95) -> Split | None:
+def split(
+    trials: pd.DataFrame,
+    cell_id: str,
+    reference_cell_id: str,
+    *,
+    slow: Collection[tuple[str, str, int]],
+    level: float = 0.95,
+) -> Split | None:
     """The paired ratio of two cells while the machine was quiet and while it was loaded, where the two differ.
 
-    A repeat is loaded when its canary was slow or a row of the pair carries one of `LOAD_FLAGS`. The two differ when
-    Welch's t-test (1947) says so at `level`; else, or with fewer than 3 repeats in either state, None.
+    A repeat is loaded when it is in `slow` (`slow_repeats`: its canary was slow) or a row of the pair carries one of
+    `LOAD_FLAGS`. The two differ when Welch's t-test (1947) says so at `level`; else, or with fewer than 3 repeats in
+    either state, None.
     """
     pairs = paired(trials, cell_id, reference_cell_id)
-    slow = slow_repeats(trials)
     loaded = np.array(
         [
             (row["run_id"], row["hostname"], row["repeat"]) in slow

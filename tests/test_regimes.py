@@ -60,7 +60,7 @@ def test_one_odd_repeat_is_noise():
 
 def test_the_ratio_is_told_apart_by_state_where_it_depends_on_it():
     trials = run([FAST] * 8 + [SLOW] * 4, [1.35] * 8 + [1.16] * 4)
-    found = regimes.split(trials, TUNED.cell_id, BLOG.cell_id)
+    found = regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials))
     assert found.quiet.estimate == pytest.approx(1.35, rel=0.01)
     assert found.loaded.estimate == pytest.approx(1.16, rel=0.01)
     assert (found.quiet.count, found.loaded.count) == (8, 4)
@@ -68,7 +68,7 @@ def test_the_ratio_is_told_apart_by_state_where_it_depends_on_it():
 
 def test_the_load_flags_tell_the_state_too():
     trials = run([FAST] * 12, [1.35] * 6 + [1.16] * 6, flags={repeat: ["foreign_load"] for repeat in range(6, 12)})
-    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id).loaded.count == 6
+    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials)).loaded.count == 6
 
 
 def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
@@ -77,7 +77,7 @@ def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
 
 def test_two_loaded_repeats_prove_nothing():
     trials = run([FAST] * 12, [1.35] * 10 + [1.16] * 2, flags={10: ["steal"], 11: ["steal"]})
-    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id) is None
+    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials)) is None
 
 
 def test_rows_without_a_canary_have_no_state():
