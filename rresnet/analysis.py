@@ -303,8 +303,8 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
     """The ok rows of two cells side by side, one row for each repeat that holds both.
 
     Returns:
-        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second` and
-        `quality_flags` (the second's with `_reference` behind).
+        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`
+        and `quality_flags` (the second's with `_reference` behind).
     """
     ok = trials.loc[trials["status"] == "ok", ["cell_id", *PAIR, "process", "images_per_second", "quality_flags"]]
     one, other = (ok[ok["cell_id"] == of].drop(columns="cell_id") for of in (cell_id, reference_cell_id))

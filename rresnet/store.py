@@ -141,7 +141,7 @@ class Writer:
         self._hold.close()
 
     def write(self, trial_id: str, rows: Rows) -> None:
-        """Queue the rows of one trial; written within a tenth of a second. Raises StoreError when an earlier one failed."""
+        """Queue the rows of one trial; written in a tenth of a second. Raises StoreError when an earlier one failed."""
         self.check()
         self._queue.put((trial_id, rows))
 

@@ -72,7 +72,8 @@ def test_the_load_flags_tell_the_state_too():
 
 
 def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
-    assert regimes.split(run([FAST] * 8 + [SLOW] * 4, [1.3] * 12), TUNED.cell_id, BLOG.cell_id) is None
+    trials = run([FAST] * 8 + [SLOW] * 4, [1.3] * 12)
+    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials)) is None
 
 
 def test_two_loaded_repeats_prove_nothing():
