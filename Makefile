@@ -6,13 +6,17 @@
 PYTHON ?= python3
 STAMP := .venv/.set-up
 
-.PHONY: compare test lint setup clean
+.PHONY: compare test test-cluster lint setup clean
 
 compare: $(STAMP)
 	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 8 16 32 --seconds 0.5)
 
 test: $(STAMP)
 	.venv/bin/python -m pytest --numprocesses 2 --dist loadfile $(ARGS)
+
+# Needs root, and Debian's iproute2, openssh-server and rsync; without them every test says why it is skipped.
+test-cluster: $(STAMP)
+	.venv/bin/python -m pytest -m cluster -s -rs tests/cluster $(ARGS)
 
 lint: $(STAMP)
 	.venv/bin/ruff check .

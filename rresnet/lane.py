@@ -124,9 +124,14 @@ class Lane:
     def _tune(self, planned: "_Planned", resources: tune.PlacementGroupFactory, callback: "_Callback") -> None:
         self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
         with scratch.folder() as storage, planned:
-            trainable = tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data])
+            trainable = tune.with_resources(
+                tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]), resources
+            )
+            # Tune looks a trial's resources up by this name, in a registry that all lanes share: without a name of its
+            # own, a lane's trials would go to the machine of the lane that started a process last.
+            trainable.__name__ += f"-{self.machine.node_id}"
             tune.Tuner(
-                tune.with_resources(trainable, resources),
+                trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=planned,
                     num_samples=-1,  # as many as the plan has

@@ -1,7 +1,7 @@
 """Machines that are not there: each in namespaces of its own, on a network that leads nowhere, with its own sshd.
 
-A host has its own processes, network, host name, home, /tmp, /run and /dev/shm, and sees the rest of this machine's files. All
-of it hangs on one process that dies with the test process, so nothing is left behind however that ends.
+A host has its own processes, network, host name, home, /tmp, /run and /dev/shm, and sees the rest of this machine's
+files. All of it hangs on one process that dies with the test process, so nothing is left behind however that ends.
 """
 
 import contextlib

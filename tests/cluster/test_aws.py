@@ -83,7 +83,7 @@ def facts(laptop):
     return json.loads(laptop.run(f"{ENVIRONMENT} python -c '{FACTS}'").stdout)
 
 
-def wait_until(true, seconds=120.0):
+def wait_until(true, seconds=600.0):
     deadline = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < deadline
