@@ -5,7 +5,9 @@ import os
 import secrets
 import signal
 import socket
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib import import_module
@@ -37,6 +39,8 @@ _ENVIRONMENT = {
 # Ray's switch for laptops: the servers of a Ray that we start listen on the loopback address alone.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 2.0  # between looks at whether a joined cluster is still there
+LOST_SECONDS = 40.0  # for which it may be away; after 60 Ray ends this process
 
 
 class ClusterLostError(UsageError):
@@ -105,10 +109,44 @@ def connect(
             if address is None:
                 yield Cluster(machines=(Machine(node_id=ray.nodes()[0]["NodeID"], hardware=hardware, logs=logs),))
             else:
-                with machines.found(wanted or Wanted(), tell) as those:
+                with _watched(ray.get_runtime_context().gcs_address), machines.found(wanted or Wanted(), tell) as those:
                     yield Cluster(machines=those)
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched(address: str) -> Iterator[None]:
+    """Say so and end where the joined cluster goes away: a minute later Ray ends its driver, without a word for people.
+
+    The driver waits inside Ray then, where no exception reaches it. The rows that came are written.
+    """
+    host, _, port = address.rpartition(":")
+    left = threading.Event()
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not left.wait(LOOK_SECONDS):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+                seen = time.monotonic()
+            except OSError:
+                if time.monotonic() - seen > LOST_SECONDS:
+                    print(f"\nerror: {_lost(address)}", file=sys.__stderr__, flush=True)
+                    os._exit(2)
+
+    threading.Thread(target=watch, name="rresnet-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+def _lost(address: str) -> str:
+    return (
+        f"the Ray cluster at {address} is gone: what was measured is kept; give the same command again when the "
+        "cluster is back, or without --address"
+    )
 
 
 def _start(**how: Any) -> None:

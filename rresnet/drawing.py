@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
-from xml.etree import ElementTree
+from xml.etree import ElementTree  # nosec B405 - of what Matplotlib has drawn
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
@@ -103,7 +103,7 @@ def inline(drawn: bytes, *, name: str, title: str, description: str) -> str:
         title: what a screen reader calls it.
         description: what a screen reader tells of it.
     """
-    root = ElementTree.fromstring(drawn)
+    root = ElementTree.fromstring(drawn)  # nosec B314
     for child in [*root.findall("{*}metadata"), *root.findall("{*}defs[{*}style]")]:  # a style would hold for the page
         root.remove(child)
     background = root.find("{*}g/{*}g/{*}path")
