@@ -132,7 +132,8 @@ def test_a_worker_that_dies_in_mid_trial_costs_no_row(cluster):
     laptop.file(script).write_text(f"{submit} > {HOME}/told 2>&1; echo ended >> {HOME}/told")
     laptop.run(f"setsid -f bash {script}")
 
-    wait_until(lambda: doomed.processes("ray::run_trial"))
+    others = ("Agent", "IDLE", "probe")
+    wait_until(lambda: [p for p in doomed.processes(" ray::") if not any(name in p for name in others)])
     time.sleep(10.0)  # well into its first trial, which takes 15 s and more
     doomed.kill()
     killed = time.time()
