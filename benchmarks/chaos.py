@@ -45,8 +45,8 @@ def left_behind(left: list[str]) -> str:
     return f"left behind: {', '.join(left) or 'nothing'}"
 
 
-def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[pd.DataFrame, list[str]]:
-    """One kill and what follows: the rows, and what went wrong."""
+def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[pd.DataFrame, list[str], bool]:
+    """One kill and what follows: the rows, what went wrong, and whether processes lived on until the next command."""
     wrong, moment = [], random.Random(number).uniform(0.5, undisturbed_seconds)
     with Place(folder / f"{number}-{moment}") as place:
         results = place.folder / "results"
@@ -57,8 +57,7 @@ def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[
         if any(run.finished_at for run in store.runs(results)):  # too late: the same command would begin another run
             return kill_driver(number, 0.8 * undisturbed_seconds, folder)
         before = rows(results)
-        if processes := place.processes():
-            wrong.append(left_behind(processes))
+        lingering = bool(place.processes())
         for _ in range(5):
             again = place.start(command(results))
             output, _ = again.communicate(timeout=600)
@@ -75,7 +74,7 @@ def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[
                 wrong.append("an ok trial was run twice")
         if left := place.left():
             wrong.append(left_behind(left))
-    return after, wrong
+    return after, wrong, lingering
 
 
 def drivers(kills: int, seed: int, folder: Path) -> Verdict:
@@ -84,15 +83,16 @@ def drivers(kills: int, seed: int, folder: Path) -> Verdict:
         place.start(command(place.folder / "results")).communicate()
         seconds = time.monotonic() - began
         expected = rresnet.speedup(rows(place.folder / "results"), over="batch_size", reference=1)
-    failures = 0
+    failures = lingered = 0
     for number in range(seed, seed + kills):
-        after, wrong = kill_driver(number, seconds, folder)
+        after, wrong, lingering = kill_driver(number, seconds, folder)
         if not wrong and not rresnet.speedup(after, over="batch_size", reference=1).equals(expected):
             wrong.append("another answer than that of the undisturbed run")
-        failures += bool(wrong)
+        failures, lingered = failures + bool(wrong), lingered + lingering
         print(f"driver {number - seed + 1} of {kills}: {wrong or 'fine'}", flush=True)
     saw = f"{kills} times 12 ok rows, none lost, none run twice, the same answer, nothing left behind; "
-    saw += f"{failures} went wrong (an undisturbed run takes {seconds:.0f} s)"
+    saw += f"{failures} went wrong; processes of {lingered} lived on until the next command; an undisturbed run takes "
+    saw += f"{seconds:.0f} s"
     return Verdict(check="kills of the driver, then the same command", saw=saw, met=not failures)
 
 
@@ -124,6 +124,34 @@ def trials(kills: int, folder: Path) -> Verdict:
     fine = killed == kills and len(found) == 4 * repeats and set(found["status"]) <= {"ok", "killed"} and not left
     fine = fine and kills - 2 <= dead <= kills and longest < 10 and run.returncode == 1
     return Verdict(check="kills of trial processes", saw=saw, met=fine)
+
+
+def exits(folder: Path) -> Verdict:
+    """Every way a command ends but kill -9: refused, Ctrl-C, SIGTERM, complete; each leaves nothing."""
+    with Place(folder / "exits") as place:
+        results = place.folder / "results"
+        line, seen, left, before = command(results, "--repeats", "500"), list[int](), list[str](), 0
+        for end in (signal.SIGINT, signal.SIGTERM):
+            run = place.start(line)
+            while len(rows(results)) == before and run.poll() is None:
+                time.sleep(0.1)
+            if not before:
+                second = place.start(line)  # finds the run held, once its Ray is up
+                second.communicate(timeout=300)
+                seen.append(second.returncode)
+            run.send_signal(end)
+            run.communicate(timeout=300)
+            seen.append(run.returncode)
+            left += place.left()
+            before = len(rows(results))
+        whole = place.start(command(results, "--name", "whole"))
+        whole.communicate(timeout=300)
+        left += place.left()
+        found = rows(results)
+    seen.append(whole.returncode)
+    saw = f"exit codes {', '.join(map(str, seen))}; {len(found)} rows, {(found['status'] == 'ok').sum()} ok; "
+    fine = seen == [2, 130, 143, 0] and found["trial_id"].is_unique and (found["status"] == "ok").all() and not left
+    return Verdict(check="refused, Ctrl-C, SIGTERM, complete", saw=saw + left_behind(left), met=fine)
 
 
 def disk(folder: Path) -> Verdict:
@@ -201,12 +229,13 @@ def writers(folder: Path) -> Verdict:
 
 
 def main() -> int:
-    options = arguments(__doc__, drivers=50, trials=30, seed=0, checks="writers disk deaths trials drivers")
+    options = arguments(__doc__, drivers=50, trials=30, seed=0, checks="writers disk exits deaths trials drivers")
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         checks: dict[str, Callable[[], list[Verdict]]] = {
             "writers": lambda: [writers(folder)],
             "disk": lambda: [disk(folder)],
+            "exits": lambda: [exits(folder)],
             "deaths": lambda: deaths(folder),
             "trials": lambda: [trials(options.trials, folder)],
             "drivers": lambda: [drivers(options.drivers, options.seed, folder)],

@@ -289,7 +289,8 @@ def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
                 "repeats": len(ok),
             }
         )
-    return pd.DataFrame(rows).astype({"images_per_second": "float64"}) if rows else pd.DataFrame()
+    numbers = dict.fromkeys(("images_per_second", "low", "high"), "float64")  # also where all of them are null
+    return pd.DataFrame(rows).astype(numbers) if rows else pd.DataFrame()
 
 
 def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str, *, level: float = 0.95) -> Interval | None:

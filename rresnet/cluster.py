@@ -89,12 +89,10 @@ def connect(
             logs = temporary / "session_latest" / "logs"
             _make_token()
             with _temporary_files_in(temporary):
-                ray.init(
-                    "local", num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common
-                )
+                _start(num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common)
         else:
             ray.init(address, **common)
-    except (ConnectionError, ValueError, RuntimeError) as error:
+    except Exception as error:  # Ray raises plain ones, too: where its own processes don't start in time, say
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         if address is None:
             raise UsageError(f"Ray does not start on this machine: {reason}") from error
@@ -111,6 +109,17 @@ def connect(
                     yield Cluster(machines=those)
         finally:
             ray.shutdown()
+
+
+def _start(**how: Any) -> None:
+    """Start Ray; a second time where the machine was too busy for the first: Ray gives its helpers 15 s to be ready."""
+    import ray
+
+    try:
+        ray.init("local", **how)
+    except Exception:
+        ray.shutdown()
+        ray.init("local", **how)
 
 
 @contextlib.contextmanager

@@ -16,15 +16,16 @@ from rresnet.store import StoreError, read_tables
 Table = Literal["trials", "windows", "epochs", "losses"]
 
 
-def table(results: Path, name: Table) -> pa.Table:
+def table(results: place.Location, name: Table) -> pa.Table:
     """One table of a results folder.
 
     Raises:
         StoreError: there is no such folder, or a file in it can't be used.
     """
-    if not (results / "trials").is_dir():
+    kept = place.at(results)
+    if not kept.holds("trials"):
         raise StoreError(
-            f"no results in {results} (no folder {results / 'trials'}): run python experiments/compare.py first"
+            f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
         )
     return read_tables(results)[name]
 

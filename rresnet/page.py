@@ -65,7 +65,7 @@ def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetim
             css=Markup(_source("report.css")),
             script=Markup(script),
             script_hash=digest,
-            rows=Markup(rows.dumps(rows.encode([chapter.part.trials for chapter in chapters]))),
+            rows=Markup(rows.dumps(rows.encode([_named(chapter) for chapter in chapters]))),
             total=sum(len(chapter.part.trials) for chapter in chapters),
         )
     )
@@ -75,6 +75,11 @@ def markdown(chapters: Sequence[Chapter], *, decisions: Sequence[str], version: 
     """What to paste in a pull request: the answers, the settings, and what makes them doubtful."""
     template = _templates(autoescape=False).get_template("summary.md")
     return template.render(chapters=chapters, decisions=decisions, version=version, headings=HEADINGS, most=MOST_LINES)
+
+
+def _named(chapter: Chapter) -> pd.DataFrame:
+    names = chapter.cells.set_index("cell_id")["setting"]
+    return chapter.part.trials.assign(setting=chapter.part.trials["cell_id"].map(names))
 
 
 def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 import rresnet
-from rresnet import decision, drawing, page, parts, place, store
+from rresnet import decision, drawing, page, parts, place, scratch, store
 from rresnet.page import Chapter
 from rresnet.parts import Part
 from rresnet.prices import Price
@@ -27,13 +27,13 @@ def write(
     runs: Sequence[str] = (),
     prices: Sequence[str] = (),
     with_reference: bool = False,
-) -> Path:
-    """Write the report and tell where it is; returns the page's path.
+) -> str:
+    """Write the report and tell where it is; returns the page's path, or its URL.
 
     Args:
-        folders: results folders.
+        folders: results folders, or their URLs.
         console: where it tells.
-        out: folder to write to; `report` in the first results folder where it is None.
+        out: folder or URL to write to; `report` in the first results folder where it is None.
         runs: ids of the runs that are wanted; all of them where none is given.
         prices: of what the machines cost, see `prices.prices`.
         with_reference: show the package's reference results too, as measured elsewhere.
@@ -45,20 +45,23 @@ def write(
     found = own + (_reference() if with_reference else [])
     decisions = _decisions(own, known)
     chapters = [_chapter(number, part, known) for number, part in enumerate(found, start=1)]
-    to = out or folders[0] / "report"
+    summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
+    whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
+    to = place.at(out or folders[0] / "report")
     try:
-        to.mkdir(parents=True, exist_ok=True)
-        files = [file for chapter in chapters for file in _figures(chapter, to)]
-        _save(to / "summary.md", page.markdown(chapters, decisions=decisions, version=rresnet.__version__))
-        whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
-        _save(to / "index.html", whole)
+        with scratch.folder() as drawn:
+            files = [file.name for chapter in chapters for file in _figures(chapter, drawn)]
+            for name in files:
+                to.write(name, (drawn / name).read_bytes())
+        for name, text in (("summary.md", summary), ("index.html", whole)):
+            to.write(name, text.encode("utf-8", "replace"))
     except OSError as error:
-        raise store.StoreError(f"can't write to {to}: {error.strerror}; choose another --out") from error
+        raise store.StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
     for line in chapters[0].answers if chapters else ["There are no trials in these results."]:
         console.print(line, markup=False, highlight=False, soft_wrap=True)
-    told = f"Report: {to / 'index.html'}; beside it summary.md and {len(files)} figure files."
+    told = f"Report: {to.told('index.html')}; beside it summary.md and {len(files)} figure files."
     console.print(told, markup=False, highlight=False, soft_wrap=True)
-    return to / "index.html"
+    return to.told("index.html")
 
 
 def _reference() -> list[Part]:
@@ -98,7 +101,3 @@ def _figures(chapter: Chapter, folder: Path) -> list[Path]:
         if section.figure
         for file in drawing.save(section.figure, folder / f"{section.key}-{of}", section.svg)
     ]
-
-
-def _save(path: Path, text: str) -> None:
-    place.at(path.parent).write(path.name, text.encode("utf-8", "replace"))

@@ -12,10 +12,9 @@ from rresnet.measurement import TRIALS
 LONGEST_TEXT = 1000  # letters; a traceback's end may be longer
 DIGITS = 6  # significant ones
 SHOWN = (
-    "device",
-    "recipe",
-    "precision",
+    "setting",
     "batch_size",
+    "precision",
     "num_workers",
     "repeat",
     "status",
@@ -29,16 +28,17 @@ SHOWN = (
     "quality_flags",
     "error_message",
 )
-ALWAYS = ("device", "recipe", "batch_size", "repeat", "status", "images_per_second")
+ALWAYS = ("setting", "batch_size", "repeat", "status", "images_per_second")
 PART = "part"
-PART_DOC = "number of the run and machine in this report"
+OWN_DOCS = {PART: "number of the run and machine in this report", "setting": "name of the setting in its run"}
 
 
 def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
     """The rows of a report's parts, column by column; a column that is null everywhere is left out.
 
     Args:
-        trials: rows of the trials table, one frame a part; parts are numbered from 1.
+        trials: rows of the trials table, one frame a part, with a column `setting` if there is a name for that; parts
+            are numbered from 1.
 
     Returns:
         `rows`, how many, and `columns`: `name`, `doc`, `shown`, and `values` of each row, or where few differ (or they
@@ -46,7 +46,7 @@ def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
     """
     numbered = [frame.assign(part=number) for number, frame in enumerate(trials, start=1)]
     table = pd.concat([frame.astype({PART: "int64"}) for frame in numbered]) if numbered else pd.DataFrame()
-    docs = {PART: PART_DOC} | {f.name: (f.metadata or {})[b"doc"].decode() for f in TRIALS}
+    docs = OWN_DOCS | {f.name: (f.metadata or {})[b"doc"].decode() for f in TRIALS}
     known = [name for name in docs if name in table and table[name].notna().any()]
     first = [name for name in (PART, *SHOWN) if name in known]
     columns = []

@@ -28,8 +28,12 @@ def folder() -> Iterator[Path]:
 
 
 def remove_stale() -> None:
-    """Remove folders whose owners are gone: killed before they could do it."""
+    """Remove folders whose owners are gone, killed before they could do it, and end what they started to work there."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
         owner = path.name.removeprefix(_PREFIX).partition("-")[0]
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
+            for process in psutil.process_iter():
+                with contextlib.suppress(psutil.Error):
+                    if any(str(path) in word for word in process.cmdline()):
+                        process.kill()
             shutil.rmtree(path, ignore_errors=True)

@@ -340,7 +340,7 @@ def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Tabl
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         _check_version(place.told(name), file.schema_arrow.metadata)
         return _conform(file.read(), schema)
-    except (pa.ArrowException, OSError, KeyError) as error:
+    except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
         place.set_aside(name)
         what = (
             f"{place.told(name)} is damaged ({error}) and left out: "

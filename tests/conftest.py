@@ -1,52 +1,5 @@
 import pytest
-
-from rresnet.config import Cell
-from rresnet.hardware import Hardware
-
-LAPTOP = Hardware(
-    hostname="laptop",
-    cpu_model="A CPU",
-    cpu_count=8,
-    cpu_cores=4,
-    cpu_bf16=False,
-    gpu_count=0,
-    gpu_name=None,
-    driver_version=None,
-    gpu_capability=None,
-    compiler=True,
-)
-A100 = Hardware(
-    hostname="a100",
-    cpu_model="B CPU",
-    cpu_count=16,
-    cpu_cores=16,
-    cpu_bf16=True,
-    gpu_count=1,
-    gpu_name="NVIDIA A100",
-    driver_version="570.1",
-    gpu_capability=(8, 0),
-    compiler=True,
-)
-
-
-def make_cell(**changes):
-    values = {
-        "device": "cpu",
-        "recipe": "blog",
-        "precision": "fp32",
-        "input": "dataloader",
-        "execution": "eager",
-        "channels_last": False,
-        "fused_optimizer": False,
-        "model": "resnet18",
-        "dataset": "fashion-mnist-12k",
-        "image_size": 32,
-        "batch_size": 8,
-        "num_workers": 1,
-        "cpu_threads": 2,
-        "seed": 42,
-    }
-    return Cell(**{**values, **changes})
+from samples import A100, LAPTOP
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
-from conftest import make_cell
+from samples import make_cell
 
 from rresnet.config import Trial
 from rresnet.measurement import SCHEMAS

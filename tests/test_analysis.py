@@ -5,8 +5,8 @@ import sys
 
 import pandas as pd
 import pytest
-from conftest import make_cell
 from rich.console import Console
+from samples import make_cell
 
 import rresnet
 from rresnet import analysis, answer

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_cell
 from PIL import Image
+from samples import make_cell
 from test_data import png, write_folder, write_parquet
 from test_export import BLOG, row, written
 

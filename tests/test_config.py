@@ -2,9 +2,9 @@ import subprocess
 import sys
 
 import pytest
-from conftest import make_cell
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import make_cell
 
 from rresnet.config import How, Settings, Trial, UsageError, stable_hash
 
@@ -49,7 +49,7 @@ def test_the_time_limit_follows_the_cell():
 def test_hashes_are_known_and_the_same_in_another_process():
     # echo -n '{"a":1}' | sha256sum | cut -c1-16
     assert stable_hash({"a": 1}) == "015abd7f5cc57a2d"
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from conftest import make_cell; print(make_cell().cell_id)"
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from samples import make_cell; print(make_cell().cell_id)"
     folder = str(__file__).rsplit("/", 1)[0]
     done = subprocess.run([sys.executable, "-c", code, folder], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == make_cell().cell_id

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_cell
+from samples import make_cell
 from test_analysis import BLOG, GPU, TUNED, trials
 
 from rresnet import decision

@@ -9,8 +9,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_cell
 from mlflow.tracking import MlflowClient
+from samples import make_cell
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rresnet

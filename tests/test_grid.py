@@ -2,9 +2,9 @@ from collections import Counter
 from dataclasses import replace
 
 import pytest
-from conftest import make_cell
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import make_cell
 
 from rresnet import grid
 from rresnet.config import Settings

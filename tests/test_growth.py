@@ -1,6 +1,6 @@
 import pandas as pd
 import pytest
-from conftest import make_cell
+from samples import make_cell
 
 from rresnet import grid, growth
 from rresnet.config import Settings, UsageError

@@ -2,7 +2,7 @@ import itertools
 
 import pandas as pd
 import pytest
-from conftest import make_cell
+from samples import make_cell
 
 from rresnet import blog, grid, ladder
 from rresnet.config import Settings, UsageError

@@ -2,7 +2,7 @@ import time
 
 import pytest
 import torch
-from conftest import make_cell
+from samples import make_cell
 from test_training import CPU, bench, image_data
 
 from rresnet import clocks, limits, step

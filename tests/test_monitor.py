@@ -3,7 +3,7 @@ import types
 
 import pynvml
 import pytest
-from conftest import make_cell
+from samples import make_cell
 
 from rresnet import flags, monitor
 from rresnet.monitor import Monitor, Usage

@@ -10,7 +10,7 @@ import pytest
 from test_store import make_run, rows
 
 import rresnet
-from rresnet import objects, place, store
+from rresnet import export, objects, place, store
 from rresnet.store import DamagedFileWarning, StoreError, Writer
 
 
@@ -50,7 +50,7 @@ def write(results, *repeats, run=None):
     run = run or make_run()
     with Writer(results, run) as writer:
         for repeat in repeats:
-            writer.write(*rows(run, repeat, images_per_second=100.0 + repeat))
+            writer.write(*rows(run, repeat, images_per_second=100.0 + repeat, epoch_seconds=9.0))
     return writer
 
 
@@ -184,6 +184,18 @@ def test_no_results_there_are_told(url):
         rresnet.read(url)
     store.check_writable(url)
     assert place.at(url).names("runs") == []  # the trial object is gone
+
+
+def test_the_report_and_the_export_read_and_write_there(url):
+    from rresnet import command
+
+    write(url, 0, 1, 2)
+    assert command.main(["report", url]) == 0
+    kept = place.at(url)
+    assert b"<html" in kept.read("report/index.html")
+    assert {"index.html", "summary.md"} <= set(kept.names("report"))
+    assert len(export.table(Path(url), "trials")) == 3
+    assert not Path("s3:").exists()
 
 
 def test_a_schema_is_the_same_there(url):

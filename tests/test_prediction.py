@@ -2,7 +2,7 @@ import math
 
 import pandas as pd
 import pytest
-from conftest import make_cell
+from samples import make_cell
 from test_analysis import trials
 
 from rresnet import prediction

@@ -1,8 +1,8 @@
 import io
 
 import pytest
-from conftest import make_cell
 from rich.console import Console
+from samples import make_cell
 
 from rresnet import progress
 from rresnet.config import Trial

@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import make_cell
+from samples import make_cell
 
 from rresnet import analysis, regimes
 from rresnet.measurement import TRIALS

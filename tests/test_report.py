@@ -7,11 +7,12 @@ import subprocess
 import sys
 from datetime import timedelta
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pandas as pd
 import pytest
-from conftest import make_cell
 from rich.console import Console
+from samples import make_cell
 
 from results import BLOG, START, TUNED, epochs, trial, trials, write
 from rresnet import command, parts, report, speed, use
@@ -46,7 +47,7 @@ class Page(HTMLParser):
 def made(tmp_path, *folders, **options):
     """The report's page, its summary, and what was printed."""
     console = Console(file=io.StringIO(), width=200)
-    page = report.write(folders, console, out=tmp_path / "out", **options)
+    page = Path(report.write(folders, console, out=tmp_path / "out", **options))
     return Page(page.read_text()), (tmp_path / "out" / "summary.md").read_text(), console.file.getvalue()
 
 
@@ -110,7 +111,9 @@ def test_every_row_is_in_the_page(plain):
     columns = {column["name"]: column for column in data["columns"]}
     assert columns["images_per_second"]["values"] == [100, 110, 90, 100, 200, 220, 180, 200]
     assert [columns["recipe"]["levels"][code] for code in columns["recipe"]["codes"]] == ["blog"] * 4 + ["tuned"] * 4
-    assert columns["batch_size"]["shown"]
+    assert columns["setting"]["levels"] == ["cpu blog batch 64", "cpu tuned batch 64"]
+    assert columns["setting"]["shown"]
+    assert not columns["recipe"]["shown"]
     assert "energy_joules" not in columns  # null in every row
 
 

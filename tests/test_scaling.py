@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from conftest import A100, LAPTOP, make_cell
 from rich.console import Console
+from samples import A100, LAPTOP, make_cell
 from test_analysis import trials as made
 
 from rresnet import grid, scaling

@@ -1,4 +1,5 @@
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -26,7 +27,14 @@ def test_folders_of_the_dead_are_removed_and_others_are_not(tmp_path, monkeypatc
     foreign = tmp_path / "rresnet-notes-2026"
     for path in (dead, alive, foreign):
         path.mkdir()
+    sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
+    orphan = subprocess.Popen([*sleep, f"--session-dir={dead}/session"])  # as Ray's helpers are called
+    other = subprocess.Popen([*sleep, f"--session-dir={alive}/session"])
     scratch.remove_stale()
+    assert orphan.wait(timeout=20) == -signal.SIGKILL
+    assert other.poll() is None
+    other.kill()
+    other.wait()
     assert not dead.exists()
     assert alive.exists()
     assert foreign.exists()

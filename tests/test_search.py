@@ -1,8 +1,8 @@
 import pandas as pd
 import pytest
-from conftest import make_cell
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import make_cell
 
 from rresnet import search
 from rresnet.config import Settings, UsageError

@@ -7,7 +7,7 @@ from dataclasses import asdict
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from conftest import make_cell
+from samples import make_cell
 
 from rresnet import store
 from rresnet.config import Trial

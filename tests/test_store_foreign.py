@@ -69,6 +69,13 @@ def test_a_column_of_another_type_is_a_damaged_file(written):
         assert store.read_tables(written)["trials"].num_rows == 0
 
 
+def test_a_name_that_is_no_text_is_a_damaged_file(written):
+    path = written / "trials" / "r1.parquet"
+    path.write_bytes(path.read_bytes().replace(b"images_per_second", b"images_per_\x80econd"))
+    with pytest.warns(DamagedFileWarning, match=r"r1\.parquet is damaged"):
+        assert store.read_tables(written)["trials"].num_rows == 0
+
+
 def test_what_a_killed_process_had_half_written_goes_when_its_run_goes_on(written):
     halves = [written / "trials" / ".r1.parquet.99.tmp", written / "runs" / ".r1.json.99.tmp"]
     others = written / "trials" / ".r2.parquet.99.tmp"  # may be another process's, at work now

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from conftest import LAPTOP, make_cell
+from samples import LAPTOP, make_cell
 
 from rresnet import grid
 from rresnet.agenda import Agenda

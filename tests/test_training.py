@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from conftest import make_cell
 from hypothesis import given
 from hypothesis import strategies as st
+from samples import make_cell
 
 from rresnet import model, step
 from rresnet.config import How, UsageError

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import make_cell
+from samples import make_cell
 
 from rresnet import sweep, trial
 from rresnet.config import Trial

@@ -3,6 +3,7 @@
 import io
 import shutil
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from rich.console import Console
 
-from results import BLOG, TUNED, epochs, trials, write
+from results import BLOG, START, TUNED, epochs, trials, write
 from rresnet import report
 
 pytestmark = pytest.mark.browser
@@ -45,7 +46,9 @@ def page_file(tmp_path_factory):
     }
     rows = trials(*sizes, **figures) + trials(({"batch_size": 128}, [None] * 2), error_message=EVIL)
     folder = write(place / "a", rows, epochs(rows[:8], [0.5, 0.6]))
-    write(folder, trials((BLOG, [100.0] * 3), run_id="r0", hostname="other"), name="r0")
+    write(
+        folder, trials((BLOG, [100.0] * 3), run_id="r0", hostname="other", start=START - timedelta(days=1)), name="r0"
+    )
     return report.write([folder], Console(file=io.StringIO()), out=place / "out", prices=["cpu=1/h"])
 
 
@@ -113,8 +116,8 @@ def test_nothing_is_wider_than_the_screen_and_every_figure_is_drawn(visit, width
 
 def test_colours_follow_the_scheme(visit):
     ink = "getComputedStyle(document.querySelector('svg text')).fill"
-    assert visit(scheme="light").evaluate(ink) == "rgb(34, 34, 34)"
-    assert visit(scheme="dark").evaluate(ink) == "rgb(230, 228, 223)"
+    assert visit(scheme="light").evaluate(ink) == "rgb(90, 90, 90)"
+    assert visit(scheme="dark").evaluate(ink) == "rgb(165, 163, 157)"
 
 
 def rows_of(page):
@@ -158,7 +161,7 @@ def test_columns_can_be_chosen_and_the_rows_saved(visit):
         page.get_by_role("button", name="CSV of these rows").click()
     lines = Path(saved.value.path()).read_text().splitlines()
     assert len(lines) == 3
-    assert lines[0].startswith("part,device,recipe")
+    assert lines[0].startswith("part,setting,batch_size")
     assert EVIL in lines[1]
 
 

@@ -7,8 +7,8 @@ import faulty
 import pandas as pd
 import pytest
 import ray
-from conftest import make_cell
 from rich.console import Console
+from samples import make_cell
 
 from rresnet import cluster, data, grid, hardware, store
 from rresnet.config import How
