@@ -1,6 +1,6 @@
 """What cluster.yaml needs on AWS before `ray up`, and what is left there after `ray down`.
 
-python clusters/aws.py prepare --ssh-from 203.0.113.7   # a firewall for your address, the newest image; into cluster.yaml
+python clusters/aws.py prepare --ssh-from 203.0.113.7   # a firewall for your address, the newest image: into the file
 python clusters/aws.py left                             # what still exists, and may still cost
 python clusters/aws.py remove                           # the firewall, when no machine is left
 """
