@@ -1,6 +1,7 @@
 """Where results go: a folder of this machine, or object storage. Files appear whole or not at all."""
 
 import contextlib
+import errno
 import fcntl
 import os
 import re
@@ -121,7 +122,10 @@ class _Folder(Place):
     def write(self, name: str, content: bytes) -> None:
         """Write a hidden file beside it, fsync it, rename it, and fsync the folder."""
         path = self.path / name
-        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
         try:
             with temporary.open("wb") as file:

@@ -237,7 +237,7 @@ def test_results_that_are_a_file(tmp_path, monkeypatch, capsys):
 
 def test_results_where_one_may_not_write(tmp_path, monkeypatch, capsys):
     (tmp_path / "closed").mkdir()
-    monkeypatch.setattr("rresnet.store.os.access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr("rresnet.place.os.access", lambda path, mode: False)  # root may write everywhere
     said = refused(["--results-dir", str(tmp_path / "closed" / "out")], tmp_path, monkeypatch, capsys)
     assert "no right to write" in said
 

@@ -3,7 +3,7 @@ import pytest
 import torch
 from samples import make_cell
 
-from rresnet import sweep, trial
+from rresnet import lane, sweep, trial
 from rresnet.config import Trial
 from rresnet.data import ImageData, Split
 from rresnet.measurement import Measurement
@@ -71,7 +71,7 @@ def test_a_failure_in_a_worker_is_told_as_the_workers():
     ],
 )
 def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
-    assert sweep.death(text, elapsed, 10.0).status == status
+    assert lane.death(text, elapsed, 10.0).status == status
 
 
 def test_rows_join_on_the_trial():
