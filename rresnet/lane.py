@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
+from ray.air._internal import usage
 from ray.tune.search import Searcher
 
 from rresnet import scratch
@@ -32,6 +33,9 @@ DEATH_SECONDS = 6.0  # in which Ray finds out that a machine died, where it has 
 KILLED_FOR_MEMORY = (
     "OutOfMemoryError: the kernel ended the trial process: the machine, or its part of it, ran out of memory"
 )
+# Tune counts callbacks by their kind for usage statistics, which are off, and imports MLflow for it where that is
+# installed: seconds before the first trial.
+usage.tag_callbacks = lambda callbacks: False
 _STARTING = threading.Lock()  # Tune's registry of trainables is not made for several Tuners that start at once
 
 

@@ -23,7 +23,10 @@ __all__ = ["DamagedFileWarning", "Run", "StoreError", "Writer", "check_writable"
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 KEY = ("run_id", "trial_id")  # what every row of every table has
-PAUSE_SECONDS, PAUSE_PER_WRITE = 0.1, 3.0  # after a write: trials of milliseconds go together in the next
+PAUSE_SECONDS, PAUSE_PER_WRITE = (
+    0.25,
+    8.0,
+)  # after a write, at most, and by how long it took: trials of milliseconds go together in the next
 ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
 
 
@@ -141,7 +144,7 @@ class Writer:
         self._hold.close()
 
     def write(self, trial_id: str, rows: Rows) -> None:
-        """Queue the rows of one trial; written in a tenth of a second. Raises StoreError when an earlier one failed."""
+        """Queue the rows of one trial; written in a quarter second. Raises StoreError when an earlier one failed."""
         self.check()
         self._queue.put((trial_id, rows))
 
