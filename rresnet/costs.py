@@ -18,7 +18,7 @@ SOFTWARE = ("os_version", "python_version", "torch_version", "torchvision_versio
 def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     """What each cell takes on each machine: time, money and energy, and which cells no other beats in all of them.
 
-    A price is that of one machine's hour, so a cost counts machines: `nodes` of the trials table where it has that
+    A price is that of one machine's hour, so a cost counts machines: `num_nodes` of the trials table where it has that
     column, else 1. A price by name goes before one by device kind, the longest name first: on GPU trials the GPU's
     or the machine's name counts, on CPU trials the processor's or the machine's. A cost's interval is its rate's.
 
@@ -61,7 +61,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
 def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Price]) -> dict[str, Any]:
     first = trials.iloc[0].to_dict()
     ok = trials[trials["status"] == "ok"]
-    nodes = int(trials["nodes"].max()) if "nodes" in trials and trials["nodes"].notna().any() else 1
+    nodes = int(trials["num_nodes"].max()) if "num_nodes" in trials and trials["num_nodes"].notna().any() else 1
     price = price_of(first, prices)
     an_hour = price.per_hour * nodes if price else None
     joules = (ok["energy_joules"] / ok["measured_images"]).mean()

@@ -100,7 +100,7 @@ def test_a_costs_interval_is_its_rates():
 
 
 def test_machines_are_counted():
-    table = trials((BLOG, [100.0] * 3)).assign(nodes=2)
+    table = trials((BLOG, [100.0] * 3)).assign(num_nodes=2)
     assert by_setting(table, (CPU_PRICE,)).iloc[0]["epoch_cost"] == pytest.approx(0.02)
 
 
