@@ -47,11 +47,18 @@ def trial(config: dict[str, Any], how: How, data: object) -> None:
     tune.report(
         {
             "record": {"measurement": asdict(found), "windows": [], "epochs": []},
-            "environment": asdict(Environment(hostname="stub")),
+            "environment": asdict(Environment(hostname=_host())),
             "when": {"started_at": started, "finished_at": datetime.now(UTC)},
             "alone": False,
         }
     )
+
+
+def _host() -> str:
+    """One name for all, or with STUB_NODES the node's: simulated nodes are all on one machine."""
+    import ray
+
+    return str(ray.get_runtime_context().get_node_id()) if "STUB_NODES" in os.environ else "stub"
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:

@@ -90,7 +90,7 @@ def at(results: Location) -> Place:
     """The place that a path or a URL names. Raises StoreError where a URL names none."""
     url = _URL.fullmatch(str(results))
     if url is None:
-        return _Folder(Path(results))
+        return _Folder(Path(results).expanduser())  # a shell does not, behind --results-dir=
     scheme, rest = url.groups()
     if scheme == "file":
         return _Folder(Path("/", rest))

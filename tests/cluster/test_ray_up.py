@@ -1,4 +1,4 @@
-"""A head and two workers as hosts of their own: `ray up`, `ray submit`, `ray rsync-down`, `ray down`.
+"""A head and two workers as hosts of their own: `ray up`, `ray submit`, `ray rsync-down`, a worker's end, `ray down`.
 
 Printed with `pytest -s`: the seconds of each stage.
 """
@@ -123,13 +123,41 @@ def test_ray_job_submit_runs_it_through_the_tunnel(cluster):
     assert "Unauthorized" in refused.stdout + refused.stderr
 
 
+def test_a_worker_that_dies_in_mid_trial_costs_no_row(cluster):
+    """The plug is pulled on one of two machines while it measures: its trials go to the other, each ends as one row."""
+    laptop, _, (_, doomed) = cluster
+    told, script = laptop.file(f"{HOME}/told"), f"{HOME}/submit.sh"
+    flags = f"{QUICK.replace('0.2', '15')} --recipe blog tuned --repeats 2 --processes 2 --results-dir lost"
+    submit = f"ray submit {FILE} experiments/compare.py --address auto {flags}"
+    laptop.file(script).write_text(f"{submit} > {HOME}/told 2>&1; echo ended >> {HOME}/told")
+    laptop.run(f"setsid -f bash {script}")
+
+    # Each machine has two trials of 15 s and more: when the first of the four has ended, both are at one.
+    wait_until(lambda: told.exists() and "1/4 " in told.read_text())
+    time.sleep(3.0)
+    doomed.kill()
+    killed = time.time()
+    wait_until(lambda: f"{doomed.name} is lost" in told.read_text())
+    print(f"\nfound out that {doomed.name} is gone: {time.time() - killed:.0f} s")
+    wait_until(lambda: "ended" in told.read_text())
+    assert "Run complete: all 4 trials are ok." in told.read_text()
+    found = fetched(laptop, "lost")
+    assert len(found) == 4
+    assert found["trial_id"].is_unique
+    assert found["status"].eq("ok").all()
+    again = found[found["attempt"] == 2]
+    assert len(again) == 1  # the trial that was cut off
+    assert again["hostname"].ne(doomed.name).all()
+    print(f"measured what it was at: {again['finished_at'].iloc[0].timestamp() - killed:.0f} s after its end")
+
+
 def test_ray_down_leaves_no_process(cluster):
     laptop, head, workers = cluster
     began = time.monotonic()
     laptop.run(f"ray down -y {FILE}")
 
     def left():
-        return [line for host in (head, *workers) for line in host.processes("ray") if "sshd" not in line]
+        return [line for host in (head, workers[0]) for line in host.processes("ray") if "sshd" not in line]
 
     wait_until(lambda: not left())
     print(f"nothing left after `ray down`: {time.monotonic() - began:.0f} s")
