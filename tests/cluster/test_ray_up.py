@@ -3,12 +3,15 @@
 Printed with `pytest -s`: the seconds of each stage.
 """
 
+import os
 import time
 
 import pandas as pd
 import pytest
 import yaml
 from hosts import HOME, ROOT
+
+from rresnet import diff
 
 FILE = f"{HOME}/local.yaml"
 QUICK = "--model resnet18 --batch-size 8 --precision fp32 --cpu-threads 1 --seconds 0.2"
@@ -18,7 +21,8 @@ QUICK = "--model resnet18 --batch-size 8 --precision fp32 --cpu-threads 1 --seco
 def cluster(network):
     """The hosts, with Ray up on them by clusters/local.yaml with their addresses, nothing installed anew."""
     head = network.add("head", cpus=0)
-    workers = [network.add(f"worker-{number}", cpus=1) for number in (1, 2)]
+    cores = sorted(os.sched_getaffinity(0))
+    workers = [network.add(f"worker-{n + 1}", cpus=1, core=cores[n % len(cores)]) for n in range(2)]
     config = yaml.safe_load((ROOT / "clusters/local.yaml").read_text())
     config["provider"].update(head_ip=head.address, worker_ips=[worker.address for worker in workers])
     config["auth"]["ssh_user"] = "root"
@@ -72,6 +76,22 @@ def test_compare_measures_on_both_workers_and_its_rows_come_back(cluster):
     assert rows.groupby("repeat")["hostname"].nunique().eq(1).all()  # a pair never crosses machines
     assert rows["observed_threads"].eq(1).all()
     assert not head.processes("compare.py")
+
+
+def test_two_machines_at_once_measure_what_one_does_alone(cluster):
+    """Each has a core of its own; rows of both runs are compared as `rresnet diff` does, which knows their scatter."""
+    laptop, _, workers = cluster
+    done = submit(laptop, "--recipe blog tuned --repeats 4 --processes 4 --machines 1", "alone")
+    assert done.returncode == 0, done.stdout + done.stderr
+    alone, together = fetched(laptop, "alone"), fetched(laptop, "results")
+    assert alone["hostname"].nunique() == 1
+    assert together["hostname"].nunique() == len(workers)
+    found = diff.compare(alone, together)
+    for change in found.changes:
+        print(
+            f"{change.setting}, both at once over one alone: {change.ratio:.3f} ({change.low:.3f} - {change.high:.3f})"
+        )
+    assert {change.verdict for change in found.changes} == {"not distinguishable"}
 
 
 def test_the_token_is_for_its_owner_alone_and_on_every_machine(cluster):
