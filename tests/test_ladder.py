@@ -60,6 +60,7 @@ def rows(rates, repeats=6):
             "measured_images": 100,
             "energy_joules": None,
             "peak_memory_bytes": 1,
+            "quality_flags": None,
             "percent_of_limit": None,
             "bottleneck": None,
             "test_accuracy": None,

@@ -49,7 +49,7 @@ def page_file(tmp_path_factory):
     write(
         folder, trials((BLOG, [100.0] * 3), run_id="r0", hostname="other", start=START - timedelta(days=1)), name="r0"
     )
-    return report.write([folder], Console(file=io.StringIO()), out=place / "out", prices=["cpu=1/h"])
+    return Path(report.write([folder], Console(file=io.StringIO()), out=place / "out", prices=["cpu=1/h"]))
 
 
 @pytest.fixture(scope="module")
