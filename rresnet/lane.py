@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 WORKER_GROUP = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 ALIVE_SECONDS = 1.0  # between looks at whether the machine is still there
-DEATH_SECONDS = 6.0  # in which Ray finds out that a machine died, where it has only told that a process did
+DEATH_SECONDS = 60.0  # in which a machine answers, or Ray finds out that it is gone
 KILLED_FOR_MEMORY = (
     "OutOfMemoryError: the kernel ended the trial process: the machine, or its part of it, ran out of memory"
 )
@@ -329,7 +329,7 @@ def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurem
         return Measurement(status="timeout", error_type="TimeoutError", error_message=message)
     if "OutOfMemoryError" in text or "low on memory" in text:
         return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=text[:2000])
-    if "has died" in text:
+    if "has died" in text or "is unavailable" in text:  # the latter of a process whose machine no longer answers
         detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
         return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
     return Measurement(status="error", error_type="RayTaskError", error_message=text[-2000:])

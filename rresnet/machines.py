@@ -65,12 +65,26 @@ class Machine:
         return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self.node_id)
 
     def is_lost(self, within: float) -> bool:
-        """Whether it is found gone within so many seconds. This machine's own Ray is never: we would be gone too."""
-        deadline = time.monotonic() + (0 if self.logs else within)
-        while self.alive():
-            if time.monotonic() >= deadline:
-                return False
-            time.sleep(POLL_SECONDS / 4)
+        """Whether the machine is gone, where Ray has only told that a process of it is.
+
+        A task that answers from there says no. Ray itself may take half a minute to find out about a machine that went
+        without a word; one that has not answered in `within` seconds is taken for lost. This machine's own Ray never
+        is: we would be gone, too.
+        """
+        if self.logs:
+            return False
+        import ray
+        from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+        there = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
+        answer = ray.remote(_answer).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
+        deadline = time.monotonic() + within
+        while self.alive() and time.monotonic() < deadline:
+            if ray.wait([answer], timeout=POLL_SECONDS / 4)[0]:
+                with contextlib.suppress(ray.exceptions.RayError):  # it went while it was asked
+                    ray.get(answer)
+                    return False
+                time.sleep(POLL_SECONDS / 4)
         return True
 
     def release(self, *, alone: bool) -> None:
@@ -179,6 +193,10 @@ def _request(bundles: list[dict[str, float]]) -> None:
     from ray.autoscaler.sdk import request_resources
 
     request_resources(bundles=bundles)
+
+
+def _answer() -> None:
+    """What a machine is asked to do to show that it is there."""
 
 
 def _probe_here() -> Hardware:

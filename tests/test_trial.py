@@ -66,6 +66,7 @@ def test_a_failure_in_a_worker_is_told_as_the_workers():
     [
         ("The actor is dead because its worker process has died.", 3.0, "killed"),
         ("The actor is dead because its worker process has died.", 10.0, "timeout"),
+        ("The actor b2 is unavailable: The actor is temporarily unavailable: Socket closed", 3.0, "killed"),
         ("Task was killed due to the node running low on memory. has died", 3.0, "out_of_memory"),
         ("RuntimeError: failed to import", 3.0, "error"),
     ],
