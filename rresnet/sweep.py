@@ -85,10 +85,12 @@ class Sweep:
         agenda = Agenda(trials)
         wide = any(trial.cell.num_nodes > 1 for trial in trials)
         lanes = [self.lane(self, machine, agenda) for machine in self.cluster.machines[: 1 if wide else None]]
-        if len(lanes) == 1:
-            lanes[0].run()
-        else:
-            self._side_by_side(lanes)
+        while lanes and agenda.left:  # again where a machine was lost after the others had found nothing left to take
+            if len(lanes) == 1:
+                lanes[0].run()
+            else:
+                self._side_by_side(lanes)
+            lanes = [lane for lane in lanes if not lane.lost]
         if agenda.left:
             raise ClusterLostError(
                 f"no machine of the cluster is left, and {agenda.left} trials are not measured: what was measured is "
@@ -105,8 +107,9 @@ class Sweep:
                             one.result()
                 for one in running:
                     one.result()
-            finally:
+            except BaseException:
                 self._stopped = True  # what one lane raises, or Ctrl-C here, ends the others
+                raise
 
     def check_stop(self) -> None:
         """Raise KeyboardInterrupt where the person, or the failure of another lane, asks for the end."""

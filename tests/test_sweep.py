@@ -176,6 +176,40 @@ def test_the_trials_of_a_machine_that_dies_are_measured_on_another(monkeypatch):
     assert sweep.notes == ["laptop is lost: 2 of its trials go to another machine"]
 
 
+def test_trials_of_a_machine_that_dies_last_are_measured_by_one_that_had_ended(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset())
+    others_ended = threading.Event()
+
+    class Last(FakeLane):
+        def run(self):
+            super().run()
+            if self.machine.node_id == "a":
+                others_ended.set()
+
+        def run_one(self, trial, tunes, callback, alone):
+            if self.machine.node_id == "b":
+                assert others_ended.wait(timeout=20)
+                FakeMachine.dead = frozenset("b")
+                self._looked = 0.0
+                callback.on_step_begin(1, [])
+            super().run_one(trial, tunes, callback, alone)
+
+    both = threading.Barrier(2, timeout=20)  # each has taken its repeat before either goes on
+    taken = Last._take
+
+    def take_together(self, process):
+        found = taken(self, process)
+        if found and not others_ended.is_set():
+            both.wait()
+        return found
+
+    monkeypatch.setattr(Last, "_take", take_together)
+    sweep = swept(Last, repeats=2, machines=("a", "b"), processes=2)
+    assert sorted((row["batch_size"], row["repeat"], row["hostname"]) for row in sweep.rows) == [
+        (size, repeat, "a") for size in (1, 2, 3) for repeat in (0, 1)
+    ]
+
+
 def test_a_trial_that_two_machines_died_with_is_a_row():
     lost = grid.plan(CELLS, repeats=1, processes=1, seed=4)[0]
     agenda = Agenda([lost])
