@@ -113,7 +113,7 @@ class Trial:
         return {"cell": asdict(self.cell), "repeat": self.repeat, "process": self.process}
 
     def to_json(self) -> str:
-        """One text, for the way through Tune, which deep-copies a grid's values again and again."""
+        """One text, for the way through Tune, which deep-copies what it is given."""
         return json.dumps(self.to_dict())
 
     @staticmethod
