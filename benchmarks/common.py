@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 
 import pandas as pd
 import torch
@@ -72,7 +73,7 @@ def measure(bench: Workbench, seconds: float) -> Measurement:
 def row(bench: Workbench, seconds: float, **key: object) -> dict[str, object]:
     """One visit as a row of the trials table."""
     where = {"hostname": "here", "cell_id": bench.cell.cell_id, "process": 0}
-    return {**vars(bench.cell), **where, **key, **vars(measure(bench, seconds))}
+    return {**asdict(bench.cell), **where, **key, **vars(measure(bench, seconds))}
 
 
 def run(

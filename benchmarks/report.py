@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -48,7 +49,7 @@ def rows(trials: int) -> list[dict[str, object]]:
         start = datetime(2026, 1, 1, tzinfo=UTC) + timedelta(seconds=number)
         found.append(
             {
-                **vars(one),
+                **asdict(one),
                 "run_id": RUN,
                 "experiment": "compare",
                 "trial_id": planned.trial_id,

@@ -13,6 +13,7 @@ import json
 import sys
 import tempfile
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -38,7 +39,7 @@ def row(trial: Trial, run_id: str, factor: float) -> dict[str, object]:
     where = {"hostname": "here", "cpu_model": "a sleeper", "cpu_count": 1}
     found = {"status": "ok", "images_per_second": images / seconds, "epoch_seconds": 10_000 * seconds / images}
     when = {"started_at": started, "finished_at": datetime.now(UTC), "global_batch_size": trial.cell.batch_size}
-    return {**key, **order, **vars(trial.cell), **where, **found, **when}
+    return {**key, **order, **asdict(trial.cell), **where, **found, **when}
 
 
 def measured(folder: Path, factor: float) -> str:

@@ -10,7 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ def trial(config: dict[str, Any], how: How, data: object) -> None:
             "environment": asdict(Environment(hostname=_host())),
             "when": {"started_at": started, "finished_at": datetime.now(UTC)},
             "alone": False,
+            "done": True,
         }
     )
 
@@ -64,7 +65,7 @@ def _host() -> str:
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """As many cells as were asked for, in the settings' place."""
     (one, *_) = grid.cells(settings, devices, hardware)
-    return [Cell(**{**vars(one), "batch_size": 1 + number}) for number in range(COPIES)]
+    return [replace(one, batch_size=1 + number) for number in range(COPIES)]
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """What is measured: the settings of a run (which are also its command line) and the cells they ask for."""
 
+import functools
 import hashlib
 import json
 from dataclasses import asdict, dataclass, field, fields
@@ -76,7 +77,7 @@ class Cell:
         """Workers on each machine."""
         return self.num_workers // self.num_nodes
 
-    @property
+    @functools.cached_property
     def cell_id(self) -> str:
         """Stable hash of the configuration."""
         return stable_hash(asdict(self))
@@ -103,7 +104,7 @@ class Trial:
     repeat: int
     process: int
 
-    @property
+    @functools.cached_property
     def trial_id(self) -> str:
         """Stable hash of the configuration and the repeat."""
         return stable_hash({"cell": asdict(self.cell), "repeat": self.repeat})

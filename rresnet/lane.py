@@ -2,7 +2,6 @@
 
 import functools
 import math
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
@@ -13,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 import ray
 from ray import tune
 from ray.air._internal import usage
-from ray.tune.search import Searcher
 
 from rresnet import scratch
 from rresnet.agenda import Agenda
 from rresnet.config import How, Trial
+from rresnet.handout import AsGiven, Handout
 from rresnet.machines import Machine
 from rresnet.measurement import Measurement
 
@@ -36,7 +35,6 @@ KILLED_FOR_MEMORY = (
 # Tune counts callbacks by their kind for usage statistics, which are off, and imports MLflow for it where that is
 # installed: seconds before the first trial.
 usage.tag_callbacks = lambda callbacks: False
-_STARTING = threading.Lock()  # Tune's registry of trainables is not made for several Tuners that start at once
 
 
 def run_trial(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]) -> None:
@@ -111,7 +109,12 @@ class Lane:
     ) -> None:
         """Run trials, as long as there are, in a fresh process; those that one ends with, in the next."""
         while not self.lost and (first := next_trial()):
-            planned, callback = _Planned(self, first, next_trial), _Callback(self, attempt)
+            waiting, callback = deque([first]), _Callback(self, attempt)
+
+            def left(waiting: deque[Trial] = waiting) -> Trial | None:
+                return waiting.popleft() if waiting else None if self.lost else next_trial()
+
+            planned = Handout(left, self._config)
             try:
                 self._tune(planned, resources, callback)
             except RuntimeError as error:
@@ -122,10 +125,10 @@ class Lane:
                     callback.evicted(str(error.__cause__))  # Tune gives up when Ray's memory monitor ends a process
                 else:
                     raise
-                if planned.given and planned.given not in map(_planned, callback.begun):
+                if planned.given and planned.given is not callback.begun:
                     (self._hot if planned.given.cell.num_workers == 1 else self._groups).appendleft(planned.given)
 
-    def _tune(self, planned: "_Planned", resources: tune.PlacementGroupFactory, callback: "_Callback") -> None:
+    def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: "_Callback") -> None:
         self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
         with scratch.folder() as storage, planned:
             trainable = tune.with_resources(
@@ -138,15 +141,18 @@ class Lane:
                 trainable,
                 tune_config=tune.TuneConfig(
                     search_alg=planned,
+                    scheduler=AsGiven(),
                     num_samples=-1,  # as many as the plan has
                     reuse_actors=True,
-                    max_concurrent_trials=1,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
                 run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
             ).fit()
 
-    def placement(self, trial: Trial) -> list[str]:
+    def _config(self, trial: Trial) -> dict[str, Any]:
+        return {"trial": trial.to_json(), "nodes": self._placement(trial)}
+
+    def _placement(self, trial: Trial) -> list[str]:
         """The machine of each worker: this one first, then the others in their order, evenly."""
         machines = [self.machine, *(m for m in self.sweep.cluster.machines if m is not self.machine)]
         each = -(-trial.cell.num_workers // trial.cell.num_nodes)
@@ -217,60 +223,16 @@ class Lane:
         self.sweep.finish(trial, found, attempt=2)
 
 
-class _Planned(Searcher):  # type: ignore[misc]  # Ray leaves it untyped
-    """The planned trials, one when Tune asks for it. As a context manager it lets one Tuner start at a time.
-
-    A `grid_search` of them would have to be known whole, and Tune copies it whole for each trial that it makes.
-    """
-
-    def __init__(self, lane: Lane, first: Trial, next_trial: Callable[[], Trial | None]) -> None:
-        super().__init__()
-        self._lane, self._next, self._starting = lane, next_trial, False
-        self._first: Trial | None = first
-        self.given: Trial | None = None  # the latest
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as `_Callback`."""
-        return {}
-
-    def __enter__(self) -> "_Planned":
-        _STARTING.acquire()
-        self._starting = True
-        return self
-
-    def __exit__(self, *reason: object) -> None:
-        self._started()
-
-    def _started(self) -> None:
-        if self._starting:
-            self._starting = False
-            _STARTING.release()
-
-    def suggest(self, trial_id: str) -> dict[str, Any] | str:
-        self._started()
-        trial, self._first = self._first or (None if self._lane.lost else self._next()), None
-        if trial is None:
-            return str(Searcher.FINISHED)
-        self.given = trial
-        return {"trial": trial.to_json(), "nodes": self._lane.placement(trial)}
-
-    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing to learn."""
-
-    def save_to_dir(self, checkpoint_dir: str, session_str: str) -> None:
-        """Nothing: what is done stands in our own rows."""
-
-
-class _Callback(tune.Callback):  # type: ignore[misc]
+class _Callback(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
     """Tune's events, as calls of the lane."""
 
     def __init__(self, lane: Lane, attempt: int) -> None:
         self._lane, self._attempt = lane, attempt
-        self._started: dict[str, float] = {}
         self._process_id: int | None = None  # of the trial process, once it has said so
         self._kills = 0  # for want of memory, before the trial
-        self._reported: set[str] = set()
-        self.begun: list[Any] = []  # Tune's trials, in their order
+        self._started: float | None = None
+        self._ended: Trial | None = None  # the latest that has its row, or is to be tried again
+        self.begun: Trial | None = None  # the latest
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
@@ -279,47 +241,39 @@ class _Callback(tune.Callback):  # type: ignore[misc]
     @property
     def running(self) -> Trial | None:
         """The trial that has begun and not ended."""
-        ended = not self.begun or self.begun[-1].trial_id in self._reported
-        return None if ended else _planned(self.begun[-1])
+        return None if self.begun is self._ended else self.begun
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         self._lane.check()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        if self._process_id:  # a new process tells when it is ready
-            self._started[trial.trial_id] = time.monotonic()
+        self.begun = trial.planned
+        self._started = time.monotonic() if self._process_id else None  # a new process tells when it is ready
         self._kills = self._lane.machine.kills_for_memory()
-        self.begun.append(trial)
-        self._lane.sweep.progress.running(_planned(trial))
+        self._lane.sweep.progress.running(trial.planned)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         if "record" in result:
-            self._reported.add(trial.trial_id)
-            self._lane.reported(_planned(trial), self._attempt, result)
+            self._ended = trial.planned
+            self._lane.reported(trial.planned, self._attempt, result)
         elif "process_id" in result:
-            self._started[trial.trial_id] = time.monotonic()
-            self._process_id = result["process_id"]
+            self._started, self._process_id = time.monotonic(), result["process_id"]
         elif "images_per_second" in result:
             self._lane.sweep.progress.rate(result["images_per_second"])
 
     def evicted(self, account: str) -> None:
         """Record the trial in whose time Ray's memory monitor ended the process."""
-        trial = self.begun[-1]
-        if trial.trial_id not in self._reported:
-            self._lane.evicted(_planned(trial), self._attempt, account, self._process_id)
+        if trial := self.running:
+            self._lane.evicted(trial, self._attempt, account, self._process_id)
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         process_id, self._process_id = self._process_id, None
-        if trial.trial_id in self._reported:  # it had its row; the process was ended on purpose
+        if trial.planned is self._ended:  # it had its row; the process was ended on purpose
             return
-        self._reported.add(trial.trial_id)
-        elapsed = time.monotonic() - self._started.get(trial.trial_id, time.monotonic())
+        self._ended = trial.planned
+        elapsed = time.monotonic() - self._started if self._started else 0.0
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        self._lane.died(_planned(trial), self._attempt, text, elapsed, process_id, self._kills)
-
-
-def _planned(trial: Any) -> Trial:
-    return Trial.from_json(trial.config["trial"])
+        self._lane.died(trial.planned, self._attempt, text, elapsed, process_id, self._kills)
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:

@@ -103,6 +103,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
             "environment": asdict(environment.describe(trial.cell.device)),
             "when": {"started_at": started, "finished_at": datetime.now(UTC)},
             "alone": alone,
+            "done": record.measurement.status == "ok",  # Tune need not come back for the end of this function
         }
     )
     if record.measurement.status != "ok":

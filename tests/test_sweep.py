@@ -10,7 +10,7 @@ from samples import LAPTOP, make_cell
 from rresnet import grid
 from rresnet.agenda import Agenda
 from rresnet.cluster import Cluster, ClusterLostError
-from rresnet.config import How, Trial
+from rresnet.config import How
 from rresnet.lane import Lane
 from rresnet.machines import Machine
 from rresnet.store import Run
@@ -26,10 +26,9 @@ class FakeLane(Lane):
     def _tune(self, planned, resources, callback):
         of_process = []
         self.sweep.processes.append((self.machine.node_id, of_process))
-        while (config := planned.suggest("")) != "FINISHED":
-            trial = Trial.from_json(config["trial"])
+        while trial := planned.take():
             of_process.append((trial.cell.batch_size, trial.repeat))
-            tunes = SimpleNamespace(trial_id=trial.trial_id, config=config, error_file=None)
+            tunes = SimpleNamespace(planned=trial, error_file=None)
             callback.on_step_begin(0, [])
             callback.on_trial_start(0, [], tunes)
             self.run_one(trial, tunes, callback, alone=len(of_process) == 1)
@@ -230,7 +229,7 @@ def test_workers_are_placed_evenly_on_this_machine_first():
     machines = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in "abc")
     lane = Lane(SimpleNamespace(cluster=Cluster(machines=machines)), machines[1], Agenda([]))
     (trial,) = grid.plan([make_cell(num_workers=4, num_nodes=2)], repeats=1, processes=1, seed=1)
-    assert lane.placement(trial) == ["b", "b", "a", "a"]
+    assert lane._placement(trial) == ["b", "b", "a", "a"]
 
 
 def test_an_agenda_gives_whole_repeats_in_order_and_takes_back_what_a_machine_left():
