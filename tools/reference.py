@@ -81,7 +81,7 @@ def _flags(settings: Settings) -> dict[str, tuple[str, ...]]:
     """A row for each flag, by the name of its field."""
     kind, meaning = type(settings), {}
     for base in reversed(kind.__mro__[:-1]):
-        members = griffe.load(f"{base.__module__}.{base.__name__}", search_paths=[ROOT]).members
+        members = _package()[base.__module__.partition(".")[2]][base.__name__].members
         meaning |= {name: member.docstring.value for name, member in members.items() if member.docstring}
     hints, rows = get_type_hints(kind), {}
     for name in (f.name for f in fields(settings)):
@@ -94,6 +94,14 @@ def _flags(settings: Settings) -> dict[str, tuple[str, ...]]:
             f"Don't: {told[0].lower()}{told[1:]}" if on else told,
         )
     return rows
+
+
+@functools.cache
+def _package() -> griffe.Module:
+    """The package's source, with the docstrings of fields, which Python itself does not keep."""
+    loaded = griffe.load("rresnet", search_paths=[ROOT])
+    assert isinstance(loaded, griffe.Module)
+    return loaded
 
 
 def _values(hint: Any) -> str:
