@@ -26,9 +26,9 @@ lint: $(STAMP)
 	.venv/bin/mypy
 	.venv/bin/bandit --quiet --recursive --configfile pyproject.toml rresnet experiments
 
-# The variable silences what is advertised at each build.
+# The variable silences what is advertised at each build. With --quiet no warning would be an error.
 docs: $(STAMP)
-	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
 
 package: $(STAMP)
 	rm -rf dist
