@@ -10,8 +10,10 @@ import shlex
 import shutil
 import sys
 from pathlib import Path
+from unittest import mock
 
 import pytest
+import tyro
 from rich.console import Console
 
 import rresnet
@@ -20,9 +22,13 @@ from rresnet import answer, command, experiment
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("results/*.md"), REFERENCE / "README.md"])
-COMMANDS = ("doctor", "report", "diff", "export")
 FENCE = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 SCRIPT = re.compile(r"(?:experiments|benchmarks|clusters|tools)/\w+\.py(?=\s|$)")
+
+
+with mock.patch.object(tyro.extras, "subcommand_cli_from_dict") as cli:
+    command.main([])
+COMMANDS = set(cli.call_args.args[0])  # of rresnet
 
 
 def blocks(page, language):
@@ -138,6 +144,15 @@ def test_the_tutorial_shows_what_is_printed(place, capsys):
     assert command.main(shlex.split(report)[1:]) == 0
     python = [printed(block, names).strip("\n") for block in blocks(page, "python")]
     assert shown == [table, capsys.readouterr().out.strip("\n"), *python]
+
+
+def test_the_reference_has_every_command():
+    shown = {
+        page: set(re.findall(r"<!-- output: (.+) --help -->", (ROOT / "docs" / page).read_text()))
+        for page in ("flags.md", "commands.md")
+    }
+    assert shown["flags.md"] == {f"python {path.relative_to(ROOT)}" for path in ROOT.glob("experiments/*.py")}
+    assert shown["commands.md"] == {"rresnet", *(f"rresnet {name}" for name in COMMANDS)}
 
 
 def test_the_python_page_lists_the_public_names():
