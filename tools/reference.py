@@ -1,8 +1,8 @@
 """What of the docs site is made from the code: an mkdocs hook (`make docs`, mkdocs.yml).
 
-In a page, a comment `<!-- output: COMMAND -->` becomes what the command prints, and `<!-- columns -->` the tables' columns.
-And the files of the checkout that pages link to become part of the site, which lays docs/ among them: what is
-`../README.md` from docs/cluster.md is `README.md` there, and what is `docs/cluster.md` from README.md is `cluster.md`.
+In a page, a comment `<!-- output: COMMAND -->` becomes what the command prints, and `<!-- columns -->` the columns of
+all tables. And the files of the checkout that pages link to become part of the site, which lays docs/ among them: what
+is `../README.md` from docs/x.md is `README.md` there, and what is `docs/x.md` from README.md is `x.md`.
 """
 
 import os
