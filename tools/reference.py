@@ -24,7 +24,6 @@ FROM_ROOT = (
     "CONTRIBUTING.md",
     "CHANGELOG.md",
     "SECURITY.md",
-    "LICENSE",
     "results/reference/README.md",
     "cluster.yaml",
     "clusters/gcp-a100.yaml",
@@ -59,5 +58,7 @@ def columns() -> Iterator[str]:
     """The columns of each table, from the schemas that the files are written with."""
     for name, schema in SCHEMAS.items():
         yield from (f"## {name}", "", "| column | type | what it holds |", "|---|---|---|")
-        yield from (f"| `{field.name}` | {field.type} | {field.metadata[b'doc'].decode()} |" for field in schema)
+        for field in schema:
+            told = (field.metadata or {})[b"doc"].decode()
+            yield f"| `{field.name}` | {field.type} | {told} |"
         yield ""
