@@ -1,12 +1,14 @@
 # make compare: set everything up and answer the question on this machine.
 # make test:    set everything up and run the tests.
+# make docs:    build the docs site into site/.
+# make package: build sdist and wheel into dist/, install the wheel elsewhere and use it.
 # Flags go through ARGS:  make compare ARGS="--batch-size 64 256"
 # Without ARGS, make compare takes batch sizes that two slow cores get through in under 4 minutes.
 
 PYTHON ?= python3
 STAMP := .venv/.set-up
 
-.PHONY: compare test test-cluster lint setup clean
+.PHONY: compare test test-cluster lint docs package setup clean
 
 compare: $(STAMP)
 	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 8 16 32 --seconds 0.5)
@@ -24,6 +26,15 @@ lint: $(STAMP)
 	.venv/bin/mypy
 	.venv/bin/bandit --quiet --recursive --configfile pyproject.toml rresnet experiments
 
+# The variable silences what is advertised at each build. With --quiet no warning would be an error.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --strict
+
+package: $(STAMP)
+	rm -rf dist
+	.venv/bin/uv build --quiet
+	.venv/bin/python tools/check_package.py
+
 setup: $(STAMP)
 
 # What every process of a run imports: compiled once here, where each would else do it for itself, for half a minute.
@@ -39,4 +50,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache

@@ -49,9 +49,13 @@ class Tables:
     """The tables of a results folder as DataFrames."""
 
     trials: pd.DataFrame
+    """One row for every planned trial, whatever became of it."""
     windows: pd.DataFrame
+    """One row for every timed stretch of steps, those of the warm-up too."""
     epochs: pd.DataFrame
+    """One row for every epoch of a trial with `--epochs`."""
     losses: pd.DataFrame
+    """One row for every hundredth step of a trial with `--epochs`."""
 
 
 @dataclass(frozen=True, kw_only=True)
