@@ -10,7 +10,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rresnet import place
-from rresnet.config import CELL_COLUMNS, DEVICES
+from rresnet.config import AXES, CELL_COLUMNS, DEVICES
 from rresnet.grid import AS_WRITTEN
 from rresnet.place import Location
 from rresnet.statistics import (
@@ -24,8 +24,6 @@ from rresnet.statistics import (
 )
 from rresnet.store import KEY, StoreError, read_tables
 
-# What a recipe decides: when recipes or devices are compared these may differ, and the answer names them.
-RESOLVED = ("precision", "input", "execution", "channels_last", "fused_optimizer", "pointwise")
 # What must be alike for a ratio to mean anything, whatever is compared.
 ALIKE = (
     "dataset_fingerprint",
@@ -189,9 +187,9 @@ def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[lis
         axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]  # the cores, shared out
     if over not in ("device", "recipe"):
         return axes, allowed
-    asked = [c for c in CELL_COLUMNS if c not in RESOLVED]
-    counts = ok.groupby(asked, dropna=False)[list(RESOLVED)].nunique(dropna=False)
-    free = [c for c in RESOLVED if len(counts) == 0 or counts[c].max() <= 1]
+    asked = [c for c in CELL_COLUMNS if c not in AXES]
+    counts = ok.groupby(asked, dropna=False)[list(AXES)].nunique(dropna=False)
+    free = [c for c in AXES if len(counts) == 0 or counts[c].max() <= 1]
     return [c for c in axes if c not in free], [*free, *(c for c in allowed if c not in free)]
 
 

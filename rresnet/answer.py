@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rresnet import analysis, regimes
+from rresnet.config import AXES
 from rresnet.flags import ADVICE
 from rresnet.progress import duration
 from rresnet.statistics import MINIMUM_REPEATS, Interval
@@ -101,7 +102,7 @@ def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -
 def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
     """What tells the cell from the others: device, recipe, batch size, and each other axis that varies."""
     parts = [cell["device"], cell["recipe"], f"batch {cell['batch_size']}"]
-    for axis in (*analysis.RESOLVED, "model", "image_size", "num_workers", "cpu_threads"):
+    for axis in (*AXES, "model", "image_size", "num_workers", "cpu_threads"):
         of_recipe = {c[axis] for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])}
         if len(of_recipe) > 1:
             parts.append(f"{axis.replace('_', ' ')} {cell[axis]}" if axis != "precision" else str(cell[axis]))

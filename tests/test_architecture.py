@@ -18,7 +18,7 @@ ORDER = [
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
     "environment", "progress", "store", "objects", "place", "measurement", "statistics",
-    "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config",
+    "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config", "cell",
 ]  # fmt: skip
 LAZY = {
     ("data", "data_files"),
