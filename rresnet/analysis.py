@@ -12,6 +12,7 @@ import pyarrow as pa
 from rresnet import place
 from rresnet.config import AXES, CELL_COLUMNS, DEVICES
 from rresnet.grid import AS_WRITTEN
+from rresnet.measurement import filled
 from rresnet.place import Location
 from rresnet.statistics import (
     DRIFT_LIMIT,
@@ -83,7 +84,14 @@ def read(results: Location | Sequence[Location] = "results") -> Tables:
         raise StoreError("no results folder was named: give at least one")
     tables = [read_tables(folder) for folder in folders]
     joined = tables[0] if len(tables) == 1 else _joined(tables)
-    return Tables(**{name: table.to_pandas() for name, table in joined.items()})
+    return Tables(
+        **{name: table.to_pandas() for name, table in (joined | {"trials": filled(joined["trials"])}).items()}
+    )
+
+
+def trials_of(results: Location, run_id: str) -> pd.DataFrame:
+    """One run's rows of the trials table."""
+    return filled(read_tables(results, run_id=run_id)["trials"]).to_pandas()
 
 
 def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:

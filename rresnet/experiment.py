@@ -218,15 +218,11 @@ def _run(experiment: Experiment, settings: Settings, means: _Means, extend: Exte
         except Exception:
             writer.check()  # a full disk, say, which Tune tells as a failure of its own
             raise
-    from rresnet import regimes  # pandas and scipy, again
+    from rresnet import analysis, regimes  # pandas and scipy, again
 
-    changed = regimes.changed(_trials(results, this))
+    changed = regimes.changed(analysis.trials_of(results, this.run_id))
     writer.finish(_now(), changed, "machine_changed")
-    return _Done(run=this, trials=_trials(results, this), failed=sweep.failed)
-
-
-def _trials(results: str, this: store.Run) -> "pd.DataFrame":
-    return store.read_tables(results, run_id=this.run_id)["trials"].to_pandas()
+    return _Done(run=this, trials=analysis.trials_of(results, this.run_id), failed=sweep.failed)
 
 
 def _tell(console: Console, text: str) -> None:

@@ -29,7 +29,7 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
     if settings.model not in USUAL_MODELS:
         from rresnet import model  # imports torch, which takes seconds: only to look up an unusual name
 
-        model.check_name(settings.model)
+        model.check(settings.model, settings.image_size)
     wanted = _wanted(settings, cells, machine)
     reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
     if all(reasons.values()):

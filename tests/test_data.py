@@ -315,7 +315,7 @@ def test_a_foreign_archive_is_never_opened(tmp_path):
             member = tarfile.TarInfo(name)
             member.size = len(content)
             archive.addfile(member, io.BytesIO(content))
-    with pytest.raises(DataError, match="is not CIFAR-10's archive"):
+    with pytest.raises(DataError, match="is not CIFAR10's archive"):
         load("cifar10", 32, data_dir=tmp_path)
     assert not trace.exists()
     assert not (tmp_path.parent / "evil").exists()
@@ -330,8 +330,10 @@ def test_a_foreign_batch_is_never_unpickled(small_cifar, tmp_path):
     assert not trace.exists()
 
 
-@pytest.mark.parametrize("name", ["cifar10", "mnist", "fashion-mnist"])
-def test_a_failed_download_says_how_to_get_the_files_by_hand(tmp_path, monkeypatch, name):
+@pytest.mark.parametrize(
+    ("name", "told"), [("cifar10", "CIFAR10"), ("mnist", "MNIST"), ("fashion-mnist", "FashionMNIST")]
+)
+def test_a_failed_download_says_how_to_get_the_files_by_hand(tmp_path, monkeypatch, name, told):
     def fail(url, *arguments, **options):
         raise OSError("no network")
 
@@ -339,7 +341,7 @@ def test_a_failed_download_says_how_to_get_the_files_by_hand(tmp_path, monkeypat
     monkeypatch.setattr("torchvision.datasets.cifar.download_and_extract_archive", fail)
     with pytest.raises(DataError) as raised:
         load(name, 28, data_dir=tmp_path / "new")
-    assert f"can't download {name}" in str(raised.value)
+    assert f"can't download {told} (no network)" in str(raised.value)
     assert "http" in str(raised.value)
     assert f"into {tmp_path / 'new'}" in str(raised.value)
     assert list((tmp_path / "new").iterdir()) == []
