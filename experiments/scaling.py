@@ -7,8 +7,8 @@ worker group takes about 20 s to start, so a run takes minutes.
 Examples:
   python experiments/scaling.py
   python experiments/scaling.py --device gpu --batch-size 256 --scaling weak
-  python experiments/scaling.py --num-workers 1 2 4 8 16 --num-nodes 1 2 --address auto     across machines of a cluster
-  python experiments/scaling.py --dry-run                                                   what would run
+  python experiments/scaling.py --address auto --num-workers 1 2 4 8 --num-nodes 1 2
+  python experiments/scaling.py --dry-run                     what would run
 """
 
 import sys

@@ -40,14 +40,14 @@ def _own(name: str, classes: int) -> nn.Module:
     path, _, function = name.partition(":")
     with _told(f"--model {name} can't be imported", "give package.module:function, the module installed or here"):
         module = importlib.import_module(path)
-    make = getattr(module, function, None)
-    if not callable(make):
+    functions = {name: value for name, value in vars(module).items() if callable(value)}
+    if function not in functions:
         raise UsageError(
-            f"--model {name}: {path} has no function {function!r}: {nearest(function, vars(module))}"
+            f"--model {name}: {path} has no function {function!r}: {nearest(function, functions)}"
             "Give package.module:function, a function of the number of classes that returns an nn.Module"
         )
     with _told(f"--model {name} can't be made", f"it is called with the number of classes, {classes}"):
-        model = make(classes)
+        model = functions[function](classes)
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {name} returned {type(model).__name__}: it must return a torch.nn.Module")
     return model

@@ -11,7 +11,7 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 
 # From the front door to the foundations: a module imports only what stands after it.
 ORDER = [
-    "command", "doctor", "cli", "report", "page", "sections", "speed", "use", "section", "parts",
+    "command", "doctor", "cli", "usage", "report", "page", "sections", "speed", "use", "section", "parts",
     "ladder", "blog", "scaling", "bars", "figures", "drawing", "rows", "experiment", "planning", "search", "growth",
     "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer", "regimes",
     "unpaired", "analysis", "prices",
