@@ -1,6 +1,7 @@
 """The `rresnet` command: tools around the experiments."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -164,7 +165,7 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        commands = {"doctor": doctor, "report": report, "diff": diff, "export": export}
+        commands: dict[str, Callable[..., bool]] = {"doctor": doctor, "report": report, "diff": diff, "export": export}
         fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED
     except (UsageError, StoreError) as error:

@@ -9,6 +9,7 @@ import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from itertools import chain, pairwise
+from types import GenericAlias
 from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import tyro
@@ -38,7 +39,7 @@ def settings(given: S, *, name: str, description: str) -> S:
         description: its docstring.
     """
     hints, docs = get_type_hints(type(given)), _docs(type(given))
-    hints["recipe"] = tuple[Literal[tuple(grid.RECIPES)], ...]
+    hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
     docs["dataset"] += f" Names: {', '.join(data.DATASETS)}."
     own, groups = Group(name, "Of this experiment alone."), dict[Group, list[tuple[str, Any, Any]]]()
     for flag, told in given.flags().items():
@@ -62,14 +63,15 @@ def command(commands: Mapping[str, Callable[..., T]], *, prog: str, description:
     if name in commands:
         function, about = commands[name], (inspect.getdoc(commands[name]) or "").partition("Args:")[0]
         cli = functools.partial(tyro.cli, function, prog=f"{prog} {name}", description=_laid_out(about))
-        return _parsed(cli, rest, _choices(get_type_hints(function)))
-    cli = functools.partial(
-        tyro.extras.subcommand_cli_from_dict, dict(commands), prog=prog, description=_laid_out(description)
-    )
-    return _parsed(cli, [name, *rest], {"": tuple(commands)})
+        returned: T = _parsed(cli, rest, _choices(get_type_hints(function)))
+    else:
+        of_all, about = tyro.extras.subcommand_cli_from_dict, _laid_out(description)
+        cli = functools.partial(of_all, dict(commands), prog=prog, description=about)
+        returned = _parsed(cli, [name, *rest], {"": tuple(commands)})
+    return returned
 
 
-def _parsed(cli: Callable[..., T], arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> T:
+def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> Any:
     """What tyro makes of the arguments; where it exits for they are wrong, it is told what was likely meant."""
     try:
         return cli(args=arguments, config=CONFIG)

@@ -182,25 +182,25 @@ def idx(array):
     return struct.pack(">HBB", 0, 8, array.ndim) + struct.pack(f">{array.ndim}I", *array.shape) + array.tobytes()
 
 
+def idx_files(folder, compress=True, **replaced):
+    """The four files of a data set like MNIST, with 20 and 10 images."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for prefix, count in (("train", 20), ("t10k", 10)):
+        arrays = {
+            f"{prefix}-images-idx3-ubyte": np.full((count, 28, 28), 7, np.uint8),
+            f"{prefix}-labels-idx1-ubyte": (np.arange(count) % 10).astype(np.uint8),
+        }
+        for name, array in arrays.items():
+            content = replaced.get(name.replace("-", "_"), idx(array))
+            (folder / (f"{name}.gz" if compress else name)).write_bytes(gzip.compress(content) if compress else content)
+    return folder
+
+
 @pytest.fixture
 def small_idx(monkeypatch):
     monkeypatch.setattr(data_torchvision, "_IDX_SPLITS", {"train": ("train", 20), "test": ("t10k", 10)})
 
-    def write(folder, compress=True, **replaced):
-        folder.mkdir(parents=True, exist_ok=True)
-        for prefix, count in (("train", 20), ("t10k", 10)):
-            arrays = {
-                f"{prefix}-images-idx3-ubyte": np.full((count, 28, 28), 7, np.uint8),
-                f"{prefix}-labels-idx1-ubyte": (np.arange(count) % 10).astype(np.uint8),
-            }
-            for name, array in arrays.items():
-                content = replaced.get(name.replace("-", "_"), idx(array))
-                (folder / (f"{name}.gz" if compress else name)).write_bytes(
-                    gzip.compress(content) if compress else content
-                )
-        return folder
-
-    return write
+    return idx_files
 
 
 def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
