@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Which settings train ResNet-50 fastest here, and how sure is that?
 
 Measures devices x recipes x batch sizes in short repeats that take turns, and ends with a table of images per second,

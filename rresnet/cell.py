@@ -35,8 +35,8 @@ AT_LEAST_1 = Must("must be at least 1", lambda value: value >= 1)
 
 def nearest(word: str, valid: Iterable[str]) -> str:
     """`did you mean VALID? ` where some valid word is near to a wrong one, else nothing."""
-    close = difflib.get_close_matches(word, list(valid), n=3)
-    return f"did you mean {' or '.join(close)}? " if close else ""
+    close = difflib.get_close_matches(word, list(valid), n=1)
+    return f"did you mean {close[0]}? " if close else ""
 
 
 def stable_hash(value: object) -> str:

@@ -27,8 +27,8 @@ Tab completion, here of bash (an experiment takes the same flag):
 UNSET = tyro.conf.arg(help_behavior_hint="")  # its help says what happens where it is not given
 
 
-def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: bool = True) -> bool:
-    """Print the machine, its limits, and what would make its figures doubtful (then the exit code is 1).
+def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annotated[bool, UNSET] = True) -> bool:
+    """Print the machine, its limits, and what would make its figures doubtful (exit code 1).
 
     Examples:
       rresnet doctor
@@ -37,7 +37,7 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: bool =
     Args:
         seconds: how long to watch what goes on.
         results_dir: where results would be written: a folder or a URL.
-        advice: say with each finding what to do about it.
+        advice: --no-advice leaves out what to do about each finding.
     """
     if not 0 < seconds < float("inf"):
         raise UsageError(f"--seconds must be above 0, got {seconds}")
@@ -52,7 +52,7 @@ def report(
     out: Annotated[Path | None, UNSET] = None,
     run: Annotated[tuple[str, ...], UNSET] = (),
     price: Annotated[tuple[str, ...], UNSET] = (),
-    with_reference: bool = False,
+    with_reference: Annotated[bool, UNSET] = False,
 ) -> bool:
     """Write one HTML page, its figures as files, and a Markdown summary of results.
 

@@ -129,9 +129,11 @@ def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list
 def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     """Why so many machines like `hardware` can't run `cell`, or None. Said before anything starts: nothing waits."""
     if cell.num_nodes > machines:
-        return f"{cell.num_workers} workers on {cell.num_nodes} machines asked for, {machines} there"
+        asked = f"{cell.num_workers} workers on {cell.num_nodes} machines asked for, {machines} there"
+        return f"{asked}: lower --num-nodes, or join more machines with --address"
     if cell.device == "gpu" and hardware.gpu_count < cell.workers_per_node:
-        return f"{cell.workers_per_node} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+        asked = f"{cell.workers_per_node} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+        return f"{asked}: lower --num-workers, or drop --device gpu"
     if cell.device == "cpu" and cell.execution == "graph":
         return "a CPU has no CUDA graphs: use --execution eager or compile"
     if cell.execution != "eager" and cell.num_workers > 1:
@@ -149,5 +151,6 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         return f"{hardware.gpu_name} has no {cell.precision} units: use --precision fp32 or fp16"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
-        return f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
+        asked = f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
+        return f"{asked}: lower --cpu-threads or --num-workers"
     return None

@@ -23,11 +23,10 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
     """The rungs for each device and batch size: the blog's cell, then each with one axis more as tuned has it."""
     for name in FLAGGED:
         if getattr(settings, name):
-            raise UsageError(
-                f"--{name.replace('_', '-')} can't be given here: the ladder goes through its values from blog to tuned"
-            )
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} can't be given here, for the ladder goes from blog to tuned: leave it out")
     if settings.num_workers != (1,):
-        raise UsageError("--num-workers can't be given here: the ladder is climbed by one worker")
+        raise UsageError("--num-workers can't be given here, for the ladder is one worker's: leave it out")
     found = []
     for device in devices:
         blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)

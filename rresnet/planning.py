@@ -32,6 +32,8 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
         model.check(settings.model, settings.image_size)
     wanted = _wanted(settings, cells, machine)
     reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
+    if not wanted:
+        raise UsageError("no --num-workers can be spread evenly over --num-nodes: give a multiple of it")
     if all(reasons.values()):
         raise UsageError(_nothing_feasible(wanted, reasons, machine))
     trials = grid.plan(wanted, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed)

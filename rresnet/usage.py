@@ -4,6 +4,7 @@ import ast
 import difflib
 import functools
 import inspect
+import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -75,6 +76,9 @@ def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[st
     """What tyro makes of the arguments; where it exits for they are wrong, it is told what was likely meant."""
     try:
         return cli(args=arguments, config=CONFIG)
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be written at the exit
+        raise SystemExit(0) from None
     except SystemExit as stopped:
         if stopped.code and (meant := likely(arguments, valid)):
             Console(stderr=True).print(f"Did you mean {', '.join(meant)}?", markup=False, highlight=False)
@@ -134,4 +138,6 @@ def _laid_out(text: str) -> str:
     """Text as tyro leaves it: its first line, then the rest set in, paragraphs filled, lines set in already kept."""
     first, *rest = inspect.cleandoc(text).split("\n\n")
     told = [part if "\n  " in part else textwrap.fill(part, WIDTH - 2) for part in rest]
-    return "\n".join([textwrap.fill(first, WIDTH), *(textwrap.indent(part, "  ") for part in told)])
+    return "\n".join(
+        [textwrap.fill(first, WIDTH, subsequent_indent="  "), *(textwrap.indent(part, "  ") for part in told)]
+    )
