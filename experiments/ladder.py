@@ -8,7 +8,7 @@ Examples:
   python experiments/ladder.py
   python experiments/ladder.py --batch-size 64 256 --repeats 24
   python experiments/ladder.py --device gpu --address auto  on a Ray cluster
-  python experiments/ladder.py --dry-run                    which rungs there are
+  python experiments/ladder.py --dry-run                    its rungs
 """
 
 import sys

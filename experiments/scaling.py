@@ -8,7 +8,7 @@ worker group takes about 20 s to start, so a run takes minutes.
 Examples:
   python experiments/scaling.py
   python experiments/scaling.py --device gpu --batch-size 256 --scaling weak
-  python experiments/scaling.py --address auto --num-workers 1 4 --num-nodes 1 2
+  python experiments/scaling.py --address auto --num-workers 1 4 --num-nodes 2
   python experiments/scaling.py --dry-run  what would run
 """
 
