@@ -23,12 +23,7 @@ S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 WIDTH = 78  # of the words before the flags; the flags are fitted to the terminal
-CONFIG = (
-    tyro.conf.FlagCreatePairsOff,
-    tyro.conf.OmitArgPrefixes,
-    tyro.conf.DisallowNone,
-    tyro.conf.PositionalMetavarFromFieldName,
-)
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 
 
 def settings(given: S, *, name: str, description: str) -> S:
@@ -46,28 +41,29 @@ def settings(given: S, *, name: str, description: str) -> S:
     for flag, told in given.flags().items():
         value = getattr(given, flag)
         default = "" if value in (None, ()) or isinstance(value, bool) else None  # None: as tyro tells it
-        shown = tyro.conf.arg(help=docs.get(flag), metavar=_metavar(hints[flag]), help_behavior_hint=default)
+        metavar = None if isinstance(value, bool) else _metavar(hints[flag])
+        shown = tyro.conf.arg(help=docs.get(flag), metavar=metavar, help_behavior_hint=default)
         group = next((one for one in told if isinstance(one, Group)), own)
         groups.setdefault(group, []).append((flag, Annotated[hints[flag], shown], field(default=value)))
     parts = [(group, make_dataclass(group.name, flags)) for group, flags in groups.items()]
     for group, part in parts:
         part.__doc__ = group.doc
     form: Any = make_dataclass("Form", [(group.name, part, field(default_factory=part)) for group, part in parts])
-    cli = functools.partial(tyro.cli, form, prog=f"{name}.py", description=_laid_out(description))
+    cli = functools.partial(tyro.cli, form, prog=f"{name}.py", description=_laid_out(description), config=CONFIG)
     found = _parsed(cli, sys.argv[1:], _choices(hints))
     return type(given)(**{flag: value for part in vars(found).values() for flag, value in vars(part).items()})
 
 
 def command(commands: Mapping[str, Callable[..., T]], *, prog: str, description: str, arguments: Sequence[str]) -> T:
     """What the command returns that the arguments name. Exits where they are wrong, or ask for help."""
-    name, *rest = arguments or ["--help"]
+    (name, *rest), config = arguments or ["--help"], (*CONFIG, tyro.conf.DisallowNone)
     if name in commands:
         function, about = commands[name], (inspect.getdoc(commands[name]) or "").partition("Args:")[0]
-        cli = functools.partial(tyro.cli, function, prog=f"{prog} {name}", description=_laid_out(about))
+        cli = functools.partial(tyro.cli, function, prog=f"{prog} {name}", description=_laid_out(about), config=config)
         returned: T = _parsed(cli, rest, _choices(get_type_hints(function)))
     else:
         of_all, about = tyro.extras.subcommand_cli_from_dict, _laid_out(description)
-        cli = functools.partial(of_all, dict(commands), prog=prog, description=about)
+        cli = functools.partial(of_all, dict(commands), prog=prog, description=about, config=config)
         returned = _parsed(cli, [name, *rest], {"": tuple(commands)})
     return returned
 
@@ -75,7 +71,7 @@ def command(commands: Mapping[str, Callable[..., T]], *, prog: str, description:
 def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> Any:
     """What tyro makes of the arguments; where it exits for they are wrong, it is told what was likely meant."""
     try:
-        return cli(args=arguments, config=CONFIG)
+        return cli(args=arguments)
     except BrokenPipeError:  # `--help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be written at the exit
         raise SystemExit(0) from None
@@ -106,13 +102,14 @@ def _choices(hints: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     return {f"--{name.replace('_', '-')}": words for name, hint in hints.items() if (words := tuple(_literals(hint)))}
 
 
-def _metavar(hint: Any) -> str | None:
-    """What stands for the values of a flag that takes several; None, of any other: as tyro has it."""
+def _metavar(hint: Any) -> str:
+    """What stands for a flag's values: their words, or their type."""
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(get_args(hint))}}}"
     if get_origin(hint) is tuple:
-        of, *_ = get_args(hint)
-        return f"{{{','.join(_literals(of))}}} ..." if get_origin(of) is Literal else f"{of.__name__.upper()} ..."
-    several = [_metavar(one) for one in get_args(hint) if get_origin(one) is tuple]
-    return "|".join([*map(str, several), *_literals(hint)]) if several else None
+        return f"{_metavar(get_args(hint)[0])} ..."
+    several = [_metavar(one) for one in get_args(hint) if one is not type(None)]
+    return "|".join(several) or hint.__name__.upper()
 
 
 def _literals(hint: Any) -> Iterator[str]:

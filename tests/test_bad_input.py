@@ -69,12 +69,12 @@ FLAGS = [
 ]
 # What is wrong, what is valid, and what to do: each error that flags can bring about says all three.
 TOLD = [
-    (["--bacth-size", "3"], "Unrecognized options: --bacth-size", "--batch-size INT ...|auto", "Perhaps you meant"),
+    (["--bacth-size", "3"], "Unrecognized options: --bacth-size", "--batch-size INT ...|{auto}", "Perhaps you meant"),
     (["--recipe", "tunde"], "'tunde'", "'blog', 'tuned'", "Did you mean --recipe tuned?"),
     (["--precision", "fp32", "bf61"], "'bf61'", "'bf16'", "Did you mean --precision bf16?"),
     (["--input=residnet"], "'residnet'", "'dataloader', 'resident'", "Did you mean --input resident?"),
     (["--retry", "faild"], "'faild'", "'failed'", "Did you mean --retry failed?"),
-    (["--batch-size", "atuo"], "'atuo'", "INT ...|auto", "Did you mean --batch-size auto?"),
+    (["--batch-size", "atuo"], "'atuo'", "INT ...|{auto}", "Did you mean --batch-size auto?"),
     (["--seconds", "fast"], "'fast'", "--seconds FLOAT", "compare.py --help"),
     (["--batch-size", "0"], "got 0", "--batch-size must be at least 1", "must be"),
     (["--batch-size"], "--batch-size", "needs at least one value", "needs"),

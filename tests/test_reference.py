@@ -13,10 +13,10 @@ def folder(tmp_path):
 
 
 def test_kept_rows_have_the_ids_that_a_run_of_today_would_give_them():
-    for row in reference.read().trials.to_dict("records"):
-        cell = Cell(**{name: None if pd.isna(row[name]) else row[name] for name in CELL_COLUMNS})
-        assert cell.cell_id == row["cell_id"]
-        assert Trial(cell=cell, repeat=row["repeat"], process=row["process"]).trial_id == row["trial_id"]
+    for kept in reference.read().trials.to_dict("records"):
+        cell = Cell(**{name: None if pd.isna(kept[name]) else kept[name] for name in CELL_COLUMNS})
+        assert cell.cell_id == kept["cell_id"]
+        assert Trial(cell=cell, repeat=kept["repeat"], process=kept["process"]).trial_id == kept["trial_id"]
 
 
 def test_reference_rows_say_that_they_were_measured_elsewhere(folder):
