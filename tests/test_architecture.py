@@ -14,7 +14,7 @@ ORDER = [
     "command", "doctor", "cli", "usage", "report", "page", "sections", "speed", "use", "section", "parts",
     "ladder", "blog", "scaling", "bars", "figures", "drawing", "rows", "experiment", "planning", "search", "growth",
     "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer", "regimes",
-    "unpaired", "analysis", "prices",
+    "unpaired", "speedups", "analysis", "prices",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
     "environment", "progress", "store", "objects", "place", "measurement", "statistics",
