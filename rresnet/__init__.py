@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rresnet.analysis import Tables, read
-    from rresnet.speedups import speedup
+    from rresnet.comparison import speedup
     from rresnet.store import StoreError
     from rresnet.unpaired import speedup_across_machines
 
@@ -20,7 +20,7 @@ __all__ = ["StoreError", "Tables", "__version__", "read", "speedup", "speedup_ac
 _HOME = {
     "Tables": "analysis",
     "read": "analysis",
-    "speedup": "speedups",
+    "speedup": "comparison",
     "speedup_across_machines": "unpaired",
     "StoreError": "store",
 }

@@ -8,7 +8,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet import analysis, regimes, speedups
+from rresnet import analysis, comparison, regimes
 from rresnet.config import AXES
 from rresnet.flags import ADVICE
 from rresnet.progress import duration
@@ -59,7 +59,7 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if lead is None:
         return f"{told}; it was never measured in the same repeat as the second, {name(second, measured)}."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
-    floor = speedups.noise_floor(trials)
+    floor = comparison.noise_floor(trials)
     apart = analysis.distinguishable(lead, floor)
     if apart is None:
         return f"{told}: {than}. Under 3 repeats no interval is claimed, so it is not known whether they differ."
@@ -190,10 +190,10 @@ def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]
     """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
     if not any(c["copy"] for c in cells):
         return []
-    floor = speedups.noise_floor(trials)
+    floor = comparison.noise_floor(trials)
     told = "" if floor is None else f"; a speedup below {floor:.1%}, the noise floor, is not distinguishable"
     lines = [f"Identical cells against each other (A/A; the truth is 1{told}):"]
-    for row in speedups.speedup(trials, over="copy", reference=0).to_dict("records"):
+    for row in comparison.speedup(trials, over="copy", reference=0).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
         lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")
     return lines

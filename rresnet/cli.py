@@ -8,7 +8,7 @@ from types import FrameType
 
 from rich.console import Console
 
-from rresnet import data, experiment, grid, planning, store, usage
+from rresnet import data, experiment, grid, planning, running, store, usage
 from rresnet.config import Settings, UsageError
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -23,7 +23,7 @@ def main(
     *,
     defaults: Settings | None = None,
     cells: planning.Cells = grid.cells,
-    show: experiment.Show | None = None,
+    show: running.Show | None = None,
     trainable: Callable[..., None] | None = None,
 ) -> int:
     """Run an experiment from the command line; returns the exit code.
@@ -36,7 +36,7 @@ def main(
         show: prints what was found, where that is not the table of the cells and the fastest of them.
         trainable: what runs a trial, instead of training.
     """
-    what = experiment.Experiment(name=name, cells=cells, show=show, trainable=trainable)
+    what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
     sys.path.append(os.getcwd())  # for a --model of the user's own, also in Ray's workers: they take over this path
     errors = Console(stderr=True)
     stop = _Stop()
