@@ -13,8 +13,8 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 ORDER = [
     "command", "doctor", "cli", "usage", "report", "page", "sections", "speed", "use", "section", "parts",
     "ladder", "blog", "scaling", "bars", "figures", "drawing", "rows", "experiment", "running", "planning", "search",
-    "growth", "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer", "regimes",
-    "unpaired", "comparison", "analysis", "prices",
+    "growth", "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer",
+    "regimes", "unpaired", "comparison", "analysis", "prices",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
     "environment", "progress", "store", "objects", "place", "measurement", "statistics",
