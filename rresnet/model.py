@@ -26,14 +26,18 @@ def network(name: str, classes: int) -> nn.Module:
     """
     if ":" in name:
         return _own(name, classes)
+    _check_name(name)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return model
+
+
+def _check_name(name: str) -> None:
     valid = torchvision.models.list_models(module=torchvision.models)
     if name not in valid:
         hint = nearest(name, valid) or "resnet18, resnet50 and vit_b_16 are some. "
         raise UsageError(
             f"--model {name} is not a torchvision classification model: {hint}For your own give package.module:function"
         )
-    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
-    return model
 
 
 def _own(name: str, classes: int) -> nn.Module:
@@ -64,9 +68,10 @@ def _told(what: str, valid: str) -> Iterator[None]:
 
 def check(name: str, image_size: int, classes: int = 10) -> None:
     """Raise UsageError unless there is such a model, and one of the user's own gives a score for each class."""
-    model = network(name, classes).eval()
     if ":" not in name:
+        _check_name(name)
         return
+    model = _own(name, classes).eval()
     size = f"[2, 3, {image_size}, {image_size}]"
     with _told(f"--model {name} can't take images {size}", "change it, or give another --image-size"), torch.no_grad():
         scores = model(torch.zeros(2, 3, image_size, image_size))
