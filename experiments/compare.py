@@ -1,3 +1,4 @@
+#!/usr/bin/env python
 """Which settings train ResNet-50 fastest here, and how sure is that?
 
 Measures devices x recipes x batch sizes in short repeats that take turns, and ends with a table of images per second,
@@ -5,10 +6,11 @@ speedups with intervals, and one sentence. Rows go to results/trials, to be read
 
 Examples:
   python experiments/compare.py
-  python experiments/compare.py --batch-size 64 256 --precision fp32 bf16 --repeats 24
-  python experiments/compare.py --dataset fashion-mnist --data-dir /usr/share/datasets/fashion-mnist --epochs 2
-  python experiments/compare.py --address auto                  on a Ray cluster
-  python experiments/compare.py --dry-run                       what would run
+  python experiments/compare.py --batch-size 64 256 --repeats 24
+  python experiments/compare.py --precision fp32 bf16         another axis
+  python experiments/compare.py --dataset cifar10 --epochs 2  whole epochs
+  python experiments/compare.py --address auto                on a Ray cluster
+  python experiments/compare.py --dry-run                     what would run
 """
 
 import sys

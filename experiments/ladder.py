@@ -1,4 +1,5 @@
-"""What is the speedup made of? From the blog's recipe to the tuned one, one change at a time.
+#!/usr/bin/env python
+"""What is the speedup made of? From blog to tuned, one change at a time.
 
 Each rung has one setting more as the tuned recipe has it; all rungs take turns in short repeats. Prints each change's
 paired ratio with its interval, and the total, and draws a waterfall in results/figures.
@@ -6,8 +7,8 @@ paired ratio with its interval, and the total, and draws a waterfall in results/
 Examples:
   python experiments/ladder.py
   python experiments/ladder.py --batch-size 64 256 --repeats 24
-  python experiments/ladder.py --device gpu --address auto      on a Ray cluster
-  python experiments/ladder.py --dry-run                        which rungs there are
+  python experiments/ladder.py --device gpu --address auto  on a Ray cluster
+  python experiments/ladder.py --dry-run                    its rungs
 """
 
 import sys

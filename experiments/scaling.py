@@ -1,4 +1,5 @@
-"""How much do more workers bring? Data-parallel ResNet-50 with 1, 2, 4 ... workers, strong and weak scaling.
+#!/usr/bin/env python
+"""How much do more workers bring? Strong and weak scaling.
 
 Each worker of Ray Train has a GPU, or its share of the machine's cores. Prints speedup and efficiency with intervals,
 what exchanging gradients takes of a step, and what a simple model predicts for up to 1,024 workers, marked as such. A
@@ -7,8 +8,8 @@ worker group takes about 20 s to start, so a run takes minutes.
 Examples:
   python experiments/scaling.py
   python experiments/scaling.py --device gpu --batch-size 256 --scaling weak
-  python experiments/scaling.py --num-workers 1 2 4 8 16 --num-nodes 1 2 --address auto     across machines of a cluster
-  python experiments/scaling.py --dry-run                                                   what would run
+  python experiments/scaling.py --address auto --num-workers 1 4 --num-nodes 2
+  python experiments/scaling.py --dry-run  what would run
 """
 
 import sys

@@ -9,7 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rresnet.analysis import Tables, read, speedup
+    from rresnet.analysis import Tables, read
+    from rresnet.comparison import speedup
     from rresnet.store import StoreError
     from rresnet.unpaired import speedup_across_machines
 
@@ -19,7 +20,7 @@ __all__ = ["StoreError", "Tables", "__version__", "read", "speedup", "speedup_ac
 _HOME = {
     "Tables": "analysis",
     "read": "analysis",
-    "speedup": "analysis",
+    "speedup": "comparison",
     "speedup_across_machines": "unpaired",
     "StoreError": "store",
 }

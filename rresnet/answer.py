@@ -8,7 +8,8 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet import analysis, regimes
+from rresnet import analysis, comparison, regimes
+from rresnet.config import AXES
 from rresnet.flags import ADVICE
 from rresnet.progress import duration
 from rresnet.statistics import MINIMUM_REPEATS, Interval
@@ -58,7 +59,7 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if lead is None:
         return f"{told}; it was never measured in the same repeat as the second, {name(second, measured)}."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
-    floor = analysis.noise_floor(trials)
+    floor = comparison.noise_floor(trials)
     apart = analysis.distinguishable(lead, floor)
     if apart is None:
         return f"{told}: {than}. Under 3 repeats no interval is claimed, so it is not known whether they differ."
@@ -101,7 +102,7 @@ def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -
 def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
     """What tells the cell from the others: device, recipe, batch size, and each other axis that varies."""
     parts = [cell["device"], cell["recipe"], f"batch {cell['batch_size']}"]
-    for axis in (*analysis.RESOLVED, "model", "image_size", "num_workers", "cpu_threads"):
+    for axis in (*AXES, "model", "image_size", "num_workers", "cpu_threads"):
         of_recipe = {c[axis] for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])}
         if len(of_recipe) > 1:
             parts.append(f"{axis.replace('_', ' ')} {cell[axis]}" if axis != "precision" else str(cell[axis]))
@@ -189,10 +190,10 @@ def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]
     """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
     if not any(c["copy"] for c in cells):
         return []
-    floor = analysis.noise_floor(trials)
+    floor = comparison.noise_floor(trials)
     told = "" if floor is None else f"; a speedup below {floor:.1%}, the noise floor, is not distinguishable"
     lines = [f"Identical cells against each other (A/A; the truth is 1{told}):"]
-    for row in analysis.speedup(trials, over="copy", reference=0).to_dict("records"):
+    for row in comparison.speedup(trials, over="copy", reference=0).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
         lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")
     return lines

@@ -31,7 +31,7 @@ class BlogSettings(Settings):
     full: bool = False
     """Train the ten epochs on the CPU too, instead of projecting them (an hour or more)."""
     save_model: bool = True
-    """Keep each trained model's state_dict in RESULTS_DIR/files."""
+    """--no-save-model keeps no state_dict of a trained model in RESULTS_DIR/files."""
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:

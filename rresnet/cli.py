@@ -6,10 +6,9 @@ import sys
 from collections.abc import Callable
 from types import FrameType
 
-import tyro
 from rich.console import Console
 
-from rresnet import data, experiment, grid, planning, store
+from rresnet import data, experiment, grid, planning, running, store, usage
 from rresnet.config import Settings, UsageError
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -24,7 +23,7 @@ def main(
     *,
     defaults: Settings | None = None,
     cells: planning.Cells = grid.cells,
-    show: experiment.Show | None = None,
+    show: running.Show | None = None,
     trainable: Callable[..., None] | None = None,
 ) -> int:
     """Run an experiment from the command line; returns the exit code.
@@ -37,22 +36,16 @@ def main(
         show: prints what was found, where that is not the table of the cells and the fastest of them.
         trainable: what runs a trial, instead of training.
     """
-    given = defaults or Settings()
-    what = experiment.Experiment(name=name, cells=cells, show=show, trainable=trainable)
-    if not sys.stdout.isatty():
-        os.environ["COLUMNS"] = str(PLAIN_WIDTH)
+    what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
+    sys.path.append(os.getcwd())  # for a --model of the user's own, also in Ray's workers: they take over this path
     errors = Console(stderr=True)
-    # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
-    console = Console(file=sys.stdout)
     stop = _Stop()
     try:
-        settings = tyro.cli(
-            type(given),
-            prog=f"{name}.py",
-            description=description,
-            default=given,
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        settings = usage.settings(defaults or Settings(), name=name, description=description)
+        if not sys.stdout.isatty():
+            os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))
+        # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
+        console = Console(file=sys.stdout)
         return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
     except (UsageError, data.DataError, store.StoreError) as error:
         errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

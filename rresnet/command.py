@@ -1,33 +1,43 @@
 """The `rresnet` command: tools around the experiments."""
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 from rich.console import Console
 
+from rresnet import usage
 from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 from rresnet.config import UsageError
 from rresnet.store import StoreError
 
-DESCRIPTION = """What should you train on? Tools around the experiments.
+DESCRIPTION = """What should you train on? Measure it, then look at it with the commands below.
 
-    rresnet doctor                      is this machine fit to be measured?
-    rresnet report results              a page to look at, and a summary to paste
-    rresnet diff A B                    is anything faster or slower than it was?
-    rresnet export RESULTS              the tables for other tools
-    python experiments/compare.py       which settings train fastest, and by how much
+Start here:
+  rresnet doctor                 is this machine fit to be measured?
+  python experiments/compare.py  which settings train fastest, and by how much
+  rresnet report results         a page to look at, and a summary to paste
+
+Tab completion, here of bash (an experiment takes the same flag):
+  rresnet --tyro-print-completion bash > rresnet.sh
+  source rresnet.sh
 """
+UNSET = tyro.conf.arg(help_behavior_hint="")  # its help says what happens where it is not given
 
 
-def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: bool = True) -> bool:
-    """Print the machine, its limits, and what would make its figures doubtful. Exit code 1 if anything would.
+def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annotated[bool, UNSET] = True) -> bool:
+    """Print the machine, its limits, and what would make its figures doubtful (exit code 1).
+
+    Examples:
+      rresnet doctor
+      rresnet doctor --seconds 10 --results-dir /mnt/results
 
     Args:
         seconds: how long to watch what goes on.
         results_dir: where results would be written: a folder or a URL.
-        advice: say with each finding what to do about it.
+        advice: --no-advice leaves out what to do about each finding.
     """
     if not 0 < seconds < float("inf"):
         raise UsageError(f"--seconds must be above 0, got {seconds}")
@@ -39,12 +49,17 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: bool =
 def report(
     results: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results"),),
     *,
-    out: Path | None = None,
-    run: tuple[str, ...] = (),
-    price: tuple[str, ...] = (),
-    with_reference: bool = False,
+    out: Annotated[Path | None, UNSET] = None,
+    run: Annotated[tuple[str, ...], UNSET] = (),
+    price: Annotated[tuple[str, ...], UNSET] = (),
+    with_reference: Annotated[bool, UNSET] = False,
 ) -> bool:
-    """Write one HTML page, its figures as PNG and SVG, and a Markdown summary of the runs in results folders.
+    """Write one HTML page, its figures as files, and a Markdown summary of results.
+
+    Examples:
+      rresnet report results
+      rresnet report results --price "gpu=4.10/h" --price "cpu=0.40/h"
+      rresnet report mine theirs --out page
 
     Args:
         results: results folders. Runs and machines are kept apart.
@@ -66,9 +81,14 @@ def diff(
     b: tyro.conf.Positional[str],
     *,
     format: Literal["text", "markdown", "json"] = "text",
-    fail_on_regression: str | None = None,
+    fail_on_regression: Annotated[str | None, UNSET] = None,
 ) -> bool:
-    """Compare two result sets, setting by setting: better, worse or not distinguishable, with intervals.
+    """Tell of two result sets what is better, worse or not distinguishable.
+
+    Examples:
+      rresnet diff before after
+      rresnet diff results@3f2a1c9 results@8be04d1 --format markdown
+      rresnet diff before after --fail-on-regression 5%
 
     Args:
         a: results folder, FOLDER@RUN_ID or FOLDER@COMMIT: what is compared with.
@@ -90,9 +110,14 @@ def export(
     *,
     format: Literal["csv", "json", "tensorboard", "mlflow"],
     table: Literal["trials", "windows", "epochs", "losses"] = "trials",
-    out: str | None = None,
+    out: Annotated[str | None, UNSET] = None,
 ) -> bool:
-    """Write the tables for other tools. Parquet readers (pandas, polars, DuckDB) need no export.
+    """Write the tables for tools that do not read Parquet.
+
+    Examples:
+      rresnet export results --format csv > trials.csv
+      rresnet export results --format json --table windows --out windows.json
+      rresnet export results --format tensorboard
 
     Args:
         results: results folder.
@@ -140,13 +165,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     try:
-        fine = tyro.extras.subcommand_cli_from_dict(
-            {"doctor": doctor, "report": report, "diff": diff, "export": export},
-            prog="rresnet",
-            description=DESCRIPTION,
-            args=given or ["--help"],
-            config=(tyro.conf.FlagCreatePairsOff,),
-        )
+        commands: dict[str, Callable[..., bool]] = {"doctor": doctor, "report": report, "diff": diff, "export": export}
+        fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED
     except (UsageError, StoreError) as error:
         Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)

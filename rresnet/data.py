@@ -1,6 +1,5 @@
 """Images and labels as arrays: the embedded data set, named ones, and the user's own folder or Parquet file."""
 
-import difflib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -10,6 +9,8 @@ import numpy as np
 import psutil
 from numpy.typing import NDArray
 from PIL import Image
+
+from rresnet.cell import nearest
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
@@ -92,20 +93,22 @@ def _synthetic(data_dir: Path | None, image_size: int, seed: int) -> Source:
     return Source(train=split(50_000), test=split(10_000), classes=tuple(f"class {i}" for i in range(10)))
 
 
-def _named(name: str) -> Loader:
+def _torchvision(of_class: str) -> Loader:
+    """Through a class of `torchvision.datasets` that is MNIST or CIFAR10, or derived from one of them."""
+
     def loader(data_dir: Path | None, image_size: int, seed: int) -> Source:
         from rresnet import data_torchvision  # imports torch
 
-        return data_torchvision.load(name, data_dir)
+        return data_torchvision.load(of_class, data_dir)
 
     return loader
 
 
 DATASETS: dict[str, Loader] = {
     "fashion-mnist-12k": _embedded,
-    "fashion-mnist": _named("fashion-mnist"),
-    "mnist": _named("mnist"),
-    "cifar10": _named("cifar10"),
+    "fashion-mnist": _torchvision("FashionMNIST"),
+    "mnist": _torchvision("MNIST"),
+    "cifar10": _torchvision("CIFAR10"),
     "synthetic": _synthetic,
 }
 
@@ -118,10 +121,8 @@ def _own(dataset: str, image_size: int, seed: int) -> Source:
         return data_files.folder(path, image_size, seed)
     if path.is_file():
         return data_files.parquet(path, image_size, seed)
-    close = difflib.get_close_matches(dataset, DATASETS, n=1)
-    hint = f"did you mean {close[0]}? " if close else ""
     raise DataError(
-        f"--dataset {dataset} is neither a file or folder nor a known name: {hint}"
+        f"--dataset {dataset} is neither a file or folder nor a known name: {nearest(dataset, DATASETS)}"
         f"Known names are {', '.join(DATASETS)}; else give an image folder (one folder a class) or a .parquet file"
     )
 

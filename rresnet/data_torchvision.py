@@ -9,6 +9,7 @@ import tempfile
 import zlib
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torchvision
@@ -17,7 +18,6 @@ from numpy.typing import NDArray
 from rresnet import scratch
 from rresnet.data import DataError, Labels, Pixels, Source, Split
 
-_IDX = {"fashion-mnist": torchvision.datasets.FashionMNIST, "mnist": torchvision.datasets.MNIST}
 _IDX_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
 
 
@@ -26,22 +26,28 @@ def default_data_dir() -> Path:
     return scratch.cache_folder() / "data"
 
 
-def load(name: str, data_dir: Path | None) -> Source:
-    """Load `fashion-mnist`, `mnist` or `cifar10` from `data_dir`, downloading what is not there.
+def load(of_class: str, data_dir: Path | None) -> Source:
+    """Load the data set of a class of `torchvision.datasets` from `data_dir`, downloading what is not there.
+
+    Args:
+        of_class: MNIST or CIFAR10, or a class derived from one of them.
+        data_dir: where its files lie, or go.
 
     Raises:
         DataError: files are damaged, or can't be downloaded.
     """
-    folder = data_dir or default_data_dir()
-    if name in _IDX:
-        found = _idx_folder(folder, _IDX[name].__name__)
-        if found is None:
-            _download(name, _IDX[name], folder)
-            found = _idx_folder(folder, _IDX[name].__name__)
-        assert found is not None
-        splits = [_idx_split(found, prefix, count) for prefix, count in _IDX_SPLITS.values()]
-        return Source(train=splits[0], test=splits[1], classes=tuple(_IDX[name].classes))
-    return _cifar10(folder)
+    folder, dataset = data_dir or default_data_dir(), getattr(torchvision.datasets, of_class)
+    return (_idx if issubclass(dataset, torchvision.datasets.MNIST) else _cifar)(dataset, folder)
+
+
+def _idx(dataset: Any, folder: Path) -> Source:
+    found = _idx_folder(folder, dataset.__name__)
+    if found is None:
+        _download(dataset, folder)
+        found = _idx_folder(folder, dataset.__name__)
+    assert found is not None
+    splits = [_idx_split(found, prefix, count) for prefix, count in _IDX_SPLITS.values()]
+    return Source(train=splits[0], test=splits[1], classes=tuple(dataset.classes))
 
 
 def _idx_folder(folder: Path, torchvision_name: str) -> Path | None:
@@ -91,17 +97,18 @@ def _read_idx(path: Path, expected: tuple[int, ...]) -> Pixels:
     return np.frombuffer(content, dtype=np.uint8, offset=len(header)).reshape(expected)
 
 
-def _cifar10(folder: Path) -> Source:
-    dataset = torchvision.datasets.CIFAR10
+def _cifar(dataset: Any, folder: Path) -> Source:
     name, md5 = dataset.filename, dataset.tgz_md5
     archive = folder / name
     if not (folder / dataset.base_folder).is_dir() and archive.is_file():
         with archive.open("rb") as file:
             digest = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
         if digest != md5:  # its batches are pickles: nothing is opened that is not the known file
-            raise DataError(f"{archive} is not CIFAR-10's archive (md5 {digest}, expected {md5}): get it again")
+            raise DataError(
+                f"{archive} is not {dataset.__name__}'s archive (md5 {digest}, expected {md5}): get it again"
+            )
     if not (folder / dataset.base_folder).is_dir():
-        _download("cifar10", dataset, folder)
+        _download(dataset, folder)
     try:  # torchvision checks each batch's md5 before it unpickles one
         parts = [dataset(str(folder), train=train, download=False) for train in (True, False)]
     except (RuntimeError, OSError) as error:
@@ -121,13 +128,13 @@ def _as_labels(values: list[int]) -> Labels:
     return np.asarray(values, dtype=np.int64)
 
 
-def _download(name: str, dataset: type, folder: Path) -> None:
+def _download(dataset: Any, folder: Path) -> None:
     """Let torchvision download into a folder beside, then move: a download that breaks off leaves nothing behind."""
-    by_hand = _by_hand(name, dataset, folder)
+    by_hand = _by_hand(dataset, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-            archive = folder / str(getattr(dataset, "filename", ""))
+            archive = folder / getattr(dataset, "filename", "")
             if archive.is_file():
                 shutil.copy(archive, temporary)
             dataset(temporary, download=True)
@@ -137,12 +144,11 @@ def _download(name: str, dataset: type, folder: Path) -> None:
                     entry.rename(folder / entry.name)
     except (OSError, RuntimeError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"can't download {name} ({reason}): {by_hand}") from error
+        raise DataError(f"can't download {dataset.__name__} ({reason}): {by_hand}") from error
 
 
-def _by_hand(name: str, dataset: type, folder: Path) -> str:
-    if name == "cifar10":
-        return f"get {getattr(dataset, 'url', '')} by hand and put it into {folder} (--data-dir names another folder)"
-    files = ", ".join(file for file, _ in getattr(dataset, "resources", ()))
-    mirror = next(iter(getattr(dataset, "mirrors", ())), "")
+def _by_hand(dataset: Any, folder: Path) -> str:
+    if issubclass(dataset, torchvision.datasets.CIFAR10):
+        return f"get {dataset.url} by hand and put it into {folder} (--data-dir names another folder)"
+    files, mirror = ", ".join(file for file, _ in dataset.resources), dataset.mirrors[0]
     return f"get {files} from {mirror} by hand and put them into {folder} (--data-dir names another folder)"

@@ -6,7 +6,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from rresnet import analysis, unpaired
+from rresnet import analysis, comparison, unpaired
 from rresnet.costs import TASK
 from rresnet.costs import costs as costs
 from rresnet.prices import Price as Price
@@ -120,7 +120,7 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     one_place = all(_same(first[c], others[0][c]) for c in analysis.PLACE)
     paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_place else None
     ratio = paired or unpaired.ratio(one, other)
-    floor = analysis.noise_floor(_at(trials, first))
+    floor = comparison.noise_floor(_at(trials, first))
     return replace(
         found,
         next_setting=others[0]["setting"],

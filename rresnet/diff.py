@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from rresnet import analysis, unpaired
+from rresnet import analysis, comparison, unpaired
 from rresnet.answer import name
 from rresnet.config import CELL_COLUMNS, UsageError
 from rresnet.statistics import Interval
@@ -17,7 +17,7 @@ from rresnet.unpaired import MACHINE
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
 Key = tuple[Any, ...]
 KEY = ["cell_id", *MACHINE, "dataset_fingerprint"]
-SOFTWARE = [c for c in analysis.ALIKE if c not in KEY]
+SOFTWARE = [c for c in comparison.ALIKE if c not in KEY]
 ENVIRONMENT = ["hostname", *SOFTWARE, "ray_version", "driver_version", "git_commit"]
 
 
@@ -103,7 +103,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     Raises:
         UsageError: nothing was measured by both, or one side mixes commits or software.
     """
-    floors = [floor for rows in (a, b) if (floor := analysis.noise_floor(rows)) is not None]
+    floors = [floor for rows in (a, b) if (floor := comparison.noise_floor(rows)) is not None]
     of_a, of_b = _by_key(a), _by_key(b)
     both = [key for key in of_a if key in of_b]
     if not both:

@@ -11,6 +11,7 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from rresnet import place
+from rresnet.measurement import filled
 from rresnet.store import StoreError, read_tables
 
 Table = Literal["trials", "windows", "epochs", "losses"]
@@ -27,7 +28,8 @@ def table(results: place.Location, name: Table) -> pa.Table:
         raise StoreError(
             f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
         )
-    return read_tables(results)[name]
+    rows = read_tables(results)[name]
+    return filled(rows) if name == "trials" else rows
 
 
 def to_csv(rows: pa.Table) -> bytes:

@@ -1,35 +1,14 @@
 """From settings to planned trials: pure functions, the same answer on every machine."""
 
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 
-from rresnet.config import AUTO, Cell, Device, Execution, Input, Pointwise, Precision, Recipe, Settings, Trial
+from rresnet.config import AUTO, FLAGGED, Axes, Cell, Device, Settings, Trial, UsageError, nearest
 from rresnet.hardware import Hardware
 
-
-@dataclass(frozen=True, kw_only=True)
-class Axes:
-    """What a recipe decides."""
-
-    precision: Precision
-    input: Input
-    execution: Execution
-    channels_last: bool
-    fused_optimizer: bool
-    pointwise: Pointwise
-
-
-# The blog's script as written: what PyTorch does unless told otherwise.
-AS_WRITTEN = Axes(
-    precision="fp32",
-    input="dataloader",
-    execution="eager",
-    channels_last=False,
-    fused_optimizer=False,
-    pointwise="conv",
-)
+AS_WRITTEN = Axes()  # the blog's script: what PyTorch does unless told otherwise
 
 
 def blog(device: Device, hardware: Hardware) -> Axes:
@@ -40,19 +19,17 @@ def blog(device: Device, hardware: Hardware) -> Axes:
 def tuned(device: Device, hardware: Hardware) -> Axes:
     """The fastest settings known for the device that learn the same as the blog's."""
     bf16 = hardware.gpu_bf16 if device == "gpu" else hardware.cpu_bf16
-    precision: Precision = "bf16" if bf16 else "fp32"
-    execution: Execution = "graph" if device == "gpu" else "eager"
     return Axes(
-        precision=precision,
+        precision="bf16" if bf16 else "fp32",
         input="resident",
-        execution=execution,
+        execution="graph" if device == "gpu" else "eager",
         channels_last=True,
         fused_optimizer=True,
         pointwise="linear" if device == "cpu" else "conv",
     )
 
 
-RECIPES = {"blog": blog, "tuned": tuned}
+RECIPES: dict[str, Callable[[Device, Hardware], Axes]] = {"blog": blog, "tuned": tuned}
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
@@ -60,21 +37,30 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
     found = {}
     assert settings.batch_size != AUTO, "batch sizes are found first"
     copies = (0, 1) if settings.aa else (0,)
-    axes = product(devices, settings.recipe, settings.batch_size, settings.num_workers)
-    for device, recipe, batch_size, num_workers in axes:
-        resolved = RECIPES[recipe](device, hardware)
-        given = (settings.precision or (None,), settings.input or (None,), settings.execution or (None,))
+    given = [getattr(settings, axis) or (None,) for axis in FLAGGED]
+    for device, name, batch_size, num_workers in product(
+        devices, settings.recipe, settings.batch_size, settings.num_workers
+    ):
+        resolved = recipe(name)(device, hardware)
         spreads = settings.num_nodes or (fewest_nodes(device, num_workers, hardware),)
-        for precision, input_path, execution, num_nodes, copy in product(*given, spreads, copies):
+        for *values, num_nodes, copy in product(*given, spreads, copies):
             if num_workers % num_nodes:
                 continue  # 1 worker on 2 machines, say: another of the values given is meant
-            chosen = replace(resolved, precision=precision or resolved.precision, input=input_path or resolved.input)
+            asked = {axis: value for axis, value in zip(FLAGGED, values, strict=True) if value is not None}
+            chosen = replace(resolved, **asked)
             # A recipe never asks for what can't be run: a step that is not eager is one worker's, and not fp16's.
-            captures = num_workers == 1 and chosen.precision != "fp16"
-            chosen = replace(chosen, execution=execution or (resolved.execution if captures else "eager"))
-            one = cell(settings, hardware, device, recipe, chosen, batch_size, num_workers, num_nodes, copy)
+            if "execution" not in asked and (num_workers > 1 or chosen.precision == "fp16"):
+                chosen = replace(chosen, execution="eager")
+            one = cell(settings, hardware, device, name, chosen, batch_size, num_workers, num_nodes, copy)
             found[one.cell_id] = one
     return list(found.values())
+
+
+def recipe(name: str) -> Callable[[Device, Hardware], Axes]:
+    """The recipe of that name. Raises UsageError where there is none."""
+    if name not in RECIPES:
+        raise UsageError(f"--recipe {name} is not a recipe: {nearest(name, RECIPES)}Recipes are {', '.join(RECIPES)}")
+    return RECIPES[name]
 
 
 def fewest_nodes(device: Device, num_workers: int, hardware: Hardware) -> int:
@@ -89,7 +75,7 @@ def cell(
     settings: Settings,
     hardware: Hardware,
     device: Device,
-    recipe: Recipe,
+    recipe: str,
     axes: Axes,
     batch_size: int,
     num_workers: int = 1,
@@ -143,9 +129,11 @@ def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list
 def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     """Why so many machines like `hardware` can't run `cell`, or None. Said before anything starts: nothing waits."""
     if cell.num_nodes > machines:
-        return f"{cell.num_workers} workers on {cell.num_nodes} machines asked for, {machines} there"
+        asked = f"{cell.num_workers} workers on {cell.num_nodes} machines asked for, {machines} there"
+        return f"{asked}: lower --num-nodes, or join more machines with --address"
     if cell.device == "gpu" and hardware.gpu_count < cell.workers_per_node:
-        return f"{cell.workers_per_node} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+        asked = f"{cell.workers_per_node} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+        return f"{asked}: lower --num-workers, or drop --device gpu"
     if cell.device == "cpu" and cell.execution == "graph":
         return "a CPU has no CUDA graphs: use --execution eager or compile"
     if cell.execution != "eager" and cell.num_workers > 1:
@@ -163,5 +151,6 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         return f"{hardware.gpu_name} has no {cell.precision} units: use --precision fp32 or fp16"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
-        return f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
+        asked = f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
+        return f"{asked}: lower --cpu-threads or --num-workers"
     return None

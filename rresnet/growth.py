@@ -38,7 +38,7 @@ def grow(
     assert settings.target_interval is not None
     target, last_seconds, left = settings.target_interval, 0.0, set(again)
     for part in itertools.count():
-        rows = _rows(settings, writer)
+        rows = _rows(writer)
         widest = analysis.widest(rows)
         trials = grid.more(
             cells, part, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed
@@ -63,6 +63,6 @@ def grow(
         last_seconds = time.monotonic() - start
 
 
-def _rows(settings: Settings, writer: store.Writer) -> pd.DataFrame:
+def _rows(writer: store.Writer) -> pd.DataFrame:
     writer.flush()
-    return store.read_tables(settings.results_dir, run_id=writer.run.run_id)["trials"].to_pandas()
+    return analysis.trials_of(writer.results, writer.run.run_id)

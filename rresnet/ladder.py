@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rresnet import grid
-from rresnet.config import AUTO, Cell, Device, Settings, UsageError
+from rresnet.config import AUTO, AXES, FLAGGED, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
 from rresnet.place import Location
 
@@ -15,16 +15,18 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # In the order they are taken; an axis in which the two recipes agree on a device is no rung there.
-CHANGES = ("input", "channels_last", "pointwise", "precision", "fused_optimizer", "execution")
+_FIRST = ("input", "channels_last", "pointwise", "precision", "fused_optimizer", "execution")
+CHANGES = (*_FIRST, *(axis for axis in AXES if axis not in _FIRST))
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """The rungs for each device and batch size: the blog's cell, then each with one axis more as tuned has it."""
-    for name in ("precision", "input", "execution"):
+    for name in FLAGGED:
         if getattr(settings, name):
-            raise UsageError(f"--{name} can't be given here: the ladder goes through its values from blog to tuned")
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} can't be given here, for the ladder goes from blog to tuned: leave it out")
     if settings.num_workers != (1,):
-        raise UsageError("--num-workers can't be given here: the ladder is climbed by one worker")
+        raise UsageError("--num-workers can't be given here, for the ladder is one worker's: leave it out")
     found = []
     for device in devices:
         blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)

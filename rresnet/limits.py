@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torchvision
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from rresnet import model as models
 from rresnet.config import Precision
 
 PROBE_SECONDS = 0.15  # of repeated calls, for each of the two limits
@@ -132,12 +132,12 @@ def work(model: str, classes: int, image_size: int, batch_size: int) -> Work | N
     """
     try:
         with torch.device("meta"):
-            network = torchvision.models.get_model(model, weights=None, num_classes=classes)
+            network = models.network(model, classes)
             images = torch.empty(batch_size, 3, image_size, image_size)
             labels = torch.empty(batch_size, dtype=torch.long)
         with FlopCounterMode(display=False) as flops, _ByteCounter() as traffic:
             torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
-    except RuntimeError:
+    except Exception:  # a model of the user's own may raise anything there
         return None
     return Work(flops=flops.get_total_flops() / batch_size, bytes=traffic.bytes / batch_size)
 

@@ -6,8 +6,9 @@ from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from rresnet.config import SCHEMA_VERSION, Cell
+from rresnet.config import SCHEMA_VERSION, Axes, Cell
 
 Status = Literal["ok", "out_of_memory", "timeout", "error", "killed", "infeasible"]
 
@@ -201,3 +202,13 @@ WINDOWS = _schema(Key, Window)
 EPOCHS = _schema(Key, Epoch)
 LOSSES = _schema(Key, Loss)
 SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOSSES}
+
+
+def filled(trials: pa.Table) -> pa.Table:
+    """The trials table with each axis that some rows are older than at its default, as which they were measured."""
+    for axis in fields(Axes):
+        column: Any = trials[axis.name]
+        if column.null_count:
+            place = trials.column_names.index(axis.name)
+            trials = trials.set_column(place, trials.schema.field(place), pc.fill_null(column, axis.default))
+    return trials

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet import analysis, answer, ladder, store
+from rresnet import analysis, answer, comparison, ladder, store
 from rresnet.analysis import Tables
 
 
@@ -115,7 +115,7 @@ def cells(trials: pd.DataFrame) -> pd.DataFrame:
     """
     ranked = answer.ranked(trials)
     reference = analysis.reference_cell(ranked)
-    floor = analysis.noise_floor(trials)
+    floor = comparison.noise_floor(trials)
     return pd.DataFrame([cell | _compared(trials, cell, ranked, reference, floor) for cell in ranked])
 
 

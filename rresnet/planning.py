@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rresnet import data, grid, hardware, store
-from rresnet.config import AUTO, Cell, Device, Settings, Trial, UsageError
+from rresnet.config import AUTO, FLAGGED, Cell, Device, Settings, Trial, UsageError
 from rresnet.progress import duration
 
 if TYPE_CHECKING:
@@ -29,9 +29,11 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
     if settings.model not in USUAL_MODELS:
         from rresnet import model  # imports torch, which takes seconds: only to look up an unusual name
 
-        model.check_name(settings.model)
+        model.check(settings.model, settings.image_size)
     wanted = _wanted(settings, cells, machine)
     reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
+    if not wanted:
+        raise UsageError("no --num-workers can be spread evenly over --num-nodes: give a multiple of it")
     if all(reasons.values()):
         raise UsageError(_nothing_feasible(wanted, reasons, machine))
     trials = grid.plan(wanted, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed)
@@ -105,26 +107,12 @@ def _processes(settings: Settings) -> int:
 def show(planned: Planned, settings: Settings, console: Console) -> None:
     """Print the planned trials, and how long they will take as far as earlier results tell."""
     table = Table(title=f"{len(planned)} planned trials, in the order they run", title_justify="left")
-    for heading in (
-        "repeat",
-        "process",
-        "device",
-        "recipe",
-        "precision",
-        "input",
-        "execution",
-        "batch size",
-        "workers",
-        "threads",
-        "trial",
-        "feasible",
-    ):
-        table.add_column(heading)
+    axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
+    for heading in ("repeat", "process", *axes, "trial", "feasible"):
+        table.add_column(heading.removeprefix("num_").removeprefix("cpu_").replace("_", " "))
     for trial, reason in planned:
-        cell = trial.cell
-        axes = (cell.device, cell.recipe, cell.precision, cell.input, cell.execution, cell.batch_size)
-        rest = (cell.num_workers, cell.cpu_threads, trial.trial_id, reason or "yes")
-        table.add_row(*map(str, (trial.repeat, trial.process, *axes, *rest)))
+        values = (getattr(trial.cell, axis) for axis in axes)
+        table.add_row(*map(str, (trial.repeat, trial.process, *values, trial.trial_id, reason or "yes")))
     console.print(table)
     console.print(_prediction(planned, settings), highlight=False, soft_wrap=True)
 

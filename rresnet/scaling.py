@@ -26,7 +26,7 @@ class ScalingSettings(Settings):
 
     scaling: tuple[Kind, ...] = ("weak", "strong")
     """weak: each worker keeps the batch size; strong: the workers share it out."""
-    recipe: tuple[Literal["blog", "tuned"], ...] = ("tuned",)
+    recipe: tuple[str, ...] = ("tuned",)
     """Named settings. The step is eager, as several workers need it, unless --execution says otherwise."""
     batch_size: tuple[int, ...] | Literal["auto"] = (64,)
     """Images a step of the one worker that the others are compared with."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet import store
+from rresnet import analysis, store
 from rresnet.config import AUTO, CELL_COLUMNS, Cell, Settings, Trial, UsageError, stable_hash
 from rresnet.progress import Progress
 from rresnet.sweep import Sweep
@@ -148,4 +148,4 @@ def _series(values: Mapping[Any, Any]) -> str:
 
 def _rows(writer: store.Writer) -> pd.DataFrame:
     writer.flush()
-    return store.read_tables(writer.results, run_id=writer.run.run_id)["trials"].to_pandas()
+    return analysis.trials_of(writer.results, writer.run.run_id)

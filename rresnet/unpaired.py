@@ -5,13 +5,13 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet import analysis
+from rresnet import analysis, comparison
 from rresnet.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
 
 MACHINE = ["cpu_model", "cpu_count", "gpu_name"]  # rows alike in these ran on one kind of machine
 # What two machines may differ in without its being said that they may: it is what they are compared in.
 OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version")
-TOLD = ["hostname", *MACHINE, "driver_version", *(c for c in analysis.ALIKE if c not in MACHINE)]
+TOLD = ["hostname", *MACHINE, "driver_version", *(c for c in comparison.ALIKE if c not in MACHINE)]
 
 
 def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:
@@ -61,8 +61,8 @@ def speedup_across_machines(
     Raises:
         ValueError: there is no such column, or no ok row with the reference value, or no rows may be compared.
     """
-    ok = analysis.comparable(trials, over, reference)
-    matched, free = analysis.matched_axes(ok, over, allow)
+    ok = comparison.comparable(trials, over, reference)
+    matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
     rows = []
     references = list(ok[is_reference].groupby([*matched, *analysis.PLACE], dropna=False))
@@ -97,7 +97,7 @@ def _alike(axes: Sequence[Any], others: Sequence[Any]) -> bool:
 
 
 def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]) -> None:
-    columns = [c for c in analysis.ALIKE if c not in (*OF_THE_MACHINE, *allow)]
+    columns = [c for c in comparison.ALIKE if c not in (*OF_THE_MACHINE, *allow)]
     for found in differences(side, other, columns):
         column = found.partition(":")[0]
         raise ValueError(
@@ -109,4 +109,4 @@ def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]
 def _why_none(side: pd.DataFrame, reference: pd.DataFrame, matched: Sequence[str]) -> str:
     if len({*side["hostname"], *reference["hostname"]}) < 2:
         return "all rows ran on one machine, where they are compared in pairs: use rresnet.speedup"
-    return analysis.why_no_pair(side, reference, matched)
+    return comparison.why_no_pair(side, reference, matched)

@@ -11,14 +11,14 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 
 # From the front door to the foundations: a module imports only what stands after it.
 ORDER = [
-    "command", "doctor", "cli", "report", "page", "sections", "speed", "use", "section", "parts",
-    "ladder", "blog", "scaling", "bars", "figures", "drawing", "rows", "experiment", "planning", "search", "growth",
-    "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer", "regimes",
-    "unpaired", "analysis", "prices",
+    "command", "doctor", "cli", "usage", "report", "page", "sections", "speed", "use", "section", "parts",
+    "ladder", "blog", "scaling", "bars", "figures", "drawing", "rows", "experiment", "running", "planning", "search",
+    "growth", "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer",
+    "regimes", "unpaired", "comparison", "analysis", "prices",
     "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
     "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
     "environment", "progress", "store", "objects", "place", "measurement", "statistics",
-    "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config",
+    "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config", "cell",
 ]  # fmt: skip
 LAZY = {
     ("data", "data_files"),
@@ -57,7 +57,7 @@ def test_the_driver_does_not_wait_for_torch():
 
 
 def test_ray_stands_at_the_edge():
-    inside = {"sweep", "lane", "trial", "workbench", "cluster", "machines", "experiment"}
+    inside = {"sweep", "lane", "trial", "workbench", "cluster", "machines", "running"}
     for path in PACKAGE.glob("*.py"):
         if path.stem not in inside:
             assert "import ray" not in path.read_text(), path.stem

@@ -67,8 +67,54 @@ FLAGS = [
     (["--dataset", "cifar10", "--data-dir", "/dev/null"], "/dev/null"),
     (["surplus"], "surplus"),
 ]
+# What is wrong, what is valid, and what to do: each error that flags can bring about says all three.
+TOLD = [
+    (["--bacth-size", "3"], "Unrecognized options: --bacth-size", "--batch-size INT ...|{auto}", "Perhaps you meant"),
+    (["--recipe", "tunde"], "'tunde'", "'blog', 'tuned'", "Did you mean --recipe tuned?"),
+    (["--precision", "fp32", "bf61"], "'bf61'", "'bf16'", "Did you mean --precision bf16?"),
+    (["--input=residnet"], "'residnet'", "'dataloader', 'resident'", "Did you mean --input resident?"),
+    (["--retry", "faild"], "'faild'", "'failed'", "Did you mean --retry failed?"),
+    (["--batch-size", "atuo"], "'atuo'", "INT ...|{auto}", "Did you mean --batch-size auto?"),
+    (["--seconds", "fast"], "'fast'", "--seconds FLOAT", "compare.py --help"),
+    (["--batch-size", "0"], "got 0", "--batch-size must be at least 1", "must be"),
+    (["--batch-size"], "--batch-size", "needs at least one value", "needs"),
+    (["--batch-size", "32", "32"], "--batch-size names 32 twice", "each value once", "give"),
+    (["--seed", "-1"], "got -1", "between 0 and 2**63 - 1", "must be"),
+    (["--target-interval", "2"], "got 2.0", "between 0 and 1", "must be"),
+    (["--name", "../evil"], "got '../evil'", "letters, digits and - _ .", "takes"),
+    (["--fresh", "--retry", "all"], "--fresh starts a new run", "--retry goes on with one", "give one of them"),
+    (["--precision", "tf32", "--device", "cpu"], "a CPU has no tf32", "fp32 or bf16", "use --precision"),
+    (["--execution", "graph", "--device", "cpu"], "a CPU has no CUDA graphs", "eager or compile", "use --execution"),
+    (
+        ["--execution", "compile", "--num-workers", "2", "--cpu-threads", "1", "--device", "cpu"],
+        "a compile step",
+        "is one worker's",
+        "use --num-workers 1, or --execution eager",
+    ),
+    (["--cpu-threads", "9999", "--device", "cpu"], "9999 threads", "processors on", "lower --cpu-threads"),
+    (["--num-nodes", "2"], "--num-nodes", "a multiple", "give"),
+    (["--num-nodes", "2", "--num-workers", "2"], "2 workers on 2 machines", "1 there", "with --address"),
+    (["--model", "resnet51"], "resnet51 is not", "torchvision classification model", "did you mean resnet50"),
+    (["--model", "no_such:net"], "No module named 'no_such'", "package.module:function", "give"),
+    (["--model", "samples:make_cel"], "samples has no function 'make_cel'", "make_cell", "did you mean"),
+    (["--model", "samples:Hardware"], "samples:Hardware can't be made", "the number of classes, 10", "called with"),
+    (["--model", "builtins:str"], "returned str", "torch.nn.Module", "must return"),
+    (["--model", "torch.nn:Flatten"], "can't take images [2, 3, 32, 32]", "IndexError", "change it"),
+    (["--model", "torch.nn:LazyLinear", "--image-size", "9"], "made [2, 3, 9, 10]", "scores [2, 10]", "must return"),
+    (["--dataset", "fashion-mnits"], "fashion-mnits is neither", "cifar10", "did you mean fashion-mnist?"),
+    (["--address", "nowhere"], "got nowhere", "auto or host:port", "must be"),
+    (["--results-dir", ""], "got ''", "s3://BUCKET/FOLDER", "must be a folder"),
+]
 # Of the `rresnet` command; R is a results folder. Prices stand in `test_decision.py`.
 COMMANDS = [
+    (["reprot", "R"], "Did you mean report?"),
+    (["zzz"], "Available subcommands: doctor, report, diff, export"),
+    (["report", "--prise", "cpu=1/h"], "--price"),
+    (["doctor", "--seconds", "0"], "--seconds must be above 0, got 0.0"),
+    (["doctor", "--seconds", "long"], "--seconds FLOAT"),
+    (["export", "R", "--format", "cvs"], "Did you mean --format csv?"),
+    (["export", "R", "--format=json", "--table", "widows"], "Did you mean --table windows?"),
+    (["report", "nowhere"], "no results in nowhere"),
     (["diff", "R"], "required"),
     (["diff", "R", "nowhere"], "no results in nowhere (no folder nowhere/trials): run python experiments/compare.py"),
     (["diff", "R", "empty"], "no results in empty (no folder empty/trials)"),
@@ -193,6 +239,17 @@ def test_wrong_flags(flags, message, tmp_path, monkeypatch, capsys):
     if "cpu" in flags and hardware.probe().gpu_count:
         pytest.skip("the message is that of a machine without a GPU")
     assert message in refused(flags, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(("flags", "wrong", "valid", "to_do"), TOLD, ids=[" ".join(told[0]) for told in TOLD])
+def test_an_error_says_what_is_wrong_what_is_valid_and_what_to_do(
+    flags, wrong, valid, to_do, tmp_path, monkeypatch, capsys
+):
+    if hardware.probe().gpu_count:
+        pytest.skip("the messages are those of a machine without a GPU")
+    said = refused(flags, tmp_path, monkeypatch, capsys)
+    missing = [fragment for fragment in (wrong, valid, to_do) if fragment not in said]
+    assert not missing, said
 
 
 @pytest.mark.filterwarnings("ignore")  # mlflow's own

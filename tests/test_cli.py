@@ -1,8 +1,14 @@
+import os
+import re
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rresnet import command
 
 ROOT = Path(__file__).parents[1]
 
@@ -48,8 +54,88 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_help_has_examples_and_defaults():
-    done = compare("--help")
-    assert done.returncode == 0
-    assert "python experiments/compare.py --batch-size 64 256" in done.stdout
-    assert "(default: 32 64 128)" in done.stdout
+EXPERIMENTS = ["compare", "ladder", "blog", "scaling"]
+GROUPS = ["setting options", "measuring options", "results options", "cluster options", "run options"]
+
+
+def helped(arguments, monkeypatch, capsys):
+    """What `--help` of an experiment or of a command prints on a terminal of 80 columns."""
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setattr("sys.argv", [*arguments, "--help"])
+    monkeypatch.setattr("sys.path", [*sys.path])
+    path = ROOT / "experiments" / f"{arguments[0]}.py"
+    start = command.main if arguments[0] == "rresnet" else lambda: runpy.run_path(str(path), run_name="__main__")
+    with pytest.raises(SystemExit) as stopped:
+        start()
+    assert stopped.value.code == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", EXPERIMENTS)
+def test_help_of_an_experiment_has_examples_defaults_and_groups_and_fits(name, monkeypatch, capsys):
+    text = helped([name], monkeypatch, capsys)
+    assert max(map(len, text.splitlines())) <= 80
+    assert f"python experiments/{name}.py --" in text
+    assert [title for title in GROUPS if title in text] == GROUPS
+    assert "--batch-size INT ..." in text
+    assert "(default: 64)" in text or "(default: 32 64 128)" in text
+    assert "None" not in text
+    assert "(default: )" not in text
+
+
+@pytest.mark.parametrize("name", ["doctor", "report", "diff", "export"])
+def test_help_of_a_command_has_examples_and_fits(name, monkeypatch, capsys):
+    text = helped(["rresnet", name], monkeypatch, capsys)
+    assert max(map(len, text.splitlines())) <= 90  # tyro does not break the line of usage
+    assert max(map(len, text.splitlines()[1:])) <= 80
+    assert f"    rresnet {name}" in text
+    assert "None" not in text
+    assert "(default: )" not in text
+
+
+def test_the_flags_are_those_of_the_contract(monkeypatch, capsys):
+    text = helped(["compare"], monkeypatch, capsys)
+    contract = (
+        "--device --batch-size --recipe --precision --num-workers --cpu-threads --model --image-size --dataset "
+        "--data-dir --repeats --processes --seconds --epochs --seed --results-dir --name --address --timeout-seconds "
+        "--fresh --dry-run"
+    )
+    shown = re.findall(r"^\W*(--[a-z][a-z-]+)", text, re.MULTILINE)
+    assert set(contract.split()) <= set(shown)
+
+
+@pytest.mark.skipif(not shutil.which("bash"), reason="bash is not installed")
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["rresnet", "re"], ["report"]),
+        (["rresnet", "export", "results", "--format", "m"], ["mlflow"]),
+        (["compare.py", "--rec"], ["--recipe"]),
+        (["compare.py", "--recipe", "t"], ["tuned"]),
+    ],
+)
+def test_bash_completes(words, found, tmp_path):
+    program = words[0]
+    code = "import sys; from rresnet.command import main; sys.exit(main())"
+    command = ["-c", code] if program == "rresnet" else [str(ROOT / "experiments" / program)]
+    script = tmp_path / "completion.sh"
+    done = subprocess.run(
+        [sys.executable, *command, "--tyro-print-completion", "bash"], capture_output=True, text=True, check=True
+    )
+    script.write_text(done.stdout)
+    ask = f"""
+    source {script}
+    [[ $(complete -p {program}) =~ (_tyro[a-z_]+) ]]
+    COMP_WORDS=({" ".join(words)}) COMP_CWORD={len(words) - 1}
+    ${{BASH_REMATCH[1]}}
+    printf '%s\n' "${{COMPREPLY[@]}}"
+    """
+    done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
+    assert [line.split()[0] for line in done.stdout.splitlines()] == found
+
+
+def test_an_experiment_can_be_started_by_its_name():
+    for name in EXPERIMENTS:
+        path = ROOT / "experiments" / f"{name}.py"
+        assert path.read_text().startswith("#!/usr/bin/env python\n")
+        assert os.access(path, os.X_OK)

@@ -6,6 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_cell
 
+from rresnet import grid
+from rresnet.blog import BlogSettings
 from rresnet.config import How, Settings, Trial, UsageError, stable_hash
 
 
@@ -67,6 +69,35 @@ def test_trial_id_follows_cell_and_repeat_but_not_process():
 def test_trials_survive_the_way_through_ray(batch_size, repeat, process, recipe):
     trial = Trial(cell=make_cell(batch_size=batch_size, recipe=recipe), repeat=repeat, process=process)
     assert Trial.from_json(trial.to_json()) == trial
+
+
+@pytest.mark.parametrize(
+    ("settings", "known"),
+    [
+        (Settings(), "631ef312dd43db3f"),
+        (Settings(precision=("bf16", "fp32"), execution=("eager",)), "be0c74fd47f18227"),
+        (
+            Settings(profile=True, max_minutes=3.0, address="auto"),
+            "631ef312dd43db3f",
+        ),  # where it goes and how it is told
+        (BlogSettings(full=True), "f63d3e90cf619dfb"),
+    ],
+)
+def test_requests_keep_their_hashes_so_that_unfinished_runs_go_on(settings, known):
+    assert settings.request_id == known
+
+
+def test_what_a_subclass_says_anew_keeps_its_group_and_check():
+    with pytest.raises(UsageError, match="--seconds must be a number of seconds above 0, got -1"):
+        BlogSettings(seconds=-1.0)
+    assert BlogSettings.flags()["seconds"] == Settings.flags()["seconds"]
+
+
+def test_a_recipe_that_is_not_there_is_told_with_those_that_are():
+    with pytest.raises(
+        UsageError, match=r"--recipe tunde is not a recipe: did you mean tuned\? Recipes are blog, tuned"
+    ):
+        grid.recipe("tunde")
 
 
 def test_global_batch_counts_all_workers():

@@ -4,11 +4,19 @@ from test_export import BLOG, TUNED, row, written
 
 import rresnet
 from rresnet import reference
+from rresnet.config import CELL_COLUMNS, Cell, Trial
 
 
 @pytest.fixture
 def folder(tmp_path):
     return written(tmp_path / "reference", [row(BLOG, r, 100.0) for r in range(3)])
+
+
+def test_kept_rows_have_the_ids_that_a_run_of_today_would_give_them():
+    for kept in reference.read().trials.to_dict("records"):
+        cell = Cell(**{name: None if pd.isna(kept[name]) else kept[name] for name in CELL_COLUMNS})
+        assert cell.cell_id == kept["cell_id"]
+        assert Trial(cell=cell, repeat=kept["repeat"], process=kept["process"]).trial_id == kept["trial_id"]
 
 
 def test_reference_rows_say_that_they_were_measured_elsewhere(folder):

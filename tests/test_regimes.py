@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from samples import make_cell
 
-from rresnet import analysis, regimes
+from rresnet import comparison, regimes
 from rresnet.measurement import TRIALS
 
 FAST, SLOW = 0.010, 0.016
@@ -111,8 +111,8 @@ def test_the_noise_floor_grades_a_speedup():
 
     again = make_cell(recipe="blog", copy=1)
     alone = pd.concat([rows(BLOG, 100.0), rows(TUNED, 103.0)])
-    assert analysis.noise_floor(alone) is None
-    assert analysis.speedup(alone, "recipe", "blog").iloc[0]["distinguishable"]
+    assert comparison.noise_floor(alone) is None
+    assert comparison.speedup(alone, "recipe", "blog").iloc[0]["distinguishable"]
     graded = pd.concat([alone, rows(again, 105.0)])
-    assert analysis.noise_floor(graded) == pytest.approx(0.05, abs=0.001)
-    assert not analysis.speedup(graded, "recipe", "blog").iloc[0]["distinguishable"]
+    assert comparison.noise_floor(graded) == pytest.approx(0.05, abs=0.001)
+    assert not comparison.speedup(graded, "recipe", "blog").iloc[0]["distinguishable"]

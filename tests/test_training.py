@@ -366,7 +366,7 @@ def test_precision_is_set_by_effect():
 
 def test_an_unknown_model_suggests_the_right_one():
     with pytest.raises(
-        UsageError, match="--model resnet5 is not a torchvision classification model; did you mean resnet50"
+        UsageError, match="--model resnet5 is not a torchvision classification model: did you mean resnet50"
     ):
-        model.check_name("resnet5")
-    model.check_name("vit_b_16")
+        model.check("resnet5", 32)
+    model.check("squeezenet1_1", 32)

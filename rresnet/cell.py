@@ -1,0 +1,178 @@
+"""A cell, which is one configuration to train, and its axes: fields whose metadata say what they are."""
+
+import difflib
+import functools
+import hashlib
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, asdict, dataclass, field, fields
+from typing import Any, Literal, NamedTuple, get_args
+
+Device = Literal["cpu", "gpu"]
+Precision = Literal["fp32", "tf32", "bf16", "fp16"]
+Input = Literal["dataloader", "resident"]
+Execution = Literal["eager", "graph", "compile"]
+Pointwise = Literal["conv", "linear"]
+
+
+class UsageError(ValueError):
+    """A request that is wrong or can't be met; the message says what was wrong, what is valid and what to do."""
+
+
+class Must(NamedTuple):
+    """What a value must be: how an error says it, and the test."""
+
+    what: str
+    holds: Callable[[Any], bool]
+
+    def check(self, name: str, value: object) -> None:
+        """Raise UsageError where a value is not so."""
+        if not self.holds(value):
+            raise UsageError(f"{name} {self.what}, got {value!r}")
+
+
+AT_LEAST_1 = Must("must be at least 1", lambda value: value >= 1)
+
+
+def nearest(word: str, valid: Iterable[str]) -> str:
+    """`did you mean VALID? ` where some valid word is near to a wrong one, else nothing."""
+    close = difflib.get_close_matches(word, list(valid), n=1)
+    return f"did you mean {close[0]}? " if close else ""
+
+
+def stable_hash(value: object) -> str:
+    """16 hex digits of the SHA-256 of `value` as canonical JSON: the same on every machine and Python process."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def axis(doc: str, default: Any = MISSING, *, flag: str = "", must: Must | None = None) -> Any:
+    """A field of a cell, and column of the tables.
+
+    Args:
+        doc: what the column holds, and in which unit.
+        default: of an axis that a recipe decides: as the blog's script has it, and rows that are older than the axis.
+        flag: help of a flag that takes values of the axis; without, there is no such flag.
+        must: what a value must be.
+    """
+    return field(default=default, metadata={"doc": doc, "flag": flag, "must": must})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Axes:
+    """How a cell is computed: what a recipe decides, and a flag may override. Defaults are the blog's script."""
+
+    precision: Precision = axis(
+        "arithmetic of convolutions and matrix products, by effect", "fp32", flag="Override the recipes' precision."
+    )
+    input: Input = axis(
+        "input path: per-image DataLoader, or data set resident on the device",
+        "dataloader",
+        flag="Override the recipes' input path.",
+    )
+    execution: Execution = axis(
+        "how the step runs: eager, one CUDA graph, or compiled",
+        "eager",
+        flag="Override the recipes' way to run a step: eager, one CUDA graph (GPU), or torch.compile.",
+    )
+    channels_last: bool = axis("memory format NHWC instead of NCHW", False)
+    fused_optimizer: bool = axis("Adam's fused kernel instead of PyTorch's default", False)
+    pointwise: Pointwise = axis("how 1x1 convolutions are computed: as convolutions, or as matrix products", "conv")
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Named:
+    device: Device = axis("device kind trained on")
+    recipe: str = axis("named settings that the axes below were resolved from")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cell(Axes, _Named):  # in this order: their fields come the other way round, as the tables' columns do
+    """One configuration to train: everything asked for that may change its speed. Its fields are table columns."""
+
+    model: str = axis("torchvision classification model, or package.module:function")
+    dataset: str = axis("name, folder or Parquet file of the data set")
+    image_size: int = axis("height and width of the images, pixels", must=AT_LEAST_1)
+    batch_size: int = axis("images a step and worker", must=AT_LEAST_1)
+    num_workers: int = axis("data-parallel workers", must=AT_LEAST_1)
+    num_nodes: int = axis("machines that the workers are spread over evenly", 1, must=AT_LEAST_1)
+    cpu_threads: int = axis("intra-op threads of each worker", must=AT_LEAST_1)
+    seed: int = axis("seed of weights and data order")
+    epochs: int | None = axis("whole epochs trained; null for a timed trial", None)
+    copy: int = axis("0; 1 for the second of two identical cells (A/A)", 0)
+
+    def __post_init__(self) -> None:
+        for f in fields(self):
+            if f.metadata["must"]:
+                f.metadata["must"].check(f.name, getattr(self, f.name))
+        if self.num_workers % self.num_nodes:
+            raise UsageError(f"{self.num_workers} workers can't be spread evenly over {self.num_nodes} machines")
+
+    @property
+    def global_batch_size(self) -> int:
+        """Images a step over all workers."""
+        return self.batch_size * self.num_workers
+
+    @property
+    def workers_per_node(self) -> int:
+        """Workers on each machine."""
+        return self.num_workers // self.num_nodes
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, without what `LATER` axes have by default: rows that are older keep their ids."""
+        return {k: v for k, v in asdict(self).items() if k not in LATER or v != getattr(Axes, k)}
+
+    @functools.cached_property
+    def cell_id(self) -> str:
+        """Stable hash of the configuration."""
+        return stable_hash(self.to_dict())
+
+    def label(self) -> str:
+        """Short human name: device, recipe, batch size, and what is unusual."""
+        parts = [self.device, self.recipe, self.precision, f"batch {self.batch_size}"]
+        if self.execution != "eager":
+            parts.append(self.execution)
+        parts += [f"{k.replace('_', ' ')} {v}" for k, v in self.to_dict().items() if k in LATER]
+        if self.num_workers > 1:
+            parts.append(f"{self.num_workers} workers")
+        if self.num_nodes > 1:
+            parts.append(f"on {self.num_nodes} machines")
+        if self.copy:
+            parts.append("again")
+        return " ".join(parts)
+
+
+CELL_COLUMNS = tuple(f.name for f in fields(Cell))
+AXES = tuple(f.name for f in fields(Axes))
+FLAGGED = tuple(f.name for f in fields(Axes) if f.metadata["flag"])  # axes that a flag overrides
+DEVICES: tuple[Device, ...] = get_args(Device)
+# Axes that the first tables did not have.
+LATER = frozenset(AXES) - {"precision", "input", "execution", "channels_last", "fused_optimizer", "pointwise"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One cell in one repeat, to be run in one of the run's trial processes."""
+
+    cell: Cell
+    repeat: int
+    process: int
+
+    @functools.cached_property
+    def trial_id(self) -> str:
+        """Stable hash of the configuration and the repeat."""
+        return stable_hash({"cell": self.cell.to_dict(), "repeat": self.repeat})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return {"cell": self.cell.to_dict(), "repeat": self.repeat, "process": self.process}
+
+    def to_json(self) -> str:
+        """One text, for the way through Tune, which deep-copies what it is given."""
+        return json.dumps(self.to_dict())
+
+    @staticmethod
+    def from_json(text: str) -> "Trial":
+        """The trial that `to_json` wrote."""
+        values = json.loads(text)
+        return Trial(cell=Cell(**values["cell"]), repeat=values["repeat"], process=values["process"])

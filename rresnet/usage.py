@@ -1,0 +1,140 @@
+"""The command line, made from settings and functions: flags in groups, help that fits, and what was likely meant."""
+
+import ast
+import difflib
+import functools
+import inspect
+import os
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import field, fields, make_dataclass
+from itertools import chain, pairwise
+from types import GenericAlias
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+from rich.console import Console
+
+from rresnet import data, grid
+from rresnet.config import Axes, Group, Settings
+
+S = TypeVar("S", bound=Settings)
+T = TypeVar("T")
+
+WIDTH = 78  # of the words before the flags; the flags are fitted to the terminal
+CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
+
+
+def settings(given: S, *, name: str, description: str) -> S:
+    """The settings that the program's arguments ask for. Exits where they are wrong, or ask for help.
+
+    Args:
+        given: the defaults.
+        name: the experiment's; flags that it alone has are its group.
+        description: its docstring.
+    """
+    hints, docs = get_type_hints(type(given)), _docs(type(given))
+    hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
+    docs["dataset"] += f" Names: {', '.join(data.DATASETS)}."
+    own, groups = Group(name, "Of this experiment alone."), dict[Group, list[tuple[str, Any, Any]]]()
+    for flag, told in given.flags().items():
+        value = getattr(given, flag)
+        default = "" if value in (None, ()) or isinstance(value, bool) else None  # None: as tyro tells it
+        metavar = None if isinstance(value, bool) else _metavar(hints[flag])
+        shown = tyro.conf.arg(help=docs.get(flag), metavar=metavar, help_behavior_hint=default)
+        group = next((one for one in told if isinstance(one, Group)), own)
+        groups.setdefault(group, []).append((flag, Annotated[hints[flag], shown], field(default=value)))
+    parts = [(group, make_dataclass(group.name, flags)) for group, flags in groups.items()]
+    for group, part in parts:
+        part.__doc__ = group.doc
+    form: Any = make_dataclass("Form", [(group.name, part, field(default_factory=part)) for group, part in parts])
+    cli = functools.partial(tyro.cli, form, prog=f"{name}.py", description=_laid_out(description), config=CONFIG)
+    found = _parsed(cli, sys.argv[1:], _choices(hints))
+    return type(given)(**{flag: value for part in vars(found).values() for flag, value in vars(part).items()})
+
+
+def command(commands: Mapping[str, Callable[..., T]], *, prog: str, description: str, arguments: Sequence[str]) -> T:
+    """What the command returns that the arguments name. Exits where they are wrong, or ask for help."""
+    (name, *rest), config = arguments or ["--help"], (*CONFIG, tyro.conf.DisallowNone)
+    if name in commands:
+        function, about = commands[name], (inspect.getdoc(commands[name]) or "").partition("Args:")[0]
+        cli = functools.partial(tyro.cli, function, prog=f"{prog} {name}", description=_laid_out(about), config=config)
+        returned: T = _parsed(cli, rest, _choices(get_type_hints(function)))
+    else:
+        of_all, about = tyro.extras.subcommand_cli_from_dict, _laid_out(description)
+        cli = functools.partial(of_all, dict(commands), prog=prog, description=about, config=config)
+        returned = _parsed(cli, [name, *rest], {"": tuple(commands)})
+    return returned
+
+
+def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> Any:
+    """What tyro makes of the arguments; where it exits for they are wrong, it is told what was likely meant."""
+    try:
+        return cli(args=arguments)
+    except BrokenPipeError:  # `--help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be written at the exit
+        raise SystemExit(0) from None
+    except SystemExit as stopped:
+        if stopped.code and (meant := likely(arguments, valid)):
+            Console(stderr=True).print(f"Did you mean {', '.join(meant)}?", markup=False, highlight=False)
+        raise
+
+
+def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> list[str]:
+    """For each word that is not valid where it stands the nearest that is, with its flag.
+
+    Args:
+        arguments: the words of a command line.
+        valid: the closed sets of values, by flag; by "" those of the first word.
+    """
+    flag, meant = "", []
+    for word in arguments:
+        if word.startswith("--"):
+            flag, _, word = word.partition("=")
+        close = [] if word in valid.get(flag, ()) else difflib.get_close_matches(word, valid.get(flag, ()), n=1)
+        meant += [f"{flag} {one}".strip() for one in close]
+    return meant
+
+
+def _choices(hints: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
+    """The words that each flag takes, where these are a closed set."""
+    return {f"--{name.replace('_', '-')}": words for name, hint in hints.items() if (words := tuple(_literals(hint)))}
+
+
+def _metavar(hint: Any) -> str:
+    """What stands for a flag's values: their words, or their type."""
+    if get_origin(hint) is Literal:
+        return f"{{{','.join(get_args(hint))}}}"
+    if get_origin(hint) is tuple:
+        return f"{_metavar(get_args(hint)[0])} ..."
+    several = [_metavar(one) for one in get_args(hint) if one is not type(None)]
+    return "|".join(several) or hint.__name__.upper()
+
+
+def _literals(hint: Any) -> Iterator[str]:
+    if get_origin(hint) is Literal:
+        yield from get_args(hint)
+    else:
+        yield from chain.from_iterable(map(_literals, get_args(hint)))
+
+
+def _docs(of: type[Settings]) -> dict[str, str]:
+    """What stands below each field of the settings, and the axes' help of their flags."""
+    docs = {f.name: f.metadata["flag"] for f in fields(Axes) if f.metadata["flag"]}
+    for base in reversed(of.__mro__[:-1]):
+        (defined,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
+        assert isinstance(defined, ast.ClassDef)
+        for one, below in pairwise(defined.body):
+            if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(below, ast.Expr):
+                docs[one.target.id] = ast.literal_eval(below.value)
+    return docs
+
+
+def _laid_out(text: str) -> str:
+    """Text as tyro leaves it: its first line, then the rest set in, paragraphs filled, lines set in already kept."""
+    first, *rest = inspect.cleandoc(text).split("\n\n")
+    told = [part if "\n  " in part else textwrap.fill(part, WIDTH - 2) for part in rest]
+    return "\n".join(
+        [textwrap.fill(first, WIDTH, subsequent_indent="  "), *(textwrap.indent(part, "  ") for part in told)]
+    )
