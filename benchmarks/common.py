@@ -41,6 +41,7 @@ def cell(**changes: object) -> Cell:
         "channels_last": True,
         "fused_optimizer": True,
         "pointwise": "linear",
+        "small_maps": "linear",
         "model": "resnet18",
         "dataset": "fashion-mnist-12k",
         "image_size": 32,

@@ -1,10 +1,10 @@
-"""Which layout, optimizer kernel and kind of 1x1 convolution, for which precision? What only measuring can choose.
+"""Which layout, optimizer kernel and kind of convolution, for which precision? What only measuring can choose.
 
     python benchmarks/layouts.py [--model resnet50] [--repeats 12]          (about 6 minutes on two cores)
 
 Cells of one process take turns. Prints, for each precision and batch size, images a second of NHWC over NCHW, of Adam's
-fused kernel over PyTorch's default, and of 1x1 convolutions as matrix products over convolutions, each with the others
-as the tuned recipe has them.
+fused kernel over PyTorch's default, and of 1x1 convolutions, and those over small maps, as matrix products over
+convolutions, each with the others as the tuned recipe has them.
 """
 
 import sys
@@ -26,6 +26,7 @@ def main() -> int:
                 {"channels_last": False},
                 {"fused_optimizer": False},
                 {"pointwise": "conv"},
+                {"small_maps": "conv"},
             )
             trials = run(
                 workbenches([cell(**axes, **change) for change in changes]),
@@ -36,6 +37,7 @@ def main() -> int:
                 ("channels_last", True, False),
                 ("fused_optimizer", True, False),
                 ("pointwise", "linear", "conv"),
+                ("small_maps", "linear", "conv"),
             ):
                 (row,) = rresnet.speedup(trials, over=axis, reference=reference).to_dict("records")
                 told = f"{precision} batch {batch_size}: {axis} {value} over {reference}"

@@ -25,6 +25,7 @@ AXES: dict[str, dict[str, object]] = {
         "channels_last": False,
         "fused_optimizer": False,
         "pointwise": "conv",
+        "small_maps": "conv",
     },
     "tuned fp32 eager": {},
     "tuned bf16 eager": {"precision": "bf16"},

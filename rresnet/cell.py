@@ -12,7 +12,7 @@ Device = Literal["cpu", "gpu"]
 Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Input = Literal["dataloader", "resident"]
 Execution = Literal["eager", "graph", "compile"]
-Pointwise = Literal["conv", "linear"]
+Convolution = Literal["conv", "linear"]
 
 
 class UsageError(ValueError):
@@ -77,7 +77,10 @@ class Axes:
     )
     channels_last: bool = axis("memory format NHWC instead of NCHW", False)
     fused_optimizer: bool = axis("Adam's fused kernel instead of PyTorch's default", False)
-    pointwise: Pointwise = axis("how 1x1 convolutions are computed: as convolutions, or as matrix products", "conv")
+    pointwise: Convolution = axis("how 1x1 convolutions are computed: as convolutions, or as matrix products", "conv")
+    small_maps: Convolution = axis(
+        "how convolutions over maps of no more pixels than the kernel has taps are computed, likewise", "conv"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,7 +135,7 @@ class Cell(Axes, _Named):  # in this order: their fields come the other way roun
         parts = [self.device, self.recipe, self.precision, f"batch {self.batch_size}"]
         if self.execution != "eager":
             parts.append(self.execution)
-        parts += [f"{k.replace('_', ' ')} {v}" for k, v in self.to_dict().items() if k in LATER]
+        parts += [f"{k.replace('_', ' ')} {v}" for k, v in self.to_dict().items() if k in LATER and k in FLAGGED]
         if self.num_workers > 1:
             parts.append(f"{self.num_workers} workers")
         if self.num_nodes > 1:

@@ -26,6 +26,7 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
         channels_last=True,
         fused_optimizer=True,
         pointwise="linear" if device == "cpu" else "conv",
+        small_maps="linear" if device == "cpu" else "conv",
     )
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 # In the order they are taken; an axis in which the two recipes agree on a device is no rung there.
-_FIRST = ("input", "channels_last", "pointwise", "precision", "fused_optimizer", "execution")
+_FIRST = ("input", "channels_last", "pointwise", "small_maps", "precision", "fused_optimizer", "execution")
 CHANGES = (*_FIRST, *(axis for axis in AXES if axis not in _FIRST))
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from rresnet import model as models
-from rresnet.config import Precision
+from rresnet.config import Cell, Precision
 
 PROBE_SECONDS = 0.15  # of repeated calls, for each of the two limits
 CALL_SECONDS = 0.02  # a matrix product is made large enough to take this long
@@ -124,16 +124,17 @@ def _matrix_precision(precision: Precision) -> Iterator[None]:
         matmul.fp32_precision = before
 
 
-@functools.cache
-def work(model: str, classes: int, image_size: int, batch_size: int) -> Work | None:
+def work(cell: Cell, classes: int) -> Work | None:
     """What one training step does for each image, counted on PyTorch's meta device, which computes nothing.
 
-    FLOPs by PyTorch's FLOP counter. None for a model that can't be counted so.
+    FLOPs by PyTorch's FLOP counter, of the operations that the cell's step really has: a convolution computed as a
+    product spares those with the padding. None for a model that can't be counted so.
     """
+    batch_size = max(2, cell.batch_size)  # a batch of one has no statistics over a map of one pixel
     try:
         with torch.device("meta"):
-            network = models.network(model, classes)
-            images = torch.empty(batch_size, 3, image_size, image_size)
+            network = models.of(cell, classes)
+            images = torch.empty(batch_size, 3, cell.image_size, cell.image_size)
             labels = torch.empty(batch_size, dtype=torch.long)
         with FlopCounterMode(display=False) as flops, _ByteCounter() as traffic:
             torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))

@@ -8,6 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
+from rresnet import convolution
 from rresnet.config import Cell, UsageError, nearest
 
 LEARNING_RATE = 1e-3  # the blog's
@@ -82,39 +83,23 @@ def check(name: str, image_size: int, classes: int = 10) -> None:
         )
 
 
+def of(cell: Cell, classes: int) -> nn.Module:
+    """A new model that computes its convolutions as the cell says."""
+    model = network(cell.model, classes)
+    convolution.as_products(model, pointwise=cell.pointwise == "linear", small_maps=cell.small_maps == "linear")
+    return model
+
+
 def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """The cell's model, with weights drawn from its seed, and Adam over them, on `device`.
 
     The weights depend on the seed and the model alone, so that all recipes start from the same point.
     """
     torch.manual_seed(cell.seed)
-    model = network(cell.model, classes)
-    if cell.pointwise == "linear":
-        _pointwise_as_linear(model)
+    model = of(cell, classes)
     memory_format = torch.channels_last if cell.channels_last else torch.contiguous_format
     model = model.to(device=device).to(memory_format=memory_format)
     return model, optimizer_of(model, cell)
-
-
-class _PointwiseConv2d(nn.Conv2d):
-    """A 1x1 convolution as what it is, a matrix product over pixels: the same function of the same parameters.
-
-    On CPUs oneDNN's backward pass of the convolution is much slower than that of the product (docs/performance.md).
-    """
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [N, C, H, W] to [N, D, H / stride, W / stride]; without a copy where they are channels-last."""
-        high, wide = self.stride
-        pixels = x[:, :, ::high, ::wide].permute(0, 2, 3, 1)
-        return nn.functional.linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
-
-
-def _pointwise_as_linear(model: nn.Module) -> None:
-    """Let the model's 1x1 convolutions be computed so; parameters and their names stay."""
-    for module in model.modules():
-        plain = type(module) is nn.Conv2d and module.groups == 1 and module.padding in (0, (0, 0))
-        if plain and module.kernel_size == (1, 1):
-            module.__class__ = _PointwiseConv2d
 
 
 def optimizer_of(model: nn.Module, cell: Cell) -> torch.optim.Optimizer:

@@ -86,8 +86,7 @@ class Workbench:
     @functools.cached_property
     def work(self) -> Work | None:
         """The work of a step for each image."""
-        cell = self.cell
-        return limits.work(cell.model, len(self.data.classes), cell.image_size, max(2, cell.batch_size))
+        return limits.work(self.cell, len(self.data.classes))
 
     def _new_inputs(self) -> Inputs:
         return Inputs(self.data.train, self.cell, self.device, self.rank, self.world)

@@ -15,8 +15,8 @@ ORDER = [
     "ladder", "blog", "scaling", "bars", "figures", "drawing", "rows", "experiment", "running", "planning", "search",
     "growth", "diff_text", "diff", "trackers", "export", "reference", "decision", "costs", "prediction", "answer",
     "regimes", "unpaired", "comparison", "analysis", "prices",
-    "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "inputs",
-    "flags", "monitor", "steady", "sweep", "lane", "agenda", "cluster", "machines",
+    "trial", "train", "workbench", "clocks", "limits", "timing", "step", "model", "convolution", "inputs",
+    "flags", "monitor", "steady", "sweep", "lane", "handout", "agenda", "cluster", "machines",
     "environment", "progress", "store", "objects", "place", "measurement", "statistics",
     "data", "data_files", "data_torchvision", "grid", "hardware", "scratch", "config", "cell",
 ]  # fmt: skip
@@ -57,7 +57,7 @@ def test_the_driver_does_not_wait_for_torch():
 
 
 def test_ray_stands_at_the_edge():
-    inside = {"sweep", "lane", "trial", "workbench", "cluster", "machines", "running"}
+    inside = {"sweep", "lane", "handout", "trial", "workbench", "cluster", "machines", "running"}
     for path in PACKAGE.glob("*.py"):
         if path.stem not in inside:
             assert "import ray" not in path.read_text(), path.stem

@@ -36,14 +36,27 @@ def test_the_bottleneck_is_the_largest_part(of_step, input_rate, work, expected)
 
 def test_work_is_what_pytorchs_counter_says_of_resnet50():
     # 0.496 GFLOP an image at 32 x 32, forward and backward (2 a multiply-add).
-    found = limits.work("resnet50", 10, 32, 4)
+    found = limits.work(make_cell(model="resnet50", batch_size=4), 10)
     assert found.flops == pytest.approx(0.496e9, rel=0.01)
-    assert limits.work("resnet50", 10, 32, 8).flops == pytest.approx(found.flops)
-    assert limits.work("resnet50", 10, 32, 8).bytes < found.bytes  # the weights are shared by more images
+    assert limits.work(make_cell(model="resnet50", batch_size=8), 10).flops == pytest.approx(found.flops)
+    assert (
+        limits.work(make_cell(model="resnet50", batch_size=8), 10).bytes < found.bytes
+    )  # the weights are shared by more images
+
+
+def test_products_with_the_padding_are_no_work_where_they_are_spared():
+    # Over 2 x 2 pixels 16 products of pixels for 4 x 9, of 256 x 256 channels in five convolutions, and 4 instead
+    # of 9 of 512 x 512 in one; over one pixel 1 instead of 9 in two. Multiply-adds, once forward and twice backward.
+    spared = 2 * 3 * (5 * (36 - 16) * 256**2 + (9 - 4) * 512**2 + 2 * (9 - 1) * 512**2)
+    conv = limits.work(make_cell(model="resnet50", batch_size=4), 10)
+    products = limits.work(make_cell(model="resnet50", batch_size=4, pointwise="linear", small_maps="linear"), 10)
+    assert conv.flops - products.flops == pytest.approx(spared, rel=1e-6)
 
 
 def test_a_model_that_can_not_be_counted_has_no_work():
-    assert limits.work("alexnet", 10, 8, 2) is None  # 8 x 8 pixels are fewer than its pooling needs
+    assert (
+        limits.work(make_cell(model="alexnet", image_size=8, batch_size=2), 10) is None
+    )  # 8 x 8 pixels are fewer than its pooling needs
 
 
 def test_the_limits_are_work_over_the_fastest_call(monkeypatch):

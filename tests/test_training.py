@@ -2,6 +2,7 @@ import gzip
 import io
 import itertools
 import json
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_cell
 
-from rresnet import model, step
+from rresnet import convolution, model, step
 from rresnet.config import How, UsageError
 from rresnet.data import ImageData, Split
 from rresnet.inputs import EpochSampler, Inputs, normalise
@@ -182,7 +183,8 @@ def losses(execution="eager", **changes):
 
 def test_tuned_learns_what_the_blogs_script_learns():
     blog = losses()
-    tuned = losses(recipe="tuned", input="resident", channels_last=True, fused_optimizer=True, pointwise="linear")
+    axes = {"input": "resident", "channels_last": True, "fused_optimizer": True}
+    tuned = losses(recipe="tuned", pointwise="linear", small_maps="linear", **axes)
     assert tuned == pytest.approx(blog, rel=1e-4)
     assert blog[2] != pytest.approx(blog[0], rel=1e-2)
 
@@ -234,7 +236,7 @@ def test_a_batch_of_another_size_is_not_replayed():
 
 def test_a_compiled_step_learns_what_an_eager_one_learns(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    axes = {"input": "resident", "channels_last": True, "pointwise": "linear"}
+    axes = {"input": "resident", "channels_last": True, "pointwise": "linear", "small_maps": "linear"}
     assert losses(execution="compile", **axes) == pytest.approx(losses(**axes), rel=1e-4)
 
 
@@ -320,17 +322,20 @@ def test_epochs_start_from_the_seed_whatever_the_warm_up_did():
     assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
 
 
-def test_a_pointwise_convolution_is_a_matrix_product_with_the_same_parameters():
+def test_convolutions_as_products_are_the_same_network():
     conv, _ = model.build(make_cell(model="resnet50", channels_last=True), 4, CPU)
-    linear, _ = model.build(make_cell(model="resnet50", channels_last=True, pointwise="linear"), 4, CPU)
-    assert sum(type(m) is model._PointwiseConv2d for m in linear.modules()) == 36  # two a block, and four downsamplings
-    assert all(torch.equal(v, conv.state_dict()[k]) for k, v in linear.state_dict().items())
-    images = torch.randn(2, 3, 64, 64, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
-    outputs = [network.double().train()(images) for network in (conv, linear)]
-    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-9, atol=1e-9)
+    axes = {"channels_last": True, "pointwise": "linear", "small_maps": "linear"}
+    products, _ = model.build(make_cell(model="resnet50", **axes), 4, CPU)
+    kinds = Counter(type(module) for module in products.modules())
+    assert kinds[convolution.PointwiseConv2d] == 36  # two a block, and four downsamplings
+    assert kinds[convolution.SmallMapConv2d] == 17  # one a block, and the first
+    assert all(torch.equal(v, conv.state_dict()[k]) for k, v in products.state_dict().items())
+    images = torch.randn(16, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    outputs = [network.double().train()(images) for network in (conv, products)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-8, atol=1e-8)
     for output in outputs:
         output.square().sum().backward()
-    for (name, one), other in zip(conv.named_parameters(), linear.parameters(), strict=True):
+    for (name, one), other in zip(conv.named_parameters(), products.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-8, msg=name)
 
 

@@ -1,0 +1,76 @@
+"""Convolutions as matrix products: the same outputs and gradients as PyTorch's own."""
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from rresnet import convolution
+
+
+def pair(*arguments: int, **options: object) -> tuple[nn.Conv2d, nn.Conv2d]:
+    """A convolution and the same one as a product, in float64."""
+    torch.manual_seed(0)
+    conv, product = (nn.Conv2d(*arguments, **options).double() for _ in range(2))
+    product.load_state_dict(conv.state_dict())
+    convolution.as_products(product)
+    return conv, product
+
+
+def results(module: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
+    """Output and gradients of a sum that weighs every output."""
+    images = images.clone().requires_grad_()
+    output = module(images)
+    (output * torch.arange(output.numel(), dtype=output.dtype).view_as(output)).sum().backward()
+    return [output.detach(), images.grad, *(p.grad for p in module.parameters())]
+
+
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("kernel", "stride", "padding", "size"),
+    [(1, 1, 0, 4), (1, 2, 0, 5), (3, 1, 1, 1), (3, 1, 1, 2), (3, 2, 1, 2), (3, 1, 1, 3), (3, 2, 1, 3), (3, 1, 0, 3),
+     (5, 1, 2, 5), (5, 2, 2, 4), (5, 3, 4, 2), (2, 2, 0, 2), (3, 1, 1, 4), (3, 2, 1, 8)],
+)  # fmt: skip
+def test_a_product_gives_what_the_convolution_gives(kernel, stride, padding, size, bias, memory_format):
+    conv, product = pair(3, 5, kernel, stride, padding, bias=bias)
+    images = torch.randn(2, 3, size, size, dtype=torch.float64).contiguous(memory_format=memory_format)
+    for expected, found in zip(results(conv, images), results(product, images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-10)
+
+
+def test_a_map_need_not_be_square():
+    conv, product = pair(3, 5, (3, 5), (1, 2), (1, 2), bias=False)
+    images = torch.randn(2, 3, 2, 6, dtype=torch.float64)
+    for expected, found in zip(results(conv, images), results(product, images), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize(("size", "share"), [(1, 1 / 9), (2, 4 / 9), (3, 1.0), (4, 1.0)])
+def test_nothing_is_multiplied_by_the_padding(size, share):
+    conv, product = pair(8, 8, 3, 1, 1, bias=False)
+    counted = []
+    for module in (conv, product):
+        with FlopCounterMode(display=False) as flops:
+            module(torch.randn(2, 8, size, size, dtype=torch.float64))
+        counted.append(flops.get_total_flops())
+    assert counted[1] == pytest.approx(share * counted[0])
+
+
+@pytest.mark.parametrize(
+    "options", [{"groups": 2}, {"dilation": 2}, {"padding": "same"}, {"padding": 1, "padding_mode": "reflect"}]
+)
+def test_others_stay_as_they_are(options):
+    module = nn.Conv2d(4, 4, 3, **options)
+    convolution.as_products(module)
+    assert type(module) is nn.Conv2d
+
+
+def test_a_subclass_stays_as_it_is():
+    class Own(nn.Conv2d):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return 2 * super().forward(x)
+
+    module = Own(4, 4, 1)
+    convolution.as_products(module)
+    assert type(module) is Own
