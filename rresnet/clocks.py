@@ -3,15 +3,13 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from rresnet.inputs import Batch, Raw
 from rresnet.limits import Limits, Work, synchronize
 from rresnet.step import Eager, Step
-
-Bottleneck = Literal["input", "launch", "memory", "compute", "optimizer"]
 
 LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that
 

@@ -47,7 +47,9 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annota
 
 
 def report(
-    results: Annotated[tuple[Path, ...], tyro.conf.Positional] = (Path("results"),),
+    results: Annotated[tuple[Path, ...], tyro.conf.Positional, tyro.conf.arg(metavar="[RESULTS ...]")] = (
+        Path("results"),
+    ),
     *,
     out: Annotated[Path | None, UNSET] = None,
     run: Annotated[tuple[str, ...], UNSET] = (),

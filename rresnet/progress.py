@@ -18,7 +18,7 @@ class Progress:
     """Shows the trials of a run as they start, report and end. A context manager."""
 
     def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total, self._done, self._failed = console, total, 0, 0
+        self._console, self._total, self._done = console, total, 0
         self._first_end: float | None = None
         self._last_line, self._cell = time.monotonic(), ""
         self._bar = RichProgress(
@@ -70,7 +70,6 @@ class Progress:
         """A trial has its row."""
         self._done += 1
         ok = measurement["status"] == "ok"
-        self._failed += not ok
         speed = (
             f"{measurement['images_per_second']:,.0f} img/s"
             if ok

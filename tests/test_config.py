@@ -8,7 +8,7 @@ from samples import make_cell
 
 from rresnet import grid
 from rresnet.blog import BlogSettings
-from rresnet.config import How, Settings, Trial, UsageError, stable_hash
+from rresnet.config import CELL_COLUMNS, How, Settings, Trial, UsageError, stable_hash
 
 
 @pytest.mark.parametrize(
@@ -85,6 +85,14 @@ def test_trials_survive_the_way_through_ray(batch_size, repeat, process, recipe)
 )
 def test_requests_keep_their_hashes_so_that_unfinished_runs_go_on(settings, known):
     assert settings.request_id == known
+
+
+def test_the_columns_of_a_cell_stand_where_they_stood():
+    assert (
+        *("device", "recipe", "precision", "input", "execution", "channels_last", "fused_optimizer", "pointwise"),
+        *("model", "dataset", "image_size", "batch_size", "num_workers", "num_nodes", "cpu_threads"),
+        *("seed", "epochs", "copy"),
+    ) == CELL_COLUMNS
 
 
 def test_what_a_subclass_says_anew_keeps_its_group_and_check():
