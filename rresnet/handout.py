@@ -94,7 +94,18 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
 
 
 class AsGiven(FIFOScheduler):  # type: ignore[misc]
-    """Trials run as they come. Tune starts what waits by itself; the scheduler need not look through all for it."""
+    """Trials run as they come, and are forgotten when they end: Tune looks through all that it knows at each event.
+
+    It starts those that wait by itself, and what became of them stands in our own rows.
+    """
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None in particular."""
+
+    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
+        """Forget it."""
+        tune_controller.get_trials().remove(trial)
+
+    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Forget it."""
+        tune_controller.get_trials().remove(trial)

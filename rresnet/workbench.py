@@ -78,10 +78,13 @@ class Workbench:
         self.train_step, self.held_bytes = built, built.held_bytes
         self.compile_seconds, self.compile_cache = built.compile_seconds, built.compile_cache
 
-    @functools.cached_property
+    @property
     def limit(self) -> Limits:
         """The device's limits in the cell's precision; measured when first asked for, so that no start waits for it."""
-        return limits.measure(self.device.type, self.cell.precision, self.cell.cpu_threads)
+        return self._look()
+
+    def _look(self, again: bool = False) -> Limits:
+        return limits.seen(self.device.type, self.cell.precision, self.cell.cpu_threads, look=again)
 
     @functools.cached_property
     def work(self) -> Work | None:
@@ -207,6 +210,8 @@ class Workbench:
         passes = 2 * (steps + 1) * self.step_seconds
         if self.world > 1 and self.agreed(int(cost + passes <= CLOCKS_SHARE * self._measured_seconds)):
             communication = clocks.communication(self.train_step, batch, steps)
+        if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - self._clocks_seconds:
+            self._look(again=True)
         self._clocks_seconds += time.perf_counter() - start
         verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
         return OtherClocks(

@@ -54,15 +54,14 @@ def test_products_with_the_padding_are_no_work_where_they_are_spared():
 
 
 def test_a_model_that_can_not_be_counted_has_no_work():
-    assert (
-        limits.work(make_cell(model="alexnet", image_size=8, batch_size=2), 10) is None
-    )  # 8 x 8 pixels are fewer than its pooling needs
+    too_small = make_cell(model="alexnet", image_size=8, batch_size=2)  # fewer pixels than its pooling needs
+    assert limits.work(too_small, 10) is None
 
 
 def test_the_limits_are_work_over_the_fastest_call(monkeypatch):
     torch.set_num_threads(2)
     monkeypatch.setattr(limits, "_fastest", lambda device, call, seconds: 0.5)
-    found = limits.measure.__wrapped__("cpu", "fp32", 2)
+    found = limits.measure("cpu", "fp32", 2)
     assert found.matrix_flops_per_second == 2 * 1024**3 / 0.5  # slow enough at the smallest size
     assert found.copy_bytes_per_second == 2 * 128 * 2**20 / 0.5
 
@@ -71,7 +70,17 @@ def test_a_fast_device_gets_a_larger_matrix(monkeypatch):
     torch.set_num_threads(2)
     monkeypatch.setattr(limits, "LARGEST_MATRIX", 2048)
     monkeypatch.setattr(limits, "_fastest", lambda device, call, seconds: 0.001)
-    assert limits.measure.__wrapped__("cpu", "fp32", 2).matrix_flops_per_second == 2 * 2048**3 / 0.001
+    assert limits.measure("cpu", "fp32", 2).matrix_flops_per_second == 2 * 2048**3 / 0.001
+
+
+def test_the_limits_are_the_fastest_of_all_looks(monkeypatch):
+    looks = iter([Limits(matrix_flops_per_second=m, copy_bytes_per_second=c) for m, c in ((5, 2), (4, 3), (9, 1))])
+    monkeypatch.setattr(limits, "measure", lambda *key: next(looks))
+    monkeypatch.setattr(limits, "_fastest_looks", {})
+    found = [limits.seen("cpu", "fp32", 2, look=look) for look in (False, False, True, False, True)]
+    assert [(f.matrix_flops_per_second, f.copy_bytes_per_second) for f in found] == [
+        (5, 2), (5, 2), (5, 3), (5, 3), (9, 3)
+    ]  # fmt: skip
 
 
 def test_the_fastest_call_is_the_fastest():
