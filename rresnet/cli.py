@@ -37,7 +37,7 @@ def main(
         trainable: what runs a trial, instead of training.
     """
     what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
-    sys.path.append(os.getcwd())  # for a --model of the user's own, also in Ray's workers: they take over this path
+    sys.path.append(os.getcwd())  # for a --model of the user's own; Ray's workers look there anyway
     errors = Console(stderr=True)
     stop = _Stop()
     try:
