@@ -94,18 +94,14 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
 
 
 class AsGiven(FIFOScheduler):  # type: ignore[misc]
-    """Trials run as they come, and are forgotten when they end: Tune looks through all that it knows at each event.
+    """Trials run as they come, and all but the last are forgotten: Tune looks through all that it knows at each event.
 
-    It starts those that wait by itself, and what became of them stands in our own rows.
+    It starts those that wait by itself and wants one to be left in the end; what became of them stands in our own rows.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
         """None in particular."""
 
-    def on_trial_complete(self, tune_controller: Any, trial: TuneTrial, result: dict[str, Any]) -> None:
-        """Forget it."""
-        tune_controller.get_trials().remove(trial)
-
-    def on_trial_error(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Forget it."""
-        tune_controller.get_trials().remove(trial)
+    def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
+        """Forget those before it."""
+        del tune_controller.get_trials()[:-1]
