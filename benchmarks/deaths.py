@@ -46,7 +46,7 @@ EXPECTED = {
     Fate.KILLED_IN_WARM_UP: ("killed", "ActorDiedError", "has died"),
     Fate.KILLED_WHILE_MEASURING: ("killed", "ActorDiedError", "has died"),
     Fate.KILLED_IN_EVALUATION: ("killed", "ActorDiedError", "has died"),
-    Fate.KILLED_WHILE_WRITTEN: ("ok", None, None),  # its report had come
+    Fate.KILLED_WHILE_REPORTING: ("killed", "ActorDiedError", "has died"),
     Fate.SEGFAULT: ("killed", "ActorDiedError", "has died"),
     Fate.HANGS_DEAF_TO_SIGTERM: ("timeout", "TimeoutError", f"still running after {LIMIT_SECONDS} s"),
     Fate.HANGS_WITH_THE_GIL: ("timeout", "TimeoutError", f"still running after {LIMIT_SECONDS} s"),

@@ -46,7 +46,7 @@ class Fate(IntEnum):
     KILLED_IN_WARM_UP = auto()
     KILLED_WHILE_MEASURING = auto()
     KILLED_IN_EVALUATION = auto()
-    KILLED_WHILE_WRITTEN = auto()  # it has reported, and the driver writes its row
+    KILLED_WHILE_REPORTING = auto()  # measured, and about to say so
     SEGFAULT = auto()
     HANGS_DEAF_TO_SIGTERM = auto()
     HANGS_WITH_THE_GIL = auto()
@@ -140,7 +140,7 @@ def _doomed(fate: Fate) -> AbstractContextManager[object]:
         return mock.patch.object(home, name, wrapped)
 
     def die_when_told(report: dict[str, Any]) -> None:
-        if "record" in report:
+        if "outcome" in report:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if fate == Fate.KILLED_WHILE_BUILDING:
@@ -149,8 +149,8 @@ def _doomed(fate: Fate) -> AbstractContextManager[object]:
         return around(train, "_warm_up", before=_die_soon)
     if fate == Fate.KILLED_IN_EVALUATION:
         return around(train, "evaluate", before=_die_soon)
-    if fate == Fate.KILLED_WHILE_WRITTEN:
-        return around(trial.tune, "report", after=die_when_told)
+    if fate == Fate.KILLED_WHILE_REPORTING:
+        return around(trial.tune, "report", before=die_when_told)
     if fate == Fate.NAN_LOSS:
         return around(train, "_warm_up", before=_poison)
     return around(train, "_warm_up", after=lambda bench: _strike(fate))

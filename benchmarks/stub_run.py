@@ -44,15 +44,13 @@ def trial(config: dict[str, Any], how: How, data: object) -> None:
         epoch_seconds=10_000 / rate,
         epoch_seconds_kind="projected",
     )
-    tune.report(
-        {
-            "record": {"measurement": asdict(found), "windows": [], "epochs": []},
-            "environment": asdict(Environment(hostname=_host())),
-            "when": {"started_at": started, "finished_at": datetime.now(UTC)},
-            "alone": False,
-            "done": True,
-        }
-    )
+    outcome = {
+        "record": {"measurement": asdict(found), "windows": [], "epochs": []},
+        "environment": asdict(Environment(hostname=_host())),
+        "when": {"started_at": started, "finished_at": datetime.now(UTC)},
+        "alone": False,
+    }
+    tune.report({"outcome": [outcome], "done": True})
 
 
 def _host() -> str:

@@ -175,19 +175,19 @@ class Lane:
             self.sweep.finish(trial, found)
         return message is not None
 
-    def reported(self, trial: Trial, attempt: int, result: Mapping[str, Any]) -> None:
-        """A trial has sent its record."""
-        record = result["record"]
-        for name, content in result.get("files", {}).items():
+    def reported(self, trial: Trial, attempt: int, outcome: Mapping[str, Any]) -> None:
+        """A trial has sent what became of it, as `trial.run` does."""
+        record = outcome["record"]
+        for name, content in outcome.get("files", {}).items():
             self.sweep.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
         measurement = record["measurement"]
         if measurement["status"] == "out_of_memory" and trial.cell.num_workers == 1:
-            if not result["alone"]:
+            if not outcome["alone"]:
                 self._unconfirmed.append(trial)
                 return
             self._too_large[trial.cell.cell_id] = measurement["error_message"]
         attempt += self.agenda.losses(trial)
-        self.sweep.record(trial, measurement, attempt, {**result["environment"], **result["when"]}, record)
+        self.sweep.record(trial, measurement, attempt, {**outcome["environment"], **outcome["when"]}, record)
 
     def evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:
         """Ray's memory monitor, or the kernel's own killer, has ended the process of a trial."""
@@ -253,9 +253,9 @@ class _Callback(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
         self._lane.sweep.progress.running(trial.planned)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if "record" in result:
+        if "outcome" in result:
             self._ended = trial.planned
-            self._lane.reported(trial.planned, self._attempt, result)
+            self._lane.reported(trial.planned, self._attempt, *result["outcome"])
         elif "process_id" in result:
             self._started, self._process_id = time.monotonic(), result["process_id"]
         elif "images_per_second" in result:

@@ -96,17 +96,17 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         record = Record(measurement=failure(error))
     finally:
         faulthandler.cancel_dump_traceback_later()
-    tune.report(
-        {
-            "record": asdict(replace(record, files={})),
-            "files": record.files,
-            "environment": asdict(environment.describe(trial.cell.device)),
-            "when": {"started_at": started, "finished_at": datetime.now(UTC)},
-            "alone": alone,
-            "done": record.measurement.status == "ok",  # Tune need not come back for the end of this function
-        }
-    )
-    if record.measurement.status != "ok":
+    outcome = {
+        "record": asdict(replace(record, files={})),
+        "files": record.files,
+        "environment": asdict(environment.describe(trial.cell.device)),
+        "when": {"started_at": started, "finished_at": datetime.now(UTC)},
+        "alone": alone,
+    }
+    ok = record.measurement.status == "ok"
+    # In a list, for Tune flattens dicts, and averages each number in them; done, so that it need not ask for the end.
+    tune.report({"outcome": [outcome], "done": ok})
+    if not ok:
         raise TrialProcessSpentError(record.measurement.error_type)
 
 

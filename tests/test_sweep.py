@@ -35,7 +35,7 @@ class FakeLane(Lane):
 
     def run_one(self, trial, tunes, callback, alone):
         result = {"record": {"measurement": {"status": "ok"}}, "environment": {"hostname": self.machine.node_id}}
-        callback.on_trial_result(0, [], tunes, {**result, "when": {}, "alone": alone})
+        callback.on_trial_result(0, [], tunes, {"outcome": [{**result, "when": {}, "alone": alone}]})
 
 
 class Evicting(FakeLane):
