@@ -23,10 +23,8 @@ __all__ = ["DamagedFileWarning", "Run", "StoreError", "Writer", "check_writable"
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 KEY = ("run_id", "trial_id")  # what every row of every table has
-PAUSE_SECONDS, PAUSE_PER_WRITE = (
-    0.25,
-    8.0,
-)  # after a write, at most, and by how long it took: trials of milliseconds go together in the next
+PAUSE_SECONDS = 0.25  # after a write, at most: trials of milliseconds go together in the next one
+PAUSE_PER_WRITE = 8.0  # times as long as the write took, where that is less
 ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
 
 
