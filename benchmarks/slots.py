@@ -14,7 +14,6 @@ import tempfile
 from pathlib import Path
 
 from common import arguments, verdict
-from ray.cluster_utils import Cluster
 
 import rresnet
 
@@ -24,7 +23,9 @@ CELLS = 10
 
 def main() -> int:
     options = arguments(__doc__, nodes=20, trials=1000, seconds=5.0)
-    os.environ |= {"RAY_AUTH_MODE": "token", "STUB_NODES": "1"}  # before the nodes start: their processes have it
+    os.environ |= {"RAY_AUTH_MODE": "token", "STUB_NODES": "1"}  # Ray reads the mode when it is imported
+    from ray.cluster_utils import Cluster
+
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
     with tempfile.TemporaryDirectory() as results:
         try:

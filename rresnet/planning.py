@@ -106,15 +106,23 @@ def _processes(settings: Settings) -> int:
 
 def show(planned: Planned, settings: Settings, console: Console) -> None:
     """Print the planned trials, and how long they will take as far as earlier results tell."""
-    table = Table(title=f"{len(planned)} planned trials, in the order they run", title_justify="left")
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
-    for heading in ("repeat", "process", *axes, "trial", "feasible"):
-        table.add_column(heading.removeprefix("num_").removeprefix("cpu_").replace("_", " "))
-    for trial, reason in planned:
-        values = (getattr(trial.cell, axis) for axis in axes)
-        table.add_row(*map(str, (trial.repeat, trial.process, *values, trial.trial_id, reason or "yes")))
+    values = {axis: [getattr(trial.cell, axis) for trial, _ in planned] for axis in axes}
+    varied = [axis for axis in axes if len(set(values[axis])) > 1]
+    table = Table(title=f"{len(planned)} planned trials, in the order they run", title_justify="left")
+    for heading in ("repeat", "process", *map(_words, varied), "trial", "feasible"):
+        table.add_column(heading)
+    for number, (trial, reason) in enumerate(planned):
+        its = (values[axis][number] for axis in varied)
+        table.add_row(*map(str, (trial.repeat, trial.process, *its, trial.trial_id, reason or "yes")))
     console.print(table)
+    same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
+    console.print(f"In all of them: {', '.join(same)}.", highlight=False, soft_wrap=True)
     console.print(_prediction(planned, settings), highlight=False, soft_wrap=True)
+
+
+def _words(axis: str) -> str:
+    return axis.removeprefix("num_").removeprefix("cpu_").replace("_", " ")
 
 
 def _prediction(planned: Planned, settings: Settings) -> str:

@@ -1,5 +1,6 @@
 """Results folders made by hand, as the store writes them."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ def trial(cell, repeat, rate, *, run_id="r1", hostname="vm", start=START, **chan
     """A row of the trials table; one that failed where the rate is None."""
     ok = rate is not None
     row = {
-        **vars(cell),
+        **asdict(cell),
         "run_id": run_id,
         "experiment": "compare",
         "trial_id": Trial(cell=cell, repeat=repeat, process=0).trial_id,

@@ -2,6 +2,7 @@ import io
 import math
 import subprocess
 import sys
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
@@ -24,7 +25,7 @@ def trials(*cells_and_rates, run_id="r1", hostname="vm", status="ok"):
             if rate is not None:
                 rows.append(
                     {
-                        **vars(cell),
+                        **asdict(cell),
                         "cell_id": cell.cell_id,
                         "run_id": run_id,
                         "hostname": hostname,

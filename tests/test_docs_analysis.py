@@ -48,7 +48,7 @@ def test_the_python_blocks_run_one_after_another(place):
             exec(compile(block, "docs/analysis.md", "exec"), names)
     assert names["across"].iloc[0]["speedup"] == pytest.approx(30, rel=0.02)
     assert names["from_file"][0].source == "the provider's list"
-    assert names["line"]["sizes"] == 4
+    assert names["line"]["sizes"] == 3
     assert "Fastest: cpu" in out.getvalue()
     assert "Cheapest: cpu" in out.getvalue()
 

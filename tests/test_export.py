@@ -1,6 +1,7 @@
 import csv
 import io
 import json
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
 import duckdb
@@ -23,7 +24,7 @@ BLOG, TUNED = make_cell(batch_size=8), make_cell(batch_size=8, recipe="tuned")
 
 def row(cell, repeat, rate, **more):
     return {
-        **vars(cell),
+        **asdict(cell),
         "cell_id": cell.cell_id,
         "trial_id": f"{cell.recipe}{repeat}",
         "run_id": "r1",

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pandas as pd
 import pytest
 from samples import make_cell
@@ -21,7 +23,7 @@ class FakeSweep:
         self.parts.append([(t.repeat, t.process) for t in trials])
         for trial in trials:
             rate = 200.0 * (1 + self.scatter * (-1) ** trial.repeat) if trial.cell.recipe == "tuned" else 100.0
-            row = {**vars(trial.cell), "cell_id": trial.cell.cell_id, "trial_id": trial.trial_id, "run_id": "r"}
+            row = {**asdict(trial.cell), "cell_id": trial.cell.cell_id, "trial_id": trial.trial_id, "run_id": "r"}
             self.rows = [r for r in self.rows if r["trial_id"] != trial.trial_id]  # as the store does
             row |= {"hostname": "vm", "repeat": trial.repeat, "process": trial.process, "status": "ok"}
             self.rows.append(

@@ -1,4 +1,5 @@
 import itertools
+from dataclasses import asdict
 
 import pandas as pd
 import pytest
@@ -47,7 +48,7 @@ def rows(rates, repeats=6):
     ]
     found = [
         {
-            **vars(cell),
+            **asdict(cell),
             "cell_id": cell.cell_id,
             "run_id": "r",
             "hostname": "h",

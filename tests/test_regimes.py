@@ -1,4 +1,5 @@
 import math
+from dataclasses import asdict
 
 import numpy as np
 import pandas as pd
@@ -20,7 +21,7 @@ def run(copies, ratios, flags=None):
         for cell, rate in ((BLOG, 100.0), (TUNED, 100.0 * ratio)):
             rows.append(
                 {
-                    **vars(cell),
+                    **asdict(cell),
                     "cell_id": cell.cell_id,
                     "trial_id": f"{cell.recipe}{repeat}",
                     "run_id": "r",
@@ -106,7 +107,9 @@ def test_the_noise_floor_grades_a_speedup():
         return (
             run([FAST] * 12, [1.0] * 12)
             .query("recipe == 'blog'")
-            .assign(**vars(cell), cell_id=cell.cell_id, images_per_second=[rate * (1 + 0.0001 * i) for i in range(12)])
+            .assign(
+                **asdict(cell), cell_id=cell.cell_id, images_per_second=[rate * (1 + 0.0001 * i) for i in range(12)]
+            )
         )
 
     again = make_cell(recipe="blog", copy=1)

@@ -1,3 +1,5 @@
+from dataclasses import asdict
+
 import pandas as pd
 import pytest
 from hypothesis import given
@@ -53,7 +55,7 @@ def rows(*probes, **changes):
     found = []
     for size, status, rate in probes:
         cell = make_cell(batch_size=size, **changes)
-        found.append({**vars(cell), "status": status, "images_per_second": rate, "error_message": "no memory"})
+        found.append({**asdict(cell), "status": status, "images_per_second": rate, "error_message": "no memory"})
     return pd.DataFrame(found)
 
 
