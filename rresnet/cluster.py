@@ -29,9 +29,10 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to each trial of a worker group
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
     "RAY_worker_niceness": "0",  # Ray's workers yield to any other process by default: a measurement must not
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # nor of the experiment: its cost grows with the trials that are over
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no state of the experiment: our rows are what a run goes on from
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record; no CSV, JSON and TensorBoard files a trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback each, on the terminal: they are rows
     "TUNE_WARN_THRESHOLD_S": "60",  # Tune's remarks on its own slowness
 }
 
