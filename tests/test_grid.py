@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from samples import make_cell
 
 from rresnet import grid
-from rresnet.config import Settings
+from rresnet.config import Axes, Cell, Settings, UsageError
 
 
 def test_the_grid_is_the_product_of_its_axes(laptop):
@@ -17,14 +17,84 @@ def test_the_grid_is_the_product_of_its_axes(laptop):
     assert {(c.recipe, c.batch_size) for c in cells} == {(r, b) for r in ("blog", "tuned") for b in (32, 64, 128)}
 
 
-def test_blog_is_the_script_and_tuned_is_what_the_device_can(laptop, a100):
-    cpu = grid.blog("cpu", laptop)
-    assert (cpu.precision, cpu.input, cpu.execution, cpu.channels_last) == ("fp32", "dataloader", "eager", False)
-    assert grid.blog("gpu", a100).precision == "tf32"  # PyTorch's default for convolutions, recorded as such
-    assert grid.tuned("cpu", laptop).precision == "fp32"  # no bf16 units
-    assert grid.tuned("cpu", a100).precision == "bf16"
-    assert grid.tuned("gpu", a100).precision == "bf16"
-    assert grid.tuned("cpu", laptop).input == "resident"
+def test_blog_is_the_script_as_written(laptop, a100):
+    written = Axes(
+        precision="fp32",
+        input="dataloader",
+        execution="eager",
+        channels_last=False,
+        fused_optimizer=False,
+        pointwise="conv",
+        small_maps="conv",
+    )
+    assert grid.blog("cpu", laptop) == grid.blog("cpu", a100) == written
+    assert grid.blog("gpu", a100) == replace(written, precision="tf32")  # PyTorch's default for convolutions there
+    assert grid.blog("gpu", replace(a100, gpu_capability=(7, 0))) == written  # a V100 has no TF32
+
+
+def test_tuned_is_what_the_device_can(laptop, a100):
+    cpu = Axes(
+        precision="fp32",  # the laptop has no bf16 units
+        input="resident",
+        execution="eager",
+        channels_last=True,
+        fused_optimizer=True,
+        pointwise="linear",
+        small_maps="linear",
+    )
+    assert grid.tuned("cpu", laptop) == cpu
+    assert (
+        grid.tuned("cpu", a100)
+        == grid.tuned("cpu", replace(a100, gpu_capability=(7, 0)))
+        == replace(cpu, precision="bf16")
+    )
+    gpu = replace(cpu, execution="graph", pointwise="conv", small_maps="conv")
+    assert grid.tuned("gpu", a100) == replace(gpu, precision="bf16")
+    assert grid.tuned("gpu", volta) == gpu
+
+
+def test_a_cell_is_what_the_settings_say(laptop):
+    axes = Axes(channels_last=True)
+    settings = Settings(model="vgg11", dataset="mnist", image_size=64, seed=7, epochs=2, cpu_threads=3)
+    found = grid.cell(settings, laptop, "cpu", "blog", axes, 16)
+    assert found == Cell(
+        device="cpu", recipe="blog", channels_last=True, model="vgg11", dataset="mnist", image_size=64, batch_size=16,
+        num_workers=1, num_nodes=1, cpu_threads=3, seed=7, epochs=2, copy=0,
+    )  # fmt: skip
+    (whole,) = grid.cells(replace(settings, recipe=("blog",), batch_size=(16,)), ["cpu"], laptop)
+    assert whole == replace(found, channels_last=False)
+    spread = grid.cell(Settings(), laptop, "cpu", "blog", axes, 16, 3, 3, 1)
+    assert (spread.num_workers, spread.num_nodes, spread.cpu_threads, spread.copy) == (3, 3, 4, 1)
+    assert grid.cell(Settings(), laptop, "cpu", "blog", axes, 16, 3).cpu_threads == 1  # 4 cores, whole ones
+
+
+@pytest.mark.parametrize(
+    ("device", "workers", "nodes"),
+    [("cpu", 1, 1), ("cpu", 4, 1), ("cpu", 6, 2), ("cpu", 8, 2), ("cpu", 5, 5), ("cpu", 9, 3),
+     ("gpu", 1, 1), ("gpu", 2, 1), ("gpu", 4, 2), ("gpu", 3, 3)],
+)  # fmt: skip
+def test_workers_are_on_as_few_machines_as_have_a_core_or_gpu_for_each(laptop, device, workers, nodes):
+    machine = replace(laptop, gpu_count=2)  # and 4 cores
+    assert grid.fewest_nodes(device, workers, machine) == nodes
+    (only,) = grid.cells(Settings(num_workers=(workers,), recipe=("blog",), batch_size=(8,)), [device], machine)
+    assert only.num_nodes == nodes
+
+
+def test_a_device_that_is_not_there_is_taken_for_one(laptop):
+    assert grid.fewest_nodes("gpu", 2, laptop) == 2
+
+
+def test_workers_that_can_not_be_spread_so_are_left_out(laptop):
+    settings = Settings(num_workers=(1, 2, 4), num_nodes=(4, 2, 1), recipe=("blog",), batch_size=(8,))
+    found = [(c.num_workers, c.num_nodes) for c in grid.cells(settings, ["cpu"], laptop)]
+    assert found == [(1, 1), (2, 2), (2, 1), (4, 4), (4, 2), (4, 1)]
+
+
+def test_a_recipe_that_is_none_is_told_with_those_that_are():
+    with pytest.raises(
+        UsageError, match=r"^--recipe tunde is not a recipe: did you mean tuned\? Recipes are blog, tuned$"
+    ):
+        grid.recipe("tunde")
 
 
 def test_overridden_precision_is_an_axis(laptop):
@@ -42,6 +112,7 @@ def test_threads_are_the_cores_divided_by_the_workers(laptop):
 def test_aa_plans_every_cell_twice(laptop):
     cells = grid.cells(Settings(batch_size=(64,), recipe=("blog",), aa=True), ["cpu"], laptop)
     assert [c.copy for c in cells] == [0, 1]
+    assert {c.copy for c in grid.cells(Settings(), ["cpu"], laptop)} == {0}
     assert cells[0].cell_id != cells[1].cell_id
 
 
@@ -77,22 +148,50 @@ def test_every_cell_is_planned_once_in_every_repeat(count, repeats, processes, s
     assert len({t.process for t in trials}) == min(processes, repeats)
 
 
+OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
+
+
 @pytest.mark.parametrize(
-    ("changes", "reason"),
+    ("changes", "machine", "reason"),
     [
-        ({"device": "gpu"}, "1 GPU(s) asked for, 0 on laptop"),
-        ({"precision": "tf32"}, "a CPU has no tf32 training"),
-        ({"precision": "fp16"}, "a CPU has no fp16 training"),
-        ({"cpu_threads": 9}, "9 threads asked for, 8 processors on laptop"),
-        ({"cpu_threads": 4, "num_workers": 3}, "12 threads asked for, 8 processors on laptop"),
+        ({"device": "gpu"}, {}, "1 GPU(s) asked for, 0 on laptop: lower --num-workers, or drop --device gpu"),
+        ({"precision": "tf32"}, {}, "a CPU has no tf32 training: use --precision fp32 or bf16"),
+        ({"precision": "fp16"}, {}, "a CPU has no fp16 training: use --precision fp32 or bf16"),
+        ({"precision": "tf32", "device": "gpu"}, OLD_GPU, "V100 has no tf32 units: use --precision fp32 or fp16"),
+        ({"precision": "bf16", "device": "gpu"}, OLD_GPU, "V100 has no bf16 units: use --precision fp32 or fp16"),
+        ({"execution": "graph"}, {}, "a CPU has no CUDA graphs: use --execution eager or compile"),
+        (
+            {"execution": "compile"},
+            {"compiler": False},
+            "torch.compile needs a C++ compiler (g++) and Python's headers (python3-dev) on laptop: "
+            "install them, or use --execution eager",
+        ),
+        (
+            {"cpu_threads": 9},
+            {},
+            "9 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",
+        ),
+        (
+            {"cpu_threads": 4, "num_workers": 3},
+            {},
+            "12 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",
+        ),
+        (
+            {"num_workers": 4, "num_nodes": 2},
+            {},
+            "4 workers on 2 machines asked for, 1 there: lower --num-nodes, or join more machines with --address",
+        ),
     ],
 )
-def test_what_a_machine_can_not_do_has_a_reason(laptop, changes, reason):
-    assert reason in grid.infeasible(make_cell(**changes), laptop)
+def test_what_a_machine_can_not_do_has_a_reason(laptop, changes, machine, reason):
+    assert grid.infeasible(make_cell(**changes), replace(laptop, **machine)) == reason
 
 
 def test_what_a_machine_can_do_has_none(laptop, a100):
     assert grid.infeasible(make_cell(), laptop) is None
+    assert grid.infeasible(make_cell(cpu_threads=8), laptop) is None
+    assert grid.infeasible(make_cell(precision="bf16"), laptop) is None  # slow there, but right
+    assert grid.infeasible(make_cell(device="gpu", precision="fp16"), replace(laptop, **OLD_GPU)) is None
     assert grid.infeasible(make_cell(device="gpu", precision="bf16"), a100) is None
 
 

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rresnet.statistics import (
+    DRIFT_PER_SCATTER,
+    DRIFT_REPEATS,
     Interval,
     degrees_of_freedom,
     drift_share,
@@ -155,6 +157,45 @@ def test_repeats_needed_without_drift():
     values = np.exp([-s, 0.0, s]).tolist()
     want = math.ceil((T2 * s / math.log(1.02)) ** 2)  # 4.7, so 5
     assert repeats_needed(values, [0, 1, 2], [0, 0, 0], 0.02, drift_limit=0) == want == 5
+
+
+def test_repeats_needed_by_hand():
+    # Four processes of two repeats, a process's mean at -3s, -s, s or 3s and each repeat s / 2 beside it.
+    s, target = 0.01, 0.02
+    values = np.exp([m * s + d * s / 2 for m in (-3, -1, 1, 3) for d in (-1, 1)]).tolist()
+    within = s**2 / 2  # of a repeat
+    of_process = 20 * s**2 / 3 - within / 2  # of the four means, less what their repeats explain
+    scatter = math.sqrt((2 * 20 + 8 / 4) * s**2 / 7)
+    waves = [[math.sqrt(2 / 8) * math.cos(j * (i + 0.5) * math.pi / 8) for i in range(8)] for j in (1, 2)]
+    long_run = sum(sum(w * math.log(v) for w, v in zip(wave, values, strict=True)) ** 2 for wave in waves) / 2
+    t3 = 3.182446305284263  # with 3 degrees of freedom, which four processes allow from 21 repeats on: 0.4 * 21^(2/3)
+
+    def half(count):
+        drift = min(DRIFT_PER_SCATTER * scatter, 0.005) * Z
+        variance = max(long_run / count, within / count + of_process / 4)
+        quantile = t3 if int(0.4 * count ** (2 / 3)) >= 3 else T2
+        u = count / DRIFT_REPEATS
+        return math.hypot(quantile * math.sqrt(variance), drift * math.sqrt(2 * (u - 1 + math.exp(-u)) / u**2))
+
+    for target in (0.045, 0.06, 0.1):
+        want = next((n for n in range(3, 400) if half(n) <= math.log1p(target)), None)
+        found = repeats_needed(values, range(8), [0, 0, 1, 1, 2, 2, 3, 3], target, drift_limit=0.005, most=399)
+        assert found == want, target
+    assert repeats_needed(values, range(8), [0, 0, 1, 1, 2, 2, 3, 3], 0.01, drift_limit=0.005) is None
+
+
+def test_most_repeats_are_tried():
+    # As `test_repeats_needed_without_drift`: 5 do.
+    values = np.exp([-0.01, 0.0, 0.01]).tolist()
+    assert repeats_needed(values, [0, 1, 2], [0, 0, 0], 0.02, drift_limit=0, most=5) == 5
+    assert repeats_needed(values, [0, 1, 2], [0, 0, 0], 0.02, drift_limit=0, most=4) is None
+
+
+def test_runs_side_by_side_each_have_their_own_width():
+    runs = [[0.0, 0.1, -0.1, 0.2], [0.0, 0.3, -0.5, 0.1]]
+    together = half_width(runs, 2)
+    assert together.tolist() == pytest.approx([float(half_width(run, 2)) for run in runs])
+    assert together[0] < together[1]
 
 
 def test_repeats_needed_is_what_there_is_when_that_does():
