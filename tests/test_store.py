@@ -224,6 +224,16 @@ def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
     flags = store.read_tables(tmp_path)["trials"]["quality_flags"].to_pylist()
     assert flags == [["steal"], ["steal", "machine_changed"], ["steal"]]
     assert store.runs(tmp_path)[0].planned == 3
+    (file,) = (tmp_path / "trials").glob("*.parquet")
+    assert pq.read_schema(file).field("quality_flags") == SCHEMAS["trials"].field("quality_flags")
+    assert pq.read_schema(file).field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata
+
+
+def test_runs_are_in_the_order_of_their_start(tmp_path):
+    for run_id, day in (("b", 2), ("a", 3), ("c", 1)):
+        with Writer(tmp_path, make_run(run_id=run_id, started_at=f"2026-01-0{day}T00:00:00+00:00")):
+            pass
+    assert [run.run_id for run in store.runs(tmp_path)] == ["c", "b", "a"]
 
 
 def test_two_commands_never_continue_one_run_at_once(tmp_path):
