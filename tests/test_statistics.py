@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from rresnet.statistics import (
+    DRIFT_LIMIT,
     DRIFT_PER_SCATTER,
     DRIFT_REPEATS,
     Interval,
@@ -193,9 +194,35 @@ def test_most_repeats_are_tried():
 
 def test_runs_side_by_side_each_have_their_own_width():
     runs = [[0.0, 0.1, -0.1, 0.2], [0.0, 0.3, -0.5, 0.1]]
-    together = half_width(runs, 2)
-    assert together.tolist() == pytest.approx([float(half_width(run, 2)) for run in runs])
+    together = half_width(runs, 2, drift_limit=1.0)
+    assert together.tolist() == pytest.approx([float(half_width(run, 2, drift_limit=1.0)) for run in runs])
     assert together[0] < together[1]
+
+
+def test_the_level_and_the_processes_are_those_that_are_given():
+    # 40 repeats in 6 processes: int(0.4 * 40^(2/3)) = 4 degrees of freedom. Quantiles of 90 % from any table.
+    t4, z = 2.13184678632665, 1.6448536269514722
+    x = np.array([0.01 * (i * i % 7) for i in range(40)])
+    found = interval(np.exp(x).tolist(), [i * 6 // 40 for i in range(40)], level=0.9)
+    drift = min(DRIFT_PER_SCATTER * x.std(ddof=1), DRIFT_LIMIT) * math.sqrt(drift_share(40))
+    half = math.hypot(t4 * math.sqrt(long_run_variance(x, 4) / 40), z * drift)
+    assert logs(found) == pytest.approx([x.mean() - half, x.mean(), x.mean() + half])
+
+
+@pytest.mark.parametrize("level", [0, 1, 1.5, -0.1, math.nan])
+def test_a_level_is_between_0_and_1(level):
+    with pytest.raises(ValueError, match="level must be between 0 and 1"):
+        interval([1.0, 2.0, 3.0], level=level)
+
+
+def test_three_unequal_processes_have_the_textbooks_components():
+    # Groups of 1, 2 and 3: means 0, 3 and 4 about 3; within 2 * 0.25 + 2 * 1 over 3 = 2.5 / 3; between (9 + 0 + 3) / 2.
+    groups = [[0.0], [2.5, 3.5], [3.0, 4.0, 5.0]]
+    values = np.exp([v for group in groups for v in group]).tolist()
+    found = variance_components(values, range(6), [0, 1, 1, 2, 2, 2])
+    per_process = (6 - (1 + 4 + 9) / 6) / 2
+    assert found.repeat_sd == pytest.approx(math.sqrt(2.5 / 3))
+    assert found.process_sd == pytest.approx(math.sqrt((6 - 2.5 / 3) / per_process))
 
 
 def test_repeats_needed_is_what_there_is_when_that_does():
