@@ -194,7 +194,7 @@ def _idx(file: str) -> Callable[[Path], object]:
 def _cifar10(folder: Path) -> object:
     from rresnet import data_torchvision
 
-    return data_torchvision._cifar10(folder)
+    return data_torchvision.load("CIFAR10", folder)
 
 
 def _tables_of(folder: Path) -> None:
@@ -307,9 +307,10 @@ def main() -> int:
                 flush=True,
             )
             if not fine:
-                kept = Path(tempfile.mkdtemp(prefix="fuzz-")) / "input"
-                shutil.copy(Path(folder) / "last", kept)
-                print(f"{done.stderr[-3000:]}\ninput: {kept}", flush=True)
+                print(done.stderr[-3000:], flush=True)
+                if (last := Path(folder) / "last").exists():
+                    kept = shutil.copy(last, tempfile.mkdtemp(prefix="fuzz-"))
+                    print(f"input: {kept}", flush=True)
     print(f"{'met' if not findings else 'MISSED'}: {len(names)} readers, {findings} findings")
     return 1 if findings else 0
 

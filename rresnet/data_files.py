@@ -110,6 +110,7 @@ def _read(path: Path) -> pa.Table:
         if twice := [name for name in wanted if names.count(name) > 1]:
             raise DataError(f"{path} has the column {twice[0]} more than once: remove or rename the others")
         table = _read_within_memory(path, file, wanted).rename_columns(["image", *wanted[1:]])
+        table.validate(full=True)  # text that is no UTF-8, say
     except (pa.ArrowException, OSError, UnicodeError) as error:
         reason = str(error).splitlines()[0]
         raise DataError(

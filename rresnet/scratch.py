@@ -34,6 +34,12 @@ def remove_stale() -> None:
         if owner.isdigit() and not psutil.pid_exists(int(owner)):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
-                    if any(str(path) in word for word in process.cmdline()):
+                    if _works_in(path, process):
                         process.kill()
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _works_in(folder: Path, process: psutil.Process) -> bool:
+    """Whether a process was told of the folder: by its command line, which some overwrite, or as its TMPDIR."""
+    told = any(str(folder) in word for word in process.cmdline())
+    return told or process.environ().get("TMPDIR") == str(folder)

@@ -146,7 +146,7 @@ KINDS = [
     "missing", "misspelt", "empty folder", "class without images", "one class", "one image each",
     "test has another class", "zero bytes", "text", "truncated", "huge", "not parquet", "truncated parquet",
     "wrong columns", "no rows", "image type", "label type", "null image", "null label", "negative label",
-    "pickled object", "split without test",
+    "pickled object", "split without test", "split not text",
 ]  # fmt: skip
 
 
@@ -205,6 +205,9 @@ def damaged(tmp_path, kind):
         return write_parquet(path, labels=[0, -1] * 3), ["label -1 is negative"]
     if kind == "pickled object":
         return write_parquet(path, pa.array([pickle.dumps([1])] * 6)), ["image 0 is not a readable image"]
+    if kind == "split not text":
+        no_utf8 = pa.Array.from_buffers(pa.string(), 6, pa.array([b"\x80"] * 6).buffers())
+        return write_parquet(path, split=no_utf8), ["is not a readable Parquet file", "Invalid UTF8"]
     assert kind == "split without test"
     return write_parquet(path, split=["train"] * 6), ["must name both train and test"]
 

@@ -29,12 +29,17 @@ def test_folders_of_the_dead_are_removed_and_others_are_not(tmp_path, monkeypatc
         path.mkdir()
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     orphan = subprocess.Popen([*sleep, f"--session-dir={dead}/session"])  # as Ray's helpers are called
-    other = subprocess.Popen([*sleep, f"--session-dir={alive}/session"])
+    nameless = subprocess.Popen(sleep, env={**os.environ, "TMPDIR": str(dead)})  # as some call themselves later
+    others = [
+        subprocess.Popen([*sleep, f"--session-dir={alive}/session"]),
+        subprocess.Popen(sleep, env={**os.environ, "TMPDIR": str(tmp_path)}),
+    ]
     scratch.remove_stale()
-    assert orphan.wait(timeout=20) == -signal.SIGKILL
-    assert other.poll() is None
-    other.kill()
-    other.wait()
+    assert orphan.wait(timeout=20) == nameless.wait(timeout=20) == -signal.SIGKILL
+    for other in others:
+        assert other.poll() is None
+        other.kill()
+        other.wait()
     assert not dead.exists()
     assert alive.exists()
     assert foreign.exists()
