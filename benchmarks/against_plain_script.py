@@ -19,10 +19,13 @@ import ray
 from common import verdict
 from rich.console import Console
 
-from rresnet import cluster, data, grid, hardware, statistics, store
+from rresnet import data, grid, hardware
+from rresnet.analysis import statistics
 from rresnet.config import How, Settings
 from rresnet.progress import Progress
-from rresnet.sweep import Sweep
+from rresnet.runner import cluster
+from rresnet.runner.sweep import Sweep
+from rresnet.tables import store
 
 STEPS = 4
 

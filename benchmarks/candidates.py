@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import stats
 
-from rresnet import statistics
+from rresnet.analysis import statistics
 
 Array = NDArray[np.float64]
 Candidate = Callable[[Array, int], tuple[Array, Array]]
@@ -141,7 +141,7 @@ def huber(x: Array, processes: int, bend: float = 1.345) -> tuple[Array, Array]:
 
 
 def allowance(x: Array, per_scatter: float, limit: float) -> Array:
-    """Half-width for drift that a run can't see, as in `rresnet.statistics` but with other constants."""
+    """Half-width for drift that a run can't see, as in `rresnet.analysis.statistics` but with other constants."""
     unseen = np.minimum(per_scatter * x.std(axis=1, ddof=1), limit)
     return np.asarray(Z * unseen * np.sqrt(statistics.drift_share(x.shape[1])))
 

@@ -29,9 +29,10 @@ from deaths import deaths
 from place import Place, Verdict, rows, show
 
 import rresnet
-from rresnet import store, sweep
 from rresnet.config import Trial
-from rresnet.measurement import Measurement
+from rresnet.runner import sweep
+from rresnet.tables import store
+from rresnet.tables.measurement import Measurement
 
 RUN = [sys.executable, str(Path(__file__).parent / "stub_run.py")]
 

@@ -11,13 +11,13 @@ import pandas as pd
 import torch
 
 from rresnet import data, hardware
+from rresnet.analysis.statistics import log_mean_interval
 from rresnet.config import Cell
 from rresnet.data import ImageData
-from rresnet.measurement import TRIALS, Measurement
-from rresnet.statistics import log_mean_interval
-from rresnet.step import Step
-from rresnet.train import visit
-from rresnet.workbench import Workbench
+from rresnet.tables.measurement import TRIALS, Measurement
+from rresnet.training.step import Step
+from rresnet.training.train import visit
+from rresnet.training.workbench import Workbench
 
 COLUMNS = [field.name for field in TRIALS]
 

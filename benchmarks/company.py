@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from common import arguments, cell, measure, verdict, workbenches
 
-from rresnet.statistics import log_mean_interval
+from rresnet.analysis.statistics import log_mean_interval
 
 COMPANY = 4
 

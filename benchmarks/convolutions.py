@@ -3,8 +3,8 @@
     python benchmarks/convolutions.py [--batch-size 256]          (about a minute on two cores)
 
 For each kind of convolution that the network has on images of 32 x 32, channels-last fp32: the fastest of 5 forward
-passes and of 5 backward passes, oneDNN's convolution beside `rresnet.convolution`. GFLOP/s count the convolution's own
-FLOPs, those with the padding included, on both sides.
+passes and of 5 backward passes, oneDNN's convolution beside `rresnet.training.convolution`. GFLOP/s count the
+convolution's own FLOPs, those with the padding included, on both sides.
 """
 
 import sys
@@ -18,7 +18,7 @@ import torchvision
 from common import arguments
 from torch import nn
 
-from rresnet import convolution
+from rresnet.training import convolution
 
 Kind = tuple[int, int, int, int, int, int]  # channels in and out, kernel, stride, padding, pixels of a side
 

@@ -20,7 +20,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet.statistics import DRIFT_LIMIT, DRIFT_PER_SCATTER, half_width
+from rresnet.analysis.statistics import DRIFT_LIMIT, DRIFT_PER_SCATTER, half_width
 
 REPEATS, PROCESSES = (6, 12, 24), 3
 SIMULATED_TARGET = (93.0, 97.0)

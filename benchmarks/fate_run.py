@@ -126,7 +126,8 @@ def _poison(bench: Any, *ignored: object) -> None:
 
 def _doomed(fate: Fate) -> AbstractContextManager[object]:
     """Let `fate` strike where it is meant to, in the trial that is run in the block."""
-    from rresnet import train, trial
+    from rresnet.runner import trial
+    from rresnet.training import train
 
     def around(home: Any, name: str, before: Callable[..., object] = id, after: Callable[..., object] = id) -> Any:
         real = getattr(home, name)
@@ -157,10 +158,10 @@ def _doomed(fate: Fate) -> AbstractContextManager[object]:
 
 
 def trial(config: dict[str, Any], how: How, data: Any) -> None:
-    """In place of `rresnet.trial.run`, which it calls."""
+    """In place of `rresnet.runner.trial.run`, which it calls."""
     fate = Fate(Trial.from_json(config["trial"]).cell.batch_size - FIRST_SIZE)
     called = time.time()
-    from rresnet import trial  # seconds, in a fresh process
+    from rresnet.runner import trial  # seconds, in a fresh process
 
     with Path(os.environ["FATE_LOG"]).open("a") as log:
         log.write(json.dumps({"fate": fate, "process": os.getpid(), "called": called, "begun": time.time()}) + "\n")

@@ -35,10 +35,10 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 from PIL import Image
 
-from rresnet import data_files, store
 from rresnet.config import UsageError
-from rresnet.data import DataError
-from rresnet.measurement import TRIALS
+from rresnet.data import DataError, files
+from rresnet.tables import store
+from rresnet.tables.measurement import TRIALS
 
 SPARE_BYTES = 2**30  # what a reader may take beside what its process had before
 LIMIT_SECONDS = 20  # for one input
@@ -184,17 +184,17 @@ def results() -> tuple[bytes, bytes]:
 
 def _idx(file: str) -> Callable[[Path], object]:
     def read(folder: Path) -> object:
-        from rresnet import data_torchvision  # imports torch: seconds, for these readers alone
+        from rresnet.data import named  # imports torch: seconds, for these readers alone
 
-        return data_torchvision._read_idx(folder / file, (3, 28, 28))
+        return named._read_idx(folder / file, (3, 28, 28))
 
     return read
 
 
 def _cifar10(folder: Path) -> object:
-    from rresnet import data_torchvision
+    from rresnet.data import named
 
-    return data_torchvision.load("CIFAR10", folder)
+    return named.load("CIFAR10", folder)
 
 
 def _tables_of(folder: Path) -> None:
@@ -207,14 +207,14 @@ def readers() -> dict[str, Reader]:
     """Every reader of files that others have made."""
 
     def pictures(folder: Path) -> object:
-        return data_files._decode([("x", folder / "x")], 32)
+        return files._decode([("x", folder / "x")], 32)
 
     def table(folder: Path) -> object:
-        return data_files.parquet(folder / "x.parquet", 32, 42)
+        return files.parquet(folder / "x.parquet", 32, 42)
 
     listed = io.BytesIO()
     pairs = [(images()[0], n % 2, "train" if n else "test") for n in range(4)]
-    data_files.write_parquet(listed, pairs, ["a", "b"])  # type: ignore[arg-type]
+    files.write_parquet(listed, pairs, ["a", "b"])  # type: ignore[arg-type]
     rows, manifest = results()
     deep = b"[" * 50_000 + b"]" * 50_000
     values = st.recursive(

@@ -13,7 +13,7 @@ import pandas as pd
 from common import COLUMNS, arguments, cell, row, run, workbenches
 
 import rresnet
-from rresnet.workbench import Workbench
+from rresnet.training.workbench import Workbench
 
 
 def blocks(benches: list[Workbench], repeats: int, seconds: float) -> pd.DataFrame:

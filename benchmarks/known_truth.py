@@ -13,7 +13,7 @@ import pandas as pd
 from common import arguments, cell, run, slowed, verdict, workbenches
 
 import rresnet
-from rresnet.workbench import Workbench
+from rresnet.training.workbench import Workbench
 
 SLOWDOWNS = (0.05, 0.1, 0.3)
 CELL = {"model": "shufflenet_v2_x0_5", "batch_size": 64}  # steps of 40 ms: a visit averages a dozen

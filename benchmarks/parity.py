@@ -16,8 +16,8 @@ from common import arguments, cell, images, verdict
 
 from rresnet.config import Cell
 from rresnet.hardware import probe
-from rresnet.train import train_epochs
-from rresnet.workbench import Workbench
+from rresnet.training.train import train_epochs
+from rresnet.training.workbench import Workbench
 
 AXES: dict[str, dict[str, object]] = {
     "blog fp32 eager": {

@@ -16,8 +16,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet import prediction, reference
-from rresnet.analysis import PLACE, Tables, read
+from rresnet.analysis import PLACE, Tables, prediction, read, reference
 
 
 def rows(trials: pd.DataFrame) -> list[list[str]]:

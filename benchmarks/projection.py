@@ -11,8 +11,8 @@ import sys
 import torch
 from common import agrees, arguments, cell, images, measure, workbenches
 
-from rresnet.train import train_epochs
-from rresnet.workbench import Workbench
+from rresnet.training.train import train_epochs
+from rresnet.training.workbench import Workbench
 
 
 def main() -> int:

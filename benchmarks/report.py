@@ -22,7 +22,7 @@ import pyarrow.parquet as pq
 from common import arguments, cell, verdict
 
 from rresnet.config import Trial
-from rresnet.measurement import SCHEMAS
+from rresnet.tables.measurement import SCHEMAS
 
 RUN = "20260101T000000000000Z-compare-abcdef"
 SIZES = 25

@@ -19,8 +19,9 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rresnet import grid, hardware, limits, model
+from rresnet import grid, hardware
 from rresnet.config import Cell
+from rresnet.training import limits, model
 
 ADAM_BYTES = 28  # a parameter: weight, gradient and both moments read, all but the gradient written
 

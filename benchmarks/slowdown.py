@@ -21,7 +21,7 @@ from common import cell, verdict
 
 from rresnet import command
 from rresnet.config import SCHEMA_VERSION, Trial
-from rresnet.store import Run, Writer
+from rresnet.tables.store import Run, Writer
 
 STEP_SECONDS, STEPS, REPEATS, PROCESSES = 0.2, 3, 12, 3
 CELLS = [cell(batch_size=8), cell(batch_size=16)]

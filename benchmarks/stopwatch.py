@@ -10,7 +10,7 @@ import time
 
 from common import agrees, arguments, cell, measure, workbenches
 
-from rresnet.workbench import Workbench
+from rresnet.training.workbench import Workbench
 
 
 def plain(bench: Workbench, seconds: float) -> float:

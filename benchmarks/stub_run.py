@@ -18,14 +18,14 @@ from typing import Any
 from rresnet import cli, grid
 from rresnet.config import Cell, Device, How, Settings, Trial
 from rresnet.hardware import Hardware
-from rresnet.measurement import Environment, Measurement
+from rresnet.tables.measurement import Environment, Measurement
 
-announced: list[int] = []  # once in a process, as `rresnet.trial` does
+announced: list[int] = []  # once in a process, as `rresnet.runner.trial` does
 COPIES = int(os.environ.get("STUB_CELLS", "4"))  # cells, apart from each other by their batch size alone
 
 
 def trial(config: dict[str, Any], how: How, data: object) -> None:
-    """In place of `rresnet.trial.run`."""
+    """In place of `rresnet.runner.trial.run`."""
     from ray import tune
 
     planned, started = Trial.from_json(config["trial"]), datetime.now(UTC)

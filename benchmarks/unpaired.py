@@ -18,7 +18,7 @@ from candidates import Array
 from coverage import COMMON_SD, Fitted, fit, forgetful, identical, read_pairs, stretches, table
 from rich.console import Console
 
-from rresnet.statistics import DRIFT_LIMIT, RATE_DRIFT_LIMIT, half_width
+from rresnet.analysis.statistics import DRIFT_LIMIT, RATE_DRIFT_LIMIT, half_width
 
 LIMITS = (0.0, DRIFT_LIMIT, 0.06, RATE_DRIFT_LIMIT, 0.1)
 REPEATS, PROCESSES = (12, 24), 3

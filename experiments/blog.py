@@ -13,8 +13,8 @@ Examples:
 
 import sys
 
-from rresnet import blog
 from rresnet.cli import main
+from rresnet.experiments import blog
 
 if __name__ == "__main__":
     sys.exit(main("blog", __doc__ or "", defaults=blog.BlogSettings(), cells=blog.cells, show=blog.show))

@@ -13,9 +13,9 @@ Examples:
 
 import sys
 
-from rresnet import ladder
 from rresnet.cli import main
 from rresnet.config import Settings
+from rresnet.experiments import ladder
 
 if __name__ == "__main__":
     defaults = Settings(batch_size=(64,))

@@ -14,8 +14,8 @@ Examples:
 
 import sys
 
-from rresnet import scaling
 from rresnet.cli import main
+from rresnet.experiments import scaling
 
 if __name__ == "__main__":
     defaults = scaling.ScalingSettings()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from rresnet.analysis import Tables, read
-    from rresnet.comparison import speedup
-    from rresnet.store import StoreError
-    from rresnet.unpaired import speedup_across_machines
+    from rresnet.analysis.comparison import speedup
+    from rresnet.analysis.unpaired import speedup_across_machines
+    from rresnet.tables.store import StoreError
 
 __version__ = version("rresnet")
 __all__ = ["StoreError", "Tables", "__version__", "read", "speedup", "speedup_across_machines"]
@@ -20,9 +20,9 @@ __all__ = ["StoreError", "Tables", "__version__", "read", "speedup", "speedup_ac
 _HOME = {
     "Tables": "analysis",
     "read": "analysis",
-    "speedup": "comparison",
-    "speedup_across_machines": "unpaired",
-    "StoreError": "store",
+    "speedup": "analysis.comparison",
+    "speedup_across_machines": "analysis.unpaired",
+    "StoreError": "tables.store",
 }
 
 

@@ -8,8 +8,10 @@ from types import FrameType
 
 from rich.console import Console
 
-from rresnet import data, experiment, grid, planning, running, store, usage
+from rresnet import data, grid, usage
 from rresnet.config import Settings, UsageError
+from rresnet.experiments import experiment, planning, running
+from rresnet.tables import store
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

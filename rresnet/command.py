@@ -11,7 +11,7 @@ from rich.console import Console
 from rresnet import usage
 from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 from rresnet.config import UsageError
-from rresnet.store import StoreError
+from rresnet.tables.store import StoreError
 
 DESCRIPTION = """What should you train on? Measure it, then look at it with the commands below.
 
@@ -72,7 +72,7 @@ def report(
     """
     if not results:
         raise UsageError("rresnet report needs at least one results folder")
-    from rresnet import report as reporting  # imports pandas and matplotlib, which takes seconds
+    from rresnet.reporting import report as reporting  # imports pandas and matplotlib, which takes seconds
 
     reporting.write(results, Console(), out=out, runs=run, prices=price, with_reference=with_reference)
     return True
@@ -98,8 +98,8 @@ def diff(
         format: how to print it.
         fail_on_regression: exit code 1 when a setting is told to be slower by more than this, for example 5%.
     """
-    from rresnet import diff as diffs
-    from rresnet import diff_text
+    from rresnet.analysis import diff as diffs
+    from rresnet.analysis import diff_text
 
     share = None if fail_on_regression is None else _share(fail_on_regression)
     found = diffs.compare(diffs.rows_of(a), diffs.rows_of(b), names=(a, b))
@@ -128,7 +128,7 @@ def export(
         out: file for csv and json (default: print); folder for tensorboard (default: RESULTS/tensorboard); URI of the
             store for mlflow (default: sqlite:///RESULTS/mlflow.db).
     """
-    from rresnet import export as exports
+    from rresnet.reporting import export as exports
 
     rows = exports.table(results, table)
     if format in ("csv", "json"):
@@ -138,7 +138,8 @@ def export(
         else:
             exports.write(Path(out), content)
         return True
-    from rresnet import analysis, trackers
+    from rresnet import analysis
+    from rresnet.reporting import trackers
 
     if format == "tensorboard":
         folder = Path(out) if out else results / "tensorboard"

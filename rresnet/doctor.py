@@ -9,11 +9,14 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet import flags, hardware, limits, place
+from rresnet import hardware
 from rresnet.config import Precision
 from rresnet.hardware import Hardware
-from rresnet.monitor import Monitor
-from rresnet.place import Location
+from rresnet.quality import flags
+from rresnet.quality.monitor import Monitor
+from rresnet.tables import place
+from rresnet.tables.place import Location
+from rresnet.training import limits
 
 FREE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
 

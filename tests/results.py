@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 from samples import make_cell
 
 from rresnet.config import Trial
-from rresnet.measurement import SCHEMAS
+from rresnet.tables.measurement import SCHEMAS
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)
 BLOG = {"batch_size": 64}

@@ -10,9 +10,10 @@ from rich.console import Console
 from samples import make_cell
 
 import rresnet
-from rresnet import analysis, answer
-from rresnet.measurement import TRIALS
-from rresnet.statistics import Interval
+from rresnet import analysis
+from rresnet.analysis import answer
+from rresnet.analysis.statistics import Interval
+from rresnet.tables.measurement import TRIALS
 
 T2 = 4.302652729911275  # Student's t at 97.5 %, 2 degrees of freedom
 
@@ -225,5 +226,5 @@ def test_identical_cells_are_told_as_the_noise_floor():
 
 
 def test_analysis_needs_neither_ray_nor_torch():
-    code = "import sys, rresnet.analysis, rresnet.answer; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys, rresnet.analysis, rresnet.analysis.answer; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0

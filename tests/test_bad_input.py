@@ -282,7 +282,9 @@ def test_wrong_commands(arguments, message, tmp_path, monkeypatch, capsys):
 def test_wrong_data(kind, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     dataset, fragments = damaged(tmp_path / "data", kind)
-    monkeypatch.setattr("rresnet.experiment.EARLY_SECONDS", 60.0)  # a slow machine reads it before Ray starts, too
+    monkeypatch.setattr(
+        "rresnet.experiments.experiment.EARLY_SECONDS", 60.0
+    )  # a slow machine reads it before Ray starts, too
     said = refused(["--dataset", str(dataset)], tmp_path, monkeypatch, capsys)
     assert all(fragment in said for fragment in fragments), said
 
@@ -297,7 +299,7 @@ def test_results_that_are_a_file(tmp_path, monkeypatch, capsys):
 
 def test_results_where_one_may_not_write(tmp_path, monkeypatch, capsys):
     (tmp_path / "closed").mkdir()
-    monkeypatch.setattr("rresnet.place.os.access", lambda path, mode: False)  # root may write everywhere
+    monkeypatch.setattr("rresnet.tables.place.os.access", lambda path, mode: False)  # root may write everywhere
     said = refused(["--results-dir", str(tmp_path / "closed" / "out")], tmp_path, monkeypatch, capsys)
     assert "no right to write" in said
 

@@ -9,13 +9,13 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-from rresnet import cluster
+from rresnet.runner import cluster
 
 ROOT = Path(__file__).parents[1]
 FILES = ("cluster.yaml", "clusters/gcp-a100.yaml", "clusters/local.yaml")
 CONFIGS = {name: yaml.safe_load((ROOT / name).read_text()) for name in FILES}
 AWS, GCP, LOCAL = CONFIGS.values()
-OF_THE_DRIVER = {"RAY_AIR_NEW_OUTPUT"}  # the others of rresnet.cluster are read on every machine
+OF_THE_DRIVER = {"RAY_AIR_NEW_OUTPUT"}  # the others of rresnet.runner.cluster are read on every machine
 NODE_VARIABLES = {
     name: value for name, value in cluster._ENVIRONMENT.items() if name.startswith("RAY_") and name not in OF_THE_DRIVER
 }

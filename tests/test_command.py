@@ -6,7 +6,7 @@ from rich.console import Console
 from test_export import BLOG, row, written
 
 from rresnet import command, doctor
-from rresnet.monitor import Monitor, Usage
+from rresnet.quality.monitor import Monitor, Usage
 
 
 def examined(tmp_path, monkeypatch, usage, advice=True):

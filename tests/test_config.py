@@ -7,8 +7,8 @@ from hypothesis import strategies as st
 from samples import make_cell
 
 from rresnet import grid
-from rresnet.blog import BlogSettings
 from rresnet.config import CELL_COLUMNS, How, Settings, Trial, UsageError, stable_hash
+from rresnet.experiments.blog import BlogSettings
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from rresnet import convolution
+from rresnet.training import convolution
 
 
 def pair(*arguments: int, **options: object) -> tuple[nn.Conv2d, nn.Conv2d]:

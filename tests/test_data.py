@@ -15,8 +15,8 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from rresnet import data, data_files, data_torchvision
-from rresnet.data import DataError
+from rresnet import data
+from rresnet.data import DataError, files, named
 
 FULL = data.Path("/usr/share/datasets/fashion-mnist")
 
@@ -141,7 +141,7 @@ def test_hugging_face_files_bring_names_and_split(tmp_path):
 
 def test_what_is_written_is_read_back(tmp_path):
     rows = [(png(np.full((4, 4), i, np.uint8)), i % 2, "train" if i < 4 else "test") for i in range(6)]
-    data_files.write_parquet(tmp_path / "a.parquet", rows, ["even", "odd"])
+    files.write_parquet(tmp_path / "a.parquet", rows, ["even", "odd"])
     found = load(tmp_path / "a.parquet", image_size=4)
     assert found.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
     assert found.classes == ("even", "odd")
@@ -198,16 +198,16 @@ def idx_files(folder, compress=True, **replaced):
 
 @pytest.fixture
 def small_idx(monkeypatch):
-    monkeypatch.setattr(data_torchvision, "_IDX_SPLITS", {"train": ("train", 20), "test": ("t10k", 10)})
+    monkeypatch.setattr(named, "_IDX_SPLITS", {"train": ("train", 20), "test": ("t10k", 10)})
 
     return idx_files
 
 
 def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "bomb.parquet"
-    data_files.write_parquet(path, [(bytes(2**20), 0, "train")] * 128, ["zeros"])
+    files.write_parquet(path, [(bytes(2**20), 0, "train")] * 128, ["zeros"])
     assert path.stat().st_size < 2**21  # 128 MiB of zeros
-    monkeypatch.setattr(data_files.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
+    monkeypatch.setattr(files.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
     with pytest.raises(DataError, match=r"bomb\.parquet holds more than 0\.1 GiB of images, half of the memory"):
         load(path)
 
@@ -270,7 +270,7 @@ class Bomb:
 @pytest.fixture
 def small_cifar(tmp_path, monkeypatch):
     """CIFAR-10's archive with two images a batch, whose checksums torchvision is told."""
-    cifar = data_torchvision.torchvision.datasets.CIFAR10
+    cifar = named.torchvision.datasets.CIFAR10
     names = [name for name, _ in cifar.train_list + cifar.test_list]
 
     def write(as_archive):

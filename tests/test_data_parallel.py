@@ -7,9 +7,9 @@ import torch.multiprocessing
 from samples import make_cell
 from torch import distributed, nn
 
-from rresnet import model, step
 from rresnet.data import Split
-from rresnet.inputs import Inputs
+from rresnet.training import model, step
+from rresnet.training.inputs import Inputs
 
 STEPS = 5
 DEVICE = torch.device("cpu")

@@ -6,10 +6,10 @@ import pytest
 from samples import make_cell
 from test_analysis import BLOG, GPU, TUNED, trials
 
-from rresnet import decision
+from rresnet.analysis import decision
+from rresnet.analysis.decision import Price
+from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 from rresnet.config import UsageError
-from rresnet.decision import Price
-from rresnet.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 
 CPU_PRICE, GPU_PRICE = Price(what="cpu", per_hour=0.36), Price(what="gpu", per_hour=3.6)
 

@@ -7,10 +7,10 @@ from samples import make_cell
 from test_analysis import BLOG, GPU, TUNED, trials
 
 import rresnet
-from rresnet import diff, unpaired
+from rresnet.analysis import diff, unpaired
+from rresnet.analysis.diff_text import render
+from rresnet.analysis.statistics import Interval, independent_ratio
 from rresnet.config import UsageError
-from rresnet.diff_text import render
-from rresnet.statistics import Interval, independent_ratio
 
 QUIET = [100.0, 101.0, 99.0, 100.5, 99.5, 100.0]
 

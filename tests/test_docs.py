@@ -17,7 +17,9 @@ import tyro
 from rich.console import Console
 
 import rresnet
-from rresnet import answer, command, experiment
+from rresnet import command
+from rresnet.analysis import answer
+from rresnet.experiments import experiment
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"

@@ -15,8 +15,9 @@ from samples import make_cell
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rresnet
-from rresnet import command, trackers
-from rresnet.measurement import SCHEMAS
+from rresnet import command
+from rresnet.reporting import trackers
+from rresnet.tables.measurement import SCHEMAS
 
 START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
 BLOG, TUNED = make_cell(batch_size=8), make_cell(batch_size=8, recipe="tuned")

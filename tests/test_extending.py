@@ -66,9 +66,11 @@ import pandas as pd
 from results import trials, write
 from samples import LAPTOP, make_cell
 import rresnet
-from rresnet import grid, model, reference
+from rresnet import grid
+from rresnet.analysis import reference
+from rresnet.training import model
 from rresnet.config import Cell, CELL_COLUMNS, Settings, Trial
-from rresnet.measurement import TRIALS
+from rresnet.tables.measurement import TRIALS
 
 kept = reference.read(reference.Path(sys.argv[1])).trials
 row = kept.iloc[0].to_dict()
@@ -93,7 +95,7 @@ print(json.dumps({
 
 def test_an_axis(copy):
     (diff,) = blocks("An axis", "diff")
-    assert apply(diff, copy) == ["rresnet/cell.py", "rresnet/model.py"]
+    assert apply(diff, copy) == ["rresnet/cell.py", "rresnet/training/model.py"]
     (dry_run,) = commands("An axis")
     plan = run(copy, *dry_run, "--repeats", "1", "--batch-size", "8", "--recipe", "blog", "--device", "cpu")
     assert "2 planned trials" in plan
@@ -130,8 +132,9 @@ def test_a_recipe(copy):
 LOAD = """
 import json
 from pathlib import Path
-from rresnet import data, data_torchvision
-data_torchvision._IDX_SPLITS = {"train": ("train", 20), "test": ("t10k", 10)}
+from rresnet import data
+from rresnet.data import named
+named._IDX_SPLITS = {"train": ("train", 20), "test": ("t10k", 10)}
 found = [data.load(name, image_size=16, data_dir=Path("images")) for name in ("kmnist", "stripes")]
 try:
     data.load("kmnits", image_size=16)
@@ -146,8 +149,8 @@ def test_a_data_set(copy):
     from test_data import idx_files
 
     of_torchvision, own = blocks("A data set", "diff")
-    assert apply(of_torchvision, copy) == ["rresnet/data.py"]
-    assert apply(own, copy) == ["rresnet/data.py"]
+    assert apply(of_torchvision, copy) == ["rresnet/data/__init__.py"]
+    assert apply(own, copy) == ["rresnet/data/__init__.py"]
     idx_files(copy / "images" / "KMNIST" / "raw")
     kmnist, stripes, second, classes, said = json.loads(run(copy, "-c", LOAD))
     assert (kmnist, second) == ([[20, 1, 16, 16], [10, 1, 16, 16]], "ki")
@@ -172,7 +175,7 @@ def test_a_figure_of_the_report(copy):
     from results import BLOG, TUNED, trials, write
 
     (diff,) = blocks("A figure of the report", "diff")
-    assert apply(diff, copy) == ["rresnet/use.py", "rresnet/sections.py"]
+    assert apply(diff, copy) == ["rresnet/reporting/use.py", "rresnet/reporting/sections.py"]
     rows = trials((BLOG, [100, 101, 99]), (TUNED, [200, 201, 199]))
     write(copy / "results", [row | {"canary_matrix_seconds": 0.01 * (row["repeat"] + 1)} for row in rows])
     code = "import sys; from rresnet.command import main; sys.exit(main(sys.argv[1:]))"

@@ -5,7 +5,8 @@ import pandas as pd
 import pytest
 from matplotlib import rcParams
 
-from rresnet import bars, drawing, figures, rows
+from rresnet.figures import amounts, bars, drawing
+from rresnet.reporting import rows
 
 SPEEDUPS = pd.DataFrame(
     {
@@ -112,7 +113,7 @@ def test_the_knee_is_ringed():
             "high": [55.0, None, 110.0],
         }
     )
-    root = element(figures.batch_sizes(rates, rates[rates["batch_size"] == 16]))
+    root = element(amounts.batch_sizes(rates, rates[rates["batch_size"] == 16]))
     assert "cpu blog, batch 8: 50 images/s (45 - 55)" in tips(root)
     assert "cpu blog, batch 16: 95 images/s" in tips(root)
     assert "knee of cpu blog: batch 16" in tips(root)
@@ -123,7 +124,7 @@ def test_learning_has_a_mark_an_epoch_in_both_halves():
     epochs = pd.DataFrame(
         {"setting": "a", "epoch": [1, 2], "elapsed_seconds": [10.0, 20.0], "test_accuracy": [0.5, 0.75]}
     )
-    assert sorted(tips(element(figures.learning(epochs)))) == [
+    assert sorted(tips(element(amounts.learning(epochs)))) == [
         *["a, epoch 1, 10 s: 0.500"] * 2,
         *["a, epoch 2, 20 s: 0.750"] * 2,
     ]
@@ -133,7 +134,7 @@ def test_the_front_is_named():
     found = pd.DataFrame(
         {"setting": ["a", "b"], "epoch_seconds": [10.0, 20.0], "epoch_cost": [1.0, 2.0], "on_front": [True, False]}
     )
-    root = element(figures.costs(found, "EUR"))
+    root = element(amounts.costs(found, "EUR"))
     assert "a" in texts(root)
     assert "b" not in texts(root)
     assert tips(root) == ["a: 10 s, 1 EUR an epoch", "b: 20 s, 2 EUR an epoch"]

@@ -4,9 +4,10 @@ import pandas as pd
 import pytest
 from samples import make_cell
 
-from rresnet import grid, growth
+from rresnet import grid
 from rresnet.config import Settings, UsageError
-from rresnet.measurement import TRIALS
+from rresnet.experiments import growth
+from rresnet.tables.measurement import TRIALS
 
 CELLS = [make_cell(recipe="blog"), make_cell(recipe="tuned")]
 

@@ -5,8 +5,9 @@ import pandas as pd
 import pytest
 from samples import make_cell
 
-from rresnet import blog, grid, ladder
+from rresnet import grid
 from rresnet.config import Settings, UsageError
+from rresnet.experiments import blog, ladder
 
 
 def test_each_rung_has_one_change_more(laptop, a100):

@@ -5,10 +5,10 @@ import torch
 from samples import make_cell
 from test_training import CPU, bench, image_data
 
-from rresnet import clocks, limits, step
-from rresnet.clocks import StepClock
-from rresnet.limits import Limits, Work
-from rresnet.train import visit
+from rresnet.training import clocks, limits, step
+from rresnet.training.clocks import StepClock
+from rresnet.training.limits import Limits, Work
+from rresnet.training.train import visit
 
 LIMITS = Limits(matrix_flops_per_second=100.0, copy_bytes_per_second=10.0)
 

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from rresnet import machines
 from rresnet.config import UsageError
-from rresnet.machines import Wanted
+from rresnet.runner import machines
+from rresnet.runner.machines import Wanted
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
 SMALL = {"CPU": 2.0}

@@ -5,8 +5,8 @@ import pynvml
 import pytest
 from samples import make_cell
 
-from rresnet import flags, monitor
-from rresnet.monitor import Monitor, Usage
+from rresnet.quality import flags, monitor
+from rresnet.quality.monitor import Monitor, Usage
 
 
 def usage(**changes):

@@ -10,8 +10,9 @@ import pytest
 from test_store import make_run, rows
 
 import rresnet
-from rresnet import export, objects, place, store
-from rresnet.store import DamagedFileWarning, StoreError, Writer
+from rresnet.reporting import export
+from rresnet.tables import objects, place, store
+from rresnet.tables.store import DamagedFileWarning, StoreError, Writer
 
 
 @pytest.fixture(scope="module")

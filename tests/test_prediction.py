@@ -5,7 +5,7 @@ import pytest
 from samples import make_cell
 from test_analysis import trials
 
-from rresnet import prediction
+from rresnet.analysis import prediction
 
 
 def series(seconds_by_batch, repeats=3, **axes):

@@ -3,7 +3,7 @@ import pytest
 from test_export import BLOG, TUNED, row, written
 
 import rresnet
-from rresnet import reference
+from rresnet.analysis import reference
 from rresnet.config import CELL_COLUMNS, Cell, Trial
 
 

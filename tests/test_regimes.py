@@ -6,8 +6,8 @@ import pandas as pd
 import pytest
 from samples import make_cell
 
-from rresnet import comparison, regimes
-from rresnet.measurement import TRIALS
+from rresnet.analysis import comparison, regimes
+from rresnet.tables.measurement import TRIALS
 
 FAST, SLOW = 0.010, 0.016
 BLOG, TUNED = make_cell(recipe="blog"), make_cell(recipe="tuned")

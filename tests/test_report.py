@@ -15,7 +15,8 @@ from rich.console import Console
 from samples import make_cell
 
 from results import BLOG, START, TUNED, epochs, trial, trials, write
-from rresnet import command, parts, report, speed, use
+from rresnet import command
+from rresnet.reporting import parts, report, speed, use
 
 
 class Page(HTMLParser):
@@ -302,7 +303,7 @@ def test_a_row_that_names_no_machine_goes_to_the_runs_only_one(tmp_path):
 
 
 def test_the_report_needs_neither_ray_nor_torch():
-    code = "import sys, rresnet.report; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = "import sys, rresnet.reporting.report; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

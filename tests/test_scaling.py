@@ -9,9 +9,10 @@ from rich.console import Console
 from samples import A100, LAPTOP, make_cell
 from test_analysis import trials as made
 
-from rresnet import grid, scaling
+from rresnet import grid
 from rresnet.config import UsageError
-from rresnet.scaling import Model, ScalingSettings
+from rresnet.experiments import scaling
+from rresnet.experiments.scaling import Model, ScalingSettings
 
 FOUR = replace(LAPTOP, cpu_count=4, cpu_cores=4)
 

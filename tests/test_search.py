@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_cell
 
-from rresnet import search
 from rresnet.config import Settings, UsageError
+from rresnet.experiments import search
 
 
 def climb(fits, most, seconds=lambda size: 0.001 * size):

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from rresnet.statistics import (
+from rresnet.analysis.statistics import (
     DRIFT_LIMIT,
     DRIFT_PER_SCATTER,
     DRIFT_REPEATS,

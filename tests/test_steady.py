@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rresnet import steady
+from rresnet.quality import steady
 
 
 @pytest.mark.parametrize("count", [3, 4, 5, 6])

@@ -9,11 +9,11 @@ import pyarrow.parquet as pq
 import pytest
 from samples import make_cell
 
-from rresnet import store
 from rresnet.config import Trial
-from rresnet.measurement import SCHEMAS, Measurement
-from rresnet.store import Run, StoreError, Writer
-from rresnet.sweep import rows_of
+from rresnet.runner.sweep import rows_of
+from rresnet.tables import store
+from rresnet.tables.measurement import SCHEMAS, Measurement
+from rresnet.tables.store import Run, StoreError, Writer
 
 
 def make_run(**changes):

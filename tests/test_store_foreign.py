@@ -10,9 +10,9 @@ import pytest
 from test_store import make_run, rows
 
 import rresnet
-from rresnet import store
 from rresnet.config import SCHEMA_VERSION
-from rresnet.store import DamagedFileWarning, StoreError, Writer
+from rresnet.tables import store
+from rresnet.tables.store import DamagedFileWarning, StoreError, Writer
 
 VERSIONS = Path(__file__).parent / "schema_versions"
 

@@ -8,13 +8,13 @@ import ray
 from samples import LAPTOP, make_cell
 
 from rresnet import grid
-from rresnet.agenda import Agenda
-from rresnet.cluster import Cluster, ClusterLostError
 from rresnet.config import How
-from rresnet.lane import Lane
-from rresnet.machines import Machine
-from rresnet.store import Run
-from rresnet.sweep import Sweep
+from rresnet.runner.agenda import Agenda
+from rresnet.runner.cluster import Cluster, ClusterLostError
+from rresnet.runner.lane import Lane
+from rresnet.runner.machines import Machine
+from rresnet.runner.sweep import Sweep
+from rresnet.tables.store import Run
 
 CELLS = [make_cell(batch_size=size) for size in (1, 2, 3)]
 HUNGRY = 2  # the batch size that Ray ends the process at

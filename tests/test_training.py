@@ -12,13 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_cell
 
-from rresnet import convolution, model, step
 from rresnet.config import How, UsageError
 from rresnet.data import ImageData, Split
-from rresnet.inputs import EpochSampler, Inputs, normalise
-from rresnet.timing import Stopwatch, steps_in
-from rresnet.train import NonFiniteLossError, train, train_epochs, visit
-from rresnet.workbench import Workbench
+from rresnet.training import convolution, model, step
+from rresnet.training.inputs import EpochSampler, Inputs, normalise
+from rresnet.training.timing import Stopwatch, steps_in
+from rresnet.training.train import NonFiniteLossError, train, train_epochs, visit
+from rresnet.training.workbench import Workbench
 
 CPU = torch.device("cpu")
 
@@ -271,7 +271,7 @@ def test_a_trained_model_and_its_trace_are_kept_where_they_are_asked_for():
 
 
 def test_the_loss_of_every_hundredth_step_is_kept(monkeypatch):
-    monkeypatch.setattr("rresnet.train.LOSS_STEPS", 4)
+    monkeypatch.setattr("rresnet.training.train.LOSS_STEPS", 4)
     found = train_epochs(bench(input="resident"), epochs=2, startup_seconds=0.0, progress=lambda rate: None)
     assert [(loss.epoch, loss.step) for loss in found.losses] == [(0, 4), (1, 4)]  # of five steps
     assert all(loss.loss > 0 for loss in found.losses)

@@ -3,12 +3,12 @@ import pytest
 import torch
 from samples import make_cell
 
-from rresnet import lane, sweep, trial
 from rresnet.config import Trial
 from rresnet.data import ImageData, Split
-from rresnet.measurement import Measurement
 from rresnet.progress import duration
-from rresnet.store import Run
+from rresnet.runner import lane, sweep, trial
+from rresnet.tables.measurement import Measurement
+from rresnet.tables.store import Run
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Rebuild rresnet/datasets/fashion-mnist-12k.parquet from the full Fashion-MNIST.
+"""Rebuild rresnet/data/datasets/fashion-mnist-12k.parquet from the full Fashion-MNIST.
 
 Takes 1,000 training and 200 test images of each class, chosen by a fixed seed; the same input gives the same bytes.
 
@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image
 
 from rresnet.data import Split
-from rresnet.data_files import write_parquet
-from rresnet.data_torchvision import load
+from rresnet.data.files import write_parquet
+from rresnet.data.named import load
 
-TARGET = Path(__file__).parent.parent / "rresnet" / "datasets" / "fashion-mnist-12k.parquet"
+TARGET = Path(__file__).parent.parent / "rresnet" / "data" / "datasets" / "fashion-mnist-12k.parquet"
 SEED = 12_000
 
 

@@ -16,7 +16,7 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
-from rresnet.measurement import SCHEMAS
+from rresnet.tables.measurement import SCHEMAS
 
 ROOT = Path(__file__).parents[1]
 FROM_ROOT = (

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from hosts import HOME, ROOT
 
-from rresnet import diff
+from rresnet.analysis import diff
 
 FILE = f"{HOME}/local.yaml"
 QUICK = "--model resnet18 --batch-size 8 --precision fp32 --cpu-threads 1 --seconds 0.2"

@@ -10,12 +10,13 @@ BREAKS, KILLED, HANGS, TOO_LARGE = 2, 3, 4, 5  # batch sizes that choose the fat
 
 
 def trial(config, how, data):
-    """`rresnet.trial.run`, with a training loop that does to the trial what its batch size says."""
+    """`rresnet.runner.trial.run`, with a training loop that does to the trial what its batch size says."""
     if Trial.from_json(config["trial"]).cell.batch_size == KILLED:
         os.kill(os.getpid(), signal.SIGKILL)
     import torch
 
-    from rresnet import train, trial
+    from rresnet.runner import trial
+    from rresnet.training import train
 
     def visit(bench, **arguments):
         fate = bench.cell.batch_size

@@ -10,11 +10,13 @@ import ray
 from rich.console import Console
 from samples import make_cell
 
-from rresnet import cluster, data, grid, hardware, store
+from rresnet import data, grid, hardware
 from rresnet.config import How
 from rresnet.progress import Progress
-from rresnet.store import Writer
-from rresnet.sweep import Sweep
+from rresnet.runner import cluster
+from rresnet.runner.sweep import Sweep
+from rresnet.tables import store
+from rresnet.tables.store import Writer
 
 pytestmark = pytest.mark.integration
 LIMIT = 30.0  # seconds; other tests run beside this one

@@ -21,7 +21,8 @@ ROOT = Path(__file__).parents[2]
 
 LISTENING = """
 import json, sys, psutil
-from rresnet import cluster, hardware
+from rresnet import hardware
+from rresnet.runner import cluster
 with cluster.connect(None, hardware.probe()):
     import ray
     ray.get(ray.remote(lambda: 1).remote())
@@ -109,7 +110,7 @@ def test_its_servers_listen_on_loopback_alone_and_its_token_is_its_owners(tmp_pa
 
 
 def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path, monkeypatch):
-    from rresnet import cluster
+    from rresnet.runner import cluster
 
     monkeypatch.setattr(Path, "home", lambda: tmp_path)
     cluster._make_token()

@@ -11,7 +11,7 @@ import pandas as pd
 import pyarrow.fs as pa_fs
 import pytest
 
-from rresnet import place
+from rresnet.tables import place
 
 pytestmark = pytest.mark.integration
 STUB = Path(__file__).parents[2] / "benchmarks" / "stub_run.py"

@@ -1,0 +1,231 @@
+"""Answers from the tables: speedups, paired and with intervals. Needs neither Ray nor torch."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from rresnet.analysis.statistics import (
+    DRIFT_LIMIT,
+    MINIMUM_REPEATS,
+    Components,
+    Interval,
+    log_mean_interval,
+    repeats_needed,
+    variance_components,
+)
+from rresnet.config import CELL_COLUMNS, DEVICES
+from rresnet.grid import AS_WRITTEN
+from rresnet.tables import place
+from rresnet.tables.measurement import filled
+from rresnet.tables.place import Location
+from rresnet.tables.store import KEY, StoreError, read_tables
+
+PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
+PLACE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged: one machine and its software
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The tables of a results folder as DataFrames."""
+
+    trials: pd.DataFrame
+    """One row for every planned trial, whatever became of it."""
+    windows: pd.DataFrame
+    """One row for every timed stretch of steps, those of the warm-up too."""
+    epochs: pd.DataFrame
+    """One row for every epoch of a trial with `--epochs`."""
+    losses: pd.DataFrame
+    """One row for every hundredth step of a trial with `--epochs`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """A ratio, how well it is known, and what it would take to know it better."""
+
+    interval: Interval
+    half_width: float  # of the interval, as a share of the ratio
+    parts: Components
+    repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
+
+
+def read(results: Location | Sequence[Location] = "results") -> Tables:
+    """The tables in one results folder, or in several (of several machines, say) together.
+
+    Args:
+        results: the folders, or their URLs, that an experiment's `--results-dir` named. A trial that is in several of
+            them, since one is a copy of another, counts once: as where it ended last.
+
+    Raises:
+        StoreError: there is no such folder, or a file in it is damaged.
+    """
+    folders = [results] if isinstance(results, str | Path) else list(results)
+    for kept in map(place.at, folders):
+        if not kept.holds("trials"):
+            raise StoreError(
+                f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py "
+                "first"
+            )
+    if not folders:
+        raise StoreError("no results folder was named: give at least one")
+    tables = [read_tables(folder) for folder in folders]
+    joined = tables[0] if len(tables) == 1 else _joined(tables)
+    return Tables(
+        **{name: table.to_pandas() for name, table in (joined | {"trials": filled(joined["trials"])}).items()}
+    )
+
+
+def trials_of(results: Location, run_id: str) -> pd.DataFrame:
+    """One run's rows of the trials table."""
+    return filled(read_tables(results, run_id=run_id)["trials"]).to_pandas()
+
+
+def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    """The tables of several folders as one; a trial that is in several is taken from where it ended last."""
+    key = list(KEY)
+    ends = [t["trials"].select([*key, "finished_at"]).to_pandas().assign(folder=i) for i, t in enumerate(folders)]
+    in_order = pd.concat(ends).sort_values("finished_at", kind="stable", na_position="first")
+    home = in_order.drop_duplicates(key, keep="last").set_index(key)["folder"]
+    joined = {}
+    for name in folders[0]:
+        parts = []
+        for i, tables in enumerate(folders):
+            rows = pd.MultiIndex.from_frame(tables[name].select(key).to_pandas())
+            parts.append(tables[name].filter(pa.array(home.reindex(rows).to_numpy() == i)))
+        joined[name] = pa.concat_tables(parts)
+    return joined
+
+
+def repeats_interval(
+    values: "pd.Series[float]", rows: pd.DataFrame, level: float, drift_limit: float = DRIFT_LIMIT
+) -> Interval:
+    """The geometric mean of `values`, one for each of `rows`, with its interval over repeats."""
+    return log_mean_interval(values.tolist(), *in_series(rows), level, drift_limit=drift_limit)
+
+
+def in_series(rows: pd.DataFrame) -> tuple[list[int], list[int]]:
+    """Repeats and processes of `rows`, as one series in order of time."""
+    # Several runs, and machines, in one folder follow one another: their repeats and processes are numbered on.
+    run = (rows["run_id"] + " " + rows["hostname"].fillna("")).rank(method="dense").astype(int)
+    repeats = run * (int(rows["repeat"].max()) + 1) + rows["repeat"]
+    processes = run * (int(rows["process"].max()) + 1) + rows["process"]
+    return repeats.tolist(), processes.tolist()
+
+
+def distinguishable(interval: Interval, floor: float | None = None) -> bool | None:
+    """Whether the interval leaves out 1 and the estimate is beyond the noise floor; None where there is no interval."""
+    if interval.low is None or interval.high is None:
+        return None
+    beyond = floor is None or abs(math.log(interval.estimate)) > math.log1p(floor)
+    return beyond and not interval.low <= 1.0 <= interval.high
+
+
+def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+    """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended."""
+    rows = []
+    for cell_id, of_cell in trials.groupby("cell_id", sort=False):
+        ok = of_cell[of_cell["status"] == "ok"]
+        interval = repeats_interval(ok["images_per_second"], ok, level) if len(ok) else None
+        epoch_images = ok["epoch_seconds"] * ok["images_per_second"]
+        energy = ok["energy_joules"] / ok["measured_images"] * epoch_images
+        rows.append(
+            {
+                "cell_id": cell_id,
+                **{c: of_cell[c].iloc[0] for c in CELL_COLUMNS},
+                "images_per_second": interval.estimate if interval else None,
+                "low": interval.low if interval else None,
+                "high": interval.high if interval else None,
+                "epoch_seconds": ok["epoch_seconds"].median() if len(ok) else None,
+                "epoch_seconds_kind": ok["epoch_seconds_kind"].iloc[0] if len(ok) else None,
+                "epoch_low": epoch_images.median() / interval.high if interval and interval.high else None,
+                "epoch_high": epoch_images.median() / interval.low if interval and interval.low else None,
+                "epoch_joules": energy.mean() if energy.notna().any() else None,
+                "peak_memory_bytes": ok["peak_memory_bytes"].max() if len(ok) else None,
+                "percent_of_limit": ok["percent_of_limit"].median() if len(ok) else None,
+                "bottleneck": next(iter(ok["bottleneck"].mode()), None),
+                "test_accuracy": ok["test_accuracy"].mean() if len(ok) else None,
+                "statuses": ", ".join(f"{n} {status}" for status, n in of_cell["status"].value_counts().items()),
+                "repeats": len(ok),
+            }
+        )
+    numbers = dict.fromkeys(("images_per_second", "low", "high"), "float64")  # also where all of them are null
+    return pd.DataFrame(rows).astype(numbers) if rows else pd.DataFrame()
+
+
+def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str, *, level: float = 0.95) -> Interval | None:
+    """The paired ratio of two cells' images a second, or None when no repeat holds both."""
+    pairs = paired(trials, cell_id, reference_cell_id)
+    return None if pairs.empty else repeats_interval(pairs["ratio"], pairs, level)
+
+
+def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.DataFrame:
+    """The ok rows of two cells side by side, one row for each repeat that holds both.
+
+    Returns:
+        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`
+        and `quality_flags` (the second's with `_reference` behind).
+    """
+    ok = trials.loc[trials["status"] == "ok", ["cell_id", *PAIR, "process", "images_per_second", "quality_flags"]]
+    one, other = (ok[ok["cell_id"] == of].drop(columns="cell_id") for of in (cell_id, reference_cell_id))
+    pairs = one.merge(other, on=PAIR, suffixes=("", "_reference"))
+    return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
+
+
+def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
+    """The cell that the others are compared with: the blog's setting on the CPU at batch 64, or the nearest to it."""
+    measured = [c for c in cells if c["repeats"]]
+    order = sorted(
+        measured,
+        key=lambda c: (
+            c["recipe"] != "blog",
+            DEVICES.index(c["device"]),
+            sum(c[axis] != value for axis, value in vars(AS_WRITTEN).items()),
+            c["copy"],
+            abs(c["batch_size"] - 64),
+            c["num_workers"],
+        ),
+    )
+    return order[0] if order else None
+
+
+def widest(trials: pd.DataFrame) -> Lead | None:
+    """The cell whose ratio to the reference cell is known least well; None where no ratio has an interval yet."""
+    cells = rates(trials).to_dict("records")
+    reference = reference_cell(cells)
+    if reference is None:
+        return None
+    found = []
+    for cell in cells:
+        pairs = paired(trials, cell["cell_id"], reference["cell_id"])
+        if cell["cell_id"] != reference["cell_id"] and len(pairs) >= MINIMUM_REPEATS:
+            found.append(lead(pairs))
+    return max(found, key=lambda one: one.half_width, default=None)
+
+
+def lead(pairs: pd.DataFrame, *, level: float = 0.95) -> Lead:
+    """What `paired` rows tell of their ratio. At least `MINIMUM_REPEATS` of them."""
+    interval = repeats_interval(pairs["ratio"], pairs, level)
+    assert interval.low is not None
+    assert interval.high is not None
+    values, order = pairs["ratio"].tolist(), in_series(pairs)
+    half = math.sqrt(interval.high / interval.low) - 1
+    return Lead(
+        interval=interval,
+        half_width=half,
+        parts=variance_components(values, *order),
+        repeats_for=lambda target: repeats_needed(values, *order, target, level),
+    )
+
+
+def trial_seconds(trials: pd.DataFrame, cell_ids: Sequence[str]) -> dict[str, float]:
+    """Median seconds that a trial of each cell took, from earlier rows; a cell never run gets the median of all."""
+    ended = trials.dropna(subset=["started_at", "finished_at"])
+    seconds = (ended["finished_at"] - ended["started_at"]).dt.total_seconds()
+    if seconds.empty:
+        return {}
+    of_cell = seconds.groupby(ended["cell_id"]).median()
+    return {cell_id: float(of_cell.get(cell_id, seconds.median())) for cell_id in cell_ids}

@@ -1,0 +1,200 @@
+"""The answer in the terminal: a table of the cells, and one sentence."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from rresnet import analysis
+from rresnet.analysis import comparison, regimes
+from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
+from rresnet.config import AXES
+from rresnet.progress import duration
+from rresnet.quality.flags import ADVICE
+
+WIDE = 110  # columns of a terminal from which on the limit and the bottleneck are shown
+
+NO_GPU = (
+    "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
+    "or with --address HOST:6379 to join a Ray cluster that has one."
+)
+
+
+def findings(trials: pd.DataFrame, console: Console) -> None:
+    """Print the table of one run's cells, and the fastest of them in a sentence."""
+    cells = ranked(trials)
+    console.print(_table(trials, cells, analysis.reference_cell(cells), wide=console.width >= WIDE))
+    for line in (sentence(trials, cells), *_scatter(trials, cells), *_noise_floor(trials, cells)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
+    """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
+    cells = ranked(trials)
+    for line in (*_states(trials, cells, analysis.reference_cell(cells)), *_flags(trials, advice=advice)):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    if "gpu" not in {cell["device"] for cell in cells}:
+        console.print(NO_GPU, style="dim", highlight=False, soft_wrap=True)
+
+
+def ranked(trials: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The cells as `analysis.rates` gives them, the fastest first, those that never ended ok last."""
+    rates = analysis.rates(trials)
+    return rates.sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
+
+
+def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
+    """The fastest setting, by how much, and whether that can be told from the second."""
+    measured = [c for c in cells if c["repeats"] and not c["copy"]]
+    if not measured:
+        return "No trial ended ok, so there is no answer: the errors stand above, and in the trials table."
+    if len(measured) == 1:
+        only = measured[0]
+        return f"The only setting measured: {name(only, measured)}, {only['images_per_second']:,.0f} images/s."
+    first, second = measured[:2]
+    lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
+    told = f"Fastest: {name(first, measured)}, {first['images_per_second']:,.0f} images/s"
+    if lead is None:
+        return f"{told}; it was never measured in the same repeat as the second, {name(second, measured)}."
+    than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
+    floor = comparison.noise_floor(trials)
+    apart = analysis.distinguishable(lead, floor)
+    if apart is None:
+        return f"{told}: {than}. Under 3 repeats no interval is claimed, so it is not known whether they differ."
+    verdict = "distinguishable" if apart else "not distinguishable"
+    if not apart and analysis.distinguishable(lead):
+        verdict += f", for identical cells came out up to {floor:.1%} apart"
+    return f"{told}: {than} (95 % interval {_bounds(lead)}, {lead.count} pairs): {verdict}."
+
+
+def _table(
+    trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None, *, wide: bool
+) -> Table:
+    accuracy = any(c["test_accuracy"] is not None and c["test_accuracy"] == c["test_accuracy"] for c in cells)
+    table = Table(
+        box=box.SIMPLE_HEAD,
+        caption=_caption(cells, reference),
+        caption_justify="left",
+    )
+    more = (["test accuracy"] if accuracy else []) + (["of limit", "bound by"] if wide else [])
+    for heading in ("setting", "images/s", "epoch", "speedup", *more, "trials"):
+        left = heading in ("setting", "bound by", "trials")
+        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
+    for cell in cells:
+        failed = not cell["repeats"]
+        row = [name(cell, cells), rate(cell), epoch(cell), _speedup(trials, cell, reference)]
+        if accuracy:
+            row.append("" if pd.isna(cell["test_accuracy"]) else f"{cell['test_accuracy']:.3f}")
+        if wide:
+            row.append("" if pd.isna(cell["percent_of_limit"]) else f"{cell['percent_of_limit']:.0f} %")
+            row.append("" if pd.isna(cell["bottleneck"]) else str(cell["bottleneck"]))
+        table.add_row(*row, cell["statuses"], style="red" if failed else None)
+    return table
+
+
+def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> str:
+    against = f"Speedup over {name(reference, cells)}, paired by repeat. " if reference else ""
+    return f"{against}In brackets: 95 % intervals over repeats."
+
+
+def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
+    """What tells the cell from the others: device, recipe, batch size, and each other axis that varies."""
+    parts = [cell["device"], cell["recipe"], f"batch {cell['batch_size']}"]
+    for axis in (*AXES, "model", "image_size", "num_workers", "cpu_threads"):
+        of_recipe = {c[axis] for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])}
+        if len(of_recipe) > 1:
+            parts.append(f"{axis.replace('_', ' ')} {cell[axis]}" if axis != "precision" else str(cell[axis]))
+    return " ".join([*parts, *(["again"] if cell["copy"] else [])])
+
+
+def rate(cell: Mapping[str, Any]) -> str:
+    """A cell's images a second with its interval."""
+    if not cell["repeats"]:
+        return "not measured"
+    if pd.isna(cell["low"]):
+        return f"{cell['images_per_second']:,.0f}"
+    return f"{cell['images_per_second']:,.0f} ({cell['low']:,.0f} - {cell['high']:,.0f})"
+
+
+def epoch(cell: Mapping[str, Any]) -> str:
+    """How long a cell takes for an epoch, and whether that is projected."""
+    if not cell["repeats"]:
+        return ""
+    return duration(cell["epoch_seconds"]) + (" projected" if cell["epoch_seconds_kind"] == "projected" else "")
+
+
+def _speedup(trials: pd.DataFrame, cell: Mapping[str, Any], reference: Mapping[str, Any] | None) -> str:
+    if reference is None or not cell["repeats"]:
+        return ""
+    if cell["cell_id"] == reference["cell_id"]:
+        return "reference"
+    found = analysis.ratio(trials, cell["cell_id"], reference["cell_id"])
+    if found is None:
+        return "no pair"
+    return f"{found.estimate:.2f}" if found.low is None else f"{found.estimate:.2f} ({_bounds(found)})"
+
+
+def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
+    """What adds to the interval of the lead, and what it would take to halve it."""
+    measured = [c for c in cells if c["repeats"] and not c["copy"]]
+    pairs = analysis.paired(trials, measured[0]["cell_id"], measured[1]["cell_id"]) if len(measured) > 1 else None
+    if pairs is None or len(pairs) < MINIMUM_REPEATS:
+        return []
+    lead = analysis.lead(pairs)
+    parts, half = lead.parts, lead.half_width
+    if not half:
+        return []
+    shares = [f"{sd:.1%} {of}" for sd, of in ((parts.repeat_sd, "a repeat"), (parts.process_sd, "a process")) if sd]
+    needed = lead.repeats_for(half / 2)
+    more = f"about {needed} repeats" if needed else "more than 10,000 repeats: the machine drifts"
+    scatter = f"That ratio scatters by {' and '.join(shares)}. " if shares else ""
+    return [f"{scatter}Half as wide an interval takes {more}."]
+
+
+def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> list[str]:
+    """Where the machine changed, and which speedups depend on that."""
+    slow = regimes.slow_repeats(trials)
+    told = ", ".join(map(str, sorted({repeat + 1 for _, _, repeat in slow})))
+    lines = [f"The machine changed: its canary was slow in repeats {told}."] if slow else []
+    for cell in cells:
+        if reference is None or not cell["repeats"] or cell["cell_id"] == reference["cell_id"]:
+            continue
+        found = regimes.split(trials, cell["cell_id"], reference["cell_id"], slow=slow)
+        if found:
+            quiet, loaded = (f"{one.estimate:.2f} ({_bounds(one)})" for one in (found.quiet, found.loaded))
+            which = f"{name(cell, cells)} over {name(reference, cells)}"
+            counts = f"{found.quiet.count} and {found.loaded.count} repeats"
+            lines.append(
+                f"It depends on the machine's state: {which} is {quiet} while quiet, {loaded} while loaded ({counts})."
+            )
+    return lines
+
+
+def _flags(trials: pd.DataFrame, *, advice: bool) -> list[str]:
+    """How many rows carry each quality flag, and what to do about it."""
+    counts = trials["quality_flags"].explode().dropna().value_counts()
+    return [
+        f"{count} of {len(trials)} rows are flagged {flag}"
+        + (f": {ADVICE[flag]}." if advice and flag in ADVICE else ".")
+        for flag, count in counts.items()
+    ]
+
+
+def _bounds(interval: Interval) -> str:
+    return f"{interval.low:.2f} - {interval.high:.2f}"
+
+
+def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
+    """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
+    if not any(c["copy"] for c in cells):
+        return []
+    floor = comparison.noise_floor(trials)
+    told = "" if floor is None else f"; a speedup below {floor:.1%}, the noise floor, is not distinguishable"
+    lines = [f"Identical cells against each other (A/A; the truth is 1{told}):"]
+    for row in comparison.speedup(trials, over="copy", reference=0).to_dict("records"):
+        interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
+        lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")
+    return lines

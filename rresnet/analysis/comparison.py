@@ -1,0 +1,156 @@
+"""How much faster one value of an axis is than another, all else equal; and how far apart identical cells come out."""
+
+import math
+from collections.abc import Sequence
+
+import pandas as pd
+
+from rresnet.analysis import PAIR, distinguishable, in_series, repeats_interval
+from rresnet.analysis.statistics import DRIFT_LIMIT, variance_components
+from rresnet.config import AXES, CELL_COLUMNS
+
+# What must be alike for a ratio to mean anything, whatever is compared.
+ALIKE = (
+    "dataset_fingerprint",
+    "cpu_model",
+    "cpu_count",
+    "os_version",
+    "python_version",
+    "torch_version",
+    "torchvision_version",
+    "cuda_version",
+    "rresnet_version",
+)
+
+
+def speedup(
+    trials: pd.DataFrame, over: str, reference: object, *, level: float = 0.95, allow: Sequence[str] = ()
+) -> pd.DataFrame:
+    """How much faster each value of a column is than a reference value, all else equal.
+
+    Trials are paired within one run, machine and repeat, where they ran right after one another; the interval is over
+    repeats (see `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that the recipe decides may
+    differ between the two sides; `differs` names them. Where `trials` hold identical cells (`--aa`), their ratios give
+    the noise floor, and a speedup below it is not distinguishable, whatever its interval says.
+
+    Args:
+        trials: rows of the trials table; only those with status ok enter.
+        over: column that is compared, for example `device`, `recipe` or `precision`.
+        reference: the value of that column that the others are divided by.
+        level: confidence level of the interval.
+        allow: columns in which the two sides may differ all the same, for example `cpu_threads` or `torch_version`.
+
+    Returns:
+        One row for each value of `over` and setting of the other axes: the axes, `speedup` (ratio of images a second),
+        `low`, `high` (null under 3 pairs), `pairs`, `distinguishable` (the interval leaves out 1 and the speedup is
+        beyond the noise floor; null without an interval), `differs`, and what one repeat and one process add to the
+        scatter of the log ratio (`repeat_sd`, `process_sd`; null where it can't be told).
+
+    Raises:
+        ValueError: there is no such column, or no ok row with the reference value, or the rows may not be compared.
+    """
+    ok = comparable(trials, over, reference)
+    matched, free = matched_axes(ok, over, allow)
+    is_reference = ok[over] == reference
+    pairs = ok[~is_reference].merge(ok[is_reference], on=[*PAIR, *matched], suffixes=("", "_reference"))
+    if pairs.empty and not is_reference.all():
+        raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], [*PAIR, *matched]))
+    _refuse_unlike(pairs, allow)
+    floor = None if over == "copy" else noise_floor(trials)
+    rows = []
+    for group, side in pairs.groupby([over, *matched], dropna=False, sort=True):
+        ratio = side["images_per_second"] / side["images_per_second_reference"]
+        # Identical cells do the same work, so the machine's drift can't move their ratio.
+        interval = repeats_interval(ratio, side, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
+        parts = variance_components(ratio.tolist(), *in_series(side))
+        differs = [f"{c}: {side[c].iloc[0]} vs {side[c + '_reference'].iloc[0]}" for c in free if _unlike(side, c)]
+        rows.append(
+            {
+                **dict(zip([over, *matched], group, strict=True)),
+                "reference": reference,
+                "speedup": interval.estimate,
+                "low": interval.low,
+                "high": interval.high,
+                "pairs": interval.count,
+                "distinguishable": distinguishable(interval, floor),
+                "differs": "; ".join(differs),
+                "repeat_sd": parts.repeat_sd,
+                "process_sd": parts.process_sd,
+            }
+        )
+    found = ["speedup", "low", "high", "pairs", "distinguishable", "differs", "repeat_sd", "process_sd"]
+    return pd.DataFrame(rows, columns=[over, *matched, "reference", *found])
+
+
+def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFrame:
+    """The ok rows, where `over` is a column that can be compared and one of its values is the reference.
+
+    Raises:
+        ValueError: it is not.
+    """
+    if over not in CELL_COLUMNS:
+        raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
+    ok = trials[trials["status"] == "ok"]
+    values = sorted(ok[over].dropna().unique().tolist())
+    if reference not in values:
+        raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
+    return ok
+
+
+def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Axes that must be equal in a pair, and those that may differ: allowed, or because a recipe resolved them.
+
+    An axis that takes several values for one recipe on one device was asked for, so it must be equal all the same.
+    """
+    axes = [c for c in CELL_COLUMNS if c != over and c not in allow]
+    allowed = [c for c in CELL_COLUMNS if c in allow and c != over]
+    if over == "num_workers" and (ok["num_workers"] * ok["cpu_threads"]).nunique() == 1:
+        axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]  # the cores, shared out
+    if over not in ("device", "recipe"):
+        return axes, allowed
+    asked = [c for c in CELL_COLUMNS if c not in AXES]
+    counts = ok.groupby(asked, dropna=False)[list(AXES)].nunique(dropna=False)
+    free = [c for c in AXES if len(counts) == 0 or counts[c].max() <= 1]
+    return [c for c in axes if c not in free], [*free, *(c for c in allowed if c not in free)]
+
+
+def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[str]) -> str:
+    """Which of the columns keep the two sides apart, with their values."""
+    apart = [
+        f"{c} ({', '.join(map(str, side[c].unique()))} against {', '.join(map(str, reference[c].unique()))})"
+        for c in columns
+        if not set(side[c]) & set(reference[c])
+    ]
+    reason = f"they differ in {'; '.join(apart)}" if apart else "no two of them agree in everything else"
+    return f"no rows to compare: {reason}. Axes may be allowed to differ by name: allow=(...)"
+
+
+def _refuse_unlike(pairs: pd.DataFrame, allow: Sequence[str]) -> None:
+    for column in (c for c in ALIKE if c in pairs):
+        known = pairs.dropna(subset=[column, f"{column}_reference"])
+        unlike = known[known[column] != known[f"{column}_reference"]]
+        if len(unlike) and column not in allow:
+            one, other = unlike[column].iloc[0], unlike[f"{column}_reference"].iloc[0]
+            raise ValueError(
+                f"rows of unlike {column} ({one} and {other}) may not be compared: "
+                f'measure them in one environment, or give allow=("{column}",)'
+            )
+
+
+def _unlike(side: pd.DataFrame, column: str) -> bool:
+    return bool((side[column] != side[column + "_reference"]).any())
+
+
+def noise_floor(trials: pd.DataFrame) -> float | None:
+    """How far apart identical cells came out, as a share (0.02 is 2 %); None where no identical cells were measured.
+
+    The larger of the largest ratio seen and the root mean square of the half-widths of their intervals.
+    """
+    ok = trials[trials["status"] == "ok"]
+    if not {0, 1} <= set(ok["copy"]):
+        return None
+    ratios = speedup(ok, over="copy", reference=0)
+    logs = [abs(math.log(value)) for value in ratios["speedup"]]
+    halves = [math.log(high / low) / 2 for low, high in zip(ratios["low"], ratios["high"], strict=True) if low == low]
+    scatter = math.sqrt(sum(h**2 for h in halves) / len(halves)) if halves else 0.0
+    return math.expm1(max(*logs, scatter))

@@ -1,0 +1,112 @@
+"""What each setting takes: time, money and energy, and which settings no other beats in all of them."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from rresnet import analysis
+from rresnet.analysis.answer import name
+from rresnet.analysis.prices import Price, price_of
+from rresnet.config import UsageError
+
+TASK = ["model", "dataset", "image_size"]  # settings that differ in these do not train the same, so none beats another
+SOFTWARE = ("os_version", "python_version", "torch_version", "torchvision_version", "ray_version", "rresnet_version")
+
+
+def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
+    """What each cell takes on each machine: time, money and energy, and which cells no other beats in all of them.
+
+    A price is that of one machine's hour, so a cost counts machines: `num_nodes` of the trials table where it has that
+    column, else 1. A price by name goes before one by device kind, the longest name first: on GPU trials the GPU's
+    or the machine's name counts, on CPU trials the processor's or the machine's. A cost's interval is its rate's.
+
+    Args:
+        trials: rows of the trials table, of any number of runs and machines; second copies (`--aa`) are left out.
+        prices: from `prices`.
+
+    Returns:
+        One row for each cell, machine and its software: `cell_id`, `setting` (its name), the axes, `hostname`,
+        `images_per_second`, `low`, `high`, `epoch_seconds`, `epoch_low`, `epoch_high`, `nodes`, `price_per_hour`,
+        `epoch_cost`, `epoch_cost_low`, `epoch_cost_high`, `cost_per_1000_images`, `epoch_joules`,
+        `joules_per_1000_images`, `currency`, `on_front`. `on_front`: no other cell of the same model, data and image
+        size is at least as good in whatever of time, cost and energy is known of both, and better in one (estimates,
+        without their intervals). What was not measured or has no price is null.
+
+    Raises:
+        UsageError: no price fits any of the trials.
+    """
+    first_copies = trials[trials["copy"] == 0]
+    ok = first_copies["status"] == "ok"
+    never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])
+    # A trial that failed may not know its machine: it tells only of a cell that never ended ok.
+    rows = [
+        row | _costs_of(row, of_place[of_place["cell_id"] == row["cell_id"]], prices)
+        for _, of_place in first_copies[ok | never].groupby(analysis.PLACE, dropna=False, sort=False)
+        for row in analysis.rates(of_place).to_dict("records")
+    ]
+    if rows and prices and all(row["price_per_hour"] is None for row in rows):
+        there = sorted({str(v) for c in ("device", "gpu_name", "cpu_model", "hostname") for v in trials[c].dropna()})
+        raise UsageError(
+            f"no price fits a trial: there are prices for {', '.join(p.what for p in prices)}, "
+            f"the trials ran on {', '.join(there)}"
+        )
+    for row in rows:
+        row["setting"] = _setting(row, rows)
+    front = _front(rows)
+    return pd.DataFrame([row | {"on_front": on} for row, on in zip(rows, front, strict=True)])
+
+
+def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Price]) -> dict[str, Any]:
+    first = trials.iloc[0].to_dict()
+    ok = trials[trials["status"] == "ok"]
+    nodes = int(trials["num_nodes"].max()) if "num_nodes" in trials and trials["num_nodes"].notna().any() else 1
+    price = price_of(first, prices)
+    an_hour = price.per_hour * nodes if price else None
+    joules = (ok["energy_joules"] / ok["measured_images"]).mean()
+
+    def cost(seconds: float | None) -> float | None:
+        return None if an_hour is None or pd.isna(seconds) else float(seconds) / 3600 * an_hour
+
+    measured = not pd.isna(row["images_per_second"])
+    return {
+        **{c: first[c] for c in (*analysis.PLACE, "cpu_model", "gpu_name", *SOFTWARE)},
+        "nodes": nodes,
+        "price_per_hour": price.per_hour if price else None,
+        "epoch_cost": cost(row["epoch_seconds"]),
+        "epoch_cost_low": cost(row["epoch_low"]),
+        "epoch_cost_high": cost(row["epoch_high"]),
+        "cost_per_1000_images": cost(1000 / row["images_per_second"]) if measured else None,
+        "joules_per_1000_images": None if pd.isna(joules) else 1000 * float(joules),
+        "currency": price.currency if price else None,
+    }
+
+
+def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
+    """The cell's name, with its machine and data where there are several, and the software that a machine has twice."""
+    there = [r for r in rows if r["hostname"] == row["hostname"]]
+    parts = [name(row, rows)]
+    if len({r["dataset"] for r in rows}) > 1:
+        parts.append(str(row["dataset"]))
+    if pd.notna(row["hostname"]) and len(there) < len(rows):
+        parts.append(f"on {row['hostname']}")
+    known = {c: {r[c] for r in there if pd.notna(r[c])} for c in SOFTWARE}
+    software = [f"{c.removesuffix('_version')} {row[c]}" for c in SOFTWARE if len(known[c]) > 1]
+    return " ".join([*parts, *([f"({', '.join(software)})"] if software else [])])
+
+
+def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:
+    columns = ["cost_per_1000_images", "joules_per_1000_images"]
+    known = [[1 / row["images_per_second"], *(row[c] for c in columns)] for row in rows]
+    values = np.array(known, dtype=np.float64).reshape(-1, 3)
+
+    def beaten(i: int) -> bool:
+        others = [j for j, row in enumerate(rows) if all(row[c] == rows[i][c] for c in TASK)]
+        for j in others:
+            both = ~(np.isnan(values[i]) | np.isnan(values[j]))
+            if both.any() and (values[j] <= values[i])[both].all() and (values[j] < values[i])[both].any():
+                return True
+        return False
+
+    return [None if np.isnan(values[i, 0]) else not beaten(i) for i in range(len(rows))]

@@ -1,0 +1,151 @@
+"""What to train on: the fastest, the cheapest, the least energy, and whether each can be told from the next."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+import pandas as pd
+
+from rresnet import analysis
+from rresnet.analysis import comparison, unpaired
+from rresnet.analysis.costs import TASK
+from rresnet.analysis.costs import costs as costs
+from rresnet.analysis.prices import Price as Price
+from rresnet.analysis.prices import prices as prices
+from rresnet.analysis.statistics import Interval
+
+Question = Literal["fastest", "cheapest", "least energy"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """The best setting by one measure, and how it stands to the next."""
+
+    question: Question
+    setting: str
+    amount: str  # how fast, how much an epoch
+    next_setting: str | None
+    ratio: Interval | None  # how many times better than the next
+    distinguishable: bool | None  # None where no interval is claimed
+    side_by_side: bool = False  # whether the ratio is of pairs
+    floor: float | None = None  # the noise floor, where it was measured
+    task: str | None = None  # model, data and image size, where several were measured
+
+    def sentence(self) -> str:
+        """The verdict in one sentence."""
+        told = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}: {self.setting}, {self.amount}"
+        if self.next_setting is None or self.ratio is None:
+            return f"{told}, the only setting that it is known of."
+        told += f": {_MEASURES[self.question].than.format(self.ratio.estimate, self.next_setting)}"
+        apart = "" if self.side_by_side else "not measured side by side"
+        if self.distinguishable is None:
+            few = "under 3 repeats no interval is claimed, so it is not known whether they differ"
+            return f"{told}; {'; '.join(filter(None, (apart, few)))}."
+        bounds = f"95 % interval {self.ratio.low:.2f} - {self.ratio.high:.2f}"
+        count = f"{self.ratio.count} {'pairs' if self.side_by_side else 'repeats'}"
+        verdict = "distinguishable" if self.distinguishable else "not distinguishable"
+        if not self.distinguishable and self.floor is not None and analysis.distinguishable(self.ratio):
+            verdict += f", for identical cells came out up to {self.floor:.1%} apart"
+        return f"{told} ({', '.join(filter(None, (bounds, count, apart)))}): {verdict}."
+
+
+def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict]:
+    """The fastest, the cheapest and the least energy of each model, data set and image size, as far as they are known.
+
+    The ratio to the next is paired where both ran in one run on one machine, side by side; else it is that of two
+    independent means (`unpaired.ratio`).
+
+    Raises:
+        UsageError: no price fits any of the trials.
+    """
+    table = costs(trials, prices)
+    if table.empty:
+        return []
+    found = []
+    for task, cells in table.groupby(TASK, sort=False):
+        named = None if len(table.groupby(TASK)) == 1 else "{} on {} at {} pixels".format(*task)
+        for question in get_args(Question):
+            column = _MEASURES[question].column
+            known = cells.dropna(subset=[column]).sort_values(column, ascending=question != "fastest")
+            if len(known):
+                found.append(_verdict(question, trials, known.to_dict("records"), named))
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Measure:
+    """What a question ranks by."""
+
+    column: str  # of the table of costs
+    worth: Callable[[pd.DataFrame, Mapping[Any, Any]], "pd.Series[float]"]  # of trials of a cell: more is better
+    amount: Callable[[Mapping[Any, Any]], str]
+    than: str
+
+
+_MEASURES: dict[Question, _Measure] = {
+    "fastest": _Measure(
+        column="images_per_second",
+        worth=lambda ok, cell: ok["images_per_second"],
+        amount=lambda cell: f"{cell['images_per_second']:,.0f} images/s",
+        than="{:.2f} times as fast as the next, {}",
+    ),
+    "cheapest": _Measure(
+        column="cost_per_1000_images",
+        worth=lambda ok, cell: ok["images_per_second"] / (cell["price_per_hour"] * cell["nodes"]),
+        amount=lambda cell: f"{cell['epoch_cost']:.3g} {cell['currency'] or ''}".rstrip() + " an epoch",
+        than="the next costs {:.2f} times as much, {}",
+    ),
+    "least energy": _Measure(
+        column="joules_per_1000_images",
+        worth=lambda ok, cell: ok["measured_images"] / ok["energy_joules"],
+        amount=lambda cell: f"{cell['epoch_joules']:,.0f} J an epoch",
+        than="the next takes {:.2f} times as much, {}",
+    ),
+}
+
+
+def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, Any]], task: str | None) -> Verdict:
+    first, *others = ranked
+    found = Verdict(
+        question=question,
+        setting=first["setting"],
+        amount=_MEASURES[question].amount(first),
+        next_setting=None,
+        ratio=None,
+        distinguishable=None,
+        task=task,
+    )
+    if not others:
+        return found
+    one, other = (_valued(trials, cell, _MEASURES[question]) for cell in (first, others[0]))
+    one_place = all(_same(first[c], others[0][c]) for c in analysis.PLACE)
+    paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_place else None
+    ratio = paired or unpaired.ratio(one, other)
+    floor = comparison.noise_floor(_at(trials, first))
+    return replace(
+        found,
+        next_setting=others[0]["setting"],
+        ratio=ratio,
+        distinguishable=analysis.distinguishable(ratio, floor),
+        side_by_side=paired is not None,
+        floor=floor,
+    )
+
+
+def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) -> pd.DataFrame:
+    """The cell's ok rows, what the question asks for in the place of the rate."""
+    of_cell = _at(trials, cell)
+    ok = of_cell[(of_cell["cell_id"] == cell["cell_id"]) & (of_cell["status"] == "ok")]
+    valued: pd.DataFrame = ok.assign(images_per_second=measure.worth(ok, cell)).dropna(subset=["images_per_second"])
+    return valued
+
+
+def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
+    """The trials of the cell's machine and software."""
+    for column in analysis.PLACE:
+        trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
+    return trials
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other or bool(pd.isna(one) and pd.isna(other))  # type: ignore[call-overload]

@@ -1,0 +1,206 @@
+"""Two result sets matched on configuration: is each setting faster or slower than it was?"""
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from rresnet import analysis
+from rresnet.analysis import comparison, unpaired
+from rresnet.analysis.answer import name
+from rresnet.analysis.statistics import Interval
+from rresnet.analysis.unpaired import MACHINE
+from rresnet.config import CELL_COLUMNS, UsageError
+from rresnet.tables.store import StoreError
+
+Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
+Key = tuple[Any, ...]
+KEY = ["cell_id", *MACHINE, "dataset_fingerprint"]
+SOFTWARE = [c for c in comparison.ALIKE if c not in KEY]
+ENVIRONMENT = ["hostname", *SOFTWARE, "ray_version", "driver_version", "git_commit"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """How a setting on one kind of machine came out in B, against A."""
+
+    setting: str
+    machine: str
+    verdict: Verdict
+    ratio: float | None  # images a second in B over those in A; None where B failed
+    low: float | None
+    high: float | None
+    repeats: int  # of the side that has fewer
+    floor: float | None  # the noise floor of A or B, whichever is larger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Diff:
+    """What `compare` found."""
+
+    a: str
+    b: str
+    changes: tuple[Change, ...]
+    only_a: tuple[str, ...]  # settings that B lacks
+    only_b: tuple[str, ...]
+    differs: tuple[str, ...]  # what of software and machine is not the same, as `column: in A vs in B`
+
+    def regressions(self, share: float) -> list[Change]:
+        """What is told to be slower, by more than `share` (0.05 is 5 %), or no longer ends ok."""
+        return [
+            c
+            for c in self.changes
+            if c.verdict == "failed" or (c.verdict == "worse" and c.ratio is not None and c.ratio < 1 - share)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def rows_of(text: str) -> pd.DataFrame:
+    """The trials that a text names: `FOLDER`, `FOLDER@RUN_ID` or `FOLDER@COMMIT` (either may be cut short).
+
+    Raises:
+        UsageError: there are no results, or none of that run or commit.
+    """
+    folder, _, part = text.partition("@") if not Path(text).is_dir() else (text, "", "")
+    try:
+        trials = analysis.read(folder).trials
+    except StoreError as error:
+        raise UsageError(str(error)) from error
+    if trials.empty:
+        raise UsageError(f"{folder} holds no trials: run python experiments/compare.py first")
+    if not part:
+        return trials
+    chosen = trials[_starts(trials["run_id"], part) | _starts(trials["git_commit"], part)]
+    if chosen.empty:
+        raise UsageError(f"no run or commit in {folder} begins with {part!r}; there are: {'; '.join(_runs(trials))}")
+    return chosen
+
+
+def _starts(column: "pd.Series[str]", part: str) -> "pd.Series[bool]":
+    return column.fillna("").astype(str).str.startswith(part)
+
+
+def _runs(trials: pd.DataFrame) -> list[str]:
+    runs = trials.groupby("run_id")["git_commit"].first()
+    return [f"{run} (commit {str(commit)[:10]})" if pd.notna(commit) else str(run) for run, commit in runs.items()]
+
+
+def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", "B")) -> Diff:
+    """Each configuration that both sides measured on the same kind of machine, B against A.
+
+    Rows of two runs share no repeat, so the ratio is unpaired (`unpaired.ratio`). It is better or worse where its
+    interval leaves out 1 and it is beyond the noise floor, if identical cells were measured (`--aa`).
+
+    Args:
+        a: rows of the trials table; second copies (`--aa`) only give the noise floor.
+        b: the rows that are compared with them.
+        names: what to call the two.
+
+    Raises:
+        UsageError: nothing was measured by both, or one side mixes commits or software.
+    """
+    floors = [floor for rows in (a, b) if (floor := comparison.noise_floor(rows)) is not None]
+    of_a, of_b = _by_key(a), _by_key(b)
+    both = [key for key in of_a if key in of_b]
+    if not both:
+        raise UsageError(f"nothing was measured in both {names[0]} and {names[1]}: {_apart(a, b)}")
+    for side, told in zip((of_a, of_b), names, strict=True):
+        _refuse_mixed([side[key] for key in both], told)
+    cells = [rows.iloc[0].to_dict() for side in (of_a, of_b) for rows in side.values()]
+    shared_a, shared_b = (pd.concat([side[key] for key in both]) for side in (of_a, of_b))
+    return Diff(
+        a=names[0],
+        b=names[1],
+        changes=tuple(_change(of_a[key], of_b[key], cells, max(floors, default=None)) for key in both),
+        only_a=tuple(_told(rows, cells) for key, rows in of_a.items() if key not in of_b),
+        only_b=tuple(_told(rows, cells) for key, rows in of_b.items() if key not in of_a),
+        differs=tuple(unpaired.differences(shared_a, shared_b, ENVIRONMENT)),
+    )
+
+
+def _by_key(trials: pd.DataFrame) -> dict[Key, pd.DataFrame]:
+    """First copies by `KEY`.
+
+    A trial that was killed did not tell its machine and data: they are those of the others on its device, and of its
+    data set, where these are of one kind.
+    """
+    rows = trials[trials["copy"] == 0].astype(dict.fromkeys(KEY, object))
+    of_device = {d: r.drop_duplicates(MACHINE) for d, r in rows.dropna(subset=["cpu_model"]).groupby("device")}
+    known = rows["cpu_model"].notna()
+    for column in MACHINE:
+        only = {device: kinds[column].iloc[0] for device, kinds in of_device.items() if len(kinds) == 1}
+        rows[column] = rows[column].where(known, rows["device"].map(only))
+    prints = {d: f.dropna().unique() for d, f in rows.groupby("dataset")["dataset_fingerprint"]}
+    told = rows["dataset"].map({d: found[0] for d, found in prints.items() if len(found) == 1})
+    rows["dataset_fingerprint"] = rows["dataset_fingerprint"].where(rows["dataset_fingerprint"].notna(), told)
+    groups = rows.groupby(KEY, dropna=False, sort=False)
+    return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
+
+
+def _refuse_mixed(parts: Iterable[pd.DataFrame], told: str) -> None:
+    for rows in parts:
+        for column in ("git_commit", "environment_fingerprint"):
+            if rows[column].nunique() > 1:
+                raise UsageError(
+                    f"{told} holds runs of unlike {column}, which can't be averaged: name one of them as "
+                    f"{told.partition('@')[0]}@RUN_ID or @COMMIT; there are: {'; '.join(_runs(rows))}"
+                )
+
+
+def _change(a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floor: float | None) -> Change:
+    ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
+    found, verdict = None, _of_failures(ok_a, ok_b)
+    if verdict is None:
+        found = unpaired.ratio(ok_b, ok_a)
+        verdict = _of_ratio(found, floor)
+    return Change(
+        setting=_setting(b, cells),
+        machine=_machine(b),
+        verdict=verdict,
+        ratio=found.estimate if found else None,
+        low=found.low if found else None,
+        high=found.high if found else None,
+        repeats=found.count if found else 0,
+        floor=floor,
+    )
+
+
+def _of_failures(ok_a: pd.DataFrame, ok_b: pd.DataFrame) -> Verdict | None:
+    if ok_b.empty:
+        return "failed in both" if ok_a.empty else "failed"
+    return "ok now" if ok_a.empty else None
+
+
+def _of_ratio(ratio: Interval, floor: float | None) -> Verdict:
+    apart = analysis.distinguishable(ratio, floor)
+    if apart is None:
+        return "too few repeats"
+    if not apart:
+        return "not distinguishable"
+    return "better" if ratio.estimate > 1 else "worse"
+
+
+def _setting(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
+    cell: dict[Any, Any] = rows.iloc[0].to_dict()
+    return name(cell, cells)
+
+
+def _machine(rows: pd.DataFrame) -> str:
+    gpu, cpu, count = (rows[column].iloc[0] for column in ("gpu_name", "cpu_model", "cpu_count"))
+    known = [str(part) for part in (gpu, cpu) if pd.notna(part)]
+    return ", ".join([*known, *([f"{count:g} CPUs"] if pd.notna(count) else [])])
+
+
+def _told(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
+    return f"{_setting(rows, cells)} ({_machine(rows)})"
+
+
+def _apart(a: pd.DataFrame, b: pd.DataFrame) -> str:
+    """Which columns keep the two sides apart, with their values."""
+    found = unpaired.differences(a, b, [*CELL_COLUMNS, *MACHINE, "dataset_fingerprint"])
+    return f"they differ in {'; '.join(found)}" if found else "no two of their settings agree in everything"

@@ -1,0 +1,71 @@
+"""A diff as text, Markdown or JSON."""
+
+import json
+from collections.abc import Callable
+from typing import Literal
+
+from rresnet.analysis.diff import Change, Diff
+
+Format = Literal["text", "markdown", "json"]
+HEADINGS = ("setting", "machine", "B / A", "95 % interval", "verdict")
+
+
+def render(diff: Diff, format: Format, *, share: float | None = None) -> str:
+    """The diff in a format; with the regressions by more than `share` named, where one is asked for."""
+    return _FORMATS[format](diff, share)
+
+
+def _json(diff: Diff, share: float | None) -> str:
+    found = diff.to_dict()
+    if share is not None:
+        found |= {"fail_on_regression": share, "regressions": [c.setting for c in diff.regressions(share)]}
+    return json.dumps(found, indent=1)
+
+
+def _markdown(diff: Diff, share: float | None) -> str:
+    rows = [HEADINGS, ["---"] * len(HEADINGS), *map(_cells, diff.changes)]
+    table = ["| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |" for row in rows]
+    title = f"**{diff.b}** (B) against **{diff.a}** (A), images a second:"
+    return "\n\n".join([title, "\n".join(table), *(f"- {line}" for line in _remarks(diff, share))])
+
+
+def _text(diff: Diff, share: float | None) -> str:
+    rows = [HEADINGS, *map(_cells, diff.changes)]
+    widths = [max(len(row[i]) for row in rows) for i in range(len(HEADINGS))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
+    title = f"{diff.b} (B) against {diff.a} (A), images a second"
+    return "\n".join([title, *table, *_remarks(diff, share)])
+
+
+def _cells(change: Change) -> list[str]:
+    bounds = "" if change.low is None else f"{change.low:.2f} - {change.high:.2f}, {change.repeats} repeats"
+    return [
+        change.setting,
+        change.machine,
+        "" if change.ratio is None else f"{change.ratio:.3f}",
+        bounds,
+        change.verdict,
+    ]
+
+
+def _remarks(diff: Diff, share: float | None) -> list[str]:
+    """What a table can't hold: what is compared with what, and what is not compared at all."""
+    verdicts = [change.verdict for change in diff.changes]
+    lines = [", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) + "."]
+    floor = next((c.floor for c in diff.changes if c.floor is not None), None)
+    if floor is not None:
+        lines.append(f"Noise floor: identical cells came out up to {floor:.1%} apart; less is not distinguishable.")
+    lines += [f"Not the same: {what}." for what in diff.differs]
+    for which, settings in (("A", diff.only_a), ("B", diff.only_b)):
+        lines += [f"Only in {which}, so not compared: {'; '.join(settings)}."] if settings else []
+    lines.append(
+        "The runs were not measured side by side, so the intervals allow for what the machine did between them."
+    )
+    if share is not None:
+        found = diff.regressions(share)
+        named = ", ".join(f"{c.setting} ({c.verdict}{f', {c.ratio:.2f}' if c.ratio else ''})" for c in found)
+        lines.append(f"Regressions by more than {share:.0%}: {named or 'none told'}.")
+    return lines
+
+
+_FORMATS: dict[Format, Callable[[Diff, float | None], str]] = {"text": _text, "markdown": _markdown, "json": _json}

@@ -1,0 +1,117 @@
+"""Did the machine change under the run, and does the answer depend on it? Told by the canary and the load flags."""
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import special
+
+from rresnet.analysis import paired, repeats_interval
+from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
+
+CANARIES = ("canary_copy_seconds", "canary_matrix_seconds")
+LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "gpu_throttled", "swapping"})
+
+# Two groups of repeats are two states of the machine where their canaries lie so far apart: a difference in log
+# units, and in sds within the groups. One state with normal noise gives 5.5 sds in 1 of 100 runs of 12 repeats
+# (`benchmarks/states.py`).
+CHANGE = 0.1
+CHANGE_PER_SD = 6.0
+FEWEST_REPEATS = 2  # a change lasts; a single odd repeat is noise
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """A ratio in the two states of the machine."""
+
+    quiet: Interval
+    loaded: Interval
+
+
+def slow_repeats(trials: pd.DataFrame) -> set[tuple[str, str, int]]:
+    """The repeats (run, machine, repeat) whose canary was slow, where it tells two states apart."""
+    slow: set[tuple[str, str, int]] = set()
+    for canary in CANARIES:
+        seen = trials.dropna(subset=[canary])
+        for (run_id, hostname, _), rows in seen.groupby(["run_id", "hostname", "device"]):
+            times = np.log(rows.groupby("repeat")[canary].median())
+            upper, gap, sds = two_groups(times.to_numpy())
+            if gap > CHANGE and sds > CHANGE_PER_SD:
+                slow |= {(str(run_id), str(hostname), int(repeat)) for repeat in times.index[upper]}
+    return slow
+
+
+def two_groups(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], float, float]:
+    """Which values lie in the upper of two groups, and how far the groups lie apart: as it is, and in sds within.
+
+    The groups are those of least squared scatter within (Fisher 1958; the two-means of a line, exactly), of at least
+    `FEWEST_REPEATS` each; too few values are one group.
+    """
+    ordered = np.sort(values)
+    found: list[tuple[float, float, float]] = []
+    for cut in range(FEWEST_REPEATS, len(ordered) - FEWEST_REPEATS + 1):
+        low, high = ordered[:cut], ordered[cut:]
+        within = ((low - low.mean()) ** 2).sum() + ((high - high.mean()) ** 2).sum()
+        found.append((float(within), float(high.mean() - low.mean()), float(ordered[cut - 1])))
+    if not found or len(ordered) <= 2 * FEWEST_REPEATS:
+        return np.zeros(len(values), dtype=bool), 0.0, 0.0
+    within, gap, top = min(found)
+    sd = float(np.sqrt(within / (len(ordered) - 2)))
+    return values > top, gap, gap / sd if sd else np.inf
+
+
+def changed(trials: pd.DataFrame) -> set[str]:
+    """The trials of repeats in which the machine was in the state that it was in for the lesser part of its run."""
+    slow = slow_repeats(trials)
+    found: set[str] = set()
+    for (run_id, hostname), rows in trials.groupby(["run_id", "hostname"]):
+        is_slow = np.array([(run_id, hostname, repeat) in slow for repeat in rows["repeat"]])
+        lesser = is_slow if is_slow.mean() <= 0.5 else ~is_slow
+        found |= set(rows["trial_id"][lesser])
+    return found
+
+
+def split(
+    trials: pd.DataFrame,
+    cell_id: str,
+    reference_cell_id: str,
+    *,
+    slow: Collection[tuple[str, str, int]],
+    level: float = 0.95,
+) -> Split | None:
+    """The paired ratio of two cells while the machine was quiet and while it was loaded, where the two differ.
+
+    A repeat is loaded when it is in `slow` (`slow_repeats`: its canary was slow) or a row of the pair carries one of
+    `LOAD_FLAGS`. The two differ when Welch's t-test (1947) says so at `level`; else, or with fewer than 3 repeats in
+    either state, None.
+    """
+    pairs = paired(trials, cell_id, reference_cell_id)
+    loaded = np.array(
+        [
+            (row["run_id"], row["hostname"], row["repeat"]) in slow
+            or bool(LOAD_FLAGS & {*_flags(row["quality_flags"]), *_flags(row["quality_flags_reference"])})
+            for row in pairs.to_dict("records")
+        ],
+        dtype=bool,
+    )
+    if loaded.sum() < MINIMUM_REPEATS or (~loaded).sum() < MINIMUM_REPEATS:
+        return None
+    logs = np.log(pairs["ratio"].to_numpy())
+    if not _differ(logs[loaded], logs[~loaded], level):
+        return None
+    quiet, busy = (repeats_interval(side["ratio"], side, level) for side in (pairs[~loaded], pairs[loaded]))
+    return Split(quiet=quiet, loaded=busy)
+
+
+def _differ(a: NDArray[np.float64], b: NDArray[np.float64], level: float) -> bool:
+    errors = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
+    if not sum(errors):
+        return bool(a.mean() != b.mean())
+    freedom = sum(errors) ** 2 / (errors[0] ** 2 / (len(a) - 1) + errors[1] ** 2 / (len(b) - 1))
+    return bool(abs(a.mean() - b.mean()) > special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(sum(errors)))
+
+
+def _flags(value: Iterable[str] | float | None) -> Iterable[str]:
+    return value if isinstance(value, Iterable) else ()  # null, as None or NaN: none are known

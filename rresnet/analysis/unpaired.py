@@ -1,0 +1,113 @@
+"""Ratios of rows that were not measured side by side: of two runs, or of two machines."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from rresnet import analysis
+from rresnet.analysis import comparison
+from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
+
+MACHINE = ["cpu_model", "cpu_count", "gpu_name"]  # rows alike in these ran on one kind of machine
+# What two machines may differ in without its being said that they may: it is what they are compared in.
+OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version")
+TOLD = ["hostname", *MACHINE, "driver_version", *(c for c in comparison.ALIKE if c not in MACHINE)]
+
+
+def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:
+    """The ratio of two cells' images a second from ok rows that share no repeat, with its interval.
+
+    Each side's interval is that of its rate, with the drift of a rate (`RATE_DRIFT_LIMIT`); the two are put together by
+    `statistics.independent_ratio`.
+    """
+    one, other = (
+        analysis.repeats_interval(side["images_per_second"], side, level, RATE_DRIFT_LIMIT)
+        for side in (rows, reference)
+    )
+    return independent_ratio(one, other)
+
+
+def differences(rows: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[str]) -> list[str]:
+    """What the two sides do not share, as `column: here vs there`."""
+    found = []
+    for column in (c for c in columns if c in rows):
+        one, other = (sorted({str(v) for v in side[column].dropna()}) for side in (rows, reference))
+        if one != other and ((one and other) or column == "gpu_name"):
+            found.append(f"{column}: {' and '.join(one) or 'none'} vs {' and '.join(other) or 'none'}")
+    return found
+
+
+def speedup_across_machines(
+    trials: pd.DataFrame, over: str, reference: object, *, level: float = 0.95, allow: Sequence[str] = ()
+) -> pd.DataFrame:
+    """How much faster each value of a column is than a reference value that was measured on another machine.
+
+    As `rresnet.speedup`, but of two means that were measured apart, so the interval is wider: what drifts on either
+    machine does not cancel. What ran on one machine is left to `rresnet.speedup`.
+
+    Args:
+        trials: rows of the trials table of several machines, as `rresnet.read` gives them for several folders.
+        over: column that is compared, for example `device`.
+        reference: the value of that column that the others are divided by.
+        level: confidence level of the interval.
+        allow: columns in which the two sides may differ all the same, for example `cpu_threads` or `torch_version`. The
+            machines themselves may differ (hostname, processor, GPU, operating system, CUDA).
+
+    Returns:
+        One row for each value of `over`, setting of the other axes, and pair of machines: the axes, `machine` and
+        `reference_machine` (hostnames), `speedup`, `low`, `high` (null under 3 repeats on either side), `repeats` (of
+        the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
+
+    Raises:
+        ValueError: there is no such column, or no ok row with the reference value, or no rows may be compared.
+    """
+    ok = comparison.comparable(trials, over, reference)
+    matched, free = comparison.matched_axes(ok, over, allow)
+    is_reference = ok[over] == reference
+    rows = []
+    references = list(ok[is_reference].groupby([*matched, *analysis.PLACE], dropna=False))
+    for key, side in ok[~is_reference].groupby([over, *matched, *analysis.PLACE], dropna=False, sort=True):
+        for other_key, other in references:
+            axes, other_axes = key[1 : 1 + len(matched)], other_key[: len(matched)]
+            if not _alike(axes, other_axes) or side["hostname"].iloc[0] == other["hostname"].iloc[0]:
+                continue
+            _refuse_unlike(side, other, allow)
+            found = ratio(side, other, level)
+            rows.append(
+                {
+                    **dict(zip([over, *matched], key, strict=False)),
+                    "reference": reference,
+                    "machine": side["hostname"].iloc[0],
+                    "reference_machine": other["hostname"].iloc[0],
+                    "speedup": found.estimate,
+                    "low": found.low,
+                    "high": found.high,
+                    "repeats": found.count,
+                    "distinguishable": analysis.distinguishable(found),
+                    "differs": "; ".join(differences(side, other, [*free, *TOLD])),
+                }
+            )
+    if not rows:
+        raise ValueError(_why_none(ok[~is_reference], ok[is_reference], matched))
+    return pd.DataFrame(rows)
+
+
+def _alike(axes: Sequence[Any], others: Sequence[Any]) -> bool:
+    return all(one == other or (pd.isna(one) and pd.isna(other)) for one, other in zip(axes, others, strict=True))
+
+
+def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]) -> None:
+    columns = [c for c in comparison.ALIKE if c not in (*OF_THE_MACHINE, *allow)]
+    for found in differences(side, other, columns):
+        column = found.partition(":")[0]
+        raise ValueError(
+            f"rows of unlike {column} ({found.partition(': ')[2]}) may not be compared: "
+            f'measure them with the same, or give allow=("{column}",)'
+        )
+
+
+def _why_none(side: pd.DataFrame, reference: pd.DataFrame, matched: Sequence[str]) -> str:
+    if len({*side["hostname"], *reference["hostname"]}) < 2:
+        return "all rows ran on one machine, where they are compared in pairs: use rresnet.speedup"
+    return comparison.why_no_pair(side, reference, matched)

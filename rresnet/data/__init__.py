@@ -1,0 +1,177 @@
+"""Images and labels as arrays: the embedded data set, named ones, and the user's own folder or Parquet file."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import psutil
+from numpy.typing import NDArray
+from PIL import Image
+
+from rresnet.cell import nearest
+
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.int64]
+
+
+class DataError(ValueError):
+    """Data that can't be used; the message names the file, what was expected and what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images and labels: uint8 [N, C, H, W] with one (grey) or three channels, and int64 [N]."""
+
+    images: Pixels
+    labels: Labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageData:
+    """A data set ready to train on. `classes` are the names by label; the fingerprint tells equal data by content."""
+
+    name: str
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+    fingerprint: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What a loader returns: both splits and the class names."""
+
+    train: Split
+    test: Split
+    classes: tuple[str, ...]
+
+
+Loader = Callable[[Path | None, int, int], Source]  # data folder, image size, seed
+
+
+def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: int = 42) -> ImageData:
+    """Load a data set.
+
+    Args:
+        dataset: a name in `DATASETS`, an image folder with one folder a class, or a Parquet file.
+        image_size: height and width that all images are brought to, pixels.
+        data_dir: folder where the files of a named data set lie or are downloaded to.
+        seed: of synthetic images, and of the test split of data that has none.
+
+    Raises:
+        DataError: there is no such data, it is damaged, or it does not fit in memory.
+    """
+    loader = DATASETS.get(dataset)
+    source = loader(data_dir, image_size, seed) if loader else _own(dataset, image_size, seed)
+    for split in (source.train, source.test):
+        check_memory(dataset, len(split.labels), split.images.shape[1], image_size)
+    train, test = _resized(source.train, image_size), _resized(source.test, image_size)
+    _check_learnable(dataset, train, test, source.classes)
+    return ImageData(
+        name=dataset, train=train, test=test, classes=source.classes, fingerprint=_fingerprint(train, test)
+    )
+
+
+def _embedded(data_dir: Path | None, image_size: int, seed: int) -> Source:
+    from rresnet.data import files
+
+    return files.parquet(Path(__file__).parent / "datasets" / "fashion-mnist-12k.parquet", image_size, seed)
+
+
+def _synthetic(data_dir: Path | None, image_size: int, seed: int) -> Source:
+    """CIFAR-10's shape and size: a colour pattern for each class under noise, so that there is something to learn."""
+    random = np.random.default_rng(seed)
+    patterns = random.integers(64, 192, (10, 3, 32, 32), dtype=np.uint8)
+
+    def split(count: int) -> Split:
+        labels = random.permutation(np.arange(count, dtype=np.int64) % 10)
+        noise = random.integers(0, 64, (count, 3, 32, 32), dtype=np.uint8)
+        return Split(images=patterns[labels] + noise, labels=labels)
+
+    return Source(train=split(50_000), test=split(10_000), classes=tuple(f"class {i}" for i in range(10)))
+
+
+def _torchvision(of_class: str) -> Loader:
+    """Through a class of `torchvision.datasets` that is MNIST or CIFAR10, or derived from one of them."""
+
+    def loader(data_dir: Path | None, image_size: int, seed: int) -> Source:
+        from rresnet.data import named  # imports torch
+
+        return named.load(of_class, data_dir)
+
+    return loader
+
+
+DATASETS: dict[str, Loader] = {
+    "fashion-mnist-12k": _embedded,
+    "fashion-mnist": _torchvision("FashionMNIST"),
+    "mnist": _torchvision("MNIST"),
+    "cifar10": _torchvision("CIFAR10"),
+    "synthetic": _synthetic,
+}
+
+
+def _own(dataset: str, image_size: int, seed: int) -> Source:
+    from rresnet.data import files
+
+    path = Path(dataset)
+    if path.is_dir():
+        return files.folder(path, image_size, seed)
+    if path.is_file():
+        return files.parquet(path, image_size, seed)
+    raise DataError(
+        f"--dataset {dataset} is neither a file or folder nor a known name: {nearest(dataset, DATASETS)}"
+        f"Known names are {', '.join(DATASETS)}; else give an image folder (one folder a class) or a .parquet file"
+    )
+
+
+def stratified_test_split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Indices of a training and a test part: a sixth of each class is for testing, at least one of two or more."""
+    random = np.random.default_rng(seed)
+    test: list[NDArray[np.intp]] = []
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        test.append(members[: max(len(members) // 6, min(1, len(members) - 1))])
+    chosen = np.sort(np.concatenate(test)) if test else np.empty(0, dtype=np.intp)
+    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+
+
+def check_memory(dataset: str, count: int, channels: int, image_size: int) -> None:
+    """Raise DataError unless `count` images of that size fit in the memory that is free."""
+    needed, available = count * channels * image_size**2, psutil.virtual_memory().available
+    if needed > available // 2:  # the training process holds a copy
+        raise DataError(
+            f"{dataset} at {image_size} x {image_size} pixels needs {needed / 2**30:.1f} GiB twice, "
+            f"{available / 2**30:.1f} GiB are free: lower --image-size"
+        )
+
+
+def _resized(split: Split, size: int) -> Split:
+    if split.images.shape[2:] == (size, size):
+        return split
+    images = np.empty((*split.images.shape[:2], size, size), dtype=np.uint8)
+    for target, image in zip(images, split.images, strict=True):
+        for channel, pixels in zip(target, image, strict=True):
+            channel[:] = np.asarray(Image.fromarray(pixels).resize((size, size), Image.Resampling.BILINEAR))
+    return Split(images=images, labels=split.labels)
+
+
+def _check_learnable(dataset: str, train: Split, test: Split, classes: Sequence[str]) -> None:
+    if len(classes) < 2:
+        raise DataError(f"{dataset} has {len(classes)} class: training a classifier takes at least 2")
+    if len(train.labels) < 2 or len(test.labels) < 1:
+        raise DataError(
+            f"{dataset} has {len(train.labels)} training and {len(test.labels)} test images: "
+            "at least 2 and 1 are needed; add images to each class"
+        )
+
+
+def _fingerprint(*splits: Split) -> str:
+    digest = hashlib.sha256()
+    for split in splits:
+        digest.update(str(split.images.shape).encode())
+        digest.update(np.ascontiguousarray(split.images).tobytes())
+        digest.update(np.ascontiguousarray(split.labels).tobytes())
+    return digest.hexdigest()[:16]

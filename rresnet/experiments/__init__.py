@@ -1,0 +1,1 @@
+"""From settings to an answer: what each experiment plans, measures and shows."""

@@ -1,0 +1,160 @@
+"""An experiment from its settings to its answer: what it is measured with, its runs, and what is shown."""
+
+import functools
+import time
+from collections.abc import Callable, Collection
+from concurrent.futures import ThreadPoolExecutor, wait
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from rresnet import data, hardware
+from rresnet.config import AUTO, Settings
+from rresnet.experiments import planning, running
+from rresnet.experiments.running import Experiment, Extend, Means
+from rresnet.progress import Progress
+from rresnet.tables import place, store
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rresnet.runner.cluster import Cluster
+    from rresnet.runner.machines import Wanted
+    from rresnet.runner.sweep import Sweep
+
+EARLY_SECONDS = 0.5  # for data that can be read, or refused, before Ray is started
+
+
+def run(
+    experiment: Experiment, settings: Settings, console: Console, stop_asked: Callable[[], bool] = lambda: False
+) -> bool:
+    """Run an experiment; returns whether every planned trial is ok.
+
+    Args:
+        experiment: what is measured and shown.
+        settings: its flags.
+        console: where it tells.
+        stop_asked: whether the person has asked to stop, where the exception that says so may have been swallowed.
+
+    Raises:
+        UsageError, DataError, StoreError: the request is wrong or can't be met.
+        KeyboardInterrupt: the person has stopped it; what was measured is stored.
+    """
+    here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(running.tell, console)
+    if settings.address is None:  # a wrong request is told at once, before anything starts
+        planned = planning.plan(begin, experiment.cells, here)
+        if settings.dry_run:
+            planning.show(planned, begin, console)
+            return True
+    store.check_writable(settings.results_dir)
+    with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
+        images = pool.submit(
+            data.load, settings.dataset, image_size=settings.image_size, data_dir=settings.data_dir, seed=settings.seed
+        )
+        if images in wait([images], timeout=EARLY_SECONDS).done:  # what is wrong with it is told at once
+            planning.check_batches(settings, images.result())
+        from rresnet.runner import cluster as ray_cluster
+
+        with ray_cluster.connect(settings.address, here, _machines(settings), tell) as joined:
+            cluster = _alike(joined, begin, experiment.cells, tell)
+            planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
+            if settings.dry_run:
+                planning.show(planned, begin, console)
+                return True
+            means = Means(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
+            planning.check_batches(settings, means.images)
+            return _measure(experiment, settings, means)
+
+
+def _machines(settings: Settings) -> "Wanted":
+    from rresnet.runner.machines import Wanted
+
+    return Wanted(
+        gpu="gpu" in settings.device,
+        accelerator_type=settings.accelerator_type,
+        count=settings.machines,
+        wait_seconds=settings.wait_seconds,
+    )
+
+
+def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: Callable[[str], None]) -> "Cluster":
+    """The cluster without the machines on which the settings mean other cells than on the first."""
+    first, *others = joined.machines
+    same = [one for one in others if planning.alike(settings, cells, first.hardware, one.hardware)]
+    for one in others:
+        if one not in same:
+            tell(
+                f"{one.hardware.hostname} does not measure: with its {one.hardware.cpu_cores} cores and "
+                f"{one.hardware.gpu_count} GPUs the settings mean other cells there than on {first.hardware.hostname}"
+            )
+    return replace(joined, machines=(first, *same))
+
+
+def _beginning(settings: Settings) -> Settings:
+    """The settings of what is run first: where batch sizes are to be found, of the first probes."""
+    if settings.batch_size != AUTO:
+        return settings
+    from rresnet.experiments import search
+
+    return search.first(settings)
+
+
+def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
+    """Run what was asked for, and answer."""
+    if settings.batch_size == AUTO:
+        experiment, settings = _find_batch_sizes(experiment, settings, means)
+    extend: Extend | None = None
+    if settings.target_interval:
+        from rresnet.experiments import growth
+
+        began, feasible = time.monotonic(), running.feasible_cells(experiment, settings, means)
+
+        def extend(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:
+            growth.grow(sweep, settings, feasible, writer, progress, again=again, began=began)
+
+    done = running.measured(experiment, settings, means, extend)
+    from rresnet.analysis import answer  # pandas and scipy: seconds that the start need not wait for
+
+    if experiment.show:
+        experiment.show(done.trials, means.console, settings.results_dir)
+    else:
+        answer.findings(done.trials, means.console)
+    answer.remarks(done.trials, means.console, advice=settings.advice)
+    running.tell(means.console, _completion(done.trials))
+    means.console.print(
+        f"Rows: {place.at(settings.results_dir).told('trials')} (run {done.run.run_id})",
+        style="dim",
+        highlight=False,
+        soft_wrap=True,
+    )
+    return not done.failed
+
+
+def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) -> tuple[Experiment, Settings]:
+    """Probe batch sizes in a run of their own; the experiment and settings of those that are worth measuring."""
+    from rresnet.experiments import search
+
+    begin = search.first(settings, again=not settings.fresh)
+    feasible = running.feasible_cells(experiment, begin, means)
+
+    def probe(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:
+        search.probe(sweep, feasible, writer, progress, most=len(means.images.train.labels))
+
+    name = f"{settings.name or experiment.name}-sizes"
+    done = running.measured(replace(experiment, name=name), begin, means, probe)
+    found = search.found(done.trials, most=len(means.images.train.labels))
+    for line in found.told:
+        running.tell(means.console, line)
+    return (
+        replace(experiment, cells=lambda *of: [cell for cell in experiment.cells(*of) if found.fits(cell)]),
+        replace(settings, batch_size=found.sizes),
+    )
+
+
+def _completion(trials: "pd.DataFrame") -> str:
+    ok = int((trials["status"] == "ok").sum())
+    if ok == len(trials):
+        return f"Run complete: all {ok} trials are ok."
+    some = f"Run complete: {ok} of {len(trials)} trials are ok."
+    return f"{some} The same command with --retry failed tries the others again."

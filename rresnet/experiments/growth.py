@@ -1,0 +1,69 @@
+"""More repeats than planned, until the intervals are tight enough (`--target-interval`)."""
+
+import itertools
+import time
+from collections.abc import Collection, Sequence
+
+import pandas as pd
+
+from rresnet import analysis, grid
+from rresnet.config import Cell, Settings
+from rresnet.progress import Progress
+from rresnet.runner.sweep import Sweep
+from rresnet.tables import store
+
+
+def grow(
+    sweep: Sweep,
+    settings: Settings,
+    cells: Sequence[Cell],
+    writer: store.Writer,
+    progress: Progress,
+    *,
+    again: Collection[str] = (),
+    began: float,
+) -> None:
+    """Measure part after part, each in a fresh process, until every speedup is known well enough or time is over.
+
+    A part of an interrupted run is completed first.
+
+    Args:
+        sweep: what runs the trials.
+        settings: with the target and the minutes.
+        cells: the cells that can run.
+        writer: of the run, whose rows decide.
+        progress: is told how many trials are added, and why.
+        again: ids of trials that have a row and are to be run once more.
+        began: when the run began, by `time.monotonic`.
+    """
+    assert settings.target_interval is not None
+    target, last_seconds, left = settings.target_interval, 0.0, set(again)
+    for part in itertools.count():
+        rows = _rows(writer)
+        widest = analysis.widest(rows)
+        trials = grid.more(
+            cells, part, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed
+        )
+        known = set(rows["trial_id"])
+        todo = [trial for trial in trials if trial.trial_id not in known - left]
+        if not todo:
+            continue
+        left -= {trial.trial_id for trial in todo}
+        begun = any(trial.trial_id in known for trial in trials)
+        if not begun and (widest is None or widest.half_width <= target):
+            return
+        told = f"Intervals reach ±{widest.half_width:.1%}, ±{target:.1%} was asked for" if widest else "No interval yet"
+        if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
+            needed = widest.repeats_for(target) if widest else None
+            repeats = f"about {needed}" if needed else "more than 10,000"
+            progress.more(0, f"{told}: {repeats} repeats would do, but --max-minutes {settings.max_minutes:g} is over")
+            return
+        progress.more(len(todo), f"{told}: {len(todo)} trials more")
+        start = time.monotonic()
+        sweep.execute(todo)
+        last_seconds = time.monotonic() - start
+
+
+def _rows(writer: store.Writer) -> pd.DataFrame:
+    writer.flush()
+    return analysis.trials_of(writer.results, writer.run.run_id)

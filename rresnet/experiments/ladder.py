@@ -1,0 +1,156 @@
+"""From the blog's recipe to the tuned one, one change at a time: what the speedup is made of."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rresnet import grid
+from rresnet.config import AUTO, AXES, FLAGGED, Cell, Device, Settings, UsageError
+from rresnet.hardware import Hardware
+from rresnet.tables.place import Location
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+# In the order they are taken; an axis in which the two recipes agree on a device is no rung there.
+_FIRST = ("input", "channels_last", "pointwise", "small_maps", "precision", "fused_optimizer", "execution")
+CHANGES = (*_FIRST, *(axis for axis in AXES if axis not in _FIRST))
+
+
+def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
+    """The rungs for each device and batch size: the blog's cell, then each with one axis more as tuned has it."""
+    for name in FLAGGED:
+        if getattr(settings, name):
+            flag = f"--{name.replace('_', '-')}"
+            raise UsageError(f"{flag} can't be given here, for the ladder goes from blog to tuned: leave it out")
+    if settings.num_workers != (1,):
+        raise UsageError("--num-workers can't be given here, for the ladder is one worker's: leave it out")
+    found = []
+    for device in devices:
+        blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)
+        rungs = [blog]
+        for axis in CHANGES:
+            if getattr(rungs[-1], axis) != getattr(tuned, axis):
+                rungs.append(replace(rungs[-1], **{axis: getattr(tuned, axis)}))
+        assert settings.batch_size != AUTO, "batch sizes are found first"
+        for batch_size in settings.batch_size:
+            found += [
+                grid.cell(settings, hardware, device, "tuned" if axes == tuned else "blog", axes, batch_size)
+                for axes in rungs
+            ]
+    return found
+
+
+def rungs(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """The rungs of each device and batch size, from the blog's up.
+
+    Args:
+        trials: rows of a ladder's run.
+
+    Returns:
+        One row a rung: `device`, `batch_size`, `change` (what it has that the one before had not), `images_per_second`,
+        the paired ratio to the rung before (`step`, `step_low`, `step_high`) and to the first (`total`, `total_low`,
+        `total_high`); null where there is none, or no interval.
+    """
+    import pandas as pd
+
+    from rresnet import analysis
+
+    rows = []
+    rates = analysis.rates(trials)
+    for (device, batch_size), group in rates.groupby(["device", "batch_size"], sort=True):
+        if "tuned" not in set(group["recipe"]):
+            continue  # a run that is not finished: the end that names the changes has no row yet
+        top = group[group["recipe"] == "tuned"].iloc[0]
+        climbed = sum((group[axis] == top[axis]).astype(int) for axis in CHANGES)
+        order = group.assign(climbed=climbed).sort_values("climbed").to_dict("records")
+        for below, rung in zip([order[0], *order], order, strict=False):
+            lowest = rung is order[0]
+            step = None if lowest else analysis.ratio(trials, rung["cell_id"], below["cell_id"])
+            total = None if lowest else analysis.ratio(trials, rung["cell_id"], order[0]["cell_id"])
+            changes = [axis for axis in CHANGES if rung[axis] != below[axis]]
+            rows.append(
+                {
+                    "device": device,
+                    "batch_size": batch_size,
+                    "change": ", ".join(f"{axis} {below[axis]} -> {rung[axis]}" for axis in changes) or "blog",
+                    "images_per_second": rung["images_per_second"],
+                    **_columns("step", step),
+                    **_columns("total", total),
+                }
+            )
+    known = ["device", "batch_size", "change", "images_per_second", *_columns("step", None), *_columns("total", None)]
+    return pd.DataFrame(rows, columns=known)
+
+
+def _columns(name: str, interval: object) -> dict[str, float | None]:
+    values = {"": "estimate", "_low": "low", "_high": "high"}
+    return {f"{name}{end}": getattr(interval, source, None) for end, source in values.items()}
+
+
+def show(trials: "pd.DataFrame", console: "Console", results: Location) -> None:
+    """Print the ladder of a run, and draw it as a waterfall in `results/figures`."""
+    from rich import box
+    from rich.table import Table
+
+    from rresnet import scratch
+    from rresnet.tables import place
+
+    found = rungs(trials)
+    table = Table(
+        box=box.SIMPLE_HEAD, caption="Ratios of images/s, paired; in brackets 95 % intervals.", caption_justify="left"
+    )
+    for heading in ("device", "batch size", "change", "images/s", "over the one before", "over blog"):
+        table.add_column(heading, justify="left" if heading in ("device", "change") else "right", no_wrap=True)
+    for row in found.to_dict("records"):
+        rate = (
+            "not measured"
+            if row["images_per_second"] != row["images_per_second"]
+            else f"{row['images_per_second']:,.0f}"
+        )
+        told = [
+            _told(row["step"], row["step_low"], row["step_high"]),
+            _told(row["total"], row["total_low"], row["total_high"]),
+        ]
+        table.add_row(row["device"], str(row["batch_size"]), row["change"], rate, *told)
+    console.print(table)
+    for line in summary(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    kept = place.at(results)
+    with scratch.folder() as drawn:
+        for file in waterfall(found, drawn / f"ladder-{trials['run_id'].iloc[0]}"):
+            kept.write(name := f"figures/{file.name}", file.read_bytes())
+            console.print(f"Figure: {kept.told(name)}", style="dim", highlight=False, soft_wrap=True)
+
+
+def summary(found: "pd.DataFrame") -> list[str]:
+    """For each ladder of `rungs` the whole climb and its largest step, in a sentence."""
+    lines = []
+    for (device, batch_size), group in found.groupby(["device", "batch_size"], sort=True):
+        top, steps = group.iloc[-1], group.dropna(subset=["step"])
+        total = _told(top["total"], top["total_low"], top["total_high"])
+        if steps.empty or not total:
+            lines.append(f"{device} batch {batch_size}: the ladder's ends were not measured in the same repeat.")
+            continue
+        most = steps.sort_values("step").iloc[-1]
+        step = _told(most["step"], most["step_low"], most["step_high"])
+        lines.append(
+            f"{device} batch {batch_size}: tuned over blog {total}; the largest step is {most['change']}, {step}."
+        )
+    return lines
+
+
+def _told(estimate: float | None, low: float | None, high: float | None) -> str:
+    if estimate is None or estimate != estimate:
+        return ""
+    return f"{estimate:.2f}" if low is None or low != low else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
+
+
+def waterfall(found: "pd.DataFrame", path: Path) -> list[Path]:
+    """Draw the rungs as a waterfall; writes PNG and SVG beside `path`."""
+    from rresnet.figures import amounts, drawing
+
+    figure = amounts.waterfall(found)
+    return drawing.save(figure, path, drawing.svg(figure))

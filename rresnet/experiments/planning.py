@@ -1,0 +1,139 @@
+"""What an experiment would run here: its plan, checked before anything starts, and shown."""
+
+import contextlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from rresnet import data, grid, hardware
+from rresnet.config import AUTO, FLAGGED, Cell, Device, Settings, Trial, UsageError
+from rresnet.progress import duration
+from rresnet.tables import store
+
+if TYPE_CHECKING:
+    from rresnet.tables.store import Run
+
+Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
+Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
+
+USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
+
+
+def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines: int = 1) -> Planned:
+    """The planned trials, in the order they run, on so many machines like `machine`.
+
+    Raises UsageError where nothing of it can run there.
+    """
+    if settings.model not in USUAL_MODELS:
+        from rresnet.training import model  # imports torch, which takes seconds: only to look up an unusual name
+
+        model.check(settings.model, settings.image_size)
+    wanted = _wanted(settings, cells, machine)
+    reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
+    if not wanted:
+        raise UsageError("no --num-workers can be spread evenly over --num-nodes: give a multiple of it")
+    if all(reasons.values()):
+        raise UsageError(_nothing_feasible(wanted, reasons, machine))
+    trials = grid.plan(wanted, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed)
+    return [(trial, reasons[trial.cell.cell_id]) for trial in trials]
+
+
+def _wanted(settings: Settings, cells: Cells, machine: hardware.Hardware) -> list[Cell]:
+    kinds: tuple[Device, ...] = ("cpu", "gpu") if machine.gpu_count else ("cpu",)
+    return cells(settings, settings.device or kinds, machine)
+
+
+def alike(settings: Settings, cells: Cells, machine: hardware.Hardware, other: hardware.Hardware) -> bool:
+    """Whether the settings mean the same cells on both machines, so that both can measure them."""
+    return _wanted(settings, cells, machine) == _wanted(settings, cells, other)
+
+
+def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], machine: hardware.Hardware) -> str:
+    if {cell.device for cell in wanted} == {"gpu"} and not machine.gpu_count:
+        return (
+            f"no GPU in this Ray cluster ({machine.cpu_count} CPUs seen): "
+            "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
+        )
+    return f"nothing that was asked for can run here: {reasons[wanted[0].cell_id]}"
+
+
+def check_batches(settings: Settings, images: data.ImageData) -> None:
+    """Raise UsageError where a batch is larger than the data set."""
+    count = len(images.train.labels)
+    for batch_size in settings.batch_size if settings.batch_size != AUTO else ():
+        if batch_size > count:
+            raise UsageError(
+                f"--batch-size {batch_size} is more than the {count} training images of {settings.dataset}: "
+                f"give at most {count}, or a larger --dataset"
+            )
+
+
+def opening(
+    this: "Run", settings: Settings, planned: Planned, todo: Planned, machines: Sequence[hardware.Hardware]
+) -> str:
+    """What is told before the first trial: what it runs on, and what runs."""
+    cells = len({trial.cell.cell_id for trial, _ in planned})
+    lines = [
+        *machine_lines(machines),
+        f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {_processes(settings)} processes",
+    ]
+    if len(todo) < len(planned):
+        lines.append(f"Continuing run {this.run_id}: {len(planned) - len(todo)} trials are done (--fresh starts anew)")
+    impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
+    lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
+    return "\n".join(lines)
+
+
+def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
+    """The machines by kind, and what it means that there are several."""
+    kinds: dict[str, list[str]] = {}
+    for machine in machines:
+        gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"
+        kinds.setdefault(f"{machine.cpu_model}, {machine.cpu_count} CPUs{gpus}", []).append(machine.hostname)
+    lines = [f"{', '.join(hosts)}: {kind}" for kind, hosts in kinds.items()]
+    if len(machines) > 1:
+        lines.append(f"{len(machines)} machines measure side by side; pairs are formed within each")
+    if len(kinds) > 1:
+        lines.append("These machines are not alike: rates are of them all, and speedups are averaged over them")
+    return lines
+
+
+def _processes(settings: Settings) -> int:
+    return min(settings.processes, settings.repeats_planned)
+
+
+def show(planned: Planned, settings: Settings, console: Console) -> None:
+    """Print the planned trials, and how long they will take as far as earlier results tell."""
+    axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
+    values = {axis: [getattr(trial.cell, axis) for trial, _ in planned] for axis in axes}
+    varied = [axis for axis in axes if len(set(values[axis])) > 1]
+    table = Table(title=f"{len(planned)} planned trials, in the order they run", title_justify="left")
+    for heading in ("repeat", "process", *map(_words, varied), "trial", "feasible"):
+        table.add_column(heading)
+    for number, (trial, reason) in enumerate(planned):
+        its = (values[axis][number] for axis in varied)
+        table.add_row(*map(str, (trial.repeat, trial.process, *its, trial.trial_id, reason or "yes")))
+    console.print(table)
+    same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
+    console.print(f"In all of them: {', '.join(same)}.", highlight=False, soft_wrap=True)
+    console.print(_prediction(planned, settings), highlight=False, soft_wrap=True)
+
+
+def _words(axis: str) -> str:
+    return axis.removeprefix("num_").removeprefix("cpu_").replace("_", " ")
+
+
+def _prediction(planned: Planned, settings: Settings) -> str:
+    from rresnet import analysis
+
+    cell_ids = [trial.cell.cell_id for trial, reason in planned if reason is None]
+    seconds: dict[str, float] = {}
+    with contextlib.suppress(store.StoreError):
+        seconds = analysis.trial_seconds(analysis.read(settings.results_dir).trials, cell_ids)
+    if not seconds:
+        return f"Predicted duration: not known until {settings.results_dir} holds a first result."
+    total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * PROCESS_START_SECONDS
+    return f"Predicted duration: {duration(total)}, from the trials in {settings.results_dir}."

@@ -1,0 +1,185 @@
+"""One run of a plan: measure what is missing of it, and store."""
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from rresnet import data, grid, hardware
+from rresnet.config import Cell, How, Settings, UsageError, stable_hash
+from rresnet.experiments import planning
+from rresnet.experiments.planning import Cells, Planned
+from rresnet.progress import Progress
+from rresnet.tables import environment, store
+from rresnet.tables.measurement import Measurement
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from rresnet.runner.cluster import Cluster
+    from rresnet.runner.sweep import Sweep
+
+Show = Callable[["pd.DataFrame", Console, str], None]  # a run's trials, where to print, the results folder or its URL
+# Runs more trials, by what the first ones told; the last are ids of trials that are to be run once more.
+Extend = Callable[["Sweep", store.Writer, Progress, Collection[str]], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment:
+    """What sets one experiment apart from another."""
+
+    name: str  # also the default name of its runs
+    cells: Cells = grid.cells  # what it measures, from the settings
+    show: Show | None = None  # prints what it found, where that is not the table of the cells and the fastest
+    trainable: Callable[..., None] | None = None  # what runs a trial, instead of training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """What the trials of a run are measured with."""
+
+    cluster: "Cluster"
+    images: data.ImageData
+    console: Console
+    stop_asked: Callable[[], bool]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Done:
+    """A run that is complete."""
+
+    run: store.Run
+    trials: "pd.DataFrame"
+    failed: int  # of the trials that were run now
+
+
+def measured(experiment: Experiment, settings: Settings, means: Means, extend: Extend | None) -> Done:
+    """Run the plan, or what is missing of it in a run that is continued, and what extends it."""
+    results, console, cluster = settings.results_dir, means.console, means.cluster
+    planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
+    this = store.open_run(
+        results,
+        _new_run(experiment.name, settings, planned, cluster.hardware),
+        fresh=settings.fresh,
+        again=settings.retry is not None,
+        mix=settings.mix_environments,
+    )
+    attempts, done = _ended(results, this)
+    if settings.retry == "all":
+        done = set()
+    todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
+    measuring = [machine.hardware for machine in cluster.machines]
+    tell(console, planning.opening(this, settings, planned, todo, measuring))
+    from rresnet.runner import machines
+
+    if waiting := machines.busy(cluster.machines):
+        tell(console, waiting)
+    writer = store.Writer(results, this, lambda text: tell(console, text))
+    with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
+        try:
+            sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
+            _execute(sweep, todo)
+            if extend:
+                extend(sweep, writer, progress, attempts.keys() - done if settings.retry else ())
+        except Exception:
+            writer.check()  # a full disk, say, which Tune tells as a failure of its own
+            raise
+    from rresnet import analysis
+    from rresnet.analysis import regimes  # pandas and scipy, again
+
+    changed = regimes.changed(analysis.trials_of(results, this.run_id))
+    writer.finish(datetime.now(UTC).isoformat(), changed, "machine_changed")
+    return Done(run=this, trials=analysis.trials_of(results, this.run_id), failed=sweep.failed)
+
+
+def _sweep(
+    this: store.Run,
+    settings: Settings,
+    means: Means,
+    writer: store.Writer,
+    progress: Progress,
+    attempts: Mapping[str, int],
+    trainable: Callable[..., None] | None,
+) -> "Sweep":
+    import ray
+
+    from rresnet.runner.lane import run_trial
+    from rresnet.runner.sweep import Sweep
+
+    return Sweep(
+        run=this,
+        cluster=means.cluster,
+        data=ray.put(means.images),
+        how=How(
+            seconds=settings.seconds,
+            timeout_seconds=settings.timeout_seconds,
+            profile=settings.profile,
+            save_model=settings.save_model,
+        ),
+        write=writer.write,
+        keep=writer.keep,
+        progress=progress,
+        stop_asked=means.stop_asked,
+        earlier=attempts,
+        trainable=trainable or run_trial,
+    )
+
+
+def _execute(sweep: "Sweep", todo: Planned) -> None:
+    for trial, reason in todo:
+        if reason:
+            sweep.finish(trial, Measurement(status="infeasible", error_type="Infeasible", error_message=reason))
+    sweep.execute([trial for trial, reason in todo if reason is None])
+
+
+def feasible_cells(experiment: Experiment, settings: Settings, means: Means) -> list[Cell]:
+    """The cells of the plan that the first machine can run."""
+    machines = means.cluster.machines
+    planned = planning.plan(settings, experiment.cells, machines[0].hardware, len(machines))
+    return list({trial.cell.cell_id: trial.cell for trial, reason in planned if reason is None}.values())
+
+
+def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.Hardware) -> store.Run:
+    plan_id = stable_hash([trial.to_dict() for trial, _ in planned])
+    started, run_name = datetime.now(UTC), settings.name or name
+    return store.Run(
+        run_id=f"{started:%Y%m%dT%H%M%S%f}Z-{run_name}-{plan_id[:6]}",
+        experiment=name,
+        name=run_name,
+        plan_id=plan_id,
+        planned=len(planned),
+        started_at=started.isoformat(),
+        request_id=settings.request_id,
+        environment=environment.means(machine),
+    )
+
+
+def _ended(results: str, this: store.Run) -> tuple[dict[str, int], set[str]]:
+    """Attempts made at each trial that has a row, and the trials that are ok."""
+    table = store.read_tables(results, run_id=this.run_id)["trials"]
+    rows = table.select(["trial_id", "status", "attempt"]).to_pylist()
+    return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in rows if r["status"] == "ok"}
+
+
+def tell(console: Console, text: str) -> None:
+    """Print a line as it is."""
+    console.print(text, highlight=False, soft_wrap=True)
+
+
+@contextlib.contextmanager
+def _quiet_ray(console: Console) -> Iterator[None]:
+    """Keep what Ray prints in a file, and show its end when something unforeseen is raised."""
+    with tempfile.TemporaryFile("w+", errors="replace") as log:
+        try:
+            with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
+                yield
+        except (store.StoreError, UsageError):
+            raise
+        except Exception:
+            log.seek(0)
+            console.print("Ray's last words:", log.read()[-4000:], markup=False, highlight=False)
+            raise

@@ -1,0 +1,283 @@
+"""How much do more workers bring? Strong and weak scaling, what communication takes, and a prediction for many more."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Literal
+
+from rresnet import grid
+from rresnet.config import CELL_COLUMNS, Cell, Device, Settings, UsageError
+from rresnet.hardware import Hardware
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from rich.console import Console
+
+    from rresnet.analysis.statistics import Interval
+
+Kind = Literal["weak", "strong"]
+PREDICTED_WORKERS = (16, 64, 256, 1024)
+# What a point of a series may have unlike its base: how many workers there are, and what follows from that.
+_SPREAD = ("batch_size", "num_workers", "num_nodes", "cpu_threads")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScalingSettings(Settings):
+    """The flags, and one more."""
+
+    scaling: tuple[Kind, ...] = ("weak", "strong")
+    """weak: each worker keeps the batch size; strong: the workers share it out."""
+    recipe: tuple[str, ...] = ("tuned",)
+    """Named settings. The step is eager, as several workers need it, unless --execution says otherwise."""
+    batch_size: tuple[int, ...] | Literal["auto"] = (64,)
+    """Images a step of the one worker that the others are compared with."""
+    seconds: float = 3.0
+    """Measured seconds of each trial."""
+    repeats: int | None = 5
+    """Times each cell is measured."""
+    processes: int = 5
+    """Fresh trial processes that the repeats are spread over: as many, so that a repeat's cells are near in time."""
+
+
+def worker_counts(device: Device, hardware: Hardware) -> tuple[int, ...]:
+    """1, 2, 4 ... up to the machine's GPUs, or cores."""
+    most = max(1, hardware.gpu_count if device == "gpu" else hardware.cpu_cores)
+    return tuple(2**k for k in range(most.bit_length()) if 2**k <= most)
+
+
+def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
+    """One worker, and for each kind of scaling the others; `--num-workers` and `--num-nodes` say how many, and where.
+
+    Raises UsageError where a strong scaling's batch can't be shared out.
+    """
+    kinds = settings.scaling if isinstance(settings, ScalingSettings) else ("weak", "strong")
+    if settings.batch_size == "auto":
+        raise UsageError(
+            "--batch-size auto can't be given here: scaling compares workers at a batch size that is given"
+        )
+    given = replace(settings, execution=settings.execution or ("eager",))
+    found: dict[str, Cell] = {}
+    for device in devices:
+        counts = settings.num_workers if len(settings.num_workers) > 1 else worker_counts(device, hardware)
+        for batch_size in settings.batch_size:
+            for workers in sorted({1, *counts}):
+                if "strong" in kinds and batch_size % workers:
+                    raise UsageError(
+                        f"--batch-size {batch_size} can't be shared out among {workers} workers: give a multiple of "
+                        f"{workers}, or --scaling weak"
+                    )
+                sizes = {batch_size // workers if kind == "strong" else batch_size for kind in kinds}
+                nodes = settings.num_nodes if workers > 1 else (1,)
+                of_count = replace(
+                    given, num_workers=(workers,), num_nodes=nodes, batch_size=tuple(sorted(sizes, reverse=True))
+                )
+                found |= {cell.cell_id: cell for cell in grid.cells(of_count, [device], hardware)}
+    return list(found.values())
+
+
+def points(trials: "pd.DataFrame") -> "pd.DataFrame":
+    """Each measured number of workers against the fewest of its series.
+
+    Args:
+        trials: rows of a scaling run.
+
+    Returns:
+        One row a point: `kind` (weak or strong), `device`, `recipe`, `precision`, `base_batch_size`, `num_nodes`,
+        `num_workers`, `batch_size` (each worker's), `images_per_second`, the paired `speedup` over the base with `low`
+        and `high`, `efficiency` (the speedup over how many times as many GPUs, or cores, there are) with
+        `efficiency_low` and `efficiency_high`, `step_seconds`, `communication_seconds` and `communication_share` (what
+        exchanging gradients adds to a step). Null where it was not measured.
+    """
+    import pandas as pd
+
+    from rresnet import analysis
+
+    ok = trials[trials["status"] == "ok"]
+    rates = analysis.rates(ok).to_dict("records")
+    seconds = ok.groupby("cell_id")[["step_seconds", "communication_seconds"]].median()
+    axes = [axis for axis in CELL_COLUMNS if axis not in _SPREAD]
+    rows = []
+    for base in rates:
+        series = [cell for cell in rates if all(_same(cell[axis], base[axis]) for axis in axes)]
+        if base["num_workers"] != min(cell["num_workers"] for cell in series):
+            continue
+        for kind, of_kind in _kinds(base, series).items():
+            rows += [_point(ok, kind, base, cell, *seconds.loc[cell["cell_id"]]) for cell in of_kind]
+    order = ["kind", "device", "recipe", "precision", "base_batch_size", "num_nodes", "num_workers"]
+    return pd.DataFrame(rows).sort_values(order, ascending=[False, *[True] * 6]).reset_index(drop=True)
+
+
+def _kinds(base: Mapping[Any, Any], series: list[dict[Any, Any]]) -> dict[Kind, list[dict[Any, Any]]]:
+    """The cells of a series that keep each worker's batch size, and those that keep the whole's."""
+    whole = base["batch_size"] * base["num_workers"]
+    weak = [cell for cell in series if cell["batch_size"] == base["batch_size"]]
+    strong = [cell for cell in series if cell["batch_size"] * cell["num_workers"] == whole]
+    return {"weak": weak, "strong": strong} if len(strong) > 1 else {"weak": weak}
+
+
+def _point(
+    ok: "pd.DataFrame",
+    kind: Kind,
+    base: Mapping[Any, Any],
+    cell: Mapping[Any, Any],
+    step_seconds: float,
+    communication_seconds: float,
+) -> dict[str, object]:
+    from rresnet import analysis
+
+    ratio = analysis.ratio(ok, cell["cell_id"], base["cell_id"])
+    return {
+        "kind": kind,
+        **{axis: cell[axis] for axis in ("device", "recipe", "precision")},
+        "base_batch_size": base["batch_size"],
+        **{axis: cell[axis] for axis in ("num_nodes", "num_workers", "batch_size")},
+        "images_per_second": cell["images_per_second"],
+        **_efficiency(ratio, _units(cell) / _units(base)),
+        "step_seconds": step_seconds,
+        "communication_seconds": communication_seconds,
+        "communication_share": communication_seconds / step_seconds,
+    }
+
+
+def _same(one: object, other: object) -> bool:
+    return one == other or (one != one and other != other)  # null as NaN
+
+
+def _units(cell: Mapping[Any, Any]) -> int:
+    """What a cell occupies: GPUs, or cores."""
+    return int(cell["num_workers"] * (1 if cell["device"] == "gpu" else cell["cpu_threads"]))
+
+
+def _efficiency(ratio: "Interval | None", units: float) -> dict[str, float | None]:
+    bounds = (ratio.estimate, ratio.low, ratio.high) if ratio else (None, None, None)
+    shares = [None if bound is None else bound / units for bound in bounds]
+    names = ("speedup", "low", "high", "efficiency", "efficiency_low", "efficiency_high")
+    return dict(zip(names, (*bounds, *shares), strict=True))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """Seconds of a weakly scaled step: computing, which stays, and an all-reduce in a ring, which grows.
+
+    `computing + latency * (n - 1) + transfer * (n - 1) / n` for n workers: 2 (n - 1) messages one after another, each
+    of the n-th part of the gradients (Patarasuk and Yuan 2009). It assumes that each further worker has as much of a
+    machine as those measured, that all links are alike, and that nothing else shares them.
+    """
+
+    computing: float
+    latency: float
+    transfer: float
+
+    def step_seconds(self, workers: int) -> float:
+        """Predicted seconds of a step of so many workers."""
+        return self.computing + self.latency * (workers - 1) + self.transfer * (workers - 1) / workers
+
+
+def fit(series: "pd.DataFrame") -> Model | None:
+    """The model of one weakly scaled series of `points`; None without a point of several workers.
+
+    Computing is the mean of what the measured communication leaves of a step of several workers; latency and transfer
+    are the non-negative least-squares fit of the communication (a single point tells one of them only: the transfer).
+    """
+    import numpy as np
+    from scipy import optimize
+
+    several = series[(series["num_workers"] > 1) & series["communication_seconds"].notna()]
+    if several.empty:
+        return None
+    workers = several["num_workers"].to_numpy(dtype=float)
+    communication = several["communication_seconds"].to_numpy(dtype=float)
+    terms = np.column_stack([workers - 1, (workers - 1) / workers])
+    if len(several) == 1:
+        terms[:, 0] = 0.0
+    (latency, transfer), _ = optimize.nnls(terms, communication)
+    computing = float((several["step_seconds"] - several["communication_seconds"]).mean())
+    return Model(computing=computing, latency=float(latency), transfer=float(transfer))
+
+
+def held_out_error(series: "pd.DataFrame") -> float | None:
+    """How far the largest measured point is from its prediction from the smaller ones, as a share of its step seconds.
+
+    None under three points with several workers: two smaller ones are needed to tell latency from transfer.
+    """
+    largest = series["num_workers"].max()
+    smaller, held_out = series[series["num_workers"] < largest], series[series["num_workers"] == largest]
+    if (smaller["num_workers"] > 1).sum() < 2:
+        return None
+    model = fit(smaller)
+    if model is None:
+        return None
+    measured = float(held_out["step_seconds"].iloc[0])
+    return abs(model.step_seconds(int(largest)) - measured) / measured
+
+
+def show(trials: "pd.DataFrame", console: "Console", results: str) -> None:
+    """Print the points, and what the model predicts for more workers."""
+    from rich import box
+    from rich.table import Table
+
+    if not (trials["status"] == "ok").any():
+        console.print("No trial ended ok, so there is nothing to compare: the trials table has the errors.")
+        return
+    found = points(trials)
+    caption = (
+        "Speedup over the fewest workers, paired; efficiency: over how many times the GPUs, or cores. 95 % intervals."
+    )
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+    for heading in ("scaling", "setting", "workers", "images/s", "speedup", "efficiency", "communication"):
+        table.add_column(heading, justify="left" if heading in ("scaling", "setting") else "right", no_wrap=True)
+    for row in found.to_dict("records"):
+        setting = f"{row['device']} {row['recipe']} {row['precision']} batch {row['batch_size']}"
+        where = f" on {row['num_nodes']} machines" if row["num_nodes"] > 1 else ""
+        share = row["communication_share"]
+        table.add_row(
+            row["kind"],
+            setting,
+            f"{row['num_workers']}{where}",
+            f"{row['images_per_second']:,.0f}",
+            _told(row["speedup"], row["low"], row["high"]),
+            _told(row["efficiency"], row["efficiency_low"], row["efficiency_high"]),
+            "" if row["num_workers"] == 1 else "not measured" if share != share else f"{share:.0%}",
+        )
+    console.print(table)
+    for line in predictions(found):
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _told(estimate: float | None, low: float | None, high: float | None) -> str:
+    if estimate is None or estimate != estimate:
+        return "no pair"
+    return f"{estimate:.2f}" if low is None or low != low else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
+
+
+def predictions(found: "pd.DataFrame") -> list[str]:
+    """What the model says of more workers than were measured, marked as a prediction."""
+    lines = []
+    weak = found[found["kind"] == "weak"]
+    axes = ["device", "recipe", "precision", "base_batch_size"]
+    for (device, recipe, precision, size), series in weak.groupby(axes):
+        model = fit(series)
+        if model is None:
+            continue
+        largest = int(series["num_workers"].max())
+        rates = ", ".join(
+            f"{n} workers {n * int(str(size)) / model.step_seconds(n):,.0f}" for n in PREDICTED_WORKERS if n > largest
+        )
+        error = held_out_error(series)
+        checked = (
+            "not checked: that takes three numbers of several workers"
+            if error is None
+            else f"the largest measured is {error:.1%} from what the smaller ones predict"
+        )
+        terms = " + ".join(
+            f"{seconds * 1e3:.3g} ms{of}"
+            for seconds, of in (
+                (model.computing, ""),
+                (model.latency, " x (n - 1)"),
+                (model.transfer, " x (n - 1) / n"),
+            )
+        )
+        lines.append(
+            f"Prediction, not measured, images/s of {device} {recipe} {precision} batch {size} a worker: {rates}. A "
+            f"step of n workers takes {terms} ({checked}), each worker being as those measured, and all links alike."
+        )
+    return lines

@@ -1,0 +1,152 @@
+"""`--batch-size auto`: the largest batch that fits and the fastest; every probe is a trial with its row."""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pandas as pd
+
+from rresnet import analysis
+from rresnet.config import AUTO, CELL_COLUMNS, Cell, Settings, Trial, UsageError, stable_hash
+from rresnet.progress import Progress
+from rresnet.runner.sweep import Sweep
+from rresnet.tables import store
+
+FIRST_SIZE = 16
+STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
+AHEAD = 3  # doublings that are tried in one process before the next are decided on
+FINENESS = 8  # the largest that fits is known when the next that does not is less than this share of it away
+
+_APART = ("batch_size", "epochs", "copy")  # cells that differ in nothing else are one series of probes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """What the probes told."""
+
+    sizes: tuple[int, ...]  # each series' fastest and largest
+    largest: Mapping[str, int]  # series -> the largest that fits
+    told: Sequence[str]  # the same in words
+
+    def fits(self, cell: Cell) -> bool:
+        """Whether a cell of that size runs."""
+        return cell.batch_size <= self.largest.get(_series(vars(cell)), 0)
+
+
+def first(settings: Settings, *, again: bool = False) -> Settings:
+    """The settings of the first probes: one repeat of a small size.
+
+    Args:
+        settings: with `batch_size` auto.
+        again: go on with the newest such run even where it is complete: sizes that are known are not probed again.
+    """
+    retry = "failed" if again and settings.retry is None else settings.retry
+    return replace(
+        settings, batch_size=(FIRST_SIZE,), repeats=1, processes=1, epochs=None, aa=False, profile=False, retry=retry
+    )
+
+
+def next_size(probes: Mapping[int, float | None], most: int) -> int | None:
+    """The size to probe next: doubled while it fits, halved until it does, then in between. Pure.
+
+    Args:
+        probes: size -> seconds of a step, or None where it did not run.
+        most: the largest size there are images for.
+
+    Returns:
+        The size, or None when the largest that fits is known, or none does, or a larger step would take too long.
+    """
+    fits = [size for size, seconds in probes.items() if seconds is not None]
+    if not fits:
+        smallest = min(probes, default=2 * min(FIRST_SIZE, most))
+        return smallest // 2 or None
+    largest = max(fits)
+    failed = [size for size, seconds in probes.items() if seconds is None and size > largest]
+    if not failed:
+        wanted = min(2 * largest, most)
+        too_slow = (probes[largest] or 0.0) * wanted / largest > STEP_SECONDS
+        return None if wanted == largest or too_slow else wanted
+    gap = min(failed) - largest
+    return None if gap <= max(1, largest // FINENESS) else largest + gap // 2
+
+
+def next_sizes(probes: Mapping[int, float | None], most: int) -> list[int]:
+    """The sizes to probe next in one process: several doublings at once, as long as nothing has failed. Pure."""
+    assumed, sizes = dict(probes), list[int]()
+    while len(sizes) < AHEAD and (size := next_size(assumed, most)) is not None:
+        sizes.append(size)
+        known = [(of_size, seconds) for of_size, seconds in assumed.items() if seconds is not None]
+        if not known or len(known) < len(assumed):
+            break  # halving and closing in: each size depends on how the one before went
+        largest, seconds = max(known)
+        assumed[size] = seconds * size / largest
+    return sizes
+
+
+def probe(sweep: Sweep, cells: Sequence[Cell], writer: store.Writer, progress: Progress, *, most: int) -> None:
+    """Probe size after size of every series, each in its turn, until all are known.
+
+    Args:
+        sweep: what runs the trials.
+        cells: one cell of each series, of the size that is planned first.
+        writer: of the run, whose rows tell how the probes went.
+        progress: is told how many probes are added.
+        most: the largest size there are images for.
+    """
+    for _ in itertools.count():
+        probes = _probes(_rows(writer))
+        wanted = [(size, cell) for cell in cells for size in next_sizes(probes.get(_series(vars(cell)), {}), most)]
+        if not wanted:
+            return
+        sizes = sorted({size for size, _ in wanted})
+        progress.more(len(wanted), f"Probing batch sizes {', '.join(map(str, sizes))}")
+        in_order = sorted(wanted, key=lambda one: one[0])
+        sweep.execute([Trial(cell=replace(cell, batch_size=size), repeat=0, process=0) for size, cell in in_order])
+
+
+def found(trials: pd.DataFrame, *, most: int) -> Found:
+    """What the probes' rows tell. Raises UsageError where no size runs."""
+    sizes, largest, told = set[int](), {}, []
+    for series, rows in trials.groupby([_series(row) for row in trials.to_dict("records")], sort=False):
+        one, ok = rows.iloc[0], rows[rows["status"] == "ok"]
+        name = f"{one['device']} {one['recipe']} {one['precision']}"
+        if ok.empty:
+            told.append(f"{name}: no batch size runs ({rows['error_message'].iloc[-1]})")
+            continue
+        best = ok.sort_values("images_per_second").iloc[-1]
+        top = ok.sort_values("batch_size").iloc[-1]
+        failed = rows[(rows["status"] != "ok") & (rows["batch_size"] > top["batch_size"])].sort_values("batch_size")
+        if len(failed):
+            worst = failed.iloc[0]
+            why = f"{worst['batch_size']} ended {worst['status']}"
+        elif top["batch_size"] >= most:
+            why = "the data set has no more images"
+        else:
+            why = f"a step of twice as many would take over {STEP_SECONDS:g} s, and was not tried"
+        told.append(
+            f"{name}: the largest batch that ran is {top['batch_size']} ({why}); the fastest of {len(ok)}, each "
+            f"measured once, {best['batch_size']} with {best['images_per_second']:,.0f} images/s"
+        )
+        largest[str(series)] = int(top["batch_size"])
+        sizes |= {int(best["batch_size"]), int(top["batch_size"])}
+    if not sizes:
+        raise UsageError(f"--batch-size {AUTO}: {'; '.join(told)}: take a smaller --model or --image-size")
+    return Found(sizes=tuple(sorted(sizes)), largest=largest, told=told)
+
+
+def _probes(trials: pd.DataFrame) -> dict[str, dict[int, float | None]]:
+    probes: dict[str, dict[int, float | None]] = {}
+    for row in trials.to_dict("records"):
+        of_series = probes.setdefault(_series(row), {})
+        of_series[row["batch_size"]] = row["step_seconds"] if row["status"] == "ok" else None
+    return probes
+
+
+def _series(values: Mapping[Any, Any]) -> str:
+    return stable_hash([str(values[axis]) for axis in CELL_COLUMNS if axis not in _APART])
+
+
+def _rows(writer: store.Writer) -> pd.DataFrame:
+    writer.flush()
+    return analysis.trials_of(writer.results, writer.run.run_id)

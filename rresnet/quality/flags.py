@@ -1,0 +1,84 @@
+"""What makes a row doubtful, computed from what happened while it was measured; with a line of advice for each."""
+
+import math
+from collections.abc import Sequence
+
+from rresnet.config import Cell
+from rresnet.quality import steady
+from rresnet.quality.monitor import Usage
+
+FOREIGN_SHARE = 0.1  # of all processors, busy with other programs
+STEAL_SHARE = 0.05  # of all processors, given to other machines by the hypervisor; its clock ticks 10 ms
+STARVED_SHARE = 0.7  # of threads x seconds that the trial got
+FEWEST_WINDOWS = 2
+LEARNING_STEPS = 50  # before these a loss says little
+
+ADVICE = {
+    "foreign_load": "other programs used the processors: close them, or measure when the machine is idle",
+    "steal": "the hypervisor gave processor time to other machines: use a dedicated one, or more --repeats",
+    "cpu_starved": "the trial got less processor time than its threads could use: free the machine, check CPU limits",
+    "fewer_threads": "fewer threads than cores: a CPU figure for this machine needs --cpu-threads at the core count",
+    "gpu_shared": "other processes computed on the GPU: end them, or choose another with CUDA_VISIBLE_DEVICES",
+    "gpu_throttled": "the GPU ran below its clocks for heat or power: improve cooling, or raise its power limit",
+    "swapping": "memory was short and pages came from disk: smaller --batch-size, or free memory",
+    "few_windows": "too few windows to see the trial's own scatter: longer --seconds",
+    "unsteady": "the speed was still changing: longer --seconds",
+    "not_learning": "the loss did not fall: check the labels, the precision and the seed",
+    "machine_changed": "the machine's own speed changed during the run: its repeats are told apart in the answer",
+}
+
+
+def of_machine(usage: Usage, *, cpu_count: int) -> list[str]:
+    """Flags of what went on around a trial, or around nothing at all."""
+    available = cpu_count * usage.seconds
+    found = {
+        "foreign_load": usage.foreign_cpu_seconds > FOREIGN_SHARE * available,
+        "steal": usage.steal_cpu_seconds > STEAL_SHARE * available,
+        "gpu_shared": usage.gpu_foreign_processes > 0,
+        "gpu_throttled": usage.gpu_throttled,
+        "swapping": usage.major_faults > 0 or usage.swapped_bytes > 0,
+    }
+    return [name for name, true in found.items() if true]
+
+
+def of_trial(
+    usage: Usage,
+    cell: Cell,
+    *,
+    cpu_count: int,
+    cpu_cores: int,
+    observed_threads: int,
+    window_seconds: Sequence[float],
+    settled: bool,
+    learning: bool | None,
+) -> tuple[str, ...]:
+    """The flags of a trial that ended ok.
+
+    Args:
+        usage: what was used in the measured windows: processor time and energy over all of the cell's workers, the
+            rest on this machine.
+        cell: what was trained.
+        cpu_count: logical processors that the trial could use.
+        cpu_cores: physical cores among them.
+        observed_threads: intra-op threads that PyTorch reported in each worker.
+        window_seconds: seconds a step of each measured window, in order.
+        settled: whether the warm-up ended because the times had settled.
+        learning: whether the loss has fallen; None when too little was trained to tell.
+    """
+    on_cpu, threads = cell.device == "cpu", observed_threads * cell.workers_per_node
+    found = {
+        "cpu_starved": on_cpu and usage.cpu_seconds < STARVED_SHARE * threads * cell.num_nodes * usage.seconds,
+        "fewer_threads": on_cpu and threads < cpu_cores // cell.workers_per_node * cell.workers_per_node,
+        "few_windows": len(window_seconds) < FEWEST_WINDOWS,
+        "unsteady": not settled or steady.trends(window_seconds),
+        "not_learning": learning is False,
+    }
+    return (*of_machine(usage, cpu_count=cpu_count), *(name for name, true in found.items() if true))
+
+
+def learns(first_loss: float, recent_losses: Sequence[float], steps: int) -> bool | None:
+    """Whether the mean of the recent losses is below the first; None before `LEARNING_STEPS` steps."""
+    if steps < LEARNING_STEPS or not recent_losses:
+        return None
+    mean = sum(recent_losses) / len(recent_losses)
+    return math.isfinite(mean) and mean < first_loss

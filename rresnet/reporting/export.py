@@ -1,0 +1,67 @@
+"""The tables for other tools: CSV and JSON."""
+
+import io
+import json
+from datetime import datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from pyarrow import csv
+
+from rresnet.tables import place
+from rresnet.tables.measurement import filled
+from rresnet.tables.store import StoreError, read_tables
+
+Table = Literal["trials", "windows", "epochs", "losses"]
+
+
+def table(results: place.Location, name: Table) -> pa.Table:
+    """One table of a results folder.
+
+    Raises:
+        StoreError: there is no such folder, or a file in it can't be used.
+    """
+    kept = place.at(results)
+    if not kept.holds("trials"):
+        raise StoreError(
+            f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
+        )
+    rows = read_tables(results)[name]
+    return filled(rows) if name == "trials" else rows
+
+
+def to_csv(rows: pa.Table) -> bytes:
+    """The rows as CSV in UTF-8 with a line of names: a null is empty, a list's items stand between semicolons."""
+    for i, column in enumerate(rows.columns):
+        if pa.types.is_list(column.type):
+            joined: Any = pc.binary_join(column, ";")
+            rows = rows.set_column(i, rows.column_names[i], joined)
+    out = io.BytesIO()
+    csv.write_csv(rows, out)
+    return out.getvalue()
+
+
+def to_json(rows: pa.Table) -> bytes:
+    """The rows as a JSON list of objects: times as ISO 8601, and what JSON has no number for as null."""
+    listed = [{name: _plain(value) for name, value in row.items()} for row in rows.to_pylist()]
+    return (json.dumps(listed, indent=1, allow_nan=False) + "\n").encode()
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        StoreError: it can't be written.
+    """
+    try:
+        place.at(path.parent).write(path.name, content)
+    except OSError as error:
+        raise StoreError(f"can't write {path}: {error.strerror}; choose another --out") from error
+
+
+def _plain(value: object) -> object:
+    if isinstance(value, datetime):
+        return value.isoformat()
+    return None if isinstance(value, float) and value - value != 0 else value  # NaN and the infinities

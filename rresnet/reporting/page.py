@@ -1,0 +1,171 @@
+"""A report as HTML and as Markdown: the words and figures of its parts put into the templates, everything escaped."""
+
+import base64
+import hashlib
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from datetime import datetime
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from rresnet.analysis import answer
+from rresnet.figures import drawing
+from rresnet.quality.flags import ADVICE
+from rresnet.reporting import rows
+from rresnet.reporting.parts import Part
+from rresnet.reporting.section import MOST_LINES, Section
+from rresnet.tables.measurement import Environment
+
+HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials")
+# Escapes; what could begin an element or end a table's cell is an entity.
+MARKDOWN = str.maketrans({c: f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" for c in "<>|&\\`*_{}[]~#"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chapter:
+    """A part with what was found in it."""
+
+    number: int  # from 1, as in the table of all rows
+    part: Part
+    answers: Sequence[str]
+    cells: pd.DataFrame  # of `parts.cells`
+    sections: Sequence[Section]
+    without_figures: bool  # an older run, of which the figures are left out
+
+    @property
+    def title(self) -> str:
+        """Its experiment and machine, and when."""
+        when = self.part.started_at
+        return f"{self.part.experiment} on {self.part.machine}" + (f", {when:%d %b %Y %H:%M} UTC" if when else "")
+
+
+def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime, version: str) -> str:
+    """The whole report in one page that needs nothing else.
+
+    Args:
+        chapters: the parts, the newest first.
+        decisions: what holds over all of them, in sentences.
+        made: when the report was made.
+        version: of rresnet.
+    """
+    script = _source("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return (
+        _templates(autoescape=True)
+        .get_template("report.html")
+        .render(
+            chapters=chapters,
+            decisions=decisions,
+            made=made,
+            version=version,
+            headings=HEADINGS,
+            most=MOST_LINES,
+            css=Markup(_source("report.css")),  # nosec B704 - the package's own file
+            script=Markup(script),  # nosec B704 - the same
+            script_hash=digest,
+            rows=Markup(rows.dumps(rows.encode([_named(chapter) for chapter in chapters]))),  # nosec B704 - escaped there
+            total=sum(len(chapter.part.trials) for chapter in chapters),
+        )
+    )
+
+
+def markdown(chapters: Sequence[Chapter], *, decisions: Sequence[str], version: str) -> str:
+    """What to paste in a pull request: the answers, the settings, and what makes them doubtful."""
+    template = _templates(autoescape=False).get_template("summary.md")
+    return template.render(chapters=chapters, decisions=decisions, version=version, headings=HEADINGS, most=MOST_LINES)
+
+
+def _named(chapter: Chapter) -> pd.DataFrame:
+    names = chapter.cells.set_index("cell_id")["setting"]
+    return chapter.part.trials.assign(setting=chapter.part.trials["cell_id"].map(names))
+
+
+def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
+    """A cell as texts under `HEADINGS`."""
+    if not cell["repeats"]:
+        return (cell["setting"], "not measured", "", "", "", "", "", cell["statuses"])
+    speedup = (
+        "reference" if cell["is_reference"] else _interval(cell["speedup"], cell["speedup_low"], cell["speedup_high"])
+    )
+    return (
+        cell["setting"],
+        answer.rate(cell),
+        answer.epoch(cell),
+        speedup + (", not distinguishable" if cell["distinguishable"] is False else ""),
+        _known(cell["percent_of_limit"], "{:.0f} %"),
+        _known(cell["bottleneck"], "{}"),
+        _known(cell["peak_memory_bytes"], "{:,.0f} MiB", 2**-20),
+        cell["statuses"],
+    )
+
+
+def flagged(part: Part) -> list[tuple[str, int, str]]:
+    """Each quality flag of the rows, how many carry it, and what to do about it."""
+    counts = part.trials["quality_flags"].explode().dropna().value_counts()
+    return [(str(flag), int(count), ADVICE.get(str(flag), "")) for flag, count in counts.items()]
+
+
+def failures(part: Part) -> list[tuple[str, str, str, int]]:
+    """Each way in which trials failed: status, error, its first line, how many."""
+    failed = part.trials[part.trials["status"] != "ok"]
+    messages = failed["error_message"].fillna("").map(lambda text: text.strip().partition("\n")[0][:300])
+    counted = Counter(zip(failed["status"], failed["error_type"].fillna(""), messages, strict=True))
+    return [(*what, count) for what, count in counted.most_common(20)]
+
+
+def environment(part: Part) -> list[tuple[str, str]]:
+    """Where and with what the part ran; several values where its rows differ."""
+    names = [f.name for f in fields(Environment)]
+    found = [(name, part.trials[name].dropna().unique()) for name in names]
+    return [(name.replace("_", " "), ", ".join(map(str, values))) for name, values in found if len(values)]
+
+
+def svg(section: Section, chapter: Chapter) -> Markup:
+    """The section's figure as an element of the page."""
+    name = f"f{chapter.number}-{section.key}"
+    title = f"{section.title}: {chapter.title}"
+    drawn = drawing.inline(section.svg, name=name, title=title, description=section.description)
+    return Markup(drawn)  # nosec B704 - it writes XML, which escapes
+
+
+def csv(section: Section) -> str:
+    """The data of the section's figure as the address of a CSV file."""
+    content = base64.b64encode(section.data.to_csv(index=False).encode("utf-8", "replace")).decode()
+    return f"data:text/csv;charset=utf-8;base64,{content}"
+
+
+def _interval(estimate: float | None, low: float | None, high: float | None) -> str:
+    if pd.isna(estimate):
+        return "no pair"
+    return f"{estimate:.2f}" if pd.isna(low) else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
+
+
+def _known(value: Any, form: str, scale: float | None = None) -> str:
+    return "" if pd.isna(value) else form.format(value if scale is None else value * scale)
+
+
+def _markdown_text(text: object) -> str:
+    """Data as one line of Markdown, in which no letter of it means anything."""
+    return " ".join(str(text).split()).translate(MARKDOWN)
+
+
+def _source(name: str) -> str:
+    loader = jinja2.PackageLoader("rresnet.reporting")
+    return loader.get_source(jinja2.Environment(autoescape=True), name)[0]
+
+
+def _templates(*, autoescape: bool) -> jinja2.Environment:
+    found = jinja2.Environment(  # nosec B701 - off for Markdown alone
+        loader=jinja2.PackageLoader("rresnet.reporting"),
+        autoescape=autoescape,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    found.globals.update(flagged=flagged, failures=failures, environment=environment, svg=svg, csv=csv)
+    found.filters.update(row=setting_row, md=_markdown_text)
+    return found

@@ -1,0 +1,142 @@
+"""What a report is about: runs of results folders, each on one machine, kept apart; and a run's cells as one table."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rresnet import analysis
+from rresnet.analysis import Tables, answer, comparison
+from rresnet.experiments import ladder
+from rresnet.tables import store
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """The rows of one run that were measured on one machine."""
+
+    source: str  # the results folder, as it was given
+    run_id: str
+    machine: str
+    tables: Tables
+    unfinished: str = ""  # what is missing from the run
+    elsewhere: bool = False  # reference results, not the user's own
+
+    @property
+    def trials(self) -> pd.DataFrame:
+        """Its rows of the trials table."""
+        return self.tables.trials
+
+    @property
+    def experiment(self) -> str:
+        """The experiment that planned it."""
+        return str(self.trials["experiment"].iloc[0])
+
+    @property
+    def started_at(self) -> datetime | None:
+        """When its first trial started."""
+        first = self.trials["started_at"].min()
+        return None if pd.isna(first) else first
+
+    @property
+    def answers(self) -> list[str]:
+        """What was found, in sentences: the ladder's climbs, or the fastest setting."""
+        if self.experiment == "ladder" and (found := ladder.summary(ladder.rungs(self.trials))):
+            return found
+        return [answer.sentence(self.trials, answer.ranked(self.trials))]
+
+
+def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
+    """The runs of some results folders, each machine of a run for itself, the newest first.
+
+    Args:
+        folders: results folders; one that is named twice is read once.
+        runs: ids of the runs that are wanted; all of them where none is given.
+
+    Raises:
+        StoreError: a folder has no results, or no run of those that are wanted.
+    """
+    found: list[Part] = []
+    for folder in {folder.resolve(): folder for folder in folders}.values():
+        found += split(analysis.read(folder), str(folder), store.runs(folder))
+    unknown = sorted(set(runs) - {part.run_id for part in found})
+    if unknown:
+        there = ", ".join(sorted({part.run_id for part in found})) or "none"
+        raise store.StoreError(f"no run {', '.join(unknown)} in {', '.join(map(str, folders))}; there are: {there}")
+    wanted = [part for part in found if not runs or part.run_id in runs]
+    return sorted(wanted, key=lambda part: (part.started_at is not None, part.started_at), reverse=True)
+
+
+def split(tables: Tables, source: str, runs: Sequence[store.Run] = (), *, elsewhere: bool = False) -> Iterator[Part]:
+    """The tables' runs and machines, kept apart.
+
+    A row that names no machine (its trial never started) goes to the run's machine where there is but one.
+    """
+    planned = {run.run_id: run for run in runs}
+    for run_id, of_run in tables.trials.groupby("run_id", sort=False):
+        hosts = of_run["hostname"].dropna().unique()
+        machines = of_run["hostname"].fillna(hosts[0] if len(hosts) == 1 else "machine not known")
+        for machine, trials in of_run.groupby(machines, sort=False):
+            yield Part(
+                source=source,
+                run_id=str(run_id),
+                machine=str(machine),
+                tables=Tables(
+                    trials=trials,
+                    **{name: _of(getattr(tables, name), trials) for name in ("windows", "epochs", "losses")},
+                ),
+                unfinished=_unfinished(planned.get(str(run_id)), len(of_run)),
+                elsewhere=elsewhere,
+            )
+
+
+def _of(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    of_run = table["run_id"] == trials["run_id"].iloc[0]
+    found: pd.DataFrame = table[of_run & table["trial_id"].isin(trials["trial_id"])]
+    return found
+
+
+def _unfinished(run: store.Run | None, rows: int) -> str:
+    if run is None or run.finished_at is not None:
+        return ""
+    return f"Not finished: {rows} of {run.planned} planned trials have a row yet."
+
+
+def cells(trials: pd.DataFrame) -> pd.DataFrame:
+    """One row a cell, the fastest first, as `analysis.rates` gives it, with its name and speedup.
+
+    Args:
+        trials: rows of one run on one machine.
+
+    Returns:
+        Beside the columns of `analysis.rates`: `setting`; the paired ratio to the reference cell (`speedup`,
+        `speedup_low`, `speedup_high`, `pairs`, `distinguishable`), null where there is none; and `is_reference`.
+    """
+    ranked = answer.ranked(trials)
+    reference = analysis.reference_cell(ranked)
+    floor = comparison.noise_floor(trials)
+    return pd.DataFrame([cell | _compared(trials, cell, ranked, reference, floor) for cell in ranked])
+
+
+def _compared(
+    trials: pd.DataFrame,
+    cell: Mapping[Any, Any],
+    ranked: list[dict[Any, Any]],
+    reference: Mapping[Any, Any] | None,
+    floor: float | None,
+) -> dict[str, object]:
+    is_reference = reference is not None and cell["cell_id"] == reference["cell_id"]
+    apart = reference is not None and cell["repeats"] and not is_reference
+    ratio = analysis.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference is not None and apart else None
+    return {
+        "setting": answer.name(cell, ranked),
+        "speedup": ratio and ratio.estimate,
+        "speedup_low": ratio and ratio.low,
+        "speedup_high": ratio and ratio.high,
+        "pairs": ratio and ratio.count,
+        "distinguishable": ratio and analysis.distinguishable(ratio, floor),
+        "is_reference": is_reference,
+    }

@@ -1,0 +1,107 @@
+"""`rresnet report`: one HTML page, its figures as files, and a Markdown summary of the runs in some results folders."""
+
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pandas as pd
+from rich.console import Console
+
+import rresnet
+from rresnet import scratch
+from rresnet.analysis import decision
+from rresnet.analysis.prices import Price
+from rresnet.analysis.prices import prices as read_prices
+from rresnet.figures import drawing
+from rresnet.reporting import page, parts
+from rresnet.reporting.page import Chapter
+from rresnet.reporting.parts import Part
+from rresnet.reporting.sections import sections
+from rresnet.tables import place, store
+
+MOST_WITH_FIGURES = 6  # parts; a folder may hold a year of runs
+
+
+def write(
+    folders: Sequence[Path],
+    console: Console,
+    *,
+    out: Path | None = None,
+    runs: Sequence[str] = (),
+    prices: Sequence[str] = (),
+    with_reference: bool = False,
+) -> str:
+    """Write the report and tell where it is; returns the page's path, or its URL.
+
+    Args:
+        folders: results folders, or their URLs.
+        console: where it tells.
+        out: folder or URL to write to; `report` in the first results folder where it is None.
+        runs: ids of the runs that are wanted; all of them where none is given.
+        prices: of what the machines cost, see `prices.prices`.
+        with_reference: show the package's reference results too, as measured elsewhere.
+
+    Raises:
+        UsageError, StoreError: a folder, run or price is not there, or `out` can't be written to.
+    """
+    known, own = read_prices(prices), parts.read(folders, runs)
+    found = own + (_reference() if with_reference else [])
+    decisions = _decisions(own, known)
+    chapters = [_chapter(number, part, known) for number, part in enumerate(found, start=1)]
+    summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
+    whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
+    to = place.at(out or folders[0] / "report")
+    try:
+        with scratch.folder() as drawn:
+            files = [file.name for chapter in chapters for file in _figures(chapter, drawn)]
+            for name in files:
+                to.write(name, (drawn / name).read_bytes())
+        for name, text in (("summary.md", summary), ("index.html", whole)):
+            to.write(name, text.encode("utf-8", "replace"))
+    except OSError as error:
+        raise store.StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
+    for line in chapters[0].answers if chapters else ["There are no trials in these results."]:
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
+    told = f"Report: {to.told('index.html')}; beside it summary.md and {len(files)} figure files."
+    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    return to.told("index.html")
+
+
+def _reference() -> list[Part]:
+    from rresnet.analysis import reference
+
+    return list(parts.split(reference.read(), "the package", elsewhere=True))
+
+
+def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
+    """What is fastest, cheapest and least energy over all of the user's own parts; nothing where one says it all."""
+    if not own:
+        return []
+    trials = pd.concat([part.trials for part in own], ignore_index=True)
+    verdicts = decision.verdicts(trials.drop_duplicates(list(store.KEY)), prices)  # a folder may be another's copy
+    wanted = verdicts if len(own) > 1 else [verdict for verdict in verdicts if verdict.question != "fastest"]
+    return [verdict.sentence() for verdict in wanted]
+
+
+def _chapter(number: int, part: Part, prices: Sequence[Price]) -> Chapter:
+    cells = parts.cells(part.trials)
+    without = number > MOST_WITH_FIGURES
+    return Chapter(
+        number=number,
+        part=part,
+        answers=part.answers,
+        cells=cells,
+        sections=[] if without else sections(part, cells, prices),
+        without_figures=without,
+    )
+
+
+def _figures(chapter: Chapter, folder: Path) -> list[Path]:
+    of = re.sub(r"[^\w.-]", "_", f"{chapter.part.run_id}-{chapter.part.machine}")
+    return [
+        file
+        for section in chapter.sections
+        if section.figure
+        for file in drawing.save(section.figure, folder / f"{section.key}-{of}", section.svg)
+    ]

@@ -1,0 +1,97 @@
+"""Every row of the trials table as compact JSON for a page's own table, and which columns it shows at first."""
+
+import json
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from rresnet.tables.measurement import TRIALS
+
+LONGEST_TEXT = 1000  # letters; a traceback's end may be longer
+DIGITS = 6  # significant ones
+SHOWN = (
+    "setting",
+    "batch_size",
+    "precision",
+    "num_workers",
+    "repeat",
+    "status",
+    "images_per_second",
+    "step_seconds",
+    "epoch_seconds",
+    "peak_memory_bytes",
+    "percent_of_limit",
+    "bottleneck",
+    "test_accuracy",
+    "quality_flags",
+    "error_message",
+)
+ALWAYS = ("setting", "batch_size", "repeat", "status", "images_per_second")
+PART = "part"
+OWN_DOCS = {PART: "number of the run and machine in this report", "setting": "name of the setting in its run"}
+
+
+def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
+    """The rows of a report's parts, column by column; a column that is null everywhere is left out.
+
+    Args:
+        trials: rows of the trials table, one frame a part, with a column `setting` if there is a name for that; parts
+            are numbered from 1.
+
+    Returns:
+        `rows`, how many, and `columns`: `name`, `doc`, `shown`, and `values` of each row, or where few differ (or they
+        are texts) the unlike ones as `levels` and each row's place among them as `codes`. Null is null (-1 as a code).
+    """
+    numbered = [frame.assign(part=number) for number, frame in enumerate(trials, start=1)]
+    table = pd.concat([frame.astype({PART: "int64"}) for frame in numbered]) if numbered else pd.DataFrame()
+    docs = OWN_DOCS | {f.name: (f.metadata or {})[b"doc"].decode() for f in TRIALS}
+    known = [name for name in docs if name in table and table[name].notna().any()]
+    first = [name for name in (PART, *SHOWN) if name in known]
+    columns = []
+    for name in dict.fromkeys([*first, *known]):
+        values = _plain(table[name])
+        several = values.nunique(dropna=False) > 1
+        shown = name in ALWAYS or (several and name in (PART, *SHOWN))
+        columns.append({"name": name, "doc": docs[name], "shown": shown, **_column(values)})
+    return {"rows": len(table), "columns": columns}
+
+
+def _plain(values: "pd.Series[Any]") -> "pd.Series[Any]":
+    """As JSON has it: texts, numbers, and None."""
+    plain: pd.Series[Any]
+    if isinstance(values.dtype, pd.DatetimeTZDtype):
+        plain = values.dt.strftime("%Y-%m-%d %H:%M:%S")
+    else:
+        exact = pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_integer_dtype(values.dtype)
+        plain = values if exact else values.map(_value)
+    return plain.astype(object)
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return None if math.isnan(value) else str(value)
+        short = float(f"{value:.{DIGITS}g}")
+        return int(short) if short.is_integer() and abs(short) < 2**53 else short
+    if isinstance(value, str):
+        return value if len(value) <= LONGEST_TEXT else f"{value[:LONGEST_TEXT]} ... ({len(value):,} letters)"
+    if value is None or isinstance(value, bool | int):
+        return value
+    return ", ".join(map(str, value))  # quality flags
+
+
+def _column(values: "pd.Series[Any]") -> dict[str, Any]:
+    codes, levels = pd.factorize(values)
+    if len(levels) > len(values) / 2 and not isinstance(levels[0], str):
+        return {"values": [None if pd.isna(value) else value for value in values]}
+    return {"levels": list(levels), "codes": codes.tolist()}
+
+
+def dumps(value: object) -> str:
+    """JSON that may stand inside a script element: nothing in it can end the element or begin a comment."""
+    text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, allow_nan=False, default=lambda v: v.item())
+    for letter in "<>&\u2028\u2029":
+        text = text.replace(letter, f"\\u{ord(letter):04x}")
+    return text

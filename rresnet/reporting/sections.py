@@ -1,0 +1,47 @@
+"""What a report says of one part: its sections in their order."""
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from rresnet.analysis.costs import costs as costs_of
+from rresnet.analysis.prices import Price
+from rresnet.config import UsageError
+from rresnet.reporting import speed, use
+from rresnet.reporting.parts import Part
+from rresnet.reporting.section import MOST_LINES, Section
+
+
+def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
+    """Every section, those without anything to show included.
+
+    Args:
+        part: whose rows.
+        cells: of `parts.cells`.
+        prices: of what the machines cost.
+    """
+    measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
+    if measured.empty:
+        return []
+    shown = measured.head(MOST_LINES)
+    costs = _costs(part, prices)
+    found = [
+        speed.speedups(measured),
+        speed.batch_sizes(part, measured),
+        speed.climbs(part),
+        use.time(part, shown),
+        use.clocks(part, shown),
+        use.limit(shown),
+        speed.learning(part, measured),
+        use.memory(shown),
+        use.energy(shown, costs),
+        use.cost(costs, prices),
+    ]
+    return [section for section in found if section is not None]
+
+
+def _costs(part: Part, prices: Sequence[Price]) -> pd.DataFrame:
+    try:
+        return costs_of(part.trials, prices)
+    except UsageError:  # the prices are for other parts of the report
+        return costs_of(part.trials)

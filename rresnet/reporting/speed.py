@@ -1,0 +1,170 @@
+"""The sections on speed: speedups, batch sizes and their knee, the ladder, time to accuracy."""
+
+from typing import Any
+
+import pandas as pd
+
+from rresnet.analysis import answer, prediction
+from rresnet.experiments import ladder
+from rresnet.figures import amounts, bars
+from rresnet.figures.amounts import MOST_SERIES
+from rresnet.reporting.parts import Part
+from rresnet.reporting.section import MOST_LINES, Section, limited
+
+KNEE = 0.9  # of a series' highest rate
+
+
+def speedups(measured: pd.DataFrame) -> Section:
+    """Each setting over the reference."""
+    compared = measured.dropna(subset=["speedup"])
+    reference = measured.loc[measured["is_reference"], "setting"]
+    if compared.empty:
+        return Section(key="speedup", title="Speedup", absent="no two settings were measured in the same repeat")
+    columns = ["setting", "device", "batch_size", "speedup", "speedup_low", "speedup_high", "pairs", "distinguishable"]
+    against = str(reference.iloc[0])
+    same = compared[compared["distinguishable"].eq(False)]["setting"]
+    return Section(
+        key="speedup",
+        title="Speedup",
+        reading=f"Each mark is a setting's ratio of images/s to {against}, paired by repeat; the bar is its 95 % "
+        "interval. Where the bar crosses 1, the two can't be told apart. A hollow mark has under 3 pairs, and no "
+        "interval.",
+        findings=(
+            *limited(compared),
+            *([f"Not distinguishable from {against}: {', '.join(same)}."] if len(same) else []),
+        ),
+        figure=bars.speedups(compared.head(MOST_LINES), against),
+        data=compared[columns],
+    )
+
+
+def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
+    """The rate against the batch size, the knee, and what a line through the step times predicts."""
+    title = "Images/s against batch size"
+    rates = measured.assign(series=series(measured))
+    several = rates.groupby("series")["batch_size"].transform("nunique") > 1
+    if not several.any():
+        return Section(key="batch-size", title=title, absent="each setting was measured at one batch size")
+    rates = rates[several]
+    kept = rates["series"].unique()[:MOST_SERIES]
+    shown = rates[rates["series"].isin(kept)]
+    knees = knee(shown)
+    left_out = len(rates["series"].unique()) - len(kept)
+    return Section(
+        key="batch-size",
+        title=title,
+        reading="Both axes are logarithmic; upright bars are 95 % intervals. The ring marks the knee: the smallest "
+        f"measured batch size that reaches {KNEE:.0%} of the series' highest rate. Larger batches bring little more.",
+        findings=(
+            *_knees(shown, knees),
+            *([f"The {len(kept)} fastest series are drawn; {left_out} more are in the CSV."] if left_out else []),
+            *predictions(part.trials),
+        ),
+        figure=amounts.batch_sizes(shown, knees),
+        data=rates[["series", "batch_size", "images_per_second", "low", "high", "repeats"]],
+    )
+
+
+def series(cells: pd.DataFrame) -> "pd.Series[str]":
+    """The name of each cell without its batch size: what a line through batch sizes is called."""
+    names = [
+        " ".join(setting.replace(f"batch {size}", "", 1).split())
+        for setting, size in zip(cells["setting"], cells["batch_size"], strict=True)
+    ]
+    return pd.Series(names, index=cells.index)
+
+
+def knee(rates: pd.DataFrame) -> pd.DataFrame:
+    """For each series the row of the smallest batch size that reaches `KNEE` of its highest rate.
+
+    A series that only its largest batch size brings there has no knee yet: its rate still rises.
+    """
+    highest = rates.groupby("series")["images_per_second"].transform("max")
+    largest = rates.groupby("series")["batch_size"].transform("max")
+    near = rates[rates["images_per_second"] >= KNEE * highest].sort_values("batch_size")
+    first = near.groupby("series", sort=False).head(1)
+    return first[first["batch_size"] < largest[first.index]]
+
+
+def _knees(rates: pd.DataFrame, knees: pd.DataFrame) -> list[str]:
+    sizes = dict(zip(knees["series"], knees["batch_size"], strict=True))
+    rising = [name for name in rates["series"].unique() if name not in sizes]
+    return [
+        *(["Knees: " + ", ".join(f"{name} at batch {size}" for name, size in sizes.items()) + "."] if sizes else []),
+        *([f"No knee yet, for the rate still rises with the batch: {', '.join(rising)}."] if rising else []),
+    ]
+
+
+def predictions(trials: pd.DataFrame) -> list[str]:
+    """What a straight line through the step times of each series predicts; marked as predicted."""
+    fits = prediction.fit(trials).dropna(subset=["batch_size_at_90_percent"]).head(MOST_SERIES)
+    rows: list[dict[Any, Any]] = [row | {"batch_size": 0, "copy": 0} for row in fits.to_dict("records")]
+    told = []
+    for row in rows:
+        error = row["leave_one_out_error"]
+        checked = "unchecked under 4 sizes" if pd.isna(error) else f"a size left out is missed by up to {error:.0%}"
+        peak, size = f"{row['peak_images_per_second']:,.0f} images/s", f"{row['batch_size_at_90_percent']:,.0f}"
+        name = answer.name(row, rows).replace(" batch 0", "", 1)
+        told.append(f"{name} 90 % of its peak of {peak} at batch {size} ({checked})")
+    return [f"Predicted, not measured: {'; '.join(told)}."] if told else []
+
+
+def climbs(part: Part) -> Section | None:
+    """The ladder's waterfall, where that was the experiment."""
+    if part.experiment != "ladder":
+        return None
+    rungs = ladder.rungs(part.trials)
+    title = "What the speedup is made of"
+    if rungs.empty:
+        return Section(key="ladder", title=title, absent="no ladder has both its ends yet")
+    return Section(
+        key="ladder",
+        title=title,
+        reading="From the blog's recipe at the top to the tuned one, one change a line. Each bar goes from the rate "
+        "before the change to the rate with it; beside it the rate, and the paired ratio to the line above with its "
+        "95 % interval.",
+        findings=tuple(ladder.summary(rungs)),
+        figure=amounts.waterfall(rungs),
+        data=rungs,
+    )
+
+
+def learning(part: Part, measured: pd.DataFrame) -> Section:
+    """Learning curves, and how long each setting takes to be as accurate as the others."""
+    title = "Learning, and time to accuracy"
+    epochs = part.tables.epochs.merge(part.trials[["trial_id", "cell_id", "status"]], on="trial_id")
+    epochs = epochs[(epochs["status"] == "ok")].dropna(subset=["test_accuracy"])
+    if epochs.empty:
+        return Section(key="learning", title=title, absent="no whole epochs were trained (--epochs trains them)")
+    epochs = epochs.sort_values(["trial_id", "epoch"])
+    epochs["elapsed_seconds"] = epochs.groupby("trial_id")["seconds"].cumsum()
+    means = epochs.groupby(["cell_id", "epoch"], as_index=False)[
+        ["elapsed_seconds", "test_accuracy", "train_loss"]
+    ].mean()
+    table = measured[["cell_id", "setting"]].merge(means, on="cell_id").drop(columns="cell_id")
+    table["epoch"] += 1
+    kept = table["setting"].unique()[:MOST_SERIES]
+    return Section(
+        key="learning",
+        title=title,
+        reading="Left: test accuracy after each epoch; recipes that learn the same lie on one line. Right: the same "
+        "against seconds of training, evaluation not counted; further left is sooner. Means over repeats.",
+        findings=(
+            *time_to_accuracy(table),
+            *([f"The {len(kept)} fastest settings are drawn."] if len(kept) < table["setting"].nunique() else []),
+        ),
+        figure=amounts.learning(table[table["setting"].isin(kept)]),
+        data=table,
+    )
+
+
+def time_to_accuracy(table: pd.DataFrame) -> list[str]:
+    """Seconds of training until each setting is as accurate as all of them become, soonest first, in a sentence.
+
+    Args:
+        table: `setting`, `epoch`, `elapsed_seconds`, `test_accuracy`.
+    """
+    target = table.groupby("setting")["test_accuracy"].max().min()
+    first = table[table["test_accuracy"] >= target].groupby("setting")["elapsed_seconds"].min().sort_values()
+    told = ", ".join(f"{setting} {seconds:,.3g} s" for setting, seconds in first.items())
+    return [f"To a test accuracy of {target:.3f}, the highest that every setting reached: {told}."]

@@ -1,0 +1,142 @@
+"""Trials for experiment trackers: TensorBoard's event files and an MLflow store. Each needs its extra."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from rresnet.analysis import Tables
+from rresnet.analysis.answer import name
+from rresnet.config import CELL_COLUMNS, UsageError
+from rresnet.tables.store import KEY
+
+# What of a trial is followed over its cell's repeats, and of an epoch over epochs.
+OF_TRIAL = ("images_per_second", "step_seconds", "epoch_seconds", "peak_memory_bytes", "energy_joules", "test_accuracy")
+OF_EPOCH = ("train_loss", "test_loss", "test_accuracy", "seconds")
+TAGS = ("hostname", "cpu_model", "gpu_name", "torch_version", "rresnet_version", "git_commit", "experiment")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """A figure of a cell, where it stands on its axis and when it was known."""
+
+    tag: str
+    value: float
+    step: int
+    at: pd.Timestamp
+
+
+@dataclass(frozen=True, kw_only=True)
+class Series:
+    """What trackers call a run: one cell in one of our runs."""
+
+    run_id: str
+    cell_id: str
+    setting: str
+    axes: dict[str, Any]
+    tags: dict[str, str]
+    points: tuple[Point, ...]
+
+
+def series(tables: Tables) -> Iterator[Series]:
+    """The ok trials, cell by cell: figures of a trial by repeat, of an epoch by epoch (of the first repeat)."""
+    ok = tables.trials[tables.trials["status"] == "ok"]
+    cells = ok.drop_duplicates("cell_id").to_dict("records")
+    for (run_id, cell_id), trials in ok.sort_values("repeat").groupby(["run_id", "cell_id"], sort=False):
+        first: dict[Any, Any] = trials.iloc[0].to_dict()
+        epochs = tables.epochs.merge(trials[trials["repeat"] == first["repeat"]][list(KEY)], on=list(KEY))
+        yield Series(
+            run_id=str(run_id),
+            cell_id=str(cell_id),
+            setting=name(first, cells),
+            axes={axis: first[axis] for axis in CELL_COLUMNS if pd.notna(first[axis])},
+            tags={tag: str(first[tag]) for tag in TAGS if pd.notna(first[tag])},
+            points=(
+                *_points(trials, OF_TRIAL, "repeat", "trial"),
+                *_points(epochs.assign(finished_at=first["finished_at"]), OF_EPOCH, "epoch", "epoch"),
+            ),
+        )
+
+
+def _points(rows: pd.DataFrame, columns: tuple[str, ...], step: str, prefix: str) -> Iterator[Point]:
+    for row in rows.to_dict("records"):
+        for column in columns:
+            if pd.notna(row[column]):
+                tag = f"{prefix}/{column}"
+                yield Point(tag=tag, value=float(row[column]), step=int(row[step]), at=row["finished_at"])
+
+
+def to_tensorboard(tables: Tables, folder: Path) -> int:
+    """Write event files, one folder a series; what an earlier export wrote of it is replaced.
+
+    Returns:
+        How many series there are.
+
+    Raises:
+        UsageError: the extra is not installed, or the folder can't be written to.
+    """
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise _lacking("tensorboard") from error
+    listed = list(series(tables))
+    try:
+        for one in listed:
+            home = folder / one.run_id / f"{one.setting} {one.cell_id[:6]}".replace(" ", "-")
+            home.mkdir(parents=True, exist_ok=True)
+            for old in home.glob("events.out.tfevents.*"):
+                old.unlink()
+            with SummaryWriter(str(home)) as writer:
+                writer.add_text("setting", "\n".join(f"- {k}: {v}" for k, v in (one.axes | one.tags).items()), 0)
+                for point in one.points:
+                    writer.add_scalar(point.tag, point.value, point.step, walltime=point.at.timestamp())
+    except OSError as error:
+        raise UsageError(f"can't write to {folder}: {error.strerror}; choose another --out") from error
+    return len(listed)
+
+
+def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
+    """Write runs to an MLflow store, one a series; one that is there already is left alone.
+
+    Returns:
+        How many runs were added.
+
+    Raises:
+        UsageError: the extra is not installed, or the store can't be used.
+    """
+    try:
+        from mlflow.entities import Metric, Param
+        from mlflow.exceptions import MlflowException
+        from mlflow.tracking import MlflowClient
+    except ImportError as error:
+        raise _lacking("mlflow") from error
+    try:
+        client = MlflowClient(tracking_uri=uri)
+        found = client.get_experiment_by_name(experiment)
+        home = found.experiment_id if found else client.create_experiment(experiment)
+        added = 0
+        for one in series(tables):
+            key = f"{one.run_id}/{one.cell_id}"
+            if client.search_runs([home], filter_string=f"tags.`rresnet.series` = '{key}'"):
+                continue
+            starts, ends = (int(f(p.at for p in one.points).timestamp() * 1000) for f in (min, max))
+            tags = one.tags | {"rresnet.series": key, "rresnet.run_id": one.run_id}
+            run = client.create_run(home, start_time=starts, run_name=one.setting, tags=tags).info.run_id
+            metrics = [Metric(p.tag, p.value, int(p.at.timestamp() * 1000), p.step) for p in one.points]
+            client.log_batch(run, params=[Param(k, str(v)) for k, v in one.axes.items()])
+            for i in range(0, len(metrics), 1000):  # MLflow takes no more at once
+                client.log_batch(run, metrics=metrics[i : i + 1000])
+            client.set_terminated(run, end_time=ends)
+            added += 1
+    except MlflowException as error:
+        raise UsageError(
+            f"can't use the MLflow store {uri}: {str(error).partition(chr(10))[0]}; "
+            "give --out a store's URI, for example sqlite:///mlflow.db or http://HOST:5000"
+        ) from error
+    return added
+
+
+def _lacking(extra: str) -> UsageError:
+    return UsageError(f"--format {extra} needs its extra, which is not installed: pip install 'rresnet[{extra}]'")

@@ -1,0 +1,164 @@
+"""The sections on what training uses: time, the machine's limit, memory, energy, money."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import pandas as pd
+
+from rresnet.analysis.prices import Price
+from rresnet.figures import amounts, bars
+from rresnet.reporting.parts import Part
+from rresnet.reporting.section import Section, limited
+
+PHASES = {
+    "startup_seconds": "start-up",
+    "compile_seconds": "compilation",
+    "warmup_seconds": "warm-up",
+    "measured_seconds": "training",
+    "evaluation_seconds": "evaluation",
+    "clocks_seconds": "clocks",
+}
+CLOCKS = {
+    "images_per_second": "training",
+    "compute_images_per_second": "step alone",
+    "input_images_per_second": "input alone",
+}
+
+
+def time(part: Part, shown: pd.DataFrame) -> Section:
+    """Where the seconds of each setting's trials went."""
+    title = "Where the time goes"
+    ok = part.trials[part.trials["status"] == "ok"]
+    evaluated = part.tables.epochs.groupby("trial_id")["evaluation_seconds"].sum(min_count=1)
+    spent = ok.assign(evaluation_seconds=ok["trial_id"].map(evaluated))
+    table = _by_setting(spent.groupby("cell_id")[list(PHASES)].sum(min_count=1), shown).rename(columns=PHASES)
+    table = table.dropna(axis="columns", how="all").astype(float)
+    if table.empty:
+        return Section(key="time", title=title, absent="no row says how its time was spent")
+    whole, training = table.sum().sum(), table["training"].sum() if "training" in table else 0.0
+    return Section(
+        key="time",
+        title=title,
+        reading="Seconds of all the trials of a setting that ended ok, one kind after another. A setting starts, "
+        "compiles and warms up once in each process; only training enters the speeds.",
+        findings=(f"{training / whole:.0%} of {whole:,.0f} s was measured training.", *limited(shown)),
+        figure=bars.stacked(table, "seconds, over all its trials"),
+        data=table.reset_index(),
+    )
+
+
+def clocks(part: Part, shown: pd.DataFrame) -> Section:
+    """Training beside the step and the input alone."""
+    title = "Three clocks"
+    ok = part.trials[part.trials["status"] == "ok"]
+    table = _by_setting(ok.groupby("cell_id")[list(CLOCKS)].median(), shown).rename(columns=CLOCKS)
+    table = table.dropna(axis="columns", how="all").astype(float)
+    if len(table.columns) < 2:
+        return Section(key="clocks", title=title, absent="the step and the input were not timed alone")
+    bound = [f"{what} ({n} of {len(shown)} settings)" for what, n in shown["bottleneck"].value_counts().items()]
+    return Section(
+        key="clocks",
+        title=title,
+        reading="Images/s of training, of the training step alone on a batch that is already there, and of the input "
+        "alone (medians). Training can't pass the lower of the two hollow marks: that one deserves the work.",
+        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *limited(shown)),
+        figure=bars.clocks(table),
+        data=table.reset_index(),
+    )
+
+
+def limit(shown: pd.DataFrame) -> Section:
+    """How near each setting comes to the machine's own measured rate."""
+    bound = shown.dropna(subset=["bottleneck"])
+    return _amounts(
+        shown,
+        "percent_of_limit",
+        "% of the machine's matrix rate",
+        Section(
+            key="limit",
+            title="Share of the machine's limit",
+            reading="Floating-point operations a second of training, over those of a large matrix product that was "
+            "timed on the same machine in the same precision. Beside the value: what the setting is bound by.",
+            absent="the machine's own rates were not timed beside any setting",
+        ),
+        notes=dict(zip(bound["setting"], bound["bottleneck"], strict=True)),
+    )
+
+
+def memory(shown: pd.DataFrame) -> Section:
+    """Each setting's peak memory."""
+    return _amounts(
+        shown.assign(peak_mebibytes=shown["peak_memory_bytes"].astype(float) / 2**20),
+        "peak_mebibytes",
+        "MiB at the peak",
+        Section(
+            key="memory",
+            title="Memory",
+            reading="The most that the setting's own tensors held at once on their device, over its trials.",
+            absent="no peak memory is known",
+        ),
+    )
+
+
+def energy(shown: pd.DataFrame, costs: pd.DataFrame) -> Section:
+    """Joules by setting, where the device counts them."""
+    return _amounts(
+        shown[["cell_id", "setting"]].merge(costs[["cell_id", "joules_per_1000_images"]], on="cell_id"),
+        "joules_per_1000_images",
+        "J for 1,000 images",
+        Section(
+            key="energy",
+            title="Energy",
+            reading="Joules of the device while 1,000 images were trained, as its own counter tells; the rest of the "
+            "machine is not in it.",
+            absent="this machine's energy could not be read",
+        ),
+    )
+
+
+def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
+    """Money against time."""
+    priced = costs.dropna(subset=["epoch_cost", "epoch_seconds"])
+    if priced.empty:
+        why = "no price fits this machine" if prices else "no price was given (--price gpu=4.10/h)"
+        return Section(key="cost", title="Cost", absent=why)
+    columns = ["setting", "nodes", "epoch_seconds", "epoch_cost", "cost_per_1000_images", "currency", "on_front"]
+    return Section(
+        key="cost",
+        title="Cost",
+        reading="What an epoch takes and costs, the number of machines counted. Nearer the corner is better; filled "
+        "marks are settings that no other beats in time, cost and energy at once.",
+        findings=tuple(_told(price) for price in prices),
+        figure=amounts.costs(priced, priced["currency"].iloc[0] or "price"),
+        data=priced[columns],
+    )
+
+
+def _told(price: Price) -> str:
+    """A price with what is known of where it comes from."""
+    about = ", ".join(filter(None, (price.date, price.source)))
+    amount = " ".join(filter(None, (f"{price.per_hour:g}", price.currency)))
+    return f"Price: {price.what} {amount} an hour{f' ({about})' if about else ''}."
+
+
+def _amounts(
+    cells: pd.DataFrame, column: str, unit: str, section: Section, notes: Mapping[str, str] | None = None
+) -> Section:
+    """The section with a bar for each cell that has a value, or as it is where none has."""
+    known = cells.dropna(subset=[column])
+    if known.empty:
+        return section
+    values = dict(zip(known["setting"], known[column].astype(float), strict=True))
+    return replace(
+        section,
+        absent="",
+        findings=tuple(limited(cells)),
+        figure=bars.amounts(values, unit, notes=notes),
+        data=known[["setting", column]],
+    )
+
+
+def _by_setting(table: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
+    """Rows by `cell_id` as rows by setting, in the order of `shown`."""
+    found = table.reindex(shown["cell_id"])
+    return found.set_axis(pd.Index(shown["setting"], name="setting"))

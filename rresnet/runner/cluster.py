@@ -1,0 +1,206 @@
+"""Ray itself: start it on this machine, or join a cluster."""
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from rresnet import scratch
+from rresnet.config import UsageError
+from rresnet.hardware import Hardware
+from rresnet.runner import machines
+from rresnet.runner.machines import Machine, Wanted
+
+# Each was needed in practice; the reason stands beside it.
+_ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry, and no prompt about it
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # processes that hold no GPU keep CUDA_VISIBLE_DEVICES as it is
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's boxes, which verbose=0 does not silence
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each worker group, unused
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # needs the dashboard
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to each trial of a worker group
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
+    "RAY_worker_niceness": "0",  # Ray's workers yield to any other process by default: a measurement must not
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no state of the experiment: our rows are what a run goes on from
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record; no CSV, JSON and TensorBoard files a trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback each, on the terminal: they are rows
+    "TUNE_WARN_THRESHOLD_S": "60",  # Tune's remarks on its own slowness
+}
+
+
+# Ray's switch for laptops: the servers of a Ray that we start listen on the loopback address alone.
+_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+CONNECT_SECONDS = 5.0
+LOOK_SECONDS = 2.0  # between looks at whether a joined cluster is still there
+LOST_SECONDS = 40.0  # for which it may be away; after 60 Ray ends this process
+
+
+class ClusterLostError(UsageError):
+    """No machine of the cluster is left to measure on."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """A connected Ray cluster, and the machines of it that measure, the most able first."""
+
+    machines: tuple[Machine, ...]
+
+    @property
+    def hardware(self) -> Hardware:
+        """The first machine's, which the plan is made for."""
+        return self.machines[0].hardware
+
+
+@contextlib.contextmanager
+def connect(
+    address: str | None, hardware: Hardware, wanted: Wanted | None = None, tell: Callable[[str], None] = print
+) -> Iterator[Cluster]:
+    """Ray for the length of a block: started here when `address` is None and ended after, else joined and left.
+
+    Args:
+        address: of the cluster to join.
+        hardware: of this machine.
+        wanted: the machines of a joined cluster that are to measure.
+        tell: is told what is waited for.
+
+    Raises:
+        UsageError: there is no such cluster, or it has no such machines and gets none.
+    """
+    if address not in (None, "auto"):
+        _check_reachable(address)
+    for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOOPBACK}).items():
+        os.environ.setdefault(name, value)
+    import ray
+
+    terminate = signal.getsignal(signal.SIGTERM)  # Ray replaces it with a handler that ends the process at once
+    importing = threading.Thread(target=import_module, args=("ray.tune",))  # seconds, in which Ray can start
+    importing.start()
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+    cleanup, logs = contextlib.ExitStack(), None
+    try:
+        if address is None:
+            scratch.remove_stale()
+            temporary = cleanup.enter_context(scratch.folder())  # Ray would leave its logs behind
+            common["_temp_dir"] = str(temporary)
+            logs = temporary / "session_latest" / "logs"
+            _make_token()
+            with _temporary_files_in(temporary):
+                _start(num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common)
+        else:
+            ray.init(address, **common)
+    except Exception as error:  # Ray raises plain ones, too: where its own processes don't start in time, say
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        if address is None:
+            raise UsageError(f"Ray does not start on this machine: {reason}") from error
+        raise UsageError(_no_cluster(address, reason)) from error
+    finally:
+        importing.join()
+        signal.signal(signal.SIGTERM, terminate)
+    with cleanup:
+        try:
+            if address is None:
+                yield Cluster(machines=(Machine(node_id=ray.nodes()[0]["NodeID"], hardware=hardware, logs=logs),))
+            else:
+                with _watched(ray.get_runtime_context().gcs_address), machines.found(wanted or Wanted(), tell) as those:
+                    yield Cluster(machines=those)
+        finally:
+            ray.shutdown()
+
+
+@contextlib.contextmanager
+def _watched(address: str) -> Iterator[None]:
+    """Say so and end where the joined cluster goes away: a minute later Ray ends its driver, without a word for people.
+
+    The driver waits inside Ray then, where no exception reaches it. The rows that came are written.
+    """
+    host, _, port = address.rpartition(":")
+    left = threading.Event()
+
+    def watch() -> None:
+        seen = time.monotonic()
+        while not left.wait(LOOK_SECONDS):
+            try:
+                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+                seen = time.monotonic()
+            except OSError:
+                if time.monotonic() - seen > LOST_SECONDS:
+                    print(f"\nerror: {_lost(address)}", file=sys.__stderr__, flush=True)
+                    os._exit(2)
+
+    threading.Thread(target=watch, name="rresnet-watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        left.set()
+
+
+def _lost(address: str) -> str:
+    return (
+        f"the Ray cluster at {address} is gone: what was measured is kept; give the same command again when the "
+        "cluster is back, or without --address"
+    )
+
+
+def _start(**how: Any) -> None:
+    """Start Ray; a second time where the machine was too busy for the first: Ray gives its helpers 15 s to be ready."""
+    import ray
+
+    try:
+        ray.init("local", **how)
+    except Exception:
+        ray.shutdown()
+        ray.init("local", **how)
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Have the processes that are started in the block put theirs there: one that is killed can't remove its own."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
+
+
+def _make_token() -> None:
+    """Make the token without which nobody gets into our Ray, if there is none: Ray would leave it to all to read."""
+    file = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        file.parent.mkdir(exist_ok=True)
+        with (
+            contextlib.suppress(FileExistsError),
+            open(os.open(file, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o600), "w") as made,
+        ):
+            made.write(secrets.token_hex(32))
+        file.chmod(0o600)
+
+
+def _check_reachable(address: str) -> None:
+    """Ray itself goes on trying for minutes: ask first whether anybody listens there."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise UsageError(f"--address must be auto or host:port (Ray's own port is 6379), got {address}")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(_no_cluster(address, str(error))) from error
+
+
+def _no_cluster(address: str, reason: str) -> str:
+    return (
+        f"no Ray cluster answers at --address {address} ({reason}): "
+        "start one with `ray start --head`, or drop --address to measure on this machine"
+    )

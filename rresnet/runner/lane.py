@@ -1,0 +1,289 @@
+"""One machine's trials, one after another in its trial processes, through Ray Tune."""
+
+import functools
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import ray
+from ray import tune
+from ray.air._internal import usage
+
+from rresnet import scratch
+from rresnet.config import How, Trial
+from rresnet.runner.agenda import Agenda
+from rresnet.runner.handout import AsGiven, Handout
+from rresnet.runner.machines import Machine
+from rresnet.tables.measurement import Measurement
+
+if TYPE_CHECKING:
+    from rresnet.data import ImageData
+    from rresnet.runner.sweep import Sweep
+
+# Ray puts this resource on the head node; holding a sliver of it leaves every CPU to the trial's workers.
+WORKER_GROUP = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+
+ALIVE_SECONDS = 1.0  # between looks at whether the machine is still there
+DEATH_SECONDS = 60.0  # in which a machine answers, or Ray finds out that it is gone
+KILLED_FOR_MEMORY = (
+    "OutOfMemoryError: the kernel ended the trial process: the machine, or its part of it, ran out of memory"
+)
+# Tune counts callbacks by their kind for usage statistics, which are off, and imports MLflow for it where that is
+# installed: seconds before the first trial.
+usage.tag_callbacks = lambda callbacks: False
+
+
+def run_trial(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]) -> None:
+    """The Tune trainable. It is imported where it runs, so that the driver never waits for torch."""
+    from rresnet.runner import trial
+
+    trial.run(config, how, data)
+
+
+class TrialProcessSpentError(RuntimeError):
+    """Ends a trial process whose state a failed trial may have harmed; the next trial gets a new one.
+
+    It stands here because the driver unpickles it: from `rresnet.runner.trial` it would bring torch along.
+    """
+
+
+class MachineLostError(RuntimeError):
+    """The lane's machine is no longer part of the cluster."""
+
+
+class Lane:
+    """Measures on one machine, one trial at a time, as long as there are repeats to take."""
+
+    def __init__(self, sweep: "Sweep", machine: Machine, agenda: Agenda) -> None:
+        self.sweep, self.machine, self.agenda = sweep, machine, agenda
+        self._hot = deque[Trial]()  # of the repeats taken: those of one worker, which stay hot,
+        self._groups = deque[Trial]()  # and those of several, each a worker group of its own
+        self._unconfirmed = deque[Trial]()  # ran out of memory beside other hot cells
+        self._too_large: dict[str, str] = {}  # cells that did so alone -> the message
+        self._looked = 0.0
+        self.lost = False  # the machine
+
+    def run(self) -> None:
+        """Take and measure repeats until there are none left, or the machine is lost."""
+        while not self.lost and (self._hot or self._groups or self._take(None)):
+            self._measure_process((self._hot or self._groups)[0].process)
+        left = [*self._unconfirmed, *self._hot, *self._groups]
+        if left:
+            name = self.machine.hardware.hostname
+            self.sweep.progress.note(f"{name} is lost: {len(left)} of its trials go to another machine")
+        self.agenda.put_back(sorted(left, key=lambda trial: (trial.process, trial.repeat)))
+
+    def _take(self, process: int | None) -> bool:
+        taken = self.agenda.take(process)
+        self._hot += [trial for trial in taken if trial.cell.num_workers == 1]
+        self._groups += [trial for trial in taken if trial.cell.num_workers > 1]
+        return bool(taken)
+
+    def _measure_process(self, process: int) -> None:
+        """Measure the repeats that the plan has in one process, as far as other machines leave them."""
+
+        def next_hot() -> Trial | None:
+            while not self._hot and self._take(process):
+                pass
+            return self._next_of(self._hot)
+
+        self._fit(next_hot, self.machine.whole)
+        while self._unconfirmed:
+            alone = deque([self._unconfirmed.popleft()])
+            self._fit(functools.partial(self._next_of, alone), self.machine.whole, attempt=2)
+        self._fit(functools.partial(self._next_of, self._groups), WORKER_GROUP)
+
+    def _next_of(self, trials: deque[Trial]) -> Trial | None:
+        while trials:
+            if not self._known_too_large(trials[0]):
+                return trials.popleft()
+            trials.popleft()
+        return None
+
+    def _fit(
+        self, next_trial: Callable[[], Trial | None], resources: tune.PlacementGroupFactory, attempt: int = 1
+    ) -> None:
+        """Run trials, as long as there are, in a fresh process; those that one ends with, in the next."""
+        while not self.lost and (first := next_trial()):
+            waiting, callback = deque([first]), _Callback(self, attempt)
+
+            def left(waiting: deque[Trial] = waiting) -> Trial | None:
+                return waiting.popleft() if waiting else None if self.lost else next_trial()
+
+            planned = Handout(left, self._config)
+            try:
+                self._tune(planned, resources, callback)
+            except RuntimeError as error:
+                if isinstance(error, MachineLostError) or isinstance(error.__cause__, MachineLostError):
+                    if running := callback.running:
+                        self._lose(running)
+                elif isinstance(error.__cause__, ray.exceptions.OutOfMemoryError) and callback.begun:
+                    callback.evicted(str(error.__cause__))  # Tune gives up when Ray's memory monitor ends a process
+                else:
+                    raise
+                if planned.given and planned.given is not callback.begun:
+                    (self._hot if planned.given.cell.num_workers == 1 else self._groups).appendleft(planned.given)
+
+    def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: "_Callback") -> None:
+        self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
+        with scratch.folder() as storage, planned:
+            trainable = tune.with_resources(
+                tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]), resources
+            )
+            # Tune looks a trial's resources up by this name, in a registry that all lanes share: without a name of its
+            # own, a lane's trials would go to the machine of the lane that started a process last.
+            trainable.__name__ += f"-{self.machine.node_id}"
+            tune.Tuner(
+                trainable,
+                tune_config=tune.TuneConfig(
+                    search_alg=planned,
+                    scheduler=AsGiven(),
+                    num_samples=-1,  # as many as the plan has
+                    reuse_actors=True,
+                    trial_dirname_creator=lambda trial: str(trial.trial_id),
+                ),
+                run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
+            ).fit()
+
+    def _config(self, trial: Trial) -> dict[str, Any]:
+        return {"trial": trial.to_json(), "nodes": self._placement(trial)}
+
+    def _placement(self, trial: Trial) -> list[str]:
+        """The machine of each worker: this one first, then the others in their order, evenly."""
+        machines = [self.machine, *(m for m in self.sweep.cluster.machines if m is not self.machine)]
+        each = -(-trial.cell.num_workers // trial.cell.num_nodes)
+        return [machines[worker // each].node_id for worker in range(trial.cell.num_workers)]
+
+    def check(self) -> None:
+        """Raise KeyboardInterrupt where the run is to end, MachineLostError where the machine is gone."""
+        self.sweep.check_stop()
+        if time.monotonic() - self._looked > ALIVE_SECONDS:
+            self._looked = time.monotonic()
+            if not self.machine.alive():
+                self.lost = True
+                raise MachineLostError
+
+    def _known_too_large(self, trial: Trial) -> bool:
+        message = self._too_large.get(trial.cell.cell_id)
+        if message:
+            reason = f"not run: the cell ran out of memory alone in a fresh process before ({message})"
+            found = Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=reason)
+            self.sweep.finish(trial, found)
+        return message is not None
+
+    def reported(self, trial: Trial, attempt: int, outcome: Mapping[str, Any]) -> None:
+        """A trial has sent what became of it, as `trial.run` does."""
+        record = outcome["record"]
+        for name, content in outcome.get("files", {}).items():
+            self.sweep.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
+        measurement = record["measurement"]
+        if measurement["status"] == "out_of_memory" and trial.cell.num_workers == 1:
+            if not outcome["alone"]:
+                self._unconfirmed.append(trial)
+                return
+            self._too_large[trial.cell.cell_id] = measurement["error_message"]
+        attempt += self.agenda.losses(trial)
+        self.sweep.record(trial, measurement, attempt, {**outcome["environment"], **outcome["when"]}, record)
+
+    def evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:
+        """Ray's memory monitor, or the kernel's own killer, has ended the process of a trial."""
+        if attempt == 1 and trial.cell.num_workers == 1:  # other hot cells held memory, too
+            self._unconfirmed.append(trial)
+            return
+        found = replace(death(account, 0.0, math.inf), output_tail=self.machine.output_tail(process_id))
+        self._too_large[trial.cell.cell_id] = str(found.error_message)
+        self.sweep.record(trial, asdict(found), attempt, {}, {})
+
+    def died(
+        self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None, kills: int
+    ) -> None:
+        """The process of a trial has ended without its record; `kills` for want of memory were there when it began."""
+        found = death(account, elapsed, self.sweep.how.limit_seconds(trial.cell))
+        if found.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
+            self.lost = True
+            self._lose(trial)
+            return
+        if found.status == "killed" and self.machine.kills_for_memory() > kills:
+            self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
+            return
+        tail = self.machine.output_tail(process_id)
+        self.sweep.record(trial, asdict(replace(found, output_tail=tail)), attempt, {}, {})
+
+    def _lose(self, trial: Trial) -> None:
+        """The machine died with the trial: another one gets it, once."""
+        if self.agenda.lose(trial):
+            self._hot.appendleft(trial)  # goes back to the agenda with the rest
+            return
+        message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
+        found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
+        self.sweep.finish(trial, found, attempt=2)
+
+
+class _Callback(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
+    """Tune's events, as calls of the lane."""
+
+    def __init__(self, lane: Lane, attempt: int) -> None:
+        self._lane, self._attempt = lane, attempt
+        self._process_id: int | None = None  # of the trial process, once it has said so
+        self._kills = 0  # for want of memory, before the trial
+        self._started: float | None = None
+        self._ended: Trial | None = None  # the latest that has its row, or is to be tried again
+        self.begun: Trial | None = None  # the latest
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
+        return {}
+
+    @property
+    def running(self) -> Trial | None:
+        """The trial that has begun and not ended."""
+        return None if self.begun is self._ended else self.begun
+
+    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
+        self._lane.check()
+
+    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        self.begun = trial.planned
+        self._started = time.monotonic() if self._process_id else None  # a new process tells when it is ready
+        self._kills = self._lane.machine.kills_for_memory()
+        self._lane.sweep.progress.running(trial.planned)
+
+    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
+        if "outcome" in result:
+            self._ended = trial.planned
+            self._lane.reported(trial.planned, self._attempt, *result["outcome"])
+        elif "process_id" in result:
+            self._started, self._process_id = time.monotonic(), result["process_id"]
+        elif "images_per_second" in result:
+            self._lane.sweep.progress.rate(result["images_per_second"])
+
+    def evicted(self, account: str) -> None:
+        """Record the trial in whose time Ray's memory monitor ended the process."""
+        if trial := self.running:
+            self._lane.evicted(trial, self._attempt, account, self._process_id)
+
+    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
+        process_id, self._process_id = self._process_id, None
+        if trial.planned is self._ended:  # it had its row; the process was ended on purpose
+            return
+        self._ended = trial.planned
+        elapsed = time.monotonic() - self._started if self._started else 0.0
+        text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
+        self._lane.died(trial.planned, self._attempt, text, elapsed, process_id, self._kills)
+
+
+def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:
+    """The measurement of a trial whose process ended without a report; `text` is Ray's account of it."""
+    if elapsed_seconds >= timeout_seconds:
+        message = f"still running after {timeout_seconds:g} s (--timeout-seconds)"
+        return Measurement(status="timeout", error_type="TimeoutError", error_message=message)
+    if "OutOfMemoryError" in text or "low on memory" in text:
+        return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=text[:2000])
+    if "has died" in text or "is unavailable" in text:  # the latter of a process whose machine no longer answers
+        detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
+        return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
+    return Measurement(status="error", error_type="RayTaskError", error_message=text[-2000:])

@@ -1,0 +1,137 @@
+"""The driver's side of a run: lets the machines measure the planned trials, and turns whatever comes back into rows."""
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rresnet.config import SCHEMA_VERSION, How, Trial
+from rresnet.progress import Progress
+from rresnet.runner.agenda import Agenda
+from rresnet.runner.cluster import Cluster, ClusterLostError
+from rresnet.runner.lane import Lane, run_trial
+from rresnet.tables.measurement import Environment, Identity, Measurement, Planned, When
+from rresnet.tables.store import Rows, Run
+
+if TYPE_CHECKING:
+    import ray
+
+    from rresnet.data import ImageData
+
+_NOTHING_KNOWN = {**asdict(Environment()), **asdict(When())}
+SIGNAL_SECONDS = 0.5  # how long Ctrl-C may wait while several machines measure
+
+
+def rows_of(
+    run: Run,
+    trial: Trial,
+    measurement: Mapping[str, Any],
+    *,
+    attempt: int,
+    known: Mapping[str, Any],
+    record: Mapping[str, Any],
+) -> Rows:
+    """The rows of one trial in all tables. Pure."""
+    identity = Identity(
+        run_id=run.run_id,
+        experiment=run.experiment,
+        trial_id=trial.trial_id,
+        cell_id=trial.cell.cell_id,
+        repeat=trial.repeat,
+        process=trial.process,
+        attempt=attempt,
+        schema_version=SCHEMA_VERSION,
+    )
+    planned = Planned(global_batch_size=trial.cell.global_batch_size)
+    key = {"run_id": run.run_id, "trial_id": trial.trial_id}
+    return {
+        "trials": [
+            {**asdict(identity), **asdict(trial.cell), **asdict(planned), **measurement, **_NOTHING_KNOWN, **known}
+        ],
+        "windows": [{**key, **window} for window in record.get("windows", ())],
+        "epochs": [{**key, **epoch} for epoch in record.get("epochs", ())],
+        "losses": [{**key, **loss} for loss in record.get("losses", ())],
+    }
+
+
+@dataclass(kw_only=True)
+class Sweep:
+    """One run of planned trials, on one machine or several side by side."""
+
+    run: Run
+    cluster: Cluster
+    data: "ray.ObjectRef[ImageData]"
+    how: How
+    write: Callable[[str, Rows], None]
+    keep: Callable[[str, bytes], None]  # a file that a trial sent, by its name
+    progress: Progress
+    trainable: Callable[..., None] = run_trial
+    stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
+    earlier: Mapping[str, int] = field(default_factory=dict)  # trial id -> attempts made before
+    lane: type[Lane] = Lane
+    failed: int = 0
+    _stopped: bool = False
+    _lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def execute(self, trials: Sequence[Trial]) -> None:
+        """Run every trial; each ends as one row.
+
+        Each machine takes one repeat after another. Where a cell needs several machines, all is measured from the
+        first, so that its pairs are still of one machine and time.
+
+        Raises ClusterLostError where no machine is left to measure what is left.
+        """
+        agenda = Agenda(trials)
+        wide = any(trial.cell.num_nodes > 1 for trial in trials)
+        lanes = [self.lane(self, machine, agenda) for machine in self.cluster.machines[: 1 if wide else None]]
+        while lanes and agenda.left:  # again where a machine was lost after the others had found nothing left to take
+            if len(lanes) == 1:
+                lanes[0].run()
+            else:
+                self._side_by_side(lanes)
+            lanes = [lane for lane in lanes if not lane.lost]
+        if agenda.left:
+            raise ClusterLostError(
+                f"no machine of the cluster is left, and {agenda.left} trials are not measured: what was measured is "
+                "kept; give the same command again when the cluster is back"
+            )
+
+    def _side_by_side(self, lanes: Sequence[Lane]) -> None:
+        with ThreadPoolExecutor(len(lanes), thread_name_prefix="rresnet-lane") as pool:
+            running = [pool.submit(lane.run) for lane in lanes]
+            try:
+                while wait(running, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION).not_done:
+                    for one in running:
+                        if one.done():
+                            one.result()
+                for one in running:
+                    one.result()
+            except BaseException:
+                self._stopped = True  # what one lane raises, or Ctrl-C here, ends the others
+                raise
+
+    def check_stop(self) -> None:
+        """Raise KeyboardInterrupt where the person, or the failure of another lane, asks for the end."""
+        if self._stopped or self.stop_asked():
+            raise KeyboardInterrupt
+
+    def finish(self, trial: Trial, measurement: Measurement, *, attempt: int = 1) -> None:
+        """Record a trial that never ran."""
+        self.record(trial, asdict(measurement), attempt, {}, {})
+
+    def record(
+        self,
+        trial: Trial,
+        measurement: Mapping[str, Any],
+        attempt: int,
+        known: Mapping[str, Any],
+        record: Mapping[str, Any],
+    ) -> None:
+        """Write what became of a trial, and tell it."""
+        attempt += self.earlier.get(trial.trial_id, 0)
+        rows = rows_of(self.run, trial, measurement, attempt=attempt, known=known, record=record)
+        with self._lock:
+            self.failed += measurement["status"] != "ok"
+            self.write(trial.trial_id, rows)
+            self.progress.finished(trial, measurement)

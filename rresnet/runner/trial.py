@@ -1,0 +1,203 @@
+"""The trial process: runs one trial after another and keeps the cells it has built hot."""
+
+import faulthandler
+import gc
+import os
+import time
+import traceback
+from collections import OrderedDict
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from typing import Any
+
+import psutil
+import ray
+import ray.train
+import torch
+from ray import tune
+from ray.train.torch import TorchTrainer, get_device
+
+from rresnet import scratch
+from rresnet.config import Cell, How, Trial
+from rresnet.data import ImageData
+from rresnet.runner.lane import TrialProcessSpentError
+from rresnet.runner.machines import NODE_ID
+from rresnet.tables import environment
+from rresnet.tables.measurement import Measurement
+from rresnet.training.train import Progress, Record, train
+from rresnet.training.workbench import Workbench
+
+MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
+PROGRESS_SECONDS = 1.0
+TEXT_CHARACTERS = 2000
+WORKERS_START_SECONDS = 120.0  # a worker group takes 20 s and more to start; its workers watch the limit themselves
+
+
+class _HotCells:
+    """The cells this process has built, least recently used first."""
+
+    def __init__(self) -> None:
+        self.benches: OrderedDict[str, Workbench] = OrderedDict()
+        self.announced = False
+        self._data: dict[str, ImageData] = {}
+
+    def data(self, ref: "ray.ObjectRef[ImageData]") -> ImageData:
+        """The data set behind `ref`; fetched once in this process."""
+        if ref.hex() not in self._data:
+            self._data[ref.hex()] = ray.get(ref)
+        return self._data[ref.hex()]
+
+    def bench(self, cell: Cell, data: ImageData) -> Workbench:
+        """The cell's workbench, built on its first use and dropped when memory is short."""
+        if cell.cell_id not in self.benches:
+            while self.benches and _free_memory_share(cell) < MEMORY_RESERVE:
+                self.benches.popitem(last=False)
+                gc.collect()
+                torch.cuda.empty_cache()
+            self.benches[cell.cell_id] = Workbench(cell=cell, data=data, device=_local_device(cell))
+        self.benches.move_to_end(cell.cell_id)
+        return self.benches[cell.cell_id]
+
+
+_HOT = _HotCells()
+
+# Tune runs each trial on a new thread. OpenMP keeps a pool of threads for each thread that ever asked for one, and
+# malloc an arena: training on a new thread each time made the first step take twice as long, and every step slower.
+_TRAINING_THREAD = ThreadPoolExecutor(1, thread_name_prefix="rresnet-train")
+
+
+def _local_device(cell: Cell) -> torch.device:
+    return torch.device("cuda" if cell.device == "gpu" else "cpu")
+
+
+def _free_memory_share(cell: Cell) -> float:
+    if cell.device == "gpu":
+        free, total = torch.cuda.mem_get_info()
+        return free / total
+    memory = psutil.virtual_memory()
+    return memory.available / memory.total
+
+
+def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]) -> None:
+    """Run one trial and report its record, whatever happens in it.
+
+    A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
+    """
+    trial = Trial.from_json(config["trial"])
+    started, alone = datetime.now(UTC), not _HOT.benches
+    workers_start = 0.0 if trial.cell.num_workers == 1 else WORKERS_START_SECONDS
+    if not _HOT.announced:  # the driver's clock for the time limit starts here: importing torch does not count
+        _HOT.announced = True
+        tune.report({"process_id": os.getpid()})
+    faulthandler.dump_traceback_later(how.limit_seconds(trial.cell) + workers_start, exit=True)
+    try:
+        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
+    except (Exception, SystemExit) as error:
+        record = Record(measurement=failure(error))
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    outcome = {
+        "record": asdict(replace(record, files={})),
+        "files": record.files,
+        "environment": asdict(environment.describe(trial.cell.device)),
+        "when": {"started_at": started, "finished_at": datetime.now(UTC)},
+        "alone": alone,
+    }
+    ok = record.measurement.status == "ok"
+    # In a list, for Tune flattens dicts, and averages each number in them; done, so that it need not ask for the end.
+    tune.report({"outcome": [outcome], "done": ok})
+    if not ok:
+        raise TrialProcessSpentError(record.measurement.error_type)
+
+
+def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: list[str]) -> Record:
+    """Build the cell's TorchTrainer and run it, each worker on its node of `nodes`.
+
+    The one place where a cell becomes a request to Ray Train.
+    """
+    workers = 0 if cell.num_workers == 1 else cell.num_workers  # 0: local mode, the loop runs in this process
+    scaling = ray.train.ScalingConfig(
+        num_workers=workers,
+        use_gpu=cell.device == "gpu",
+        resources_per_worker={"CPU": cell.cpu_threads, **({"GPU": 1} if cell.device == "gpu" else {})}
+        if workers
+        else None,
+        label_selector=[{NODE_ID: node} for node in nodes] if workers else None,
+    )
+    with scratch.folder() as storage:
+        trainer = TorchTrainer(
+            _loop_of_a_worker if workers else _loop_in_this_process,
+            train_loop_config={
+                "cell": cell,
+                "how": how,
+                "data": [data],
+                "progress": None if workers else _reporter(),
+            },
+            scaling_config=scaling,
+            run_config=ray.train.RunConfig(name="train", storage_path=str(storage)),
+        )
+        record = trainer.fit().return_value
+    assert isinstance(record, Record)
+    return record
+
+
+def _reporter() -> Progress:
+    last = time.monotonic()
+
+    def report(images_per_second: float) -> None:
+        nonlocal last
+        if time.monotonic() - last >= PROGRESS_SECONDS:
+            tune.report({"images_per_second": images_per_second})
+            last = time.monotonic()
+
+    return report
+
+
+def _loop_in_this_process(config: dict[str, Any]) -> Record:
+    start = time.perf_counter()
+    cell: Cell = config["cell"]
+    data = _HOT.data(config["data"][0])
+    if cell.epochs:  # starts from the seed each time, so there is nothing to keep
+        return _train(Workbench(cell=cell, data=data, device=_local_device(cell)), config, start)
+    return _train(_HOT.bench(cell, data), config, start)
+
+
+def _loop_of_a_worker(config: dict[str, Any]) -> Record | None:
+    faulthandler.dump_traceback_later(config["how"].limit_seconds(config["cell"]), exit=True)
+    start = time.perf_counter()
+    context = ray.train.get_context()
+    bench = Workbench(
+        cell=config["cell"],
+        data=ray.get(config["data"][0]),
+        device=get_device(),
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+    )
+    config["progress"] = lambda images_per_second: None
+    record = _train(bench, config, start)
+    faulthandler.cancel_dump_traceback_later()
+    return record
+
+
+def _train(bench: Workbench, config: dict[str, Any], start: float) -> Record:
+    ready = time.perf_counter() - start
+    return train(bench, config["how"], startup_seconds=ready, progress=config["progress"])
+
+
+def failure(error: BaseException) -> Measurement:
+    """The measurement of a trial that raised."""
+    failures = getattr(error, "worker_failures", None)  # Ray Train wraps what its workers raised
+    cause = next(iter(failures.values())) if failures else error
+    message = str(cause) or repr(cause)
+    return Measurement(
+        status="out_of_memory" if _is_out_of_memory(cause) else "error",
+        error_type=type(cause).__name__,
+        error_message=message[:TEXT_CHARACTERS],
+        output_tail="".join(traceback.format_exception(cause))[-TEXT_CHARACTERS:],
+    )
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    # PyTorch's CPU allocator raises a plain RuntimeError, known by its text alone.
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,62 @@
+"""What a trial ran with: software versions and the machine, for its row."""
+
+import functools
+import platform
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+from rresnet.config import Device, stable_hash
+from rresnet.hardware import Hardware, probe
+from rresnet.tables.measurement import Environment
+
+
+@functools.cache
+def describe(device: Device) -> Environment:
+    """The environment of a trial on `device` in this process."""
+    import torch
+
+    hardware = probe()
+    gpu = device == "gpu"
+    software = {
+        "os_version": f"{platform.system()} {platform.release()}",
+        "python_version": platform.python_version(),
+        "torch_version": str(torch.__version__),  # a str subclass of torch's would make the driver import torch
+        "torchvision_version": version("torchvision"),
+        "cuda_version": torch.version.cuda,
+        "ray_version": version("ray"),
+        "rresnet_version": version("rresnet"),
+    }
+    machine = [hardware.cpu_model, hardware.cpu_count, hardware.gpu_name, hardware.driver_version]
+    return Environment(
+        hostname=hardware.hostname,
+        cpu_model=hardware.cpu_model,
+        cpu_count=hardware.cpu_count,
+        gpu_name=hardware.gpu_name if gpu else None,
+        driver_version=hardware.driver_version if gpu else None,
+        **software,
+        git_commit=git_commit(),
+        environment_fingerprint=stable_hash([software, machine]),
+    )
+
+
+def means(hardware: Hardware) -> dict[str, str]:
+    """What a run is begun with, by name, without importing any of it: for the run's manifest."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
+    machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
+    return {"Python": platform.python_version(), **packages, **machine, "cores": str(hardware.cpu_cores)}
+
+
+@functools.cache
+def git_commit() -> str | None:
+    """The commit of the checkout this package runs from, or None: an installed copy has none."""
+    folder = Path(__file__).parents[2]
+    if not (folder / ".git").exists():
+        return None
+    try:
+        done = subprocess.run(
+            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,189 @@
+"""Results in object storage: whatever `pyarrow.fs` has a URL for, `s3://` and `gs://` before all."""
+
+import contextlib
+import functools
+import re
+import threading
+import time
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.fs as pa_fs
+
+from rresnet.tables.place import Hold, Place, StoreError, busy
+
+RETRY_SECONDS = (1, 2, 4, 8, 15)  # pauses before an upload is tried again
+BEAT_SECONDS = 5.0  # how often who writes a run in object storage shows that it is alive
+DEAD_SECONDS = 20.0  # without a beat, after which another may go on with the run
+_PASSING = ("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "REQUEST_TIMEOUT")
+
+
+@functools.cache
+def at(url: str) -> Place:
+    """The place that a URL names. Raises StoreError."""
+    try:
+        system, base = pa_fs.FileSystem.from_uri(url)
+    except (pa.ArrowInvalid, OSError, ImportError, ValueError) as error:
+        raise StoreError(_refusal(url, error)) from error
+    return _Objects(url, system, base)
+
+
+def _refusal(url: str, error: Exception) -> str:
+    return (
+        f"can't use {url} ({_reason(error)}): check the bucket's name, the credentials (AWS_ACCESS_KEY_ID and "
+        "AWS_SECRET_ACCESS_KEY, or AWS_PROFILE), AWS_ENDPOINT_URL and the network, or name a folder as --results-dir"
+    )
+
+
+def _reason(error: BaseException) -> str:
+    """An error's own words in one line, an object store's without the call and the request's number."""
+    text = (str(error).splitlines() or [type(error).__name__])[0]
+    _, found, detail = text.partition("AWS Error ")
+    return re.split(r" \(Request ID|; Details:", detail, maxsplit=1)[0] if found else text
+
+
+class _Objects(Place):
+    """Object storage: an object appears when its upload is complete, and can't be renamed."""
+
+    def __init__(self, url: str, system: pa_fs.FileSystem, base: str) -> None:
+        self.url, self.system, self.base = url, system, base
+
+    def told(self, name: str) -> str:
+        return f"{self.url}/{name}".rstrip("/")
+
+    def holds(self, folder: str) -> bool:
+        try:
+            return bool(self.names(folder))
+        except OSError as error:
+            raise StoreError(_refusal(self.url, error)) from error
+
+    def names(self, folder: str) -> list[str]:
+        listed = self.system.get_file_info(pa_fs.FileSelector(f"{self.base}/{folder}", allow_not_found=True))
+        return sorted(info.base_name for info in listed if info.is_file and not info.base_name.startswith("."))
+
+    def read(self, name: str) -> bytes:
+        """One that is replaced between the questions for its size and its content is read again."""
+        path = f"{self.base}/{name}"
+        for _ in range(10):
+            with self.system.open_input_file(path) as file:
+                content = file.read()
+            if self.system.get_file_info(path).size == len(content):
+                return bytes(content)
+        raise OSError(11, f"{self.told(name)} is replaced faster than it can be read")
+
+    def write(self, name: str, content: bytes) -> None:
+        """A fault that may pass is outwaited; the content goes up in one call, since a stream left early is kept."""
+        for pause in (*RETRY_SECONDS, None):
+            try:
+                with self.system.open_output_stream(f"{self.base}/{name}", compression=None) as file:
+                    file.write(content)
+                return
+            except OSError as error:
+                if pause is None or not any(kind in str(error) for kind in _PASSING):
+                    raise
+                time.sleep(pause)
+
+    def remove(self, name: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            self.system.delete_file(f"{self.base}/{name}")
+
+    def reason(self, error: OSError) -> str:
+        return _reason(error)
+
+    def set_aside(self, name: str) -> None:
+        """It stays: to move is to copy and delete, and what is deleted may be a newer one."""
+
+    def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
+        return _Beat(self, run_id, tell)
+
+    def check_writable(self) -> None:
+        name = f"runs/.probe-{uuid.uuid4().hex}"
+        try:
+            with self.system.open_output_stream(f"{self.base}/{name}", compression=None) as file:
+                file.write(b"rresnet looks whether it may write here")
+            self.remove(name)
+        except OSError as error:
+            raise StoreError(_refusal(self.url, error)) from error
+
+    def free_bytes(self) -> None:
+        return None
+
+
+class _Beat(Hold):
+    """A lock object of our own, written again and again.
+
+    Of two processes that each write theirs and then look for others one at least sees the other: object storage lists
+    at once what is written.
+    """
+
+    def __init__(self, place: _Objects, run_id: str, tell: Callable[[str], object]) -> None:
+        self._place, self._run_id = place, run_id
+        self._name = f"runs/{run_id}.{uuid.uuid4().hex}.lock"
+        self._count, self._last, self._lost = 0, 0.0, False
+        self._closed = threading.Event()
+        self._write()
+        try:
+            self._outlive(tell)
+        except BaseException:
+            place.remove(self._name)
+            raise
+        self._thread = threading.Thread(target=self._work, name="rresnet-hold", daemon=True)
+        self._thread.start()
+
+    def confirm(self) -> None:
+        if time.time() - self._last > DEAD_SECONDS / 2:  # by the wall clock, which goes on while a machine sleeps
+            self._beat()
+            self._lost = self._lost or bool(self._others())
+        if self._lost:
+            raise StoreError(
+                f"another process took over run {self._run_id} in {self._place.url} while this one was held up: "
+                "the same command measures again what that one has not"
+            )
+
+    def close(self) -> None:
+        self._closed.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            self._place.remove(self._name)
+
+    def _outlive(self, tell: Callable[[str], object]) -> None:
+        """Wait until the locks of others are known to be left by the dead. Raises StoreError where one beats."""
+        seen, end = self._others(), time.monotonic() + DEAD_SECONDS
+        if seen:
+            tell(f"Run {self._run_id} was left without a word: making sure for {DEAD_SECONDS:g} s that nobody is at it")
+        while seen and time.monotonic() < end:
+            time.sleep(1)
+            now = self._others()
+            if any(now[name] != seen.get(name) for name in now):
+                raise StoreError(busy(self._run_id, self._place.url))
+            seen = now
+        for name in seen:
+            self._place.remove(name)
+
+    def _others(self) -> dict[str, bytes]:
+        found = {}
+        for name in self._place.names("runs"):
+            if name.startswith(f"{self._run_id}.") and name.endswith(".lock") and f"runs/{name}" != self._name:
+                with contextlib.suppress(FileNotFoundError):
+                    found[f"runs/{name}"] = self._place.read(f"runs/{name}")
+        return found
+
+    def _work(self) -> None:
+        while not self._closed.wait(BEAT_SECONDS):
+            with contextlib.suppress(OSError):  # `confirm` looks before anything is written
+                self._beat()
+
+    def _beat(self) -> None:
+        """Show that we are alive, unless somebody who thought us dead has removed our lock."""
+        info: Any = self._place.system.get_file_info(f"{self._place.base}/{self._name}")
+        if info.type == pa_fs.FileType.NotFound:
+            self._lost = True
+        else:
+            self._write()
+
+    def _write(self) -> None:
+        self._count += 1
+        self._place.write(self._name, str(self._count).encode())
+        self._last = time.time()

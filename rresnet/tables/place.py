@@ -1,0 +1,199 @@
+"""Where results go: a folder of this machine, or object storage. Files appear whole or not at all."""
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+import shutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from pathlib import Path
+
+Location = str | Path  # a folder, or a URL of object storage
+FREE_BYTES = 2**20  # with less than this a run is not begun
+
+# Path("s3://bucket/x") is s3:/bucket/x: both are understood.
+_URL = re.compile(r"([A-Za-z][A-Za-z0-9.+-]+):/+(.*)", re.DOTALL)
+
+
+class StoreError(ValueError):
+    """Results that can't be written or read; the message says why and what to do."""
+
+
+def busy(run_id: str, where: str) -> str:
+    """What is said where a run is held by another process."""
+    return f"another process is at run {run_id} in {where}: wait for it, or start a new run with --fresh"
+
+
+class Hold(ABC):
+    """A run that is held, so that two commands never write it at once."""
+
+    @abstractmethod
+    def confirm(self) -> None:
+        """Raise StoreError where the run has been lost to another process."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let another process have the run."""
+
+
+class Place(ABC):
+    """Files by their names relative to a results folder. A reader meets each file whole, in its old or its new form."""
+
+    @abstractmethod
+    def told(self, name: str) -> str:
+        """A file's full name, for people."""
+
+    @abstractmethod
+    def holds(self, folder: str) -> bool:
+        """Whether there is such a folder. Raises StoreError."""
+
+    @abstractmethod
+    def names(self, folder: str) -> list[str]:
+        """Names of the files in a folder, sorted, hidden ones left out; none where there is no such folder."""
+
+    @abstractmethod
+    def read(self, name: str) -> bytes:
+        """A file's content. Raises OSError."""
+
+    @abstractmethod
+    def write(self, name: str, content: bytes) -> None:
+        """Write or replace a file, and return once it would survive a loss of power. Raises OSError."""
+
+    @abstractmethod
+    def remove(self, name: str) -> None:
+        """Remove a file, if it is there. Raises OSError."""
+
+    @abstractmethod
+    def set_aside(self, name: str) -> None:
+        """Give a damaged file another name, where that can be done."""
+
+    def reason(self, error: OSError) -> str:
+        """What an error of this place says, in one line."""
+        return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+
+    @abstractmethod
+    def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
+        """Hold a run, and clear away what a killed process has half written of it. Raises StoreError, OSError."""
+
+    @abstractmethod
+    def check_writable(self) -> None:
+        """Raise StoreError where nothing can be written. Leaves nothing behind: a request may still prove wrong."""
+
+    @abstractmethod
+    def free_bytes(self) -> int | None:
+        """Space left, bytes; None where it has no limit."""
+
+
+def at(results: Location) -> Place:
+    """The place that a path or a URL names. Raises StoreError where a URL names none."""
+    url = _URL.fullmatch(str(results))
+    if url is None:
+        return _Folder(Path(results).expanduser())  # a shell does not, behind --results-dir=
+    scheme, rest = url.groups()
+    if scheme == "file":
+        return _Folder(Path("/", rest))
+    if not rest.strip("/"):
+        raise StoreError(f"{results} names no bucket: give --results-dir {scheme}://BUCKET/FOLDER")
+    from rresnet.tables import objects
+
+    return objects.at(f"{scheme}://{rest.rstrip('/')}")
+
+
+class _Folder(Place):
+    """A folder of a local or network file system."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def told(self, name: str) -> str:
+        return str(self.path / name)
+
+    def holds(self, folder: str) -> bool:
+        return (self.path / folder).is_dir()
+
+    def names(self, folder: str) -> list[str]:
+        return sorted(path.name for path in (self.path / folder).glob("[!.]*") if path.is_file())
+
+    def read(self, name: str) -> bytes:
+        return (self.path / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a hidden file beside it, fsync it, rename it, and fsync the folder."""
+        path = self.path / name
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        except FileExistsError as error:
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(path.parent)) from error
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        try:
+            with temporary.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        folder = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+    def remove(self, name: str) -> None:
+        (self.path / name).unlink(missing_ok=True)
+
+    def set_aside(self, name: str) -> None:
+        path = self.path / name
+        with contextlib.suppress(OSError):  # a folder that may only be read
+            path.rename(path.with_name(f"{path.name}.damaged"))
+
+    def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
+        held = _FileLock(self, run_id)
+        for pattern in (f"*/.{run_id}.*.tmp", f"files/{run_id}/.*.tmp"):
+            for half in self.path.glob(pattern):
+                half.unlink(missing_ok=True)
+        return held
+
+    def check_writable(self) -> None:
+        nearest = self._nearest()
+        if not nearest.is_dir():
+            raise StoreError(f"can't write to {self.path}: {nearest} is not a folder; choose another --results-dir")
+        if not os.access(nearest, os.W_OK | os.X_OK):
+            raise StoreError(
+                f"can't write to {self.path}: no right to write in {nearest}; choose another --results-dir"
+            )
+        if self.free_bytes() < FREE_BYTES:
+            raise StoreError(
+                f"can't write to {self.path}: the disk is full (less than 1 MiB is free): "
+                "make space, or choose another --results-dir"
+            )
+
+    def free_bytes(self) -> int:
+        return shutil.disk_usage(self._nearest()).free
+
+    def _nearest(self) -> Path:
+        """The folder, or the one above that is there."""
+        return next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+
+
+class _FileLock(Hold):
+    """The system's lock on a file: it ends with the process, however that ends."""
+
+    def __init__(self, folder: _Folder, run_id: str) -> None:
+        path = folder.path / "runs" / f"{run_id}.lock"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = path.open("w")
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._file.close()
+            raise StoreError(busy(run_id, folder.told(""))) from error
+
+    def confirm(self) -> None:
+        """A file lock is never lost."""
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,135 @@
+"""The two other clocks of a cell, its step alone and its input alone; and from all three, what holds it up."""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from rresnet.training.inputs import Batch, Raw
+from rresnet.training.limits import Limits, Work, synchronize
+from rresnet.training.step import Eager, Step
+
+LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepClock:
+    """The step alone, on one batch that stays on the device."""
+
+    seconds: float  # of one step, steps being given to the device one after the other
+    optimizer_seconds: float | None  # of that in optimizer.step; None where the step doesn't call it (a graph)
+    launch_share: float | None  # of a single step until the CPU had launched it all; None on a CPU
+
+
+def step_alone(step: Step, optimizer: torch.optim.Optimizer, batch: Raw, steps: int) -> StepClock:
+    """Take `steps` steps on `batch`, on the device (on a GPU one more, by itself, for the share of launching)."""
+    device = batch[0].device
+    marks: list[Any] = []
+    hooks = [
+        optimizer.register_step_pre_hook(lambda *_: marks.append(_mark(device))),
+        optimizer.register_step_post_hook(lambda *_: marks.append(_mark(device))),
+    ]
+    try:
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(steps):
+            step(*batch)
+        synchronize(device)
+        seconds = (time.perf_counter() - start) / steps
+    finally:
+        for hook in hooks:
+            hook.remove()
+    spent = [_between(a, b) for a, b in zip(marks[::2], marks[1::2], strict=True)]
+    return StepClock(
+        seconds=seconds,
+        optimizer_seconds=sum(spent) / steps if spent else None,
+        launch_share=_launch_share(step, batch) if device.type == "cuda" else None,
+    )
+
+
+def _mark(device: torch.device) -> Any:
+    """Now: the clock, or an event on the GPU's own time line, which waits for nothing."""
+    if device.type != "cuda":
+        return time.perf_counter()
+    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
+    event.record()
+    return event
+
+
+def _between(a: Any, b: Any) -> float:
+    """Seconds between two marks."""
+    return float(b - a if isinstance(a, float) else a.elapsed_time(b) / 1000)
+
+
+def _launch_share(step: Step, batch: Raw) -> float:
+    start = time.perf_counter()
+    step(*batch)
+    launched = time.perf_counter() - start
+    synchronize(batch[0].device)
+    return launched / (time.perf_counter() - start)
+
+
+def communication(step: Eager, batch: Raw, steps: int) -> float:
+    """Seconds that exchanging gradients adds to forward and backward pass of a DDP model, over `steps` of each.
+
+    Nothing is trained: gradients that were not exchanged would drive the workers' weights apart.
+    """
+    network: Any = step.model
+    device = batch[0].device
+
+    def passes(count: int) -> float:
+        synchronize(device)
+        start = time.perf_counter()
+        for _ in range(count):
+            torch.autograd.backward(step.forward(*batch))
+        synchronize(device)
+        step.optimizer.zero_grad(set_to_none=True)
+        return (time.perf_counter() - start) / count
+
+    passes(1)
+    together = passes(steps)
+    with network.no_sync():
+        passes(1)
+        apart = passes(steps)
+    return max(0.0, together - apart)
+
+
+def input_alone(batches: Iterator[Batch], seconds: float) -> float:
+    """Images a second of the input path alone, over about `seconds`, at least one batch."""
+    count, start = 0, time.perf_counter()
+    for images, labels in batches:
+        count += len(labels)
+        synchronize(images.device)
+        if time.perf_counter() - start >= seconds:
+            break
+    return count / (time.perf_counter() - start)
+
+
+def bottleneck(clock: StepClock, *, images: int, input_rate: float, work: Work | None, limits: Limits) -> str | None:
+    """The largest part of a step, and for the network what bounds it; the rule stands in `docs/measurement.md`.
+
+    Args:
+        clock: the step alone.
+        images: images a step.
+        input_rate: images a second of the input path alone.
+        work: of the step, for each image; without it memory and compute can't be told apart.
+        limits: of the device, in the cell's precision.
+
+    Returns:
+        The verdict, or None where what it takes is not known.
+    """
+    optimizer = clock.optimizer_seconds or 0.0
+    parts = {"input": images / input_rate, "optimizer": optimizer, "network": clock.seconds - optimizer}
+    largest = max(parts, key=lambda name: parts[name])
+    if largest == "input":
+        return "input"
+    if clock.launch_share is not None and clock.launch_share >= LAUNCH_BOUND:
+        return "launch"
+    if largest == "optimizer":
+        return "optimizer"
+    if work is None:
+        return None
+    computing, moving = work.flops / limits.matrix_flops_per_second, work.bytes / limits.copy_bytes_per_second
+    return "memory" if moving > computing else "compute"

@@ -1,0 +1,177 @@
+"""What the machine and the model set as limits: matrix rate, copy rate, and the work of one training step."""
+
+import contextlib
+import functools
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from rresnet.config import Cell, Precision
+from rresnet.training import model as models
+
+PROBE_SECONDS = 0.15  # of repeated calls, for each of the two limits
+LOOK_SECONDS = 0.6  # that one look at the limits takes, allowed for
+CALL_SECONDS = 0.02  # a matrix product is made large enough to take this long
+SMALLEST_MATRIX, LARGEST_MATRIX = 1024, 16384
+COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}  # more than caches hold
+CANARY_MATRIX = {"cpu": 1024, "cuda": 8192}
+
+_DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Limits:
+    """The fastest that the device did what training consists of."""
+
+    matrix_flops_per_second: float  # of a square matrix product in the given precision, 2 FLOP a multiply-add
+    copy_bytes_per_second: float  # of a large copy, bytes read and bytes written
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """The work of one training step of a model, for each image: forward and backward, without the optimizer."""
+
+    flops: float  # of convolutions and matrix products, 2 a multiply-add
+    bytes: float  # that every operation reads and writes in fp32 when nothing is fused
+
+
+_fastest_looks: dict[tuple[str, Precision, int], Limits] = {}
+
+
+def seen(kind: str, precision: Precision, threads: int, *, look: bool = False) -> Limits:
+    """The fastest of all looks of this process at a device's limits. The first is taken now, and one if told to `look`.
+
+    A machine with neighbours is slow for seconds on end: one look may find less than what a trial then reaches.
+    """
+    key = (kind, precision, threads)
+    if look or key not in _fastest_looks:
+        found = measure(kind, precision, threads)
+        before = _fastest_looks.get(key, found)
+        _fastest_looks[key] = Limits(
+            matrix_flops_per_second=max(found.matrix_flops_per_second, before.matrix_flops_per_second),
+            copy_bytes_per_second=max(found.copy_bytes_per_second, before.copy_bytes_per_second),
+        )
+    return _fastest_looks[key]
+
+
+def measure(kind: str, precision: Precision, threads: int) -> Limits:
+    """One look at the limits of a device kind ("cpu" or "cuda") with so many threads: under a second."""
+    assert torch.get_num_threads() == threads, "the threads that the limit is for must be set"
+    device = torch.device(kind)
+    with _matrix_precision(precision):
+        size, call = SMALLEST_MATRIX, _matrix_product(device, _DTYPES[precision], SMALLEST_MATRIX)
+        while _fastest(device, call, CALL_SECONDS) < CALL_SECONDS / 2 and size < LARGEST_MATRIX:
+            size *= 2
+            call = _matrix_product(device, _DTYPES[precision], size)
+        matrix_seconds = _fastest(device, call, PROBE_SECONDS)
+    copy_seconds = _fastest(device, _copy(kind), PROBE_SECONDS)
+    return Limits(
+        matrix_flops_per_second=2 * size**3 / matrix_seconds,
+        copy_bytes_per_second=2 * COPY_BYTES[kind] / copy_seconds,
+    )
+
+
+def canary(kind: str, half: bool) -> tuple[float, float]:
+    """Seconds of one matrix product (bfloat16 if `half`, else fp32) and of one copy: the same work on every call.
+
+    Some 30 ms on two slow cores. On a noisy machine these two tell the regime (`docs/measurement.md`).
+    """
+    device = torch.device(kind)
+    product = _canary_product(kind, torch.bfloat16 if half else torch.float32)
+    return _seconds(device, product), _seconds(device, _copy(kind))
+
+
+@functools.cache
+def _canary_product(kind: str, dtype: torch.dtype) -> Callable[[], object]:
+    return _warmed(torch.device(kind), _matrix_product(torch.device(kind), dtype, CANARY_MATRIX[kind]))
+
+
+@functools.cache
+def _copy(kind: str) -> Callable[[], object]:
+    source = torch.ones(COPY_BYTES[kind], dtype=torch.uint8, device=kind)
+    target = torch.empty_like(source)
+    return _warmed(torch.device(kind), lambda: target.copy_(source))
+
+
+def _warmed(device: torch.device, call: Callable[[], object]) -> Callable[[], object]:
+    _seconds(device, call)  # first use: pages, kernels, workspaces
+    return call
+
+
+def _matrix_product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[], object]:
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    out = torch.empty(size, size, device=device, dtype=dtype)
+    return _warmed(device, lambda: torch.mm(a, b, out=out))
+
+
+def _fastest(device: torch.device, call: Callable[[], object], seconds: float) -> float:
+    end, best = time.perf_counter() + seconds, float("inf")
+    while time.perf_counter() < end or best == float("inf"):
+        best = min(best, _seconds(device, call))
+    return best
+
+
+def _seconds(device: torch.device, call: Callable[[], object]) -> float:
+    synchronize(device)
+    start = time.perf_counter()
+    call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+@contextlib.contextmanager
+def _matrix_precision(precision: Precision) -> Iterator[None]:
+    """The blog's recipe leaves matrix products in IEEE fp32 where its convolutions run in TF32; the limit is TF32's."""
+    matmul: Any = torch.backends.cuda.matmul
+    before = matmul.fp32_precision
+    matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        matmul.fp32_precision = before
+
+
+def work(cell: Cell, classes: int) -> Work | None:
+    """What one training step does for each image, counted on PyTorch's meta device, which computes nothing.
+
+    FLOPs by PyTorch's FLOP counter, of the operations that the cell's step really has: a convolution computed as a
+    product spares those with the padding. None for a model that can't be counted so.
+    """
+    batch_size = max(2, cell.batch_size)  # a batch of one has no statistics over a map of one pixel
+    try:
+        with torch.device("meta"):
+            network = models.of(cell, classes)
+            images = torch.empty(batch_size, 3, cell.image_size, cell.image_size)
+            labels = torch.empty(batch_size, dtype=torch.long)
+        with FlopCounterMode(display=False) as flops, _ByteCounter() as traffic:
+            torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
+    except Exception:  # a model of the user's own may raise anything there
+        return None
+    return Work(flops=flops.get_total_flops() / batch_size, bytes=traffic.bytes / batch_size)
+
+
+class _ByteCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the bytes of what each operation reads and writes; views move nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view:
+            touched = [*args, *(kwargs or {}).values(), *(result if isinstance(result, tuple | list) else [result])]
+            self.bytes += sum(t.numel() * t.element_size() for t in touched if isinstance(t, torch.Tensor))
+        return result

@@ -1,0 +1,112 @@
+"""The network and its optimizer."""
+
+import contextlib
+import importlib
+from collections.abc import Iterator
+
+import torch
+import torchvision
+from torch import nn
+
+from rresnet.config import Cell, UsageError, nearest
+from rresnet.training import convolution
+
+LEARNING_RATE = 1e-3  # the blog's
+
+
+def network(name: str, classes: int) -> nn.Module:
+    """A new model, on the CPU.
+
+    Args:
+        name: of a classification model of torchvision, or `package.module:function` of your own: a function of the
+            number of classes that returns an `nn.Module`, from images float [N, 3, S, S] to scores [N, classes].
+        classes: how many classes it tells apart.
+
+    Raises:
+        UsageError: there is no such model or function, or it fails.
+    """
+    if ":" in name:
+        return _own(name, classes)
+    _check_name(name)
+    model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=classes)
+    return model
+
+
+def _check_name(name: str) -> None:
+    valid = torchvision.models.list_models(module=torchvision.models)
+    if name not in valid:
+        hint = nearest(name, valid) or "resnet18, resnet50 and vit_b_16 are some. "
+        raise UsageError(
+            f"--model {name} is not a torchvision classification model: {hint}For your own give package.module:function"
+        )
+
+
+def _own(name: str, classes: int) -> nn.Module:
+    path, _, function = name.partition(":")
+    with _told(f"--model {name} can't be imported", "give package.module:function, the module installed or here"):
+        module = importlib.import_module(path)
+    functions = {name: value for name, value in vars(module).items() if callable(value)}
+    if function not in functions:
+        raise UsageError(
+            f"--model {name}: {path} has no function {function!r}: {nearest(function, functions)}"
+            "Give package.module:function, a function of the number of classes that returns an nn.Module"
+        )
+    with _told(f"--model {name} can't be made", f"it is called with the number of classes, {classes}"):
+        model = functions[function](classes)
+    if not isinstance(model, nn.Module):
+        raise UsageError(f"--model {name} returned {type(model).__name__}: it must return a torch.nn.Module")
+    return model
+
+
+@contextlib.contextmanager
+def _told(what: str, valid: str) -> Iterator[None]:
+    """Let whatever the user's own code raises be a UsageError."""
+    try:
+        yield
+    except Exception as error:
+        raise UsageError(f"{what} ({type(error).__name__}: {error}): {valid}") from error
+
+
+def check(name: str, image_size: int, classes: int = 10) -> None:
+    """Raise UsageError unless there is such a model, and one of the user's own gives a score for each class."""
+    if ":" not in name:
+        _check_name(name)
+        return
+    model = _own(name, classes).eval()
+    size = f"[2, 3, {image_size}, {image_size}]"
+    with _told(f"--model {name} can't take images {size}", "change it, or give another --image-size"), torch.no_grad():
+        scores = model(torch.zeros(2, 3, image_size, image_size))
+    shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    if shape != [2, classes]:
+        raise UsageError(
+            f"--model {name} made {shape} of 2 images and {classes} classes: it must return scores [2, {classes}]"
+        )
+
+
+def of(cell: Cell, classes: int) -> nn.Module:
+    """A new model that computes its convolutions as the cell says."""
+    model = network(cell.model, classes)
+    convolution.as_products(model, pointwise=cell.pointwise == "linear", small_maps=cell.small_maps == "linear")
+    return model
+
+
+def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The cell's model, with weights drawn from its seed, and Adam over them, on `device`.
+
+    The weights depend on the seed and the model alone, so that all recipes start from the same point.
+    """
+    torch.manual_seed(cell.seed)
+    model = of(cell, classes)
+    memory_format = torch.channels_last if cell.channels_last else torch.contiguous_format
+    model = model.to(device=device).to(memory_format=memory_format)
+    return model, optimizer_of(model, cell)
+
+
+def optimizer_of(model: nn.Module, cell: Cell) -> torch.optim.Optimizer:
+    """The blog's Adam, in its fused kernel if the cell says so, and fit to be captured in a graph where it will be."""
+    return torch.optim.Adam(
+        model.parameters(),
+        lr=LEARNING_RATE,
+        fused=True if cell.fused_optimizer else None,
+        capturable=cell.device == "gpu" and cell.execution != "eager",
+    )

@@ -1,0 +1,243 @@
+"""The training loops: a timed visit to a cell that stays hot, and whole epochs."""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from rresnet import hardware
+from rresnet.config import How
+from rresnet.quality import flags, steady
+from rresnet.quality.monitor import Monitor, Usage, process_peak_bytes
+from rresnet.tables.measurement import Epoch, Loss, Measurement, Window
+from rresnet.training import inputs, limits, step
+from rresnet.training.timing import Stopwatch
+from rresnet.training.workbench import Workbench
+
+WARMUP_SECONDS = 0.5  # at least,
+WARMUP_LIMIT_SECONDS = 10.0  # and at most, where enough windows are there to tell whether the times have settled
+LOSS_STEPS = 100  # between the losses that are kept, as in the blog
+PROFILED_STEPS = 3
+MEMORY_STEPS = 2  # in which a cell's peak memory is noted, see `Workbench.noting_memory`
+
+Progress = Callable[[float], None]  # called between windows with the images per second so far
+
+
+class NonFiniteLossError(ArithmeticError):
+    """The loss is NaN or infinite: what was trained is worth nothing, however fast it was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """All that a trial sends back."""
+
+    measurement: Measurement
+    windows: tuple[Window, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)  # ending of the name -> content
+
+
+def train(bench: Workbench, how: How, *, startup_seconds: float, progress: Progress) -> Record:
+    """Train the cell as it asks for, whole epochs or a timed visit, and make the files that were asked for."""
+    new = bench.steps_trained == 0
+    if bench.cell.epochs:
+        record = train_epochs(bench, epochs=bench.cell.epochs, startup_seconds=startup_seconds, progress=progress)
+    else:
+        record = visit(bench, seconds=how.seconds, startup_seconds=startup_seconds, progress=progress)
+    files = {}
+    if how.save_model and bench.cell.epochs:
+        files[".pt"] = bench.state_dict_bytes()
+    if how.profile and new:
+        files[".trace.json.gz"] = bench.trace(PROFILED_STEPS)
+    return replace(record, files=files)
+
+
+def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress: Progress) -> Record:
+    """Train for `seconds` of measured windows.
+
+    The first visit warms up first; a later one takes a single step to warm the caches that other cells have used.
+    """
+    bench.apply_process_settings()
+    canary = _canary(bench.device)
+    watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
+    settled = _warm_up(bench, watch)
+    with monitor.watching():
+        while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
+            for raw in watch.window(bench.batches, steps, "measured", world=bench.world):
+                bench.take_step(raw)
+            measured, taken, trained = watch.total("measured")
+            bench.step_seconds = measured / taken
+            progress(trained / measured)
+    return _record(bench, watch, monitor.usage(), canary, settled, startup_seconds)
+
+
+def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
+    """Train until the times of the windows have settled; returns whether they have.
+
+    Settled means that the Mann-Kendall test sees no fall in the latter half of the windows (`rresnet.quality.steady`).
+    """
+    first_visit, settled, over = bench.step_seconds is None, False, False
+    while steps := bench.agreed(0 if settled or over else bench.steps_in_window() if first_visit else 1):
+        second = first_visit and len(watch.windows) == 1
+        steps = max(MEMORY_STEPS, steps) if second else steps
+        with bench.noting_memory() if second else contextlib.nullcontext():
+            for raw in watch.window(bench.batches, steps, "warmup", world=bench.world):
+                bench.take_step(raw)
+        times = [window.seconds / window.steps for window in watch.windows]
+        bench.step_seconds = times[-1]
+        warm = watch.total("warmup")[0]
+        settled = not first_visit or (warm >= WARMUP_SECONDS and not steady.falls(steady.latter_half(times)))
+        over = warm >= WARMUP_LIMIT_SECONDS and len(times) > steady.FEWEST_VALUES
+    return settled
+
+
+def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progress: Progress) -> Record:
+    """Train whole epochs from the cell's seed, evaluating after each, outside the clock."""
+    canary = _canary(bench.device)
+    watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
+    state = step.State(bench.network, bench.optimizer)
+    settled = _warm_up(bench, watch)
+    state.restore()
+    del state
+    bench.start_over()
+    losses: list[Loss] = []
+    rows = [_train_epoch(bench, watch, monitor, epoch, progress, losses) for epoch in range(epochs)]
+    record = _record(bench, watch, monitor.usage(), canary, settled, startup_seconds, epochs=rows)
+    return replace(record, losses=tuple(losses))
+
+
+def _train_epoch(
+    bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: Progress, told: list[Loss]
+) -> Epoch:
+    """Train one epoch and evaluate; `told` gets the loss of every hundredth step, as the blog prints it."""
+    batches, losses, taken = bench.inputs.epoch(), list[torch.Tensor](), -1
+    with monitor.watching():
+        while taken < len(losses):
+            taken = len(losses)
+            steps = bench.steps_in_window()
+            for raw in watch.window(batches, steps, "measured", epoch=epoch, world=bench.world):
+                losses.append(bench.take_step(raw))
+            measured, _, trained = watch.total("measured")
+            progress(trained / measured)
+    windows = [w for w in watch.windows if w.epoch == epoch]
+    told += [
+        Loss(epoch=epoch, step=number, loss=losses[number - 1].item())
+        for number in range(LOSS_STEPS, len(losses) + 1, LOSS_STEPS)
+    ]
+    start = time.perf_counter()
+    test_loss, test_accuracy = evaluate(bench)
+    return Epoch(
+        epoch=epoch,
+        seconds=sum(w.seconds for w in windows),
+        images=sum(w.images for w in windows),
+        train_loss=torch.stack(losses).mean().item(),
+        test_loss=test_loss,
+        test_accuracy=test_accuracy,
+        evaluation_seconds=time.perf_counter() - start,
+    )
+
+
+@torch.no_grad()
+def evaluate(bench: Workbench) -> tuple[float, float]:
+    """Mean cross-entropy (nats) and accuracy over the test images."""
+    bench.network.eval()
+    loss, right, count = 0.0, 0, 0
+    for images, labels in inputs.evaluation_batches(bench.data.test, bench.cell, bench.device):
+        with step.autocast(bench.cell):
+            outputs = bench.network(images)
+        loss += nn.functional.cross_entropy(outputs.float(), labels, reduction="sum").item()
+        right += int((outputs.argmax(1) == labels).sum())
+        count += len(labels)
+    bench.network.train()
+    return loss / count, right / count
+
+
+def _record(
+    bench: Workbench,
+    watch: Stopwatch,
+    usage: Usage,
+    canary: tuple[float, float],
+    settled: bool,
+    startup_seconds: float,
+    *,
+    epochs: list[Epoch] | None = None,
+) -> Record:
+    cell, machine, threads = bench.cell, hardware.probe(), torch.get_num_threads()
+    warm, _, _ = watch.total("warmup")
+    measured, steps, images = watch.total("measured")
+    rate, whole, losses = images / measured, epochs or [], bench.recent_losses()
+    conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
+    usage = bench.over_workers(usage)
+    start = time.perf_counter()
+    others, work, limit = bench.other_clocks(measured), bench.work, bench.limit
+    clocks_seconds = sum(canary) + time.perf_counter() - start
+    if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
+        raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
+    achieved = rate / bench.world * work.flops if work else None
+    measurement = Measurement(
+        status="ok",
+        images_per_second=rate,
+        step_seconds=measured / steps,
+        epoch_seconds=measured / len(whole) if whole else bench.inputs.images_per_epoch * bench.world / rate,
+        epoch_seconds_kind="measured" if whole else "projected",
+        startup_seconds=startup_seconds - (bench.compile_seconds or 0),
+        compile_seconds=bench.compile_seconds,
+        compile_cache=bench.compile_cache,
+        warmup_seconds=warm,
+        clocks_seconds=clocks_seconds,
+        measured_seconds=measured,
+        measured_images=images,
+        compute_images_per_second=cell.global_batch_size / others.step.seconds if others else None,
+        input_images_per_second=others.input_images_per_second if others else None,
+        bottleneck=others.bottleneck if others else None,
+        optimizer_seconds=others.step.optimizer_seconds if others else None,
+        launch_share=others.step.launch_share if others else None,
+        communication_seconds=others.communication_seconds if others else None,
+        flops_per_image=work.flops if work else None,
+        matrix_flops_per_second=limit.matrix_flops_per_second,
+        copy_bytes_per_second=limit.copy_bytes_per_second,
+        percent_of_limit=100 * achieved / limit.matrix_flops_per_second if achieved else None,
+        canary_matrix_seconds=canary[0],
+        canary_copy_seconds=canary[1],
+        peak_memory_bytes=bench.peak_memory_bytes,
+        process_peak_bytes=process_peak_bytes(),
+        cpu_seconds=usage.cpu_seconds,
+        foreign_cpu_seconds=usage.foreign_cpu_seconds,
+        steal_cpu_seconds=usage.steal_cpu_seconds,
+        energy_joules=usage.energy_joules,
+        gpu_utilization_percent=usage.gpu_utilization_percent,
+        observed_threads=threads,
+        first_loss=bench.first_loss,
+        final_loss=whole[-1].train_loss if whole else losses[-1],
+        test_accuracy=whole[-1].test_accuracy if whole else None,
+        dataset_fingerprint=bench.data.fingerprint,
+        conv_precision=conv_precision,
+        matmul_precision=matmul_precision,
+        autocast_dtype=autocast_dtype,
+        quality_flags=flags.of_trial(
+            usage,
+            cell,
+            cpu_count=machine.cpu_count,
+            cpu_cores=machine.cpu_cores,
+            observed_threads=threads,
+            window_seconds=[w.seconds / w.steps for w in watch.windows if w.kind == "measured"],
+            settled=settled,
+            learning=flags.learns(bench.first_loss, losses, bench.steps_trained),
+        ),
+    )
+    bench.compile_seconds = bench.compile_cache = None  # told once: later trials of the process did not wait for it
+    return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
+
+
+def _canary(device: torch.device) -> tuple[float, float]:
+    machine = hardware.probe()
+    return limits.canary(device.type, half=machine.gpu_bf16 if device.type == "cuda" else machine.cpu_bf16)
+
+
+def _gpu_uuid(device: torch.device) -> str | None:
+    return str(torch.cuda.get_device_properties(device).uuid) if device.type == "cuda" else None

@@ -1,0 +1,224 @@
+"""A cell ready to train, and what its visits have learnt of it."""
+
+import contextlib
+import functools
+import io
+import itertools
+import time
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import nn
+
+from rresnet import scratch
+from rresnet.config import Cell
+from rresnet.data import ImageData
+from rresnet.quality import monitor
+from rresnet.training import clocks, limits, model, step
+from rresnet.training.inputs import Batch, Inputs, Raw
+from rresnet.training.limits import Limits, Work
+from rresnet.training.timing import WINDOW_SECONDS, steps_in
+
+RECENT_LOSSES = 10
+CLOCKS_SHARE = 0.25  # the two other clocks cost at most this share of the measured time
+INPUT_CLOCK_SECONDS = 0.02
+
+
+@dataclass(frozen=True, kw_only=True)
+class OtherClocks:
+    """The step alone, the input alone, and the verdict."""
+
+    step: clocks.StepClock
+    input_images_per_second: float
+    bottleneck: str | None
+    communication_seconds: float | None  # of a step; None for a single worker, and where it was too dear to measure
+
+
+@dataclass
+class Workbench:
+    """A cell's model, optimizer, step and stream of batches."""
+
+    cell: Cell
+    data: ImageData
+    device: torch.device
+    rank: int = 0
+    world: int = 1
+    network: nn.Module = field(init=False)
+    optimizer: torch.optim.Optimizer = field(init=False)
+    train_step: step.Eager = field(init=False)
+    held_bytes: int = field(init=False)  # device memory that the step keeps for itself
+    compile_seconds: float | None = field(init=False)  # None also once it has been told
+    compile_cache: str | None = field(init=False)
+    inputs: Inputs = field(init=False)
+    batches: Iterator[Raw] = field(init=False)
+    steps_trained: int = 0
+    step_seconds: float | None = None  # None until the first visit has warmed up
+    peak_memory_bytes: int | None = None
+    _measured_seconds: float = 0.0
+    _clocks_seconds: float = 0.0
+    _losses: deque[torch.Tensor] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
+    _first: tuple[Raw, torch.Tensor] | None = None  # batch and loss of the first step
+    _clock_batches: Iterator[Batch] | None = None
+
+    def __post_init__(self) -> None:
+        cell = self.cell
+        self.apply_process_settings()
+        self.inputs = self._new_inputs()
+        self.batches = self.inputs.forever()
+        self.network, self.optimizer = model.build(cell, len(self.data.classes), self.device)
+        if self.world > 1:
+            from ray.train.torch import prepare_model
+
+            self.network = prepare_model(self.network, move_to_device=False)
+            self.optimizer = model.optimizer_of(self.network, cell)
+        self.network.train()
+        built = step.build(
+            cell, self.network, self.optimizer, self.inputs.load, lambda: next(self._new_inputs().epoch())
+        )
+        self.train_step, self.held_bytes = built, built.held_bytes
+        self.compile_seconds, self.compile_cache = built.compile_seconds, built.compile_cache
+
+    @property
+    def limit(self) -> Limits:
+        """The device's limits in the cell's precision; measured when first asked for, so that no start waits for it."""
+        return self._look()
+
+    def _look(self, again: bool = False) -> Limits:
+        return limits.seen(self.device.type, self.cell.precision, self.cell.cpu_threads, look=again)
+
+    @functools.cached_property
+    def work(self) -> Work | None:
+        """The work of a step for each image."""
+        return limits.work(self.cell, len(self.data.classes))
+
+    def _new_inputs(self) -> Inputs:
+        return Inputs(self.data.train, self.cell, self.device, self.rank, self.world)
+
+    def start_over(self) -> None:
+        """Begin again with the first epoch's batches."""
+        self.inputs = self._new_inputs()
+
+    def apply_process_settings(self) -> None:
+        """Set what is process-wide in PyTorch to what this cell asks for; another cell may have run in between."""
+        torch.set_num_threads(self.cell.cpu_threads)
+        step.set_precision(self.cell)
+
+    def steps_in_window(self) -> int:
+        """Steps of about a window, by the speed seen so far; one while nothing is known."""
+        return 1 if self.step_seconds is None else steps_in(WINDOW_SECONDS, self.step_seconds)
+
+    def take_step(self, raw: Raw) -> torch.Tensor:
+        """Take one step, without waiting for the device; returns the loss, []."""
+        loss = self.train_step(*raw)
+        self._losses.append(loss)
+        self.steps_trained += 1
+        if self._first is None:
+            self._first = raw, loss
+        return loss
+
+    @property
+    def first_loss(self) -> float:
+        """Loss of the first step in this process; waits for the device."""
+        assert self._first is not None, "a visit comes first"
+        return self._first[1].item()
+
+    def recent_losses(self) -> list[float]:
+        """Losses of the latest steps; waits for the device."""
+        return [loss.item() for loss in self._losses]
+
+    def agreed(self, steps: int) -> int:
+        """What the first worker decides, by its own clock: all must take the same number of steps, or they deadlock."""
+        if self.world == 1:
+            return steps
+        decision = torch.tensor(steps, device=self.device)
+        torch.distributed.broadcast(decision, src=0)
+        return int(decision.item())
+
+    def over_workers(self, usage: monitor.Usage) -> monitor.Usage:
+        """What the trial used: processor time and energy of all workers, the rest as this one saw it."""
+        if self.world == 1:
+            return usage
+        known = usage.energy_joules is not None
+        total = torch.tensor([usage.cpu_seconds, usage.energy_joules or 0.0], device=self.device)
+        torch.distributed.all_reduce(total)
+        cpu_seconds, energy = total.tolist()
+        return replace(usage, cpu_seconds=cpu_seconds, energy_joules=energy if known else None)
+
+    @contextlib.contextmanager
+    def noting_memory(self) -> Iterator[None]:
+        """Note the cell's peak memory while it trains in the block: its own tensors alone, on any device.
+
+        The block must hold two steps or more, so that one begins with the gradients of another, and not the first,
+        which makes the optimizer's state. What is freed in the block must have been allocated in it: a CPU's
+        profiler does not know the size of anything older. Hence no gradients are left to begin with.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
+        own = sum(tensor.nbytes for tensor in self._lasting_tensors())
+        if self.device.type == "cuda":
+            before = torch.cuda.memory_allocated(self.device)
+            torch.cuda.reset_peak_memory_stats(self.device)
+            yield
+            self.peak_memory_bytes = own + self.held_bytes + torch.cuda.max_memory_allocated(self.device) - before
+        else:
+            with torch.autograd.profiler.profile(profile_memory=True) as profile:
+                yield
+            assert profile.kineto_results is not None
+            events = [event for event in profile.kineto_results.events() if event.name() == "[memory]"]
+            changes = (event.nbytes() for event in sorted(events, key=lambda event: event.start_ns()))
+            self.peak_memory_bytes = own + max(0, *itertools.accumulate(changes, initial=0))
+
+    def _lasting_tensors(self) -> Iterator[torch.Tensor]:
+        yield from self.network.parameters()
+        yield from self.network.buffers()
+        yield from step.optimizer_tensors(self.optimizer)
+
+    def state_dict_bytes(self) -> bytes:
+        """The network's state_dict as `torch.save` writes it, on the CPU."""
+        content = io.BytesIO()
+        torch.save({name: tensor.cpu() for name, tensor in self.network.state_dict().items()}, content)
+        return content.getvalue()
+
+    def trace(self, steps: int) -> bytes:
+        """A trace of PyTorch's profiler over so many more steps, gzip'd JSON that Perfetto shows."""
+        with torch.profiler.profile(record_shapes=True) as profile:
+            for raw in itertools.islice(self.batches, steps):
+                self.take_step(raw)
+            limits.synchronize(self.device)
+        with scratch.folder() as folder:
+            profile.export_chrome_trace(str(folder / "trace.json.gz"))
+            return (folder / "trace.json.gz").read_bytes()
+
+    def other_clocks(self, measured_seconds: float) -> OtherClocks | None:
+        """Measure the step alone and the input alone, where a quarter of the measured time so far pays for it.
+
+        The steps train the model like any others. None when it has to wait for more measured time.
+        """
+        assert self.step_seconds is not None
+        assert self._first is not None
+        self._measured_seconds += measured_seconds
+        steps = self.agreed(steps_in(WINDOW_SECONDS, self.step_seconds))
+        cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
+        if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
+            return None
+        start = time.perf_counter()
+        batch = tuple(tensor.to(self.device) for tensor in self._first[0])
+        clock = clocks.step_alone(self.train_step, self.optimizer, batch, steps)
+        if self._clock_batches is None:  # its own stream: the cell's goes on where it was
+            self._clock_batches = itertools.starmap(self.inputs.load, self._new_inputs().forever())
+        rate = clocks.input_alone(self._clock_batches, INPUT_CLOCK_SECONDS)
+        communication = None
+        passes = 2 * (steps + 1) * self.step_seconds
+        if self.world > 1 and self.agreed(int(cost + passes <= CLOCKS_SHARE * self._measured_seconds)):
+            communication = clocks.communication(self.train_step, batch, steps)
+        if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - self._clocks_seconds:
+            self._look(again=True)
+        self._clocks_seconds += time.perf_counter() - start
+        verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
+        return OtherClocks(
+            step=clock,
+            input_images_per_second=rate * self.world,
+            bottleneck=verdict,
+            communication_seconds=communication,
+        )
