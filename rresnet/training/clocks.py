@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 from typing import Any
 
 import torch
@@ -11,6 +12,7 @@ from rresnet.training.inputs import Batch, Raw
 from rresnet.training.limits import Limits, Work, synchronize
 from rresnet.training.step import Eager, Step
 
+COMMUNICATION_TURNS = 3
 LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that
 
 
@@ -72,9 +74,10 @@ def _launch_share(step: Step, batch: Raw) -> float:
 
 
 def communication(step: Eager, batch: Raw, steps: int) -> float:
-    """Seconds that exchanging gradients adds to forward and backward pass of a DDP model, over `steps` of each.
+    """Seconds that exchanging gradients adds to forward and backward pass of a DDP model: median of a few turns.
 
-    Nothing is trained: gradients that were not exchanged would drive the workers' weights apart.
+    In a turn `steps` passes exchange them and as many do not. Nothing is trained: gradients that were not exchanged
+    would drive the workers' weights apart.
     """
     network: Any = step.model
     device = batch[0].device
@@ -89,11 +92,12 @@ def communication(step: Eager, batch: Raw, steps: int) -> float:
         return (time.perf_counter() - start) / count
 
     passes(1)
-    together = passes(steps)
-    with network.no_sync():
-        passes(1)
-        apart = passes(steps)
-    return max(0.0, together - apart)
+    added = []
+    for _ in range(COMMUNICATION_TURNS):
+        together = passes(steps)
+        with network.no_sync():
+            added.append(together - passes(steps))
+    return max(0.0, median(added))
 
 
 def input_alone(batches: Iterator[Batch], seconds: float) -> float:

@@ -175,6 +175,7 @@ def _record(
     usage = bench.over_workers(usage)
     start = time.perf_counter()
     others, work, limit = bench.other_clocks(measured), bench.work, bench.limit
+    communication_seconds = bench.communication_seconds()
     clocks_seconds = sum(canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
         raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
@@ -197,7 +198,7 @@ def _record(
         bottleneck=others.bottleneck if others else None,
         optimizer_seconds=others.step.optimizer_seconds if others else None,
         launch_share=others.step.launch_share if others else None,
-        communication_seconds=others.communication_seconds if others else None,
+        communication_seconds=communication_seconds,
         flops_per_image=work.flops if work else None,
         matrix_flops_per_second=limit.matrix_flops_per_second,
         copy_bytes_per_second=limit.copy_bytes_per_second,

@@ -33,7 +33,6 @@ class OtherClocks:
     step: clocks.StepClock
     input_images_per_second: float
     bottleneck: str | None
-    communication_seconds: float | None  # of a step; None for a single worker, and where it was too dear to measure
 
 
 @dataclass
@@ -208,17 +207,20 @@ class Workbench:
         if self._clock_batches is None:  # its own stream: the cell's goes on where it was
             self._clock_batches = itertools.starmap(self.inputs.load, self._new_inputs().forever())
         rate = clocks.input_alone(self._clock_batches, INPUT_CLOCK_SECONDS)
-        communication = None
-        passes = 2 * (steps + 1) * self.step_seconds
-        if self.world > 1 and self.agreed(int(cost + passes <= CLOCKS_SHARE * self._measured_seconds)):
-            communication = clocks.communication(self.train_step, batch, steps)
         if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - self._clocks_seconds:
             self._look(again=True)
         self._clocks_seconds += time.perf_counter() - start
         verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
-        return OtherClocks(
-            step=clock,
-            input_images_per_second=rate * self.world,
-            bottleneck=verdict,
-            communication_seconds=communication,
-        )
+        return OtherClocks(step=clock, input_images_per_second=rate * self.world, bottleneck=verdict)
+
+    def communication_seconds(self) -> float | None:
+        """Seconds that exchanging gradients adds to a step; None for a single worker.
+
+        Measured in every trial of several: their group lives for one trial and takes far longer to start than this.
+        """
+        if self.world == 1:
+            return None
+        assert self.step_seconds is not None
+        assert self._first is not None
+        steps = self.agreed(steps_in(WINDOW_SECONDS, self.step_seconds))
+        return clocks.communication(self.train_step, tuple(tensor.to(self.device) for tensor in self._first[0]), steps)

@@ -1,18 +1,74 @@
-"""Trainables for tests: real trial processes in which chosen cells really come to grief."""
+"""Real sweeps in whose trial processes chosen cells really come to grief."""
 
+import contextlib
 import os
 import re
 import signal
+import threading
+import time
+from pathlib import Path
 
-from rresnet.config import Trial
+import pandas as pd
 
-BREAKS, KILLED, HANGS, TOO_LARGE = 2, 3, 4, 5  # batch sizes that choose the fate
+from rresnet.config import How, Trial
+
+BREAKS, KILLED, HANGS, TOO_LARGE, LEAKS = 2, 3, 4, 5, 6  # batch sizes that choose the fate
+LIMIT = 30.0  # seconds; other tests run beside this one
+
+
+@contextlib.contextmanager
+def swept(planned, results, limit=LIMIT):
+    """The rows of a real sweep of the planned trials; Ray is still up in the block."""
+    import ray
+    from rich.console import Console
+
+    from rresnet import data, hardware
+    from rresnet.progress import Progress
+    from rresnet.runner import cluster
+    from rresnet.runner.sweep import Sweep
+    from rresnet.tables.store import Run, Writer
+
+    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the trial processes, which import the trainable
+    images = data.load("fashion-mnist-12k", image_size=32)
+    many = len(planned)
+    run = Run(run_id="faults", experiment="test", name="faults", plan_id="p", planned=many, started_at="2026-01-01")
+    with (
+        (results / "progress").open("w") as shown,
+        cluster.connect(None, hardware.probe()) as found,
+        Writer(results, run) as writer,
+        Progress(Console(file=shown), many) as progress,
+    ):
+        sweep = Sweep(
+            run=run,
+            cluster=found,
+            data=ray.put(images),
+            how=How(seconds=0.05, timeout_seconds=limit),
+            keep=lambda name, content: None,
+            write=writer.write,
+            progress=progress,
+            trainable=trial,
+        )
+        sweep.execute(planned)
+        yield pd.read_parquet(results / "trials")
+    del os.environ["PYTHONPATH"]
+
+
+def _die_with_a_worker_group():
+    """End this process as soon as it has a worker group, whose placement it then leaves behind."""
+    from ray.util.placement_group import placement_group_table
+
+    while not any(group["state"] == "CREATED" for group in placement_group_table().values()):
+        time.sleep(0.05)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def trial(config, how, data):
     """`rresnet.runner.trial.run`, with a training loop that does to the trial what its batch size says."""
-    if Trial.from_json(config["trial"]).cell.batch_size == KILLED:
+    fate = Trial.from_json(config["trial"]).cell.batch_size
+    if fate == KILLED:
         os.kill(os.getpid(), signal.SIGKILL)
+    if fate == LEAKS:
+        threading.Thread(target=_die_with_a_worker_group, daemon=True).start()
     import torch
 
     from rresnet.runner import trial

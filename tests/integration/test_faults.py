@@ -1,54 +1,22 @@
 """Trials that raise, run out of memory, are killed, crash or hang: each is a row and the sweep goes on."""
 
-import os
-from pathlib import Path
-
 import faulty
-import pandas as pd
 import pytest
-import ray
-from rich.console import Console
 from samples import make_cell
 
-from rresnet import data, grid, hardware
-from rresnet.config import How
-from rresnet.progress import Progress
-from rresnet.runner import cluster
-from rresnet.runner.sweep import Sweep
-from rresnet.tables import store
-from rresnet.tables.store import Writer
+from rresnet import grid
 
 pytestmark = pytest.mark.integration
-LIMIT = 30.0  # seconds; other tests run beside this one
 
 
 @pytest.fixture(scope="module")
 def rows(tmp_path_factory):
-    results = tmp_path_factory.mktemp("results")
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the trial processes, which import the trainable
-    here = hardware.probe()
     fates = (8, faulty.BREAKS, faulty.KILLED, faulty.HANGS, faulty.TOO_LARGE)
     cells = [make_cell(batch_size=b, input="resident", cpu_threads=1) for b in fates]
     planned = grid.plan(cells, repeats=1, processes=1, seed=1)
     again = grid.plan([cells[0], cells[4]], repeats=2, processes=2, seed=1)[2:]  # after the storm
-    images = data.load("fashion-mnist-12k", image_size=32)
-    run = store.Run(run_id="faults", experiment="test", name="faults", plan_id="p", planned=7, started_at="2026-01-01")
-    console = Console(file=(results / "progress").open("w"))
-    with cluster.connect(None, here) as found, Writer(results, run) as writer, Progress(console, 7) as progress:
-        sweep = Sweep(
-            run=run,
-            cluster=found,
-            data=ray.put(images),
-            how=How(seconds=0.05, timeout_seconds=LIMIT),
-            keep=lambda name, content: None,
-            write=writer.write,
-            progress=progress,
-            trainable=faulty.trial,
-        )
-        sweep.execute(planned + again)
-    console.file.close()
-    del os.environ["PYTHONPATH"]
-    return pd.read_parquet(results / "trials").set_index(["batch_size", "repeat"])
+    with faulty.swept(planned + again, tmp_path_factory.mktemp("results")) as rows:
+        return rows.set_index(["batch_size", "repeat"])
 
 
 def test_every_planned_trial_has_one_row(rows):

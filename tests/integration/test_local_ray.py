@@ -1,20 +1,15 @@
 """A Ray of our own: who can reach it, who holds its token, and what becomes of somebody else's."""
 
-import contextlib
 import json
-import os
-import shutil
-import socket
 import subprocess
 import sys
-import tempfile
 import time
 from ipaddress import ip_address
 from pathlib import Path
 
 import pandas as pd
-import psutil
 import pytest
+from theirs import Theirs, in_home
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -34,68 +29,6 @@ with cluster.connect(None, hardware.probe()):
                 found.setdefault(one.laddr.ip, []).append(process.name())
     json.dump(found, sys.stdout)
 """
-
-
-def environment(home):
-    """For commands that are to see no other Ray than those of `home`."""
-    apart = {"HOME": str(home), "RAY_AUTH_MODE": "token", "RAY_USAGE_STATS_ENABLED": "0"}
-    return {**{name: value for name, value in os.environ.items() if not name.startswith("RAY_")}, **apart}
-
-
-def in_home(home, *line):
-    return subprocess.run(line, env=environment(home), text=True, capture_output=True, timeout=600)
-
-
-class Theirs:
-    """A user's own Ray, on ports and in a folder of its own."""
-
-    def __init__(self, ray, home):
-        self.environment = environment(home)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        self.address = f"127.0.0.1:{port}"
-        self.line = [ray, "start", "--head", f"--port={port}", "--node-ip-address=127.0.0.1", "--num-cpus=2"]
-        self.line += [
-            "--include-dashboard=false",
-            "--min-worker-port=0",
-            "--max-worker-port=0",
-            "--disable-usage-stats",
-        ]
-
-    def __enter__(self):
-        with tempfile.TemporaryDirectory(prefix="r", ignore_cleanup_errors=True) as self.folder:
-            pass  # short, for it holds sockets
-        self.environment["RRESNET_TEST_RAY"] = self.folder
-        subprocess.run([sys.executable, "-c", TOKEN], env=self.environment, check=True)
-        line = [*self.line, f"--temp-dir={self.folder}"]
-        for _ in range(5):  # on a busy machine Ray may find that it takes too long, and gives up
-            started = subprocess.run(line, env=self.environment, capture_output=True, text=True, timeout=300)
-            self.processes = self.marked()
-            if started.returncode == 0:
-                return self
-            self.end()
-        pytest.fail(started.stdout + started.stderr)
-
-    def marked(self):
-        found = []
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error):
-                if process.environ().get("RRESNET_TEST_RAY") == self.folder and process.pid != os.getpid():
-                    found.append(process)
-        return found
-
-    def end(self):
-        for process in self.processes:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
-
-    def __exit__(self, *reason):
-        self.end()
-        shutil.rmtree(self.folder, ignore_errors=True)
-
-
-TOKEN = "from rresnet import cluster; cluster._make_token()"
 
 
 def test_its_servers_listen_on_loopback_alone_and_its_token_is_its_owners(tmp_path):
@@ -125,8 +58,7 @@ def test_somebody_elses_ray_is_joined_and_left_and_never_ended(tmp_path):
     """Real Ray processes of a user: a run of our own beside them, one that joins them, and one whose cluster dies."""
     home = tmp_path / "home"
     home.mkdir()
-    ray = str(Path(sys.executable).parent / "ray")
-    theirs = Theirs(ray, home)
+    theirs = Theirs(home, "--num-cpus=2")
     with theirs:
         stub = [sys.executable, str(ROOT / "benchmarks" / "stub_run.py"), "--seconds", "0.05", "--processes", "1"]
         for flags in ([], ["--address", theirs.address]):
