@@ -17,7 +17,7 @@ LIMIT = 30.0  # seconds; other tests run beside this one
 
 
 @contextlib.contextmanager
-def swept(planned, results, limit=LIMIT):
+def swept(planned, results):
     """The rows of a real sweep of the planned trials; Ray is still up in the block."""
     import ray
     from rich.console import Console
@@ -32,23 +32,23 @@ def swept(planned, results, limit=LIMIT):
     images = data.load("fashion-mnist-12k", image_size=32)
     many = len(planned)
     run = Run(run_id="faults", experiment="test", name="faults", plan_id="p", planned=many, started_at="2026-01-01")
-    with (
-        (results / "progress").open("w") as shown,
-        cluster.connect(None, hardware.probe()) as found,
-        Writer(results, run) as writer,
-        Progress(Console(file=shown), many) as progress,
-    ):
-        sweep = Sweep(
-            run=run,
-            cluster=found,
-            data=ray.put(images),
-            how=How(seconds=0.05, timeout_seconds=limit),
-            keep=lambda name, content: None,
-            write=writer.write,
-            progress=progress,
-            trainable=trial,
-        )
-        sweep.execute(planned)
+    with cluster.connect(None, hardware.probe()) as found:
+        with (
+            (results / "progress").open("w") as shown,
+            Writer(results, run) as writer,
+            Progress(Console(file=shown), many) as progress,
+        ):
+            sweep = Sweep(
+                run=run,
+                cluster=found,
+                data=ray.put(images),
+                how=How(seconds=0.05, timeout_seconds=LIMIT),
+                keep=lambda name, content: None,
+                write=writer.write,
+                progress=progress,
+                trainable=trial,
+            )
+            sweep.execute(planned)
         yield pd.read_parquet(results / "trials")
     del os.environ["PYTHONPATH"]
 

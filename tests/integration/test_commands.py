@@ -96,6 +96,7 @@ def test_two_workers_train_as_one_group(tmp_path):
     row = pd.read_parquet(tmp_path / "out" / "trials").iloc[0]
     assert (row["status"], row["num_workers"], row["global_batch_size"], row["cpu_threads"]) == ("ok", 2, 32, 1)
     assert row["observed_threads"] == 1
+    assert 0 <= row["communication_seconds"] < row["step_seconds"]
     assert row["measured_images"] == 100  # of 100 training images none is left out and none counted twice
     epochs = pd.read_parquet(tmp_path / "out" / "epochs")
     assert epochs["images"].tolist() == [100]

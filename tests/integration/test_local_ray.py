@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from theirs import Theirs, in_home
+from theirs import Theirs, environment, in_home
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -68,7 +68,7 @@ def test_somebody_elses_ray_is_joined_and_left_and_never_ended(tmp_path):
         assert len(pd.read_parquet(tmp_path / "out" / "trials")) == 8
         running = subprocess.Popen(
             [*stub, "--repeats", "400", "--results-dir", str(tmp_path / "lost"), "--address", theirs.address],
-            env=theirs.environment,
+            env=environment(home),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
