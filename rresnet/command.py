@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 import tyro
 from rich.console import Console
 
-from rresnet import usage
+from rresnet import __version__, usage
 from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 from rresnet.config import UsageError
 from rresnet.tables.store import StoreError
@@ -19,6 +19,7 @@ Start here:
   rresnet doctor                 is this machine fit to be measured?
   python experiments/compare.py  which settings train fastest, and by how much
   rresnet report results         a page to look at, and a summary to paste
+  rresnet --version              which one this is
 
 Tab completion, here of bash (an experiment takes the same flag):
   rresnet --tyro-print-completion bash > rresnet.sh
@@ -167,6 +168,9 @@ def _share(text: str) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command; returns the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
+    if given == ["--version"]:
+        print(f"rresnet {__version__}")
+        return OK
     try:
         commands: dict[str, Callable[..., bool]] = {"doctor": doctor, "report": report, "diff": diff, "export": export}
         fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)

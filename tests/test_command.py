@@ -1,5 +1,6 @@
 import io
 import json
+from importlib import metadata
 
 import pytest
 from rich.console import Console
@@ -58,6 +59,11 @@ def test_the_command_alone_shows_where_to_start(capsys):
         command.main([])
     assert stopped.value.code == 0
     assert "rresnet doctor" in capsys.readouterr().out
+
+
+def test_the_version_is_the_packages(capsys):
+    assert command.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"rresnet {metadata.version('rresnet')}\n"
 
 
 def test_a_wrong_request_is_told_in_one_line(capsys):
