@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import asdict
 
+import numpy as np
 import pandas as pd
 import pytest
 from rich.console import Console
@@ -12,7 +13,7 @@ from samples import make_cell
 import rresnet
 from rresnet import analysis
 from rresnet.analysis import answer
-from rresnet.analysis.statistics import Interval
+from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 from rresnet.tables.measurement import TRIALS
 
 T2 = 4.302652729911275  # Student's t at 97.5 %, 2 degrees of freedom
@@ -181,6 +182,14 @@ def test_durations_are_predicted_from_earlier_trials():
         "new": 3.0,
     }
     assert analysis.trial_seconds(table[:0], ["new"]) == {}
+
+
+def test_a_rate_is_given_more_drift_than_a_ratio():
+    values = [100.0, 110.0, 90.0]
+    row = analysis.rates(trials((BLOG, values))).iloc[0]
+    half = half_width(np.log(values), 3, drift_limit=RATE_DRIFT_LIMIT)
+    assert math.log(row["high"] / row["low"]) == pytest.approx(2 * half)
+    assert half > half_width(np.log(values), 3)
 
 
 def test_what_the_others_are_compared_with_is_the_blogs_setting_as_written():

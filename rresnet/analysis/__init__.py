@@ -12,6 +12,7 @@ import pyarrow as pa
 from rresnet.analysis.statistics import (
     DRIFT_LIMIT,
     MINIMUM_REPEATS,
+    RATE_DRIFT_LIMIT,
     Components,
     Interval,
     log_mean_interval,
@@ -125,11 +126,14 @@ def distinguishable(interval: Interval, floor: float | None = None) -> bool | No
 
 
 def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
-    """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended."""
+    """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
+
+    No pairing shields a rate from the machine's drift: its interval allows for more of it (`RATE_DRIFT_LIMIT`).
+    """
     rows = []
     for cell_id, of_cell in trials.groupby("cell_id", sort=False):
         ok = of_cell[of_cell["status"] == "ok"]
-        interval = repeats_interval(ok["images_per_second"], ok, level) if len(ok) else None
+        interval = repeats_interval(ok["images_per_second"], ok, level, RATE_DRIFT_LIMIT) if len(ok) else None
         epoch_images = ok["epoch_seconds"] * ok["images_per_second"]
         energy = ok["energy_joules"] / ok["measured_images"] * epoch_images
         rows.append(
