@@ -29,6 +29,7 @@ AXES: dict[str, dict[str, object]] = {
         "small_maps": "conv",
     },
     "tuned fp32 eager": {},
+    "tuned fp32 compile": {"execution": "compile"},
     "tuned bf16 eager": {"precision": "bf16"},
     "tuned bf16 compile": {"precision": "bf16", "execution": "compile"},
 }
