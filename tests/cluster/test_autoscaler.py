@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 from theirs import Theirs, in_home
 
-pytestmark = pytest.mark.integration
 STUB = Path(__file__).parents[2] / "benchmarks" / "stub_run.py"
 HEAD = "f" * 51 + "00000"
 TYPES = {
