@@ -1,7 +1,7 @@
 """Everything that can die is killed: is anything lost, run twice, damaged or left behind?
 
     python benchmarks/chaos.py                          (about 45 minutes on two cores; root, for the full disk)
-    python benchmarks/chaos.py --checks "writers disk trials drivers" --drivers 1 --trials 2    a short form, 2 minutes
+    python benchmarks/chaos.py --checks "writers disk trials drivers" --drivers 2 --trials 3    a short form, 2 minutes
 
 Writers: 8 processes write 200 rows each to one folder while a reader polls. Disk: a file system that is filled up
 while a run writes to it. Deaths: see `deaths.py`. Trials: kill -9 of the trial process at random moments, again and

@@ -282,9 +282,8 @@ def test_wrong_commands(arguments, message, tmp_path, monkeypatch, capsys):
 def test_wrong_data(kind, tmp_path, monkeypatch, capsys):
     (tmp_path / "data").mkdir()
     dataset, fragments = damaged(tmp_path / "data", kind)
-    monkeypatch.setattr(
-        "rresnet.experiments.experiment.EARLY_SECONDS", 60.0
-    )  # a slow machine reads it before Ray starts, too
+    # So that a slow machine reads it before Ray starts, too.
+    monkeypatch.setattr("rresnet.experiments.experiment.EARLY_SECONDS", 60.0)
     said = refused(["--dataset", str(dataset)], tmp_path, monkeypatch, capsys)
     assert all(fragment in said for fragment in fragments), said
 

@@ -7,6 +7,7 @@ import signal
 import threading
 import time
 from pathlib import Path
+from unittest import mock
 
 import pandas as pd
 
@@ -28,11 +29,11 @@ def swept(planned, results):
     from rresnet.runner.sweep import Sweep
     from rresnet.tables.store import Run, Writer
 
-    os.environ["PYTHONPATH"] = str(Path(__file__).parent)  # for the trial processes, which import the trainable
     images = data.load("fashion-mnist-12k", image_size=32)
     many = len(planned)
     run = Run(run_id="faults", experiment="test", name="faults", plan_id="p", planned=many, started_at="2026-01-01")
-    with cluster.connect(None, hardware.probe()) as found:
+    importable = {"PYTHONPATH": str(Path(__file__).parent)}  # for the trial processes, which import the trainable
+    with mock.patch.dict(os.environ, importable), cluster.connect(None, hardware.probe()) as found:
         with (
             (results / "progress").open("w") as shown,
             Writer(results, run) as writer,
@@ -50,16 +51,20 @@ def swept(planned, results):
             )
             sweep.execute(planned)
         yield pd.read_parquet(results / "trials")
-    del os.environ["PYTHONPATH"]
 
 
-def _die_with_a_worker_group():
+def _die_with_a_worker_group(before):
     """End this process as soon as it has a worker group, whose placement it then leaves behind."""
-    from ray.util.placement_group import placement_group_table
-
-    while not any(group["state"] == "CREATED" for group in placement_group_table().values()):
+    while not _placed() - before:
         time.sleep(0.05)
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _placed():
+    """The placements that hold processors: Tune's of the trial, and of a worker group."""
+    from ray.util.placement_group import placement_group_table
+
+    return {name for name, group in placement_group_table().items() if group["state"] == "CREATED"}
 
 
 def trial(config, how, data):
@@ -68,7 +73,7 @@ def trial(config, how, data):
     if fate == KILLED:
         os.kill(os.getpid(), signal.SIGKILL)
     if fate == LEAKS:
-        threading.Thread(target=_die_with_a_worker_group, daemon=True).start()
+        threading.Thread(target=_die_with_a_worker_group, args=(_placed(),), daemon=True).start()
     import torch
 
     from rresnet.runner import trial

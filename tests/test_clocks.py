@@ -1,0 +1,49 @@
+"""What exchanging gradients takes, by a clock that only the passes move."""
+
+import contextlib
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from rresnet.training import clocks
+
+
+class Passes:
+    """A step whose passes take the seconds given, one after the other, and less where gradients are not exchanged."""
+
+    def __init__(self, monkeypatch, computing, exchanging):
+        self.now, self.exchanges, self.exchanging, self.taken = 0.0, True, exchanging, 0
+        self.computing = iter(computing)
+        self.model = SimpleNamespace(no_sync=self.no_sync)
+        self.optimizer = SimpleNamespace(zero_grad=lambda set_to_none: None)
+        monkeypatch.setattr(clocks.time, "perf_counter", lambda: self.now)
+
+    @contextlib.contextmanager
+    def no_sync(self):
+        self.exchanges = False
+        yield
+        self.exchanges = True
+
+    def forward(self, images):
+        self.taken += 1
+        self.now += next(self.computing) + (self.exchanging if self.exchanges else 0)
+        return torch.ones((), requires_grad=True) * 1.0
+
+
+def test_communication_is_what_exchanging_adds_to_a_pass(monkeypatch):
+    step = Passes(monkeypatch, [1.0] * 100, exchanging=0.25)
+    assert clocks.communication(step, (torch.zeros(1),), 2) == pytest.approx(0.25)
+    assert step.taken == 1 + 2 * 2 * clocks.COMMUNICATION_TURNS
+
+
+def test_one_turn_that_was_disturbed_does_not_decide(monkeypatch):
+    disturbed = [1.0, 9.0, *[1.0] * 100]  # the first measured pass
+    step = Passes(monkeypatch, disturbed, exchanging=0.25)
+    assert clocks.communication(step, (torch.zeros(1),), 1) == pytest.approx(0.25)
+
+
+def test_communication_is_never_negative(monkeypatch):
+    faster = [1.0, *[1.0, 2.0] * 100]  # passes that exchange take less than those that do not
+    step = Passes(monkeypatch, faster, exchanging=0.0)
+    assert clocks.communication(step, (torch.zeros(1),), 1) == 0.0
