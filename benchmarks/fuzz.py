@@ -37,7 +37,7 @@ from PIL import Image
 
 from rresnet.config import UsageError
 from rresnet.data import DataError, files
-from rresnet.tables import store
+from rresnet.tables import reading, store
 from rresnet.tables.measurement import TRIALS
 
 SPARE_BYTES = 2**30  # what a reader may take beside what its process had before
@@ -199,8 +199,8 @@ def _cifar10(folder: Path) -> object:
 
 def _tables_of(folder: Path) -> None:
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", store.DamagedFileWarning)  # documented, and told
-        store.read_tables(folder)
+        warnings.simplefilter("ignore", reading.DamagedFileWarning)  # documented, and told
+        reading.read_tables(folder)
 
 
 def readers() -> dict[str, Reader]:

@@ -11,8 +11,9 @@ from test_store import make_run, rows
 
 import rresnet
 from rresnet.reporting import export
-from rresnet.tables import objects, place, store
-from rresnet.tables.store import DamagedFileWarning, StoreError, Writer
+from rresnet.tables import objects, place, reading, store
+from rresnet.tables.reading import DamagedFileWarning
+from rresnet.tables.store import StoreError, Writer
 
 
 @pytest.fixture(scope="module")
@@ -73,7 +74,7 @@ def test_what_a_command_left_is_continued_and_its_lock_is_gone(url):
     found = store.open_run(url, make_run(run_id="r2"), fresh=False)
     assert found.run_id == "r1"
     write(url, 1, 2, run=found).finish("2026-01-01T01:00:00+00:00")
-    assert sorted(row["repeat"] for row in store.read_tables(url)["trials"].to_pylist()) == [0, 1, 2]
+    assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [0, 1, 2]
     assert store.runs(url)[0].planned == 3
     assert place.at(url).names("runs") == ["r1.json"]
     assert store.open_run(url, make_run(run_id="r2"), fresh=False).run_id == "r2"
@@ -96,7 +97,7 @@ def test_two_commands_never_continue_one_run_at_once(url, quick):
     first.flush()
     first.close()
     Writer(url, make_run()).close()
-    assert len(store.read_tables(url)["trials"]) == 1
+    assert len(reading.read_tables(url)["trials"]) == 1
     assert place.at(url).names("runs") == ["r1.json"]
 
 
@@ -113,7 +114,7 @@ def test_the_run_of_a_killed_process_is_taken_over_and_it_can_write_no_more(url,
     with pytest.raises(StoreError, match="another process took over run r1"):
         slept.flush()
     slept.close()
-    assert sorted(row["repeat"] for row in store.read_tables(url)["trials"].to_pylist()) == [0, 1]
+    assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [0, 1]
 
 
 def test_a_fault_that_passes_is_outwaited(url, monkeypatch):
@@ -157,7 +158,7 @@ def test_a_damaged_object_is_named_and_stays(url):
     kept = place.at(url)
     kept.write("trials/r1.parquet", kept.read("trials/r1.parquet")[:-20])
     with pytest.warns(DamagedFileWarning, match=r"s3://.*/trials/r1\.parquet is damaged"):
-        assert store.read_tables(url)["trials"].num_rows == 0
+        assert reading.read_tables(url)["trials"].num_rows == 0
     assert kept.names("trials") == ["r1.parquet"]
 
 

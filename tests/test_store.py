@@ -11,7 +11,7 @@ from samples import make_cell
 
 from rresnet.config import Trial
 from rresnet.runner.sweep import rows_of
-from rresnet.tables import store
+from rresnet.tables import reading, store
 from rresnet.tables.measurement import SCHEMAS, Measurement
 from rresnet.tables.store import Run, StoreError, Writer
 
@@ -57,7 +57,7 @@ def test_missing_is_null_and_never_zero(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
         writer.write(*rows(run, 0, status="killed"))
-    row = store.read_tables(tmp_path)["trials"].to_pylist()[0]
+    row = reading.read_tables(tmp_path)["trials"].to_pylist()[0]
     assert row["status"] == "killed"
     assert row["images_per_second"] is None
     assert row["measured_images"] is None
@@ -174,7 +174,7 @@ def test_parts_left_beside_the_whole_count_once(tmp_path, monkeypatch):
     part = (folder / "r1.part2.parquet").read_bytes()
     Writer(tmp_path, run).close()  # joins the parts
     (folder / "r1.part2.parquet").write_bytes(part)  # as if it had died between the join and the removal
-    assert sorted(row["repeat"] for row in store.read_tables(tmp_path)["trials"].to_pylist()) == [0, 1, 2]
+    assert sorted(row["repeat"] for row in reading.read_tables(tmp_path)["trials"].to_pylist()) == [0, 1, 2]
 
 
 def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):
@@ -219,9 +219,9 @@ def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
     with Writer(tmp_path, run) as writer:
         for repeat in range(3):
             writer.write(*rows(run, repeat, quality_flags=["steal"]))
-    ids = store.read_tables(tmp_path)["trials"]["trial_id"].to_pylist()
+    ids = reading.read_tables(tmp_path)["trials"]["trial_id"].to_pylist()
     writer.finish("2026-01-01T01:00:00+00:00", {ids[1]}, "machine_changed")
-    flags = store.read_tables(tmp_path)["trials"]["quality_flags"].to_pylist()
+    flags = reading.read_tables(tmp_path)["trials"]["quality_flags"].to_pylist()
     assert flags == [["steal"], ["steal", "machine_changed"], ["steal"]]
     assert store.runs(tmp_path)[0].planned == 3
     (file,) = (tmp_path / "trials").glob("*.parquet")
@@ -257,11 +257,11 @@ def test_a_damaged_file_is_named(tmp_path):
     other = make_run(run_id="r2")
     with Writer(tmp_path, other) as writer:
         writer.write(*rows(other, 0))
-    with pytest.warns(store.DamagedFileWarning, match=r"r1\.parquet is damaged .* and left out"):
-        found = store.read_tables(tmp_path)
+    with pytest.warns(reading.DamagedFileWarning, match=r"r1\.parquet is damaged .* and left out"):
+        found = reading.read_tables(tmp_path)
     assert found["trials"]["run_id"].to_pylist() == ["r2"]  # the rest is read
     assert (tmp_path / "trials" / "r1.parquet.damaged").exists()  # set aside,
-    assert len(store.read_tables(tmp_path)["trials"]) == 1  # and told once
+    assert len(reading.read_tables(tmp_path)["trials"]) == 1  # and told once
 
 
 def test_a_flipped_bit_is_found(tmp_path):
@@ -273,8 +273,8 @@ def test_a_flipped_bit_is_found(tmp_path):
     start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
     content[start + 40] ^= 0x01
     path.write_bytes(content)
-    with pytest.warns(store.DamagedFileWarning, match="damaged"):
-        assert len(store.read_tables(tmp_path)["trials"]) == 0
+    with pytest.warns(reading.DamagedFileWarning, match="damaged"):
+        assert len(reading.read_tables(tmp_path)["trials"]) == 0
 
 
 def test_a_fault_of_the_system_sets_no_good_file_aside(tmp_path, monkeypatch):
@@ -287,7 +287,7 @@ def test_a_fault_of_the_system_sets_no_good_file_aside(tmp_path, monkeypatch):
 
     monkeypatch.setattr("pathlib.Path.read_bytes", broken)
     with pytest.raises(StoreError, match=r"can't read .*r1\.parquet: Input/output error"):
-        store.read_tables(tmp_path)
+        reading.read_tables(tmp_path)
     assert (tmp_path / "trials" / "r1.parquet").exists()
 
 

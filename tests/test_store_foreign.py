@@ -11,8 +11,9 @@ from test_store import make_run, rows
 
 import rresnet
 from rresnet.config import SCHEMA_VERSION
-from rresnet.tables import store
-from rresnet.tables.store import DamagedFileWarning, StoreError, Writer
+from rresnet.tables import reading, store
+from rresnet.tables.reading import DamagedFileWarning
+from rresnet.tables.store import StoreError, Writer
 
 VERSIONS = Path(__file__).parent / "schema_versions"
 
@@ -55,7 +56,7 @@ def test_a_newer_version_is_refused_by_its_number(written):
 def test_rows_that_nobody_can_place_are_a_damaged_file(written, key):
     rewrite(written / "trials" / "r1.parquet", lambda table: table.drop_columns([key]))
     with pytest.warns(DamagedFileWarning, match=f"not every row has a {key}"):
-        assert store.read_tables(written)["trials"].num_rows == 0
+        assert reading.read_tables(written)["trials"].num_rows == 0
     assert (written / "trials" / "r1.parquet.damaged").exists()
 
 
@@ -66,14 +67,14 @@ def test_a_column_of_another_type_is_a_damaged_file(written):
         lambda table: table.set_column(table.column_names.index("images_per_second"), "images_per_second", words),
     )
     with pytest.warns(DamagedFileWarning, match=r"r1\.parquet is damaged"):
-        assert store.read_tables(written)["trials"].num_rows == 0
+        assert reading.read_tables(written)["trials"].num_rows == 0
 
 
 def test_a_name_that_is_no_text_is_a_damaged_file(written):
     path = written / "trials" / "r1.parquet"
     path.write_bytes(path.read_bytes().replace(b"images_per_second", b"images_per_\x80econd"))
     with pytest.warns(DamagedFileWarning, match=r"r1\.parquet is damaged"):
-        assert store.read_tables(written)["trials"].num_rows == 0
+        assert reading.read_tables(written)["trials"].num_rows == 0
 
 
 def test_what_a_killed_process_had_half_written_goes_when_its_run_goes_on(written):

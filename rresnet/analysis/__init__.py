@@ -24,7 +24,7 @@ from rresnet.grid import AS_WRITTEN
 from rresnet.tables import place
 from rresnet.tables.measurement import filled
 from rresnet.tables.place import Location
-from rresnet.tables.store import KEY, StoreError, read_tables
+from rresnet.tables.reading import KEY, StoreError, read_tables
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
 PLACE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged: one machine and its software

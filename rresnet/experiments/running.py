@@ -14,7 +14,7 @@ from rresnet.config import Cell, How, Settings, UsageError, stable_hash
 from rresnet.experiments import planning
 from rresnet.experiments.planning import Cells, Planned
 from rresnet.progress import Progress
-from rresnet.tables import environment, store
+from rresnet.tables import environment, reading, store
 from rresnet.tables.measurement import Measurement
 
 if TYPE_CHECKING:
@@ -160,7 +160,7 @@ def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.
 
 def _ended(results: str, this: store.Run) -> tuple[dict[str, int], set[str]]:
     """Attempts made at each trial that has a row, and the trials that are ok."""
-    table = store.read_tables(results, run_id=this.run_id)["trials"]
+    table = reading.read_tables(results, run_id=this.run_id)["trials"]
     rows = table.select(["trial_id", "status", "attempt"]).to_pylist()
     return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in rows if r["status"] == "ok"}
 

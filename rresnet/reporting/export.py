@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from rresnet.tables import place
 from rresnet.tables.measurement import filled
-from rresnet.tables.store import StoreError, read_tables
+from rresnet.tables.reading import StoreError, read_tables
 
 Table = Literal["trials", "windows", "epochs", "losses"]
 

@@ -10,7 +10,7 @@ import pandas as pd
 from rresnet.analysis import Tables
 from rresnet.analysis.answer import name
 from rresnet.config import CELL_COLUMNS, UsageError
-from rresnet.tables.store import KEY
+from rresnet.tables.reading import KEY
 
 # What of a trial is followed over its cell's repeats, and of an epoch over epochs.
 OF_TRIAL = ("images_per_second", "step_seconds", "epoch_seconds", "peak_memory_bytes", "energy_joules", "test_accuracy")

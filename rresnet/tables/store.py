@@ -1,35 +1,28 @@
-"""The Parquet tables: written trial by trial, atomically, and read at any time."""
+"""The Parquet tables as they are written, trial by trial, atomically; and the runs that are continued."""
 
 import contextlib
 import json
 import queue
 import threading
 import time
-import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rresnet.config import SCHEMA_VERSION
 from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import Location, Place, StoreError, at
+from rresnet.tables.reading import content_of, matching, read_files
 
-__all__ = ["DamagedFileWarning", "Run", "StoreError", "Writer", "check_writable", "open_run", "read_tables", "runs"]
+__all__ = ["Run", "StoreError", "Writer", "check_writable", "open_run", "runs"]
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
-KEY = ("run_id", "trial_id")  # what every row of every table has
 PAUSE_SECONDS = 0.25  # after a write, at most: trials of milliseconds go together in the next one
 PAUSE_PER_WRITE = 8.0  # times as long as the write took, where that is less
 ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
-
-
-class DamagedFileWarning(UserWarning):
-    """A file of a results folder could not be read and was left out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +71,7 @@ class _TableWriter:
 
     def finish(self) -> None:
         """One file for the run: every part joins the first, then the others go."""
-        parts = _matching(self.place, self.name, f"{self.run_id}.part*.parquet")
+        parts = matching(self.place, self.name, f"{self.run_id}.part*.parquet")
         if parts:
             self._write(self.file(0), self._read(f"{self.run_id}*.parquet"))
             for part in parts:
@@ -98,7 +91,7 @@ class _TableWriter:
         return int(self._read(f"{self.run_id}.parquet").num_rows)
 
     def _read(self, pattern: str) -> pa.Table:
-        return _read(self.place, self.name, pattern, self.schema)
+        return read_files(self.place, self.name, pattern, self.schema)
 
     def _write(self, file: str, table: pa.Table) -> None:
         content = pa.BufferOutputStream()
@@ -276,8 +269,8 @@ def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
 def runs(results: Location) -> list[Run]:
     """The runs in a results folder, oldest first; a manifest that is damaged is passed over."""
     place, found = at(results), []
-    for name in _matching(place, "runs", "*.json"):
-        content = _content(place, name)
+    for name in matching(place, "runs", "*.json"):
+        content = content_of(place, name)
         with contextlib.suppress(ValueError, TypeError, RecursionError):
             run = Run(**json.loads(content or b""))
             if name == f"runs/{run.run_id}.json" and _is_whole(run):
@@ -296,78 +289,3 @@ def _is_whole(run: Run) -> bool:
         and isinstance(means, dict)
         and all(isinstance(value, str) for value in means.values())
     )
-
-
-def read_tables(results: Location, *, run_id: str | None = None) -> dict[str, pa.Table]:
-    """The tables of a results folder, or of one run in it, whatever else goes on there. Raises StoreError."""
-    place, pattern = at(results), f"{run_id}*.parquet" if run_id else "*.parquet"
-    return {name: _read(place, name, pattern, schema) for name, schema in SCHEMAS.items()}
-
-
-def _matching(place: Place, folder: str, pattern: str) -> list[str]:
-    """Names of a folder's files, from the results folder on."""
-    try:
-        return [f"{folder}/{name}" for name in place.names(folder) if fnmatchcase(name, pattern)]
-    except OSError as error:
-        raise StoreError(f"can't read {place.told(folder)}: {place.reason(error)}") from error
-
-
-def _content(place: Place, name: str) -> bytes | None:
-    """A file's content; None where it is gone."""
-    try:
-        return place.read(name)
-    except FileNotFoundError:  # joined since it was listed
-        return None
-    except OSError as error:  # the system's fault, not the file's
-        raise StoreError(f"can't read {place.told(name)}: {place.reason(error)}") from error
-
-
-def _read(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
-    """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
-    tables: list[pa.Table] = []
-    for name in _matching(place, folder, pattern):
-        content = _content(place, name)
-        table = None if content is None else _rows(place, name, content, schema)
-        if table is None:
-            continue
-        if ".part" in name:
-            seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
-            table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
-        tables.append(table)
-    return pa.concat_tables(tables) if tables else schema.empty_table()
-
-
-def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
-    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
-    try:
-        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        _check_version(place.told(name), file.schema_arrow.metadata)
-        return _conform(file.read(), schema)
-    except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
-        place.set_aside(name)
-        what = (
-            f"{place.told(name)} is damaged ({error}) and left out: "
-            "the command of its run, given again, measures its trials anew"
-        )
-        warnings.warn(what, DamagedFileWarning, stacklevel=2)
-        return None
-
-
-def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
-    """Older versions are read: columns that they lack are null. What a newer one means by a column is not known."""
-    version = (metadata or {}).get(b"rresnet_schema_version", b"0")
-    if version.isdigit() and int(version) > SCHEMA_VERSION:
-        raise StoreError(
-            f"{path} was written by a newer rresnet (schema_version {int(version)}, this one knows up to "
-            f"{SCHEMA_VERSION}): update rresnet, or name another results folder"
-        )
-
-
-def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the columns of `schema`: one that an older version did not write is null."""
-    if lacking := [name for name in KEY if name not in table.column_names or table[name].null_count]:
-        raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
-    columns = [
-        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
-    ]
-    return pa.table(columns, schema=schema)

@@ -1,0 +1,96 @@
+"""The Parquet tables as they are read, at any time: also while a run writes, and of older versions."""
+
+import warnings
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rresnet.config import SCHEMA_VERSION
+from rresnet.tables.measurement import SCHEMAS
+from rresnet.tables.place import Location, Place, StoreError, at
+
+__all__ = ["DamagedFileWarning", "StoreError", "content_of", "matching", "read_files", "read_tables"]
+
+KEY = ("run_id", "trial_id")  # what every row of every table has
+
+
+class DamagedFileWarning(UserWarning):
+    """A file of a results folder could not be read and was left out."""
+
+
+def read_tables(results: Location, *, run_id: str | None = None) -> dict[str, pa.Table]:
+    """The tables of a results folder, or of one run in it, whatever else goes on there. Raises StoreError."""
+    place, pattern = at(results), f"{run_id}*.parquet" if run_id else "*.parquet"
+    return {name: read_files(place, name, pattern, schema) for name, schema in SCHEMAS.items()}
+
+
+def matching(place: Place, folder: str, pattern: str) -> list[str]:
+    """Names of a folder's files, from the results folder on."""
+    try:
+        return [f"{folder}/{name}" for name in place.names(folder) if fnmatchcase(name, pattern)]
+    except OSError as error:
+        raise StoreError(f"can't read {place.told(folder)}: {place.reason(error)}") from error
+
+
+def content_of(place: Place, name: str) -> bytes | None:
+    """A file's content; None where it is gone."""
+    try:
+        return place.read(name)
+    except FileNotFoundError:  # joined since it was listed
+        return None
+    except OSError as error:  # the system's fault, not the file's
+        raise StoreError(f"can't read {place.told(name)}: {place.reason(error)}") from error
+
+
+def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
+    """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
+    tables: list[pa.Table] = []
+    for name in matching(place, folder, pattern):
+        content = content_of(place, name)
+        table = None if content is None else _rows(place, name, content, schema)
+        if table is None:
+            continue
+        if ".part" in name:
+            seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
+            table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
+        tables.append(table)
+    return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
+    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
+    try:
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        _check_version(place.told(name), file.schema_arrow.metadata)
+        return _conform(file.read(), schema)
+    except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
+        place.set_aside(name)
+        what = (
+            f"{place.told(name)} is damaged ({error}) and left out: "
+            "the command of its run, given again, measures its trials anew"
+        )
+        warnings.warn(what, DamagedFileWarning, stacklevel=2)
+        return None
+
+
+def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
+    """Older versions are read: columns that they lack are null. What a newer one means by a column is not known."""
+    version = (metadata or {}).get(b"rresnet_schema_version", b"0")
+    if version.isdigit() and int(version) > SCHEMA_VERSION:
+        raise StoreError(
+            f"{path} was written by a newer rresnet (schema_version {int(version)}, this one knows up to "
+            f"{SCHEMA_VERSION}): update rresnet, or name another results folder"
+        )
+
+
+def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """`table` with the columns of `schema`: one that an older version did not write is null."""
+    if lacking := [name for name in KEY if name not in table.column_names or table[name].null_count]:
+        raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
+    columns = [
+        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
+    ]
+    return pa.table(columns, schema=schema)
