@@ -1,4 +1,4 @@
-"""Machines and cells that the tests share."""
+"""Machines, cells and a model that the tests share."""
 
 from rresnet.config import Cell
 from rresnet.hardware import Hardware
@@ -47,3 +47,23 @@ def make_cell(**changes):
         "seed": 42,
     }
     return Cell(**{**values, **changes})
+
+
+def few_layers(classes):
+    """One of each kind of layer that ResNet-50 has, for what takes long with many: `--model samples:few_layers`."""
+    from torch import nn
+
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, stride=4, padding=1, bias=False),
+        nn.BatchNorm2d(8),
+        nn.ReLU(inplace=True),
+        nn.MaxPool2d(3, stride=4, padding=1),
+        nn.Conv2d(8, 16, 1, bias=False),
+        nn.BatchNorm2d(16),
+        nn.Conv2d(16, 16, 3, padding=1, bias=False),  # over a map of 2 x 2, of images of 32 x 32
+        nn.BatchNorm2d(16),
+        nn.ReLU(inplace=True),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, classes),
+    )

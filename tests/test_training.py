@@ -236,13 +236,14 @@ def test_a_batch_of_another_size_is_not_replayed():
 
 def test_a_compiled_step_learns_what_an_eager_one_learns(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    axes = {"input": "resident", "channels_last": True, "pointwise": "linear", "small_maps": "linear"}
+    layout = {"channels_last": True, "pointwise": "linear", "small_maps": "linear"}
+    axes = {"model": "samples:few_layers", "input": "resident", **layout}
     assert losses(execution="compile", **axes) == pytest.approx(losses(**axes), rel=1e-4)
 
 
 def test_what_was_compiled_is_found_in_the_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
-    data, axes = image_data(20), {"input": "resident", "batch_size": 8, "image_size": 32}
+    data, axes = image_data(20), {"model": "samples:few_layers", "input": "resident", "batch_size": 8}
     eager = bench(data, **axes)
     expected = eager.train_step(*next(eager.batches)).item()
     for cache in ("cold", "warm"):
