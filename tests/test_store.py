@@ -64,6 +64,22 @@ def test_missing_is_null_and_never_zero(tmp_path):
     assert row["quality_flags"] is None
 
 
+def test_a_text_that_is_none_is_written_as_far_as_it_is_one(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0, status="error", error_message="bad \udc80 name"))
+    assert pd.read_parquet(tmp_path / "trials")["error_message"].tolist() == ["bad ? name"]
+
+
+def test_rows_that_nobody_can_write_are_told_to_who_gave_them(tmp_path):
+    run = make_run()
+    trial_id, of_trial = rows(run, 0)
+    broken = {**of_trial, "trials": [{**of_trial["trials"][0], "error_message": "\udc80"}]}
+    with pytest.raises(UnicodeEncodeError), Writer(tmp_path, run) as writer:
+        writer.write(trial_id, broken)
+        writer.flush()  # does not wait for ever
+
+
 def test_the_schema_holds_every_column_of_the_contract():
     contract = {
         "run_id",
@@ -163,6 +179,50 @@ def test_many_trials_end_as_one_file_and_none_is_lost(tmp_path, monkeypatch):
     assert sorted(pd.read_parquet(tmp_path / "trials")["repeat"]) == list(range(11))
 
 
+def test_what_is_run_again_takes_the_place_of_its_old_row_however_many_there_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_PART", 4)
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        for repeat in range(9):
+            writer.write(*rows(run, repeat, status="killed"))
+    writer = Writer(tmp_path, run)
+    with writer:
+        for repeat in range(10):  # one of them is new
+            writer.write(*rows(run, repeat, images_per_second=2.0))
+            writer.flush()
+            during = pd.read_parquet(tmp_path / "trials")
+            assert during["trial_id"].is_unique
+            assert during["images_per_second"].notna().sum() == repeat + 1
+    for when in ("stopped", "complete"):
+        found = reading.read_tables(tmp_path)
+        assert found["trials"]["images_per_second"].to_pylist() == [2.0] * 10, when
+        assert len(found["windows"]) == 10
+        writer.finish("2026-01-01T01:00:00+00:00")
+
+
+def test_a_trial_that_is_run_again_leaves_nothing_of_the_time_before(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows(run, 0))
+        writer.write(*rows(run, 1))
+    trial_id, again = rows(run, 0, status="killed")
+    with Writer(tmp_path, run) as writer:
+        writer.write(trial_id, {**again, "windows": []})
+    assert trial_id not in pd.read_parquet(tmp_path / "windows")["trial_id"].tolist()
+    assert len(pd.read_parquet(tmp_path / "windows")) == 1
+
+
+def test_runs_of_the_same_trials_hide_nothing_of_each_other(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_PART", 2)
+    for run in (make_run(), make_run(run_id="r2"), make_run(run_id="r3.party")):
+        with Writer(tmp_path, run) as writer:
+            for repeat in range(5):
+                writer.write(*rows(run, repeat))
+                writer.flush()
+    assert len(pd.read_parquet(tmp_path / "trials")) == 15
+    assert len(reading.read_tables(tmp_path)["trials"]) == 15
+
+
 def test_parts_left_beside_the_whole_count_once(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "ROWS_PER_PART", 1)
     run = make_run()
@@ -260,8 +320,9 @@ def test_a_damaged_file_is_named(tmp_path):
     with pytest.warns(reading.DamagedFileWarning, match=r"r1\.parquet is damaged .* and left out"):
         found = reading.read_tables(tmp_path)
     assert found["trials"]["run_id"].to_pylist() == ["r2"]  # the rest is read
-    assert (tmp_path / "trials" / "r1.parquet.damaged").exists()  # set aside,
+    assert (tmp_path / "trials" / ".r1.parquet.damaged").exists()  # set aside,
     assert len(reading.read_tables(tmp_path)["trials"]) == 1  # and told once
+    assert pd.read_parquet(tmp_path / "trials")["run_id"].tolist() == ["r2"]  # pandas meets it no more
 
 
 def test_a_flipped_bit_is_found(tmp_path):

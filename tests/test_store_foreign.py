@@ -57,7 +57,7 @@ def test_rows_that_nobody_can_place_are_a_damaged_file(written, key):
     rewrite(written / "trials" / "r1.parquet", lambda table: table.drop_columns([key]))
     with pytest.warns(DamagedFileWarning, match=f"not every row has a {key}"):
         assert reading.read_tables(written)["trials"].num_rows == 0
-    assert (written / "trials" / "r1.parquet.damaged").exists()
+    assert (written / "trials" / ".r1.parquet.damaged").exists()
 
 
 def test_a_column_of_another_type_is_a_damaged_file(written):

@@ -44,15 +44,21 @@ def rows_of(
         schema_version=SCHEMA_VERSION,
     )
     planned = Planned(global_batch_size=trial.cell.global_batch_size)
+    measured = {name: _text(value) if isinstance(value, str) else value for name, value in measurement.items()}
     key = {"run_id": run.run_id, "trial_id": trial.trial_id}
     return {
         "trials": [
-            {**asdict(identity), **asdict(trial.cell), **asdict(planned), **measurement, **_NOTHING_KNOWN, **known}
+            {**asdict(identity), **asdict(trial.cell), **asdict(planned), **measured, **_NOTHING_KNOWN, **known}
         ],
         "windows": [{**key, **window} for window in record.get("windows", ())],
         "epochs": [{**key, **epoch} for epoch in record.get("epochs", ())],
         "losses": [{**key, **loss} for loss in record.get("losses", ())],
     }
+
+
+def _text(text: str) -> str:
+    """What a program printed or raised, as text that Parquet can hold: half a surrogate pair becomes "?"."""
+    return text.encode("utf-8", "replace").decode("utf-8")
 
 
 @dataclass(kw_only=True)

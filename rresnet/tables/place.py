@@ -67,7 +67,7 @@ class Place(ABC):
 
     @abstractmethod
     def set_aside(self, name: str) -> None:
-        """Give a damaged file another name, where that can be done."""
+        """Hide a damaged file under another name, where that can be done."""
 
     def reason(self, error: OSError) -> str:
         """What an error of this place says, in one line."""
@@ -148,7 +148,7 @@ class _Folder(Place):
     def set_aside(self, name: str) -> None:
         path = self.path / name
         with contextlib.suppress(OSError):  # a folder that may only be read
-            path.rename(path.with_name(f"{path.name}.damaged"))
+            path.rename(path.with_name(f".{path.name}.damaged"))
 
     def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
         held = _FileLock(self, run_id)
@@ -188,7 +188,7 @@ class _FileLock(Hold):
         self._file = path.open("w")
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
+        except BlockingIOError as error:
             self._file.close()
             raise StoreError(busy(run_id, folder.told(""))) from error
 

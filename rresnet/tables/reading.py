@@ -1,5 +1,6 @@
 """The Parquet tables as they are read, at any time: also while a run writes, and of older versions."""
 
+import re
 import warnings
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
@@ -15,6 +16,7 @@ from rresnet.tables.place import Location, Place, StoreError, at
 __all__ = ["DamagedFileWarning", "StoreError", "content_of", "matching", "read_files", "read_tables"]
 
 KEY = ("run_id", "trial_id")  # what every row of every table has
+_PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
 
 
 class DamagedFileWarning(UserWarning):
@@ -47,17 +49,18 @@ def content_of(place: Place, name: str) -> bytes | None:
 
 def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
     """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
-    tables: list[pa.Table] = []
+    tables: dict[str, pa.Table] = {}
     for name in matching(place, folder, pattern):
         content = content_of(place, name)
         table = None if content is None else _rows(place, name, content, schema)
         if table is None:
             continue
-        if ".part" in name:
-            seen = pa.chunked_array([t["trial_id"].combine_chunks() for t in tables], pa.string())
-            table = table.filter(pc.invert(pc.is_in(table["trial_id"], seen)))
-        tables.append(table)
-    return pa.concat_tables(tables) if tables else schema.empty_table()
+        part = _PART.fullmatch(name)
+        whole = tables.get(f"{part[1]}.parquet") if part else None
+        if whole is not None:
+            table = table.filter(pc.invert(pc.is_in(table["trial_id"], whole["trial_id"].combine_chunks())))
+        tables[name] = table
+    return pa.concat_tables(tables.values()) if tables else schema.empty_table()
 
 
 def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:

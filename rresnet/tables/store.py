@@ -44,30 +44,40 @@ class _TableWriter:
     """One table of one run: full parts that are left alone, and an open part that each write replaces whole.
 
     A reader lists files, then opens them, so a file that it saw must stay: parts are replaced by rename, never removed
-    while the run goes on, and no row is ever in two of them.
+    while the run goes on, and no row is ever in two of them: what a trial that is run again has to say takes the place
+    of its earlier rows in their file.
     """
 
     def __init__(self, place: Place, name: str, run_id: str, schema: pa.Schema) -> None:
         self.place, self.name, self.run_id, self.schema = place, name, run_id, schema
         self.finish()
-        self.number = 0
-        self.existing = self._read(f"{run_id}.parquet")  # rows of an interrupted run that is continued
+        self.earlier = self._read(f"{run_id}.parquet")  # rows of an interrupted run that is continued
+        self.number = 1 if self.earlier.num_rows else 0  # of the open part
         self.open: dict[str, pa.Table] = {}  # trial id -> its rows
+        self._changed: set[int] = set()  # numbers of the files that are to be written
 
     def file(self, number: int) -> str:
         suffix = f".part{number}" if number else ""
         return f"{self.name}/{self.run_id}{suffix}.parquet"
 
     def add(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        if self.existing.num_rows:  # a trial that is run again replaces its old row
-            self.existing = self.existing.filter(pc.not_equal(self.existing["trial_id"], pa.scalar(trial_id)))
-        self.open[trial_id] = pa.Table.from_pylist(rows, schema=self.schema)
+        """All rows of a trial, in the place of any that it had; there may be none."""
+        table = pa.Table.from_pylist(rows, schema=self.schema)
+        others = self.earlier.filter(pc.not_equal(self.earlier["trial_id"], pa.scalar(trial_id)))
+        if others.num_rows < self.earlier.num_rows:
+            self.earlier = pa.concat_tables([others, table])
+            self._changed.add(0)
+        elif rows:
+            self.open[trial_id] = table
+            self._changed.add(self.number)
 
     def flush(self) -> None:
-        earlier = [self.existing] if self.number == 0 and self.existing.num_rows else []
-        self._write(self.file(self.number), pa.concat_tables([*earlier, *self.open.values()]))
+        for number in sorted(self._changed):
+            rows = self.open.values() if number == self.number else [self.earlier]
+            self._write(self.file(number), pa.concat_tables(rows))
+        self._changed.clear()
         if len(self.open) >= ROWS_PER_PART:
-            self.number, self.open, self.existing = self.number + 1, {}, self.existing.slice(0, 0)
+            self.number, self.open = self.number + 1, {}
 
     def finish(self) -> None:
         """One file for the run: every part joins the first, then the others go."""
@@ -202,7 +212,7 @@ class Writer:
             began = time.monotonic()
             try:
                 self._commit([item for item in batch if isinstance(item, tuple)])
-            except (OSError, pa.ArrowException, StoreError) as error:
+            except Exception as error:  # whatever it is: the thread goes on, and the next caller is told
                 self._error = error
             for item in batch:
                 if isinstance(item, threading.Event):
@@ -213,13 +223,10 @@ class Writer:
     def _commit(self, batch: Sequence[tuple[str, Rows]]) -> None:
         self._hold.confirm()
         for name in reversed(self._tables):  # trials last: a trial's row says that its windows are there
-            table, changed = self._tables[name], False
+            table = self._tables[name]
             for trial_id, rows in batch:
-                if rows.get(name):
-                    table.add(trial_id, rows[name])
-                    changed = True
-            if changed:
-                table.flush()
+                table.add(trial_id, rows.get(name, ()))
+            table.flush()
 
 
 def check_writable(results: Location) -> None:
