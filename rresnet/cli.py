@@ -11,6 +11,7 @@ from rich.console import Console
 from rresnet import data, grid, usage
 from rresnet.config import Settings, UsageError
 from rresnet.experiments import experiment, planning, running
+from rresnet.progress import say
 from rresnet.tables import store
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -50,16 +51,11 @@ def main(
         console = Console(file=sys.stdout)
         return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
     except (UsageError, data.DataError, store.StoreError) as error:
-        errors.print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(errors, f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:
         again = " ".join(["python", *sys.argv])
-        errors.print(
-            f"\nStopped; every trial that ended is kept. To continue: {again}",
-            markup=False,
-            highlight=False,
-            soft_wrap=True,
-        )
+        say(errors, f"\nStopped; every trial that ended is kept. To continue: {again}")
         return TERMINATED if stop.signal == signal.SIGTERM else INTERRUPTED
 
 

@@ -11,7 +11,9 @@ from rich.console import Console
 from rresnet import __version__, usage
 from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 from rresnet.config import UsageError
-from rresnet.tables.store import StoreError
+from rresnet.progress import say
+from rresnet.tables import place
+from rresnet.tables.place import StoreError
 
 DESCRIPTION = """What should you train on? Measure it, then look at it with the commands below.
 
@@ -143,14 +145,22 @@ def export(
     from rresnet.reporting import trackers
 
     if format == "tensorboard":
-        folder = Path(out) if out else results / "tensorboard"
+        folder = Path(out) if out else _beside(results, "tensorboard")
         count = trackers.to_tensorboard(analysis.read(results), folder)
         print(f"{count} series in {folder}: tensorboard --logdir {folder}")
     else:
-        uri = out or f"sqlite:///{results / 'mlflow.db'}"
+        uri = out or f"sqlite:///{_beside(results, 'mlflow.db')}"
         added = trackers.to_mlflow(analysis.read(results), uri)
         print(f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
     return True
+
+
+def _beside(results: Path, name: str) -> Path:
+    """A file or folder beside the tables. Raises UsageError where they lie in object storage."""
+    path = place.at(results).told(name)
+    if "://" in path:
+        raise UsageError(f"{path} is in object storage, where this format can't be written: give --out")
+    return Path(path)
 
 
 def _share(text: str) -> float:
@@ -176,7 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED
     except (UsageError, StoreError) as error:
-        Console(stderr=True).print(f"error: {error}", style="red", markup=False, highlight=False, soft_wrap=True)
+        say(Console(stderr=True), f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:
         return INTERRUPTED

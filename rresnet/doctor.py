@@ -12,6 +12,7 @@ from rich.table import Table
 from rresnet import hardware
 from rresnet.config import Precision
 from rresnet.hardware import Hardware
+from rresnet.progress import say
 from rresnet.quality import flags
 from rresnet.quality.monitor import Monitor
 from rresnet.tables import place
@@ -34,9 +35,9 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
     doubts = [f"{flag}: {flags.ADVICE[flag]}" if advice else flag for flag in found]
     doubts += _settings(machine, results_dir)
     for doubt in doubts:
-        console.print(f"! {doubt}", style="yellow", markup=False, highlight=False, soft_wrap=True)
+        say(console, f"! {doubt}", "yellow")
     if not doubts:
-        console.print(f"Nothing in {seconds:g} s that would make figures doubtful.", highlight=False)
+        say(console, f"Nothing in {seconds:g} s that would make figures doubtful.")
     return not doubts
 
 

@@ -7,9 +7,9 @@ import platform
 import shutil
 import socket
 import sysconfig
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pynvml
@@ -37,11 +37,15 @@ class Hardware:
 
 
 @functools.cache
-def probe() -> Hardware:
-    """Read this machine; once in a process."""
+def probe(*, hidden: bool = False) -> Hardware:
+    """Read this machine; once in a process.
+
+    Args:
+        hidden: count the GPUs that CUDA_VISIBLE_DEVICES hides, too. Ray hides those that a process did not ask for.
+    """
     cpu_count = _usable_cpus()
     model, flags = _cpu_info()
-    count, name, driver, capability = _gpus()
+    count, name, driver, capability = _gpus(hidden)
     return Hardware(
         hostname=socket.gethostname(),
         cpu_model=model,
@@ -87,25 +91,41 @@ def _cpu_info() -> tuple[str, set[str]]:
     return model, flags
 
 
-@contextlib.contextmanager
-def nvml() -> Iterator[bool]:
-    """NVIDIA's management library for the length of a block; yields whether there is a driver that answers."""
+def _gpus(hidden: bool) -> tuple[int, str | None, str | None, tuple[int, int] | None]:
+    """How many GPUs there are, and of the first its name, driver and compute capability; through NVML."""
     try:
         pynvml.nvmlInit()
-    except pynvml.NVMLError:
-        yield False
-        return
+    except pynvml.NVMLError:  # no driver that answers
+        return 0, None, None, None
     try:
-        yield True
+        found = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+        if visible is not None and not hidden:
+            found = _named(visible, found)
+        if not found:
+            return 0, None, None, None
+        name, driver = pynvml.nvmlDeviceGetName(found[0]), pynvml.nvmlSystemGetDriverVersion()
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(found[0])
+        return len(found), name, driver, (major, minor)
     finally:
         pynvml.nvmlShutdown()
 
 
-def _gpus() -> tuple[int, str | None, str | None, tuple[int, int] | None]:
-    with nvml() as present:
-        count = pynvml.nvmlDeviceGetCount() if present else 0
-        if not count:
-            return 0, None, None, None
-        handle = pynvml.nvmlDeviceGetHandleByIndex(0)
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(handle)
-        return count, pynvml.nvmlDeviceGetName(handle), pynvml.nvmlSystemGetDriverVersion(), (major, minor)
+def _named(visible: str, handles: list[Any]) -> list[Any]:
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names, by number or the beginning of a UUID; MIG ones as theirs.
+
+    Like CUDA it takes them up to the first name that names none.
+    """
+    named = []
+    for word in (word.strip() for word in visible.split(",")):
+        try:
+            if word.startswith("MIG-"):
+                part = pynvml.nvmlDeviceGetHandleByUUID(word)
+                named.append(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part))
+            elif word.startswith("GPU-"):
+                named.append(next(h for h in handles if pynvml.nvmlDeviceGetUUID(h).startswith(word)))
+            else:
+                named.append(handles[range(len(handles)).index(int(word))])
+        except (pynvml.NVMLError, StopIteration, ValueError):
+            break
+    return named

@@ -14,6 +14,11 @@ from rresnet.config import Trial
 QUIET_SECONDS = 30.0  # a long trial says something at least this often where there is no live line
 
 
+def say(console: Console, text: str, style: str | None = None) -> None:
+    """Print text as it is: no markup, no colours of its own, and no line broken where it was not."""
+    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+
 class Progress:
     """Shows the trials of a run as they start, report and end. A context manager."""
 
@@ -50,9 +55,10 @@ class Progress:
         self._bar.update(self._task, total=self._total)
         self.note(why)
 
-    def note(self, text: str) -> None:
+    def note(self, text: str, style: str | None = None) -> None:
         """Something that a person should know meanwhile."""
-        self._line(text)
+        say(self._console, text, style)
+        self._last_line = time.monotonic()
 
     def running(self, trial: Trial) -> None:
         """A trial starts."""
@@ -63,7 +69,7 @@ class Progress:
         """The running trial tells its speed so far."""
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= QUIET_SECONDS:
-            self._line(f"{self._done}/{self._total}  running {self._cell}  {images_per_second:,.0f} img/s so far")
+            self.note(f"{self._done}/{self._total}  running {self._cell}  {images_per_second:,.0f} img/s so far")
         self._bar.update(self._task, rate=f"{images_per_second:,.0f} img/s")
 
     def finished(self, trial: Trial, measurement: Mapping[str, Any]) -> None:
@@ -80,11 +86,7 @@ class Progress:
         if not self._console.is_terminal or not ok:
             which = f"repeat {trial.repeat + 1}  {trial.cell.label()}"
             line = f"{self._done}/{self._total}  {which}  {speed.splitlines()[0]}  {left}"
-            self._line(line, style=None if ok else "red")
-
-    def _line(self, text: str, style: str | None = None) -> None:
-        self._console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
-        self._last_line = time.monotonic()
+            self.note(line, style=None if ok else "red")
 
     def _time_left(self) -> str:
         now = time.monotonic()

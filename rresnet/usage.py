@@ -18,6 +18,7 @@ from rich.console import Console
 
 from rresnet import data, grid
 from rresnet.config import Axes, Group, Settings
+from rresnet.progress import say
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
@@ -77,7 +78,7 @@ def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[st
         raise SystemExit(0) from None
     except SystemExit as stopped:
         if stopped.code and (meant := likely(arguments, valid)):
-            Console(stderr=True).print(f"Did you mean {', '.join(meant)}?", markup=False, highlight=False)
+            say(Console(stderr=True), f"Did you mean {', '.join(meant)}?")
         raise
 
 

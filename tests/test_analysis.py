@@ -228,10 +228,27 @@ def test_failed_cells_are_shown_as_not_measured():
     assert "No trial ended ok" in printed(failed)
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [({"num_workers": 2, "num_nodes": 2}, "num nodes 2"), ({"epochs": 3}, "epochs 3"), ({"seed": 7}, "seed 7")],
+)
+def test_cells_that_differ_have_names_that_do(changes, told):
+    table = trials((BLOG, [100.0] * 3), (make_cell(batch_size=64, **changes), [90.0] * 3))
+    cells = analysis.rates(table).to_dict("records")
+    one, other = (answer.name(cell, cells) for cell in cells)
+    assert one != other
+    assert told in other
+
+
 def test_identical_cells_are_told_as_the_noise_floor():
     table = trials((BLOG, [100.0, 100.0, 100.0]), (make_cell(batch_size=64, copy=1), [101.0, 100.0, 99.0]))
     assert "Identical cells against each other" in printed(table)
     assert "cpu blog batch 64: 1.000 (0." in printed(table)
+
+
+def test_there_is_no_noise_floor_before_a_repeat_has_both_of_the_identical_cells():
+    table = trials((BLOG, [100.0, None]), (make_cell(batch_size=64, copy=1), [None, 100.0]))
+    assert "Identical cells" not in printed(table)
 
 
 def test_analysis_needs_neither_ray_nor_torch():

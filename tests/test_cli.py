@@ -34,6 +34,13 @@ def test_a_wrong_request_exits_with_2_and_one_message(tmp_path, flags, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_scaling_takes_batch_sizes_that_are_given():
+    line = [sys.executable, str(ROOT / "experiments" / "scaling.py"), "--batch-size", "auto", "--dry-run"]
+    done = subprocess.run(line, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "--batch-size" in done.stderr
+
+
 def test_a_gpu_that_is_not_there_says_what_to_do(tmp_path):
     from rresnet import hardware
 

@@ -93,6 +93,21 @@ def test_a_part_that_was_interrupted_is_completed_even_if_the_interval_is_tight(
     assert [len(part) for part in sweep.parts] == [3]
 
 
+def test_a_plan_too_small_for_an_interval_is_gone_on_with_until_there_is_one(monkeypatch):
+    settings = Settings(repeats=2, processes=1, target_interval=0.5)
+    sweep = FakeSweep(settings, scatter=0.0001)
+    lines = grow(monkeypatch, sweep, settings)
+    assert lines[0] == (4, "No interval yet: 4 trials more")
+    assert sweep.parts == [[(2, 1), (2, 1), (3, 1), (3, 1)]]
+
+
+def test_a_single_cell_has_no_interval_to_wait_for(monkeypatch):
+    settings = Settings(repeats=6, processes=3, target_interval=0.05)
+    monkeypatch.setattr("test_growth.CELLS", CELLS[:1])
+    sweep = FakeSweep(settings, scatter=0.0)
+    assert grow(monkeypatch, sweep, settings) == []
+
+
 def test_the_extension_follows_the_plan():
     plan = grid.plan(CELLS, repeats=6, processes=3, seed=1)
     more = [t for part in (0, 1) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=1)]

@@ -28,7 +28,10 @@ def test_a_gpus_ladder_ends_in_a_graph(a100):
     assert [c.batch_size for c in found] == [64] * 6 + [128] * 6
 
 
-@pytest.mark.parametrize("changes", [{"precision": ("fp32",)}, {"input": ("resident",)}, {"num_workers": (1, 2)}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"precision": ("fp32",)}, {"input": ("resident",)}, {"num_workers": (1, 2)}, {"num_nodes": (2,)}, {"aa": True}],
+)
 def test_what_the_ladder_decides_can_not_be_given(laptop, changes):
     with pytest.raises(UsageError, match="can't be given here"):
         ladder.cells(Settings(batch_size=(64,), **changes), ["cpu"], laptop)

@@ -157,9 +157,15 @@ def test_in_a_container_one_unknown_process_is_ourselves(nvml, monkeypatch):
     assert monitor._Gpu("x").foreign_processes() == 0
 
 
-def test_a_gpu_that_tells_no_energy_has_none(nvml, monkeypatch):
+def test_what_a_gpu_does_not_tell_is_not_known_and_no_failure(nvml, monkeypatch):
     def unsupported(handle):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
-    monkeypatch.setattr(pynvml, "nvmlDeviceGetTotalEnergyConsumption", unsupported)
-    assert monitor._Gpu("x").energy_joules() is None
+    for name in nvml.keys() - {"nvmlInit", "nvmlDeviceGetHandleByUUID"}:
+        monkeypatch.setattr(pynvml, name, unsupported)
+    watched = Monitor("MIG-x")
+    with watched.watching():
+        pass
+    found = watched.usage()
+    assert (found.energy_joules, found.gpu_utilization_percent) == (None, None)
+    assert (found.gpu_throttled, found.gpu_foreign_processes) == (False, 0)

@@ -10,6 +10,7 @@ import pytest
 from test_store import make_run, rows
 
 import rresnet
+from rresnet import command
 from rresnet.reporting import export
 from rresnet.tables import objects, place, reading, store
 from rresnet.tables.reading import DamagedFileWarning
@@ -67,6 +68,15 @@ def test_the_tables_are_those_of_a_folder_byte_for_byte(url, tmp_path, monkeypat
     assert pd.read_parquet(f"{url}/trials")["images_per_second"].tolist() == [100.0, 101.0, 102.0, 103.0, 104.0]
     assert rresnet.read(url).trials.equals(rresnet.read(tmp_path).trials)
     assert store.runs(url) == store.runs(tmp_path)
+
+
+@pytest.mark.parametrize("form", ["tensorboard", "mlflow"])
+def test_what_can_not_be_written_beside_them_is_refused(url, tmp_path, monkeypatch, capsys, form):
+    write(url, 0)
+    monkeypatch.chdir(tmp_path)
+    assert command.main(["export", url, "--format", form]) == 2
+    assert "give --out" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_what_a_command_left_is_continued_and_its_lock_is_gone(url):

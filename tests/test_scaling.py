@@ -28,6 +28,11 @@ def test_workers_double_up_to_the_cores_and_share_them_out():
     assert {cell.execution for cell in cells} == {"eager"}
 
 
+def test_a_single_number_of_workers_is_compared_with_one_worker():
+    settings = ScalingSettings(num_workers=(3,), scaling=("weak",))
+    assert shapes(scaling.cells(settings, ["cpu"], FOUR)) == [(1, 64, 4, 1), (3, 64, 1, 1)]
+
+
 def test_on_gpus_there_is_a_worker_for_each():
     four = replace(A100, gpu_count=4)
     cells = scaling.cells(ScalingSettings(scaling=("weak",)), ["gpu"], four)

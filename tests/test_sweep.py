@@ -209,6 +209,20 @@ def test_trials_of_a_machine_that_dies_last_are_measured_by_one_that_had_ended(m
     ]
 
 
+def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "is_lost", lambda self, within: False)
+    (trial, *_) = grid.plan(CELLS, repeats=1, processes=1, seed=4)
+    agenda, attempts = Agenda([trial]), []
+    agenda.lose(trial)
+    sweep = SimpleNamespace(
+        record=lambda trial, found, attempt, known, record: attempts.append(attempt), how=How(seconds=1)
+    )
+    lane = Lane(sweep, FakeMachine(node_id="a", hardware=LAPTOP), agenda)
+    lane.died(trial, 1, "has died", 0.0, None, 0)
+    lane.evicted(trial, 2, "OutOfMemoryError", None)
+    assert attempts == [2, 3]
+
+
 def test_a_trial_that_two_machines_died_with_is_a_row():
     lost = grid.plan(CELLS, repeats=1, processes=1, seed=4)[0]
     agenda = Agenda([lost])

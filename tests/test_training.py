@@ -14,6 +14,7 @@ from samples import make_cell
 
 from rresnet.config import How, UsageError
 from rresnet.data import ImageData, Split
+from rresnet.quality.monitor import Usage
 from rresnet.training import convolution, model, step
 from rresnet.training.inputs import EpochSampler, Inputs, normalise
 from rresnet.training.timing import Stopwatch, steps_in
@@ -255,6 +256,24 @@ def test_what_was_compiled_is_found_in_the_cache(tmp_path, monkeypatch):
         assert first.startup_seconds == 1000.0 - first.compile_seconds
         second = visit(found, seconds=0.01, startup_seconds=0.0, progress=lambda rate: None).measurement
         assert (second.compile_seconds, second.compile_cache) == (None, None)
+
+
+def test_what_the_warm_up_trained_is_no_part_of_an_epochs_losses():
+    found = bench(input="resident")
+    train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None)
+    assert found.steps_trained == 5
+    assert len(found.recent_losses()) == 5
+
+
+def test_each_worker_brings_in_its_share_of_what_its_machine_used(monkeypatch):
+    """Four workers on two machines, all of which read the same."""
+    found = bench(input="resident", num_workers=4, num_nodes=2)
+    found.world = 4
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(4))
+    one = {"seconds": 2.0, "cpu_seconds": 1.5, "busy_cpu_seconds": 4.0, "steal_cpu_seconds": 1.0, "energy_joules": 10.0}
+    used = found.over_workers(Usage(**one, major_faults=0, swapped_bytes=0))
+    assert (used.cpu_seconds, used.busy_cpu_seconds, used.steal_cpu_seconds) == (6.0, 8.0, 2.0)
+    assert (used.foreign_cpu_seconds, used.energy_joules, used.seconds) == (2.0, 20.0, 2.0)
 
 
 def test_a_trained_model_and_its_trace_are_kept_where_they_are_asked_for():

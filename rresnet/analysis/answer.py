@@ -12,7 +12,7 @@ from rresnet import analysis
 from rresnet.analysis import comparison, regimes
 from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
 from rresnet.config import AXES
-from rresnet.progress import duration
+from rresnet.progress import duration, say
 from rresnet.quality.flags import ADVICE
 
 WIDE = 110  # columns of a terminal from which on the limit and the bottleneck are shown
@@ -28,16 +28,16 @@ def findings(trials: pd.DataFrame, console: Console) -> None:
     cells = ranked(trials)
     console.print(_table(trials, cells, analysis.reference_cell(cells), wide=console.width >= WIDE))
     for line in (sentence(trials, cells), *_scatter(trials, cells), *_noise_floor(trials, cells)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
     """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
     cells = ranked(trials)
     for line in (*_states(trials, cells, analysis.reference_cell(cells)), *_flags(trials, advice=advice)):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     if "gpu" not in {cell["device"] for cell in cells}:
-        console.print(NO_GPU, style="dim", highlight=False, soft_wrap=True)
+        say(console, NO_GPU, "dim")
 
 
 def ranked(trials: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -103,10 +103,11 @@ def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -
 def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
     """What tells the cell from the others: device, recipe, batch size, and each other axis that varies."""
     parts = [cell["device"], cell["recipe"], f"batch {cell['batch_size']}"]
-    for axis in (*AXES, "model", "image_size", "num_workers", "cpu_threads"):
-        of_recipe = {c[axis] for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])}
-        if len(of_recipe) > 1:
-            parts.append(f"{axis.replace('_', ' ')} {cell[axis]}" if axis != "precision" else str(cell[axis]))
+    alike = [c for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])]
+    for axis in (*AXES, "model", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed"):
+        if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1:
+            value = "none" if pd.isna(cell[axis]) else int(cell[axis]) if axis == "epochs" else cell[axis]
+            parts.append(str(value) if axis == "precision" else f"{axis.replace('_', ' ')} {value}")
     return " ".join([*parts, *(["again"] if cell["copy"] else [])])
 
 
@@ -189,11 +190,11 @@ def _bounds(interval: Interval) -> str:
 
 def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
-    if not any(c["copy"] for c in cells):
-        return []
     floor = comparison.noise_floor(trials)
-    told = "" if floor is None else f"; a speedup below {floor:.1%}, the noise floor, is not distinguishable"
-    lines = [f"Identical cells against each other (A/A; the truth is 1{told}):"]
+    if floor is None:
+        return []
+    told = f"a speedup below {floor:.1%}, the noise floor, is not distinguishable"
+    lines = [f"Identical cells against each other (A/A; the truth is 1; {told}):"]
     for row in comparison.speedup(trials, over="copy", reference=0).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
         lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")

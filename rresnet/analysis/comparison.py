@@ -149,7 +149,10 @@ def noise_floor(trials: pd.DataFrame) -> float | None:
     ok = trials[trials["status"] == "ok"]
     if not {0, 1} <= set(ok["copy"]):
         return None
-    ratios = speedup(ok, over="copy", reference=0)
+    try:
+        ratios = speedup(ok, over="copy", reference=0)
+    except ValueError:  # never both in one repeat, so far
+        return None
     logs = [abs(math.log(value)) for value in ratios["speedup"]]
     halves = [math.log(high / low) / 2 for low, high in zip(ratios["low"], ratios["high"], strict=True) if low == low]
     scatter = math.sqrt(sum(h**2 for h in halves) / len(halves)) if halves else 0.0

@@ -4,13 +4,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from rresnet import grid
 from rresnet.config import Cell, Device, Settings
 from rresnet.hardware import Hardware
+from rresnet.progress import duration, say
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
 EPOCHS = 10
 PUBLISHED = {"A100": 72.0, "CPU": 2200.0}  # seconds of ten epochs, as the blog gives them; its CPU is not named
@@ -43,14 +47,10 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
     ]
 
 
-def show(trials: "pd.DataFrame", console: "Console", results: str) -> None:
+def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     """Print the answer, the ten epochs of each setting, and apart from them what the blog published."""
-    from rich import box
-    from rich.table import Table
-
     from rresnet import analysis
     from rresnet.analysis import answer
-    from rresnet.progress import duration
 
     answer.findings(trials, console)
     epochs = int(trials["epochs"].max()) if trials["epochs"].notna().any() else EPOCHS
@@ -69,10 +69,9 @@ def show(trials: "pd.DataFrame", console: "Console", results: str) -> None:
         table.add_row(f"the blog's {where}", duration(seconds), "published", "not given", style="dim")
     console.print(table)
     ratio = PUBLISHED["CPU"] / PUBLISHED["A100"]
-    console.print(
+    say(
+        console,
         f"Published: {EPOCHS} epochs on the blog's own machines, {int(ratio)} times apart. Not measured here, and not "
         "to be compared with the rows above: its data (text: CIFAR-10, code: MNIST) and its CPU are not known.",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
+        "dim",
     )

@@ -13,7 +13,7 @@ from rresnet import data, hardware
 from rresnet.config import AUTO, Settings
 from rresnet.experiments import planning, running
 from rresnet.experiments.running import Experiment, Extend, Means
-from rresnet.progress import Progress
+from rresnet.progress import Progress, say
 from rresnet.tables import place, store
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def run(
         UsageError, DataError, StoreError: the request is wrong or can't be met.
         KeyboardInterrupt: the person has stopped it; what was measured is stored.
     """
-    here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(running.tell, console)
+    here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(say, console)
     if settings.address is None:  # a wrong request is told at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
@@ -121,13 +121,8 @@ def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
     else:
         answer.findings(done.trials, means.console)
     answer.remarks(done.trials, means.console, advice=settings.advice)
-    running.tell(means.console, _completion(done.trials))
-    means.console.print(
-        f"Rows: {place.at(settings.results_dir).told('trials')} (run {done.run.run_id})",
-        style="dim",
-        highlight=False,
-        soft_wrap=True,
-    )
+    say(means.console, _completion(done.trials))
+    say(means.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {done.run.run_id})", "dim")
     return not done.failed
 
 
@@ -145,7 +140,7 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
     done = running.measured(replace(experiment, name=name), begin, means, probe)
     found = search.found(done.trials, most=len(means.images.train.labels))
     for line in found.told:
-        running.tell(means.console, line)
+        say(means.console, line)
     return (
         replace(experiment, cells=lambda *of: [cell for cell in experiment.cells(*of) if found.fits(cell)]),
         replace(settings, batch_size=found.sizes),

@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from rresnet import analysis, grid
+from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.config import Cell, Settings
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
@@ -40,7 +41,6 @@ def grow(
     target, last_seconds, left = settings.target_interval, 0.0, set(again)
     for part in itertools.count():
         rows = _rows(writer)
-        widest = analysis.widest(rows)
         trials = grid.more(
             cells, part, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed
         )
@@ -50,7 +50,9 @@ def grow(
             continue
         left -= {trial.trial_id for trial in todo}
         begun = any(trial.trial_id in known for trial in trials)
-        if not begun and (widest is None or widest.half_width <= target):
+        widest = analysis.widest(rows)
+        enough = widest.half_width <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
+        if enough and not begun:
             return
         told = f"Intervals reach ±{widest.half_width:.1%}, ±{target:.1%} was asked for" if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:

@@ -5,14 +5,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from rresnet import grid
 from rresnet.config import AUTO, AXES, FLAGGED, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
+from rresnet.progress import say
 from rresnet.tables.place import Location
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
 # In the order they are taken; an axis in which the two recipes agree on a device is no rung there.
 _FIRST = ("input", "channels_last", "pointwise", "small_maps", "precision", "fused_optimizer", "execution")
@@ -25,8 +29,12 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
         if getattr(settings, name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} can't be given here, for the ladder goes from blog to tuned: leave it out")
-    if settings.num_workers != (1,):
-        raise UsageError("--num-workers can't be given here, for the ladder is one worker's: leave it out")
+    if settings.num_workers != (1,) or settings.num_nodes:
+        raise UsageError(
+            "--num-workers and --num-nodes can't be given here, for the ladder is one worker's: leave them out"
+        )
+    if settings.aa:
+        raise UsageError("--aa can't be given here, for the ladder measures no cell twice: leave it out")
     found = []
     for device in devices:
         blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)
@@ -90,11 +98,8 @@ def _columns(name: str, interval: object) -> dict[str, float | None]:
     return {f"{name}{end}": getattr(interval, source, None) for end, source in values.items()}
 
 
-def show(trials: "pd.DataFrame", console: "Console", results: Location) -> None:
+def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     """Print the ladder of a run, and draw it as a waterfall in `results/figures`."""
-    from rich import box
-    from rich.table import Table
-
     from rresnet import scratch
     from rresnet.tables import place
 
@@ -117,12 +122,12 @@ def show(trials: "pd.DataFrame", console: "Console", results: Location) -> None:
         table.add_row(row["device"], str(row["batch_size"]), row["change"], rate, *told)
     console.print(table)
     for line in summary(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     kept = place.at(results)
     with scratch.folder() as drawn:
         for file in waterfall(found, drawn / f"ladder-{trials['run_id'].iloc[0]}"):
             kept.write(name := f"figures/{file.name}", file.read_bytes())
-            console.print(f"Figure: {kept.told(name)}", style="dim", highlight=False, soft_wrap=True)
+            say(console, f"Figure: {kept.told(name)}", "dim")
 
 
 def summary(found: "pd.DataFrame") -> list[str]:

@@ -9,7 +9,7 @@ from rich.table import Table
 
 from rresnet import data, grid, hardware
 from rresnet.config import AUTO, FLAGGED, Cell, Device, Settings, Trial, UsageError
-from rresnet.progress import duration
+from rresnet.progress import duration, say
 from rresnet.tables import store
 
 if TYPE_CHECKING:
@@ -118,8 +118,8 @@ def show(planned: Planned, settings: Settings, console: Console) -> None:
         table.add_row(*map(str, (trial.repeat, trial.process, *its, trial.trial_id, reason or "yes")))
     console.print(table)
     same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
-    console.print(f"In all of them: {', '.join(same)}.", highlight=False, soft_wrap=True)
-    console.print(_prediction(planned, settings), highlight=False, soft_wrap=True)
+    say(console, f"In all of them: {', '.join(same)}.")
+    say(console, _prediction(planned, settings))
 
 
 def _words(axis: str) -> str:

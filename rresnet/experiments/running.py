@@ -13,7 +13,7 @@ from rresnet import data, grid, hardware
 from rresnet.config import Cell, How, Settings, UsageError, stable_hash
 from rresnet.experiments import planning
 from rresnet.experiments.planning import Cells, Planned
-from rresnet.progress import Progress
+from rresnet.progress import Progress, say
 from rresnet.tables import environment, reading, store
 from rresnet.tables.measurement import Measurement
 
@@ -73,26 +73,27 @@ def measured(experiment: Experiment, settings: Settings, means: Means, extend: E
         done = set()
     todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
     measuring = [machine.hardware for machine in cluster.machines]
-    tell(console, planning.opening(this, settings, planned, todo, measuring))
+    say(console, planning.opening(this, settings, planned, todo, measuring))
     from rresnet.runner import machines
 
     if waiting := machines.busy(cluster.machines):
-        tell(console, waiting)
-    writer = store.Writer(results, this, lambda text: tell(console, text))
-    with _quiet_ray(console), writer, Progress(console, total=len(todo)) as progress:
-        try:
-            sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
-            _execute(sweep, todo)
-            if extend:
-                extend(sweep, writer, progress, attempts.keys() - done if settings.retry else ())
-        except Exception:
-            writer.check()  # a full disk, say, which Tune tells as a failure of its own
-            raise
-    from rresnet import analysis
-    from rresnet.analysis import regimes  # pandas and scipy, again
+        say(console, waiting)
+    with store.Writer(results, this, lambda text: say(console, text)) as writer:
+        with _quiet_ray(console), Progress(console, total=len(todo)) as progress:
+            try:
+                sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
+                _execute(sweep, todo)
+                if extend:
+                    extend(sweep, writer, progress, attempts.keys() - done if settings.retry else ())
+                writer.flush()
+            except Exception:
+                writer.check()  # a full disk, say, which Tune tells as a failure of its own
+                raise
+        from rresnet import analysis
+        from rresnet.analysis import regimes  # pandas and scipy, again
 
-    changed = regimes.changed(analysis.trials_of(results, this.run_id))
-    writer.finish(datetime.now(UTC).isoformat(), changed, "machine_changed")
+        changed = regimes.changed(analysis.trials_of(results, this.run_id))
+        writer.finish(datetime.now(UTC).isoformat(), changed, "machine_changed")  # before another command may have it
     return Done(run=this, trials=analysis.trials_of(results, this.run_id), failed=sweep.failed)
 
 
@@ -165,11 +166,6 @@ def _ended(results: str, this: store.Run) -> tuple[dict[str, int], set[str]]:
     return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in rows if r["status"] == "ok"}
 
 
-def tell(console: Console, text: str) -> None:
-    """Print a line as it is."""
-    console.print(text, highlight=False, soft_wrap=True)
-
-
 @contextlib.contextmanager
 def _quiet_ray(console: Console) -> Iterator[None]:
     """Keep what Ray prints in a file, and show its end when something unforeseen is raised."""
@@ -181,5 +177,5 @@ def _quiet_ray(console: Console) -> Iterator[None]:
             raise
         except Exception:
             log.seek(0)
-            console.print("Ray's last words:", log.read()[-4000:], markup=False, highlight=False)
+            say(console, f"Ray's last words: {log.read()[-4000:]}")
             raise

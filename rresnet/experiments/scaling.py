@@ -4,13 +4,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
 from rresnet import grid
 from rresnet.config import CELL_COLUMNS, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
+from rresnet.progress import say
 
 if TYPE_CHECKING:
     import pandas as pd
-    from rich.console import Console
 
     from rresnet.analysis.statistics import Interval
 
@@ -28,8 +32,10 @@ class ScalingSettings(Settings):
     """weak: each worker keeps the batch size; strong: the workers share it out."""
     recipe: tuple[str, ...] = ("tuned",)
     """Named settings. The step is eager, as several workers need it, unless --execution says otherwise."""
-    batch_size: tuple[int, ...] | Literal["auto"] = (64,)
+    batch_size: tuple[int, ...] = (64,)
     """Images a step of the one worker that the others are compared with."""
+    num_workers: tuple[int, ...] = ()
+    """Data-parallel workers beside the one. Default: 2, 4 ... up to the machine's GPUs, or cores."""
     seconds: float = 3.0
     """Measured seconds of each trial."""
     repeats: int | None = 5
@@ -49,15 +55,12 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
 
     Raises UsageError where a strong scaling's batch can't be shared out.
     """
-    kinds = settings.scaling if isinstance(settings, ScalingSettings) else ("weak", "strong")
-    if settings.batch_size == "auto":
-        raise UsageError(
-            "--batch-size auto can't be given here: scaling compares workers at a batch size that is given"
-        )
+    assert isinstance(settings, ScalingSettings)
+    kinds = settings.scaling
     given = replace(settings, execution=settings.execution or ("eager",))
     found: dict[str, Cell] = {}
     for device in devices:
-        counts = settings.num_workers if len(settings.num_workers) > 1 else worker_counts(device, hardware)
+        counts = settings.num_workers or worker_counts(device, hardware)
         for batch_size in settings.batch_size:
             for workers in sorted({1, *counts}):
                 if "strong" in kinds and batch_size % workers:
@@ -210,11 +213,8 @@ def held_out_error(series: "pd.DataFrame") -> float | None:
     return abs(model.step_seconds(int(largest)) - measured) / measured
 
 
-def show(trials: "pd.DataFrame", console: "Console", results: str) -> None:
+def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     """Print the points, and what the model predicts for more workers."""
-    from rich import box
-    from rich.table import Table
-
     if not (trials["status"] == "ok").any():
         console.print("No trial ended ok, so there is nothing to compare: the trials table has the errors.")
         return
@@ -240,7 +240,7 @@ def show(trials: "pd.DataFrame", console: "Console", results: str) -> None:
         )
     console.print(table)
     for line in predictions(found):
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
 
 
 def _told(estimate: float | None, low: float | None, high: float | None) -> str:

@@ -55,10 +55,9 @@ def of_trial(
     """The flags of a trial that ended ok.
 
     Args:
-        usage: what was used in the measured windows: processor time and energy over all of the cell's workers, the
-            rest on this machine.
+        usage: what was used in the measured windows, as `Workbench.over_workers` has it.
         cell: what was trained.
-        cpu_count: logical processors that the trial could use.
+        cpu_count: logical processors that the trial could use on each machine.
         cpu_cores: physical cores among them.
         observed_threads: intra-op threads that PyTorch reported in each worker.
         window_seconds: seconds a step of each measured window, in order.
@@ -73,7 +72,7 @@ def of_trial(
         "unsteady": not settled or steady.trends(window_seconds),
         "not_learning": learning is False,
     }
-    return (*of_machine(usage, cpu_count=cpu_count), *(name for name, true in found.items() if true))
+    return (*of_machine(usage, cpu_count=cpu_count * cell.num_nodes), *(name for name, true in found.items() if true))
 
 
 def learns(first_loss: float, recent_losses: Sequence[float], steps: int) -> bool | None:

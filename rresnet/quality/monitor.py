@@ -5,9 +5,10 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 import pynvml
@@ -21,6 +22,8 @@ _THROTTLING = (
     | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 )
 _RAPL = Path("/sys/class/powercap")
+
+_Counters = Mapping[str, Any]  # readings at one moment, by the names of `Usage`
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,17 +47,6 @@ class Usage:
         return max(0.0, self.busy_cpu_seconds - self.cpu_seconds)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Counters:
-    clock: float
-    cpu: float
-    busy: float
-    steal: float
-    major_faults: int
-    swapped: int
-    energy: float | None
-
-
 class Monitor:
     """Adds up what happens inside its `watching` blocks.
 
@@ -65,7 +57,7 @@ class Monitor:
     def __init__(self, gpu_uuid: str | None = None) -> None:
         self._gpu = _Gpu(gpu_uuid) if gpu_uuid else None
         self._spans: list[tuple[_Counters, _Counters]] = []
-        self._utilization: list[float] = []
+        self._utilization: list[float | None] = []
         self._throttled = False
         self._foreign = 0
 
@@ -81,65 +73,70 @@ class Monitor:
         self._spans.append((before, self._read()))
 
     def usage(self) -> Usage:
-        """What the blocks used in all."""
+        """What the blocks used in all; there must have been one."""
 
-        def total(name: str) -> float:
-            return float(sum(getattr(after, name) - getattr(before, name) for before, after in self._spans))
+        def total(name: str) -> Any:
+            return sum(after[name] - before[name] for before, after in self._spans)
 
-        energies = [(a.energy, b.energy) for a, b in self._spans]
+        energies = [(before["energy_joules"], after["energy_joules"]) for before, after in self._spans]
         known = [b - a for a, b in energies if a is not None and b is not None and b >= a]  # RAPL's counters wrap
+        utilization = [percent for percent in self._utilization if percent is not None]
         return Usage(
-            seconds=total("clock"),
-            cpu_seconds=total("cpu"),
-            busy_cpu_seconds=total("busy"),
-            steal_cpu_seconds=total("steal"),
-            major_faults=round(total("major_faults")),
-            swapped_bytes=round(total("swapped")),
-            energy_joules=sum(known) if known and len(known) == len(energies) else None,
-            gpu_utilization_percent=sum(self._utilization) / len(self._utilization) if self._utilization else None,
+            **{name: total(name) for name in self._spans[0][0] if name != "energy_joules"},
+            energy_joules=sum(known) if len(known) == len(energies) else None,
+            gpu_utilization_percent=sum(utilization) / len(utilization) if utilization else None,
             gpu_throttled=self._throttled,
             gpu_foreign_processes=self._foreign,
         )
 
     def _read(self) -> _Counters:
         own, machine, swap = resource.getrusage(resource.RUSAGE_SELF), psutil.cpu_times(), psutil.swap_memory()
-        return _Counters(
-            clock=time.perf_counter(),
-            cpu=own.ru_utime + own.ru_stime,
-            busy=sum(getattr(machine, k, 0.0) for k in ("user", "nice", "system", "irq", "softirq")),
-            steal=getattr(machine, "steal", 0.0),
-            major_faults=own.ru_majflt,
-            swapped=swap.sin + swap.sout,
-            energy=self._gpu.energy_joules() if self._gpu else _rapl_joules(),
-        )
+        return {
+            "seconds": time.perf_counter(),
+            "cpu_seconds": own.ru_utime + own.ru_stime,
+            "busy_cpu_seconds": sum(getattr(machine, k, 0.0) for k in ("user", "nice", "system", "irq", "softirq")),
+            "steal_cpu_seconds": getattr(machine, "steal", 0.0),
+            "major_faults": own.ru_majflt,
+            "swapped_bytes": swap.sin + swap.sout,
+            "energy_joules": self._gpu.energy_joules() if self._gpu else _rapl_joules(),
+        }
 
 
 class _Gpu:
-    """One GPU's readings through NVML, which stays open for the life of the process."""
+    """One GPU's readings through NVML, which stays open for the life of the process.
+
+    Not every GPU has an answer to every question: a part of one (MIG) tells no utilization, an old one no energy.
+    """
 
     def __init__(self, uuid: str) -> None:
         pynvml.nvmlInit()
         self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
 
     def energy_joules(self) -> float | None:
-        try:  # since Volta, in mJ
-            return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)) / 1000
-        except pynvml.NVMLError:
-            return None
+        millijoules = self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption)
+        return None if millijoules is None else float(millijoules) / 1000
 
-    def utilization_percent(self) -> float:
-        return float(pynvml.nvmlDeviceGetUtilizationRates(self._handle).gpu)
+    def utilization_percent(self) -> float | None:
+        rates = self._ask(pynvml.nvmlDeviceGetUtilizationRates)
+        return None if rates is None else float(rates.gpu)
 
     def throttled(self) -> bool:
-        return bool(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons(self._handle) & _THROTTLING)
+        """Whether it is known to be."""
+        return bool((self._ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0) & _THROTTLING)
 
     def foreign_processes(self) -> int:
         """Processes computing on the GPU that are not this one.
 
         In a container NVML may give other numbers than ours: then all but one are taken to be foreign.
         """
-        pids = [process.pid for process in pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle)]
+        pids = [process.pid for process in self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or ()]
         return len(pids) - (1 if pids else 0) if os.getpid() not in pids else len(set(pids) - {os.getpid()})
+
+    def _ask(self, question: Callable[[Any], Any]) -> Any:
+        try:
+            return question(self._handle)
+        except pynvml.NVMLError:
+            return None
 
 
 def _rapl_joules() -> float | None:

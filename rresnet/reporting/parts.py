@@ -102,6 +102,8 @@ def _of(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 def _unfinished(run: store.Run | None, rows: int) -> str:
     if run is None or run.finished_at is not None:
         return ""
+    if rows >= run.planned:  # of a run that adds trials as it goes
+        return f"Not finished: {rows} rows so far."
     return f"Not finished: {rows} of {run.planned} planned trials have a row yet."
 
 

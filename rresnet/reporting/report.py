@@ -14,6 +14,7 @@ from rresnet.analysis import decision
 from rresnet.analysis.prices import Price
 from rresnet.analysis.prices import prices as read_prices
 from rresnet.figures import drawing
+from rresnet.progress import say
 from rresnet.reporting import page, parts
 from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
@@ -62,9 +63,9 @@ def write(
     except OSError as error:
         raise store.StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
     for line in chapters[0].answers if chapters else ["There are no trials in these results."]:
-        console.print(line, markup=False, highlight=False, soft_wrap=True)
+        say(console, line)
     told = f"Report: {to.told('index.html')}; beside it summary.md and {len(files)} figure files."
-    console.print(told, markup=False, highlight=False, soft_wrap=True)
+    say(console, told)
     return to.told("index.html")
 
 

@@ -201,7 +201,7 @@ def _answer() -> None:
 
 def _probe_here() -> Hardware:
     """As `probe`, which is cached, and that Ray does not take for a function."""
-    return probe()
+    return probe(hidden=True)
 
 
 def _probed(node: Mapping[str, Any]) -> Machine:

@@ -16,7 +16,7 @@ def describe(device: Device) -> Environment:
     """The environment of a trial on `device` in this process."""
     import torch
 
-    hardware = probe()
+    hardware = probe(hidden=True)  # alike in every process of a run, whatever Ray shows it
     gpu = device == "gpu"
     software = {
         "os_version": f"{platform.system()} {platform.release()}",
@@ -32,7 +32,7 @@ def describe(device: Device) -> Environment:
         hostname=hardware.hostname,
         cpu_model=hardware.cpu_model,
         cpu_count=hardware.cpu_count,
-        gpu_name=hardware.gpu_name if gpu else None,
+        gpu_name=probe().gpu_name if gpu else None,
         driver_version=hardware.driver_version if gpu else None,
         **software,
         git_commit=git_commit(),

@@ -1,14 +1,14 @@
 """The columns of the tables: what a trial reports, as dataclasses, and the Arrow schemas made from them."""
 
 import types
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rresnet.config import SCHEMA_VERSION, Axes, Cell
+from rresnet.config import SCHEMA_VERSION, Cell
 
 Status = Literal["ok", "out_of_memory", "timeout", "error", "killed", "infeasible"]
 
@@ -72,7 +72,7 @@ class Measurement:
     cpu_seconds: float | None = column("CPU seconds of the trial's processes in the measured windows")
     foreign_cpu_seconds: float | None = column("CPU seconds of all other processes in the measured windows")
     steal_cpu_seconds: float | None = column("CPU seconds that the hypervisor gave to others in the measured windows")
-    energy_joules: float | None = column("energy of the measured windows, joules (GPU, or processor packages)")
+    energy_joules: float | None = column("energy of the measured windows, joules (its GPUs, or processor packages)")
     gpu_utilization_percent: float | None = column("GPU utilisation in the measured windows, percent")
     observed_threads: int | None = column("intra-op threads that PyTorch reported while training")
     first_loss: float | None = column("loss of the cell's first step in its process (mean cross-entropy, nats)")
@@ -206,9 +206,9 @@ SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOS
 
 def filled(trials: pa.Table) -> pa.Table:
     """The trials table with each axis that some rows are older than at its default, as which they were measured."""
-    for axis in fields(Axes):
+    for axis in fields(Cell):
         column: Any = trials[axis.name]
-        if column.null_count:
+        if column.null_count and axis.default not in (MISSING, None):
             place = trials.column_names.index(axis.name)
             trials = trials.set_column(place, trials.schema.field(place), pc.fill_null(column, axis.default))
     return trials

@@ -183,7 +183,7 @@ class Writer:
             ) from error
 
     def finish(self, finished_at: str, flagged: Collection[str] = (), flag: str = "") -> None:
-        """Mark the run as complete and leave one file a table. Call once it is closed.
+        """Mark the run as complete and leave one file a table, once every row is written (`flush`).
 
         Args:
             finished_at: when it ended, ISO 8601.

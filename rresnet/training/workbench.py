@@ -96,8 +96,10 @@ class Workbench:
         return Inputs(self.data.train, self.cell, self.device, self.rank, self.world)
 
     def start_over(self) -> None:
-        """Begin again with the first epoch's batches."""
+        """Begin again with the first epoch's batches, as if nothing had been trained; the first loss stays known."""
         self.inputs = self._new_inputs()
+        self.steps_trained = 0
+        self._losses.clear()
 
     def apply_process_settings(self) -> None:
         """Set what is process-wide in PyTorch to what this cell asks for; another cell may have run in between."""
@@ -136,14 +138,21 @@ class Workbench:
         return int(decision.item())
 
     def over_workers(self, usage: monitor.Usage) -> monitor.Usage:
-        """What the trial used: processor time and energy of all workers, the rest as this one saw it."""
+        """What the trial used on all its machines; what NVML and the memory tell, as this worker saw it.
+
+        Each worker knows its own processor time and GPU. The counters of a machine are read by all workers there: each
+        brings in its share.
+        """
         if self.world == 1:
             return usage
-        known = usage.energy_joules is not None
-        total = torch.tensor([usage.cpu_seconds, usage.energy_joules or 0.0], device=self.device)
+        share, known = 1 / self.cell.workers_per_node, usage.energy_joules is not None
+        energy = (usage.energy_joules or 0.0) * (share if self.device.type == "cpu" else 1)
+        own = [usage.cpu_seconds, usage.busy_cpu_seconds * share, usage.steal_cpu_seconds * share, energy]
+        total = torch.tensor(own, device=self.device)
         torch.distributed.all_reduce(total)
-        cpu_seconds, energy = total.tolist()
-        return replace(usage, cpu_seconds=cpu_seconds, energy_joules=energy if known else None)
+        cpu, busy, steal, energy = total.tolist()
+        seen = replace(usage, cpu_seconds=cpu, busy_cpu_seconds=busy, steal_cpu_seconds=steal)
+        return replace(seen, energy_joules=energy if known else None)
 
     @contextlib.contextmanager
     def noting_memory(self) -> Iterator[None]:
