@@ -8,7 +8,7 @@
 PYTHON ?= python3
 STAMP := .venv/.set-up
 
-.PHONY: compare test test-cluster lint docs package setup clean
+.PHONY: compare test test-cluster coverage mutants lint docs package setup clean
 
 compare: $(STAMP)
 	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 8 16 32 --seconds 0.5)
@@ -20,6 +20,17 @@ test: $(STAMP)
 # Needs root, and Debian's iproute2, openssh-server and rsync; without them every test says why it is skipped.
 test-cluster: $(STAMP)
 	.venv/bin/python -m pytest -m cluster -s -rs tests/cluster $(ARGS)
+
+# Fails under what the tests are to cover of the package (pyproject.toml).
+coverage: $(STAMP)
+	rm -f .coverage*
+	$(MAKE) test ARGS="--cov=rresnet --cov-report=term-missing:skip-covered $(ARGS)"
+
+# Changes the code in a thousand small ways, one at a time: which of them does no test notice? Half an hour on 2 cores.
+mutants: $(STAMP)
+	.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[mutants]'
+	.venv/bin/mutmut run $(ARGS)
+	.venv/bin/mutmut results
 
 lint: $(STAMP)
 	.venv/bin/ruff check .
@@ -51,4 +62,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $@
 
 clean:
-	rm -rf .venv build dist site .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist mutants site .mypy_cache .pytest_cache .ruff_cache
