@@ -218,7 +218,7 @@ def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts
         record=lambda trial, found, attempt, known, record: attempts.append(attempt), how=How(seconds=1)
     )
     lane = Lane(sweep, FakeMachine(node_id="a", hardware=LAPTOP), agenda)
-    lane.died(trial, 1, "has died", 0.0, None, 0)
+    lane.died(trial, 1, "has died", 0.0, None, FakeMachine.killed)
     lane.evicted(trial, 2, "OutOfMemoryError", None)
     assert attempts == [2, 3]
 
