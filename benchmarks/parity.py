@@ -1,12 +1,13 @@
 """Do all recipes and modes learn the same? Losses of the same steps, and test accuracy after the same epochs.
 
-    python benchmarks/parity.py [--model resnet50] [--exact-steps 20] [--steps 200] [--epochs 3]  (half an hour, 2 cores)
+    python benchmarks/parity.py [--model resnet50] [--exact-steps 20] [--steps 200] [--epochs 3]    (half an hour)
 
 From one seed, first the gradient of one batch beside the same in float64: what rounding does to `blog`, and to
-`tuned`. Then steps of `tuned` beside `blog`, 20 in float64, which PyTorch computes slowly on a CPU, and 200 in fp32; the
-losses are judged (1e-3 relative: of each step, and in fp32 of their mean). Adam's first steps amplify rounding a hundredfold each, until in fp32 nothing is left
-to compare; what that alone does is shown by `blog` on one thread less, the same script whose sums are added up in
-another order. Last, whole epochs of fashion-mnist-12k: accuracies within 2 points of each other.
+`tuned`. Then steps of `tuned` beside `blog`: 20 in float64, which PyTorch computes slowly on a CPU, and 200 in fp32.
+The losses are judged (1e-3 relative: of each step, and in fp32 of their mean). Adam's first steps amplify rounding a
+hundredfold each, until in fp32 nothing is left to compare; what that alone does is shown by `blog` on one thread less,
+the same script whose sums are added up in another order. Last, whole epochs of fashion-mnist-12k: accuracies within 2
+points of each other.
 """
 
 import statistics
