@@ -31,13 +31,7 @@ def main(
 ) -> int:
     """Run an experiment from the command line; returns the exit code.
 
-    Args:
-        name: the experiment's, which is also the default name of its runs.
-        description: what `--help` says: the experiment's docstring.
-        defaults: its defaults, where they are not those of `Settings`.
-        cells: what it measures, from the settings.
-        show: prints what was found, where that is not the table of the cells and the fastest of them.
-        trainable: what runs a trial, instead of training.
+    `description` is what `--help` says: the experiment's docstring. The other parts are those of `running.Experiment`.
     """
     what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
     sys.path.append(os.getcwd())  # for a --model of the user's own; Ray's workers look there anyway

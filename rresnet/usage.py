@@ -30,10 +30,7 @@ CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.Pos
 def settings(given: S, *, name: str, description: str) -> S:
     """The settings that the program's arguments ask for. Exits where they are wrong, or ask for help.
 
-    Args:
-        given: the defaults.
-        name: the experiment's; flags that it alone has are its group.
-        description: its docstring.
+    The `given` ones are the defaults; flags that the experiment alone has are a group of its `name`.
     """
     hints, docs = get_type_hints(type(given)), _docs(type(given))
     hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
@@ -85,9 +82,7 @@ def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[st
 def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> list[str]:
     """For each word that is not valid where it stands the nearest that is, with its flag.
 
-    Args:
-        arguments: the words of a command line.
-        valid: the closed sets of values, by flag; by "" those of the first word.
+    `valid` has the closed sets of values, by flag; by "" those of the first word.
     """
     flag, meant = "", []
     for word in arguments:

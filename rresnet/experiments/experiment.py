@@ -31,11 +31,7 @@ def run(
 ) -> bool:
     """Run an experiment; returns whether every planned trial is ok.
 
-    Args:
-        experiment: what is measured and shown.
-        settings: its flags.
-        console: where it tells.
-        stop_asked: whether the person has asked to stop, where the exception that says so may have been swallowed.
+    `stop_asked` tells whether the person has asked to stop, where the exception that says so may have been swallowed.
 
     Raises:
         UsageError, DataError, StoreError: the request is wrong or can't be met.

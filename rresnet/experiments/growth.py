@@ -26,16 +26,8 @@ def grow(
 ) -> None:
     """Measure part after part, each in a fresh process, until every speedup is known well enough or time is over.
 
-    A part of an interrupted run is completed first.
-
-    Args:
-        sweep: what runs the trials.
-        settings: with the target and the minutes.
-        cells: the cells that can run.
-        writer: of the run, whose rows decide.
-        progress: is told how many trials are added, and why.
-        again: ids of trials that have a row and are to be run once more.
-        began: when the run began, by `time.monotonic`.
+    A part of an interrupted run is completed first. `again` are ids of trials that have a row and are to be run once
+    more; `began` is when the run began, by `time.monotonic`.
     """
     assert settings.target_interval is not None
     target, last_seconds, left = settings.target_interval, 0.0, set(again)

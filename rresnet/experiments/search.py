@@ -87,12 +87,7 @@ def next_sizes(probes: Mapping[int, float | None], most: int) -> list[int]:
 def probe(sweep: Sweep, cells: Sequence[Cell], writer: store.Writer, progress: Progress, *, most: int) -> None:
     """Probe size after size of every series, each in its turn, until all are known.
 
-    Args:
-        sweep: what runs the trials.
-        cells: one cell of each series, of the size that is planned first.
-        writer: of the run, whose rows tell how the probes went.
-        progress: is told how many probes are added.
-        most: the largest size there are images for.
+    `cells` has one of each series, `most` is the largest size there are images for.
     """
     for _ in itertools.count():
         probes = _probes(_rows(writer))

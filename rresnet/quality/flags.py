@@ -54,15 +54,9 @@ def of_trial(
 ) -> tuple[str, ...]:
     """The flags of a trial that ended ok.
 
-    Args:
-        usage: what was used in the measured windows, as `Workbench.over_workers` has it.
-        cell: what was trained.
-        cpu_count: logical processors that the trial could use on each machine.
-        cpu_cores: physical cores among them.
-        observed_threads: intra-op threads that PyTorch reported in each worker.
-        window_seconds: seconds a step of each measured window, in order.
-        settled: whether the warm-up ended because the times had settled.
-        learning: whether the loss has fallen; None when too little was trained to tell.
+    `usage` is that of the measured windows over all workers; processors and cores are of each machine, threads of each
+    worker; `window_seconds` are of a step in each measured window, in order. `learning` is None when too little was
+    trained to tell.
     """
     on_cpu, threads = cell.device == "cpu", observed_threads * cell.workers_per_node
     found = {

@@ -44,14 +44,7 @@ class Chapter:
 
 
 def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime, version: str) -> str:
-    """The whole report in one page that needs nothing else.
-
-    Args:
-        chapters: the parts, the newest first.
-        decisions: what holds over all of them, in sentences.
-        made: when the report was made.
-        version: of rresnet.
-    """
+    """The whole report in one page that needs nothing else; `decisions` are sentences that hold over all chapters."""
     script = _source("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (

@@ -35,13 +35,8 @@ def write(
 ) -> str:
     """Write the report and tell where it is; returns the page's path, or its URL.
 
-    Args:
-        folders: results folders, or their URLs.
-        console: where it tells.
-        out: folder or URL to write to; `report` in the first results folder where it is None.
-        runs: ids of the runs that are wanted; all of them where none is given.
-        prices: of what the machines cost, see `prices.prices`.
-        with_reference: show the package's reference results too, as measured elsewhere.
+    `out` is a folder or URL, by default `report` in the first results folder; `runs` are ids, by default those of all;
+    `prices` are texts as `prices.prices` takes them.
 
     Raises:
         UsageError, StoreError: a folder, run or price is not there, or `out` can't be written to.

@@ -13,13 +13,7 @@ from rresnet.reporting.section import MOST_LINES, Section
 
 
 def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
-    """Every section, those without anything to show included.
-
-    Args:
-        part: whose rows.
-        cells: of `parts.cells`.
-        prices: of what the machines cost.
-    """
+    """Every section of a part and its `parts.cells`, those without anything to show included."""
     measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
     if measured.empty:
         return []

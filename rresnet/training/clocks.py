@@ -114,15 +114,8 @@ def input_alone(batches: Iterator[Batch], seconds: float) -> float:
 def bottleneck(clock: StepClock, *, images: int, input_rate: float, work: Work | None, limits: Limits) -> str | None:
     """The largest part of a step, and for the network what bounds it; the rule stands in `docs/measurement.md`.
 
-    Args:
-        clock: the step alone.
-        images: images a step.
-        input_rate: images a second of the input path alone.
-        work: of the step, for each image; without it memory and compute can't be told apart.
-        limits: of the device, in the cell's precision.
-
-    Returns:
-        The verdict, or None where what it takes is not known.
+    `images` are a step's, `input_rate` is images a second. None where what it takes is not known: without the work of
+    an image memory and compute can't be told apart.
     """
     optimizer = clock.optimizer_seconds or 0.0
     parts = {"input": images / input_rate, "optimizer": optimizer, "network": clock.seconds - optimizer}
