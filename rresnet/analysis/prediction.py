@@ -27,11 +27,10 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
         trials: rows of the trials table; only those with status ok enter, and no second copies (`--aa`).
 
     Returns:
-        One row for each setting of the axes other than batch size, and machine: those, `fixed_seconds` and
-        `seconds_per_image` with their standard errors (`..._error`; null under 3 sizes), `peak_images_per_second` (that
-        of endless batches), `batch_size_at_90_percent` of it, `fit_error` (largest relative error at the measured
-        sizes), `leave_one_out_error` (largest when each size is predicted from the others; null under 4 sizes), `sizes`
-        (how many), `smallest_batch_size` and `largest_batch_size`. What one size can't tell is null.
+        One row for each setting of the axes other than batch size, and machine: those, `fixed_seconds`,
+        `seconds_per_image`, `peak_images_per_second` (that of endless batches), `batch_size_at_90_percent` of it,
+        `leave_one_out_error` (largest relative error when each size is predicted from the others; null under 4 sizes),
+        `sizes` (how many), `smallest_batch_size` and `largest_batch_size`. What one size can't tell is null.
     """
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     rows = []
@@ -60,12 +59,9 @@ def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:
 
 FOUND = [
     "fixed_seconds",
-    "fixed_seconds_error",
     "seconds_per_image",
-    "seconds_per_image_error",
     "peak_images_per_second",
     "batch_size_at_90_percent",
-    "fit_error",
     "leave_one_out_error",
     "sizes",
     "smallest_batch_size",
@@ -79,36 +75,20 @@ def _line_columns(batches: NDArray[np.float64], seconds: NDArray[np.float64], wo
     if sizes < 2:
         return known
     fixed, per_image = _line(batches, seconds)
-    errors = _standard_errors(batches, seconds, fixed, per_image) if sizes > 2 else (None, None)
     return known | {
         "fixed_seconds": fixed,
-        "fixed_seconds_error": errors[0],
         "seconds_per_image": per_image,
-        "seconds_per_image_error": errors[1],
         "peak_images_per_second": workers / per_image if per_image else None,
         "batch_size_at_90_percent": _batch_size_at(NEAR_PEAK, fixed, per_image) if per_image else None,
-        "fit_error": float(np.abs((fixed + per_image * batches) / seconds - 1).max()),
         "leave_one_out_error": _leave_one_out(batches, seconds) if sizes >= FEWEST_TO_LEAVE_ONE_OUT else None,
     }
 
 
 def _line(batches: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
-    (fixed, per_image), _ = optimize.nnls(_relative(batches, seconds), np.ones(len(batches)))
+    # Each row is divided by its step time: the aim is then 1, and errors are relative.
+    relative = np.column_stack([np.ones_like(batches), batches]) / seconds[:, None]
+    (fixed, per_image), _ = optimize.nnls(relative, np.ones(len(batches)))
     return float(fixed), float(per_image)
-
-
-def _relative(batches: NDArray[np.float64], seconds: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The line's two columns, each row divided by its step time: the aim is then 1, and errors are relative."""
-    return np.column_stack([np.ones_like(batches), batches]) / seconds[:, None]
-
-
-def _standard_errors(
-    batches: NDArray[np.float64], seconds: NDArray[np.float64], fixed: float, per_image: float
-) -> tuple[float, float]:
-    columns = _relative(batches, seconds)
-    variance = ((columns @ [fixed, per_image] - 1) ** 2).sum() / (len(batches) - 2)
-    errors = np.sqrt(variance * np.diag(np.linalg.inv(columns.T @ columns)))
-    return float(errors[0]), float(errors[1])
 
 
 def _batch_size_at(share: float, fixed: float, per_image: float) -> int:
