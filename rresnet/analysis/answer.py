@@ -10,7 +10,7 @@ from rich.table import Table
 
 from rresnet import analysis
 from rresnet.analysis import comparison, regimes
-from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
+from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.config import AXES
 from rresnet.progress import duration, say
 from rresnet.quality.flags import ADVICE
@@ -67,7 +67,7 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     verdict = "distinguishable" if apart else "not distinguishable"
     if not apart and analysis.distinguishable(lead):
         verdict += f", for identical cells came out up to {floor:.1%} apart"
-    return f"{told}: {than} (95 % interval {_bounds(lead)}, {lead.count} pairs): {verdict}."
+    return f"{told}: {than} (95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs): {verdict}."
 
 
 def _table(
@@ -133,9 +133,14 @@ def _speedup(trials: pd.DataFrame, cell: Mapping[str, Any], reference: Mapping[s
     if cell["cell_id"] == reference["cell_id"]:
         return "reference"
     found = analysis.ratio(trials, cell["cell_id"], reference["cell_id"])
-    if found is None:
-        return "no pair"
-    return f"{found.estimate:.2f}" if found.low is None else f"{found.estimate:.2f} ({_bounds(found)})"
+    return "no pair" if found is None else ratio_text(found.estimate, found.low, found.high)
+
+
+def ratio_text(estimate: float | None, low: float | None, high: float | None, none: str = "no pair") -> str:
+    """A ratio with its interval in brackets, where it has one; `none` where it is null."""
+    if pd.isna(estimate):
+        return none
+    return f"{estimate:.2f}" if pd.isna(low) else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
 
 
 def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
@@ -165,7 +170,7 @@ def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mappin
             continue
         found = regimes.split(trials, cell["cell_id"], reference["cell_id"], slow=slow)
         if found:
-            quiet, loaded = (f"{one.estimate:.2f} ({_bounds(one)})" for one in (found.quiet, found.loaded))
+            quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in (found.quiet, found.loaded))
             which = f"{name(cell, cells)} over {name(reference, cells)}"
             counts = f"{found.quiet.count} and {found.loaded.count} repeats"
             lines.append(
@@ -182,10 +187,6 @@ def _flags(trials: pd.DataFrame, *, advice: bool) -> list[str]:
         + (f": {ADVICE[flag]}." if advice and flag in ADVICE else ".")
         for flag, count in counts.items()
     ]
-
-
-def _bounds(interval: Interval) -> str:
-    return f"{interval.low:.2f} - {interval.high:.2f}"
 
 
 def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:

@@ -101,6 +101,7 @@ def _columns(name: str, interval: object) -> dict[str, float | None]:
 def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     """Print the ladder of a run, and draw it as a waterfall in `results/figures`."""
     from rresnet import scratch
+    from rresnet.analysis.answer import ratio_text
     from rresnet.tables import place
 
     found = rungs(trials)
@@ -115,11 +116,9 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
             if row["images_per_second"] != row["images_per_second"]
             else f"{row['images_per_second']:,.0f}"
         )
-        told = [
-            _told(row["step"], row["step_low"], row["step_high"]),
-            _told(row["total"], row["total_low"], row["total_high"]),
-        ]
-        table.add_row(row["device"], str(row["batch_size"]), row["change"], rate, *told)
+        step = ratio_text(row["step"], row["step_low"], row["step_high"], none="")
+        total = ratio_text(row["total"], row["total_low"], row["total_high"], none="")
+        table.add_row(row["device"], str(row["batch_size"]), row["change"], rate, step, total)
     console.print(table)
     for line in summary(found):
         say(console, line)
@@ -132,25 +131,21 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
 
 def summary(found: "pd.DataFrame") -> list[str]:
     """For each ladder of `rungs` the whole climb and its largest step, in a sentence."""
+    from rresnet.analysis.answer import ratio_text
+
     lines = []
     for (device, batch_size), group in found.groupby(["device", "batch_size"], sort=True):
         top, steps = group.iloc[-1], group.dropna(subset=["step"])
-        total = _told(top["total"], top["total_low"], top["total_high"])
+        total = ratio_text(top["total"], top["total_low"], top["total_high"], none="")
         if steps.empty or not total:
             lines.append(f"{device} batch {batch_size}: the ladder's ends were not measured in the same repeat.")
             continue
         most = steps.sort_values("step").iloc[-1]
-        step = _told(most["step"], most["step_low"], most["step_high"])
+        step = ratio_text(most["step"], most["step_low"], most["step_high"])
         lines.append(
             f"{device} batch {batch_size}: tuned over blog {total}; the largest step is {most['change']}, {step}."
         )
     return lines
-
-
-def _told(estimate: float | None, low: float | None, high: float | None) -> str:
-    if estimate is None or estimate != estimate:
-        return ""
-    return f"{estimate:.2f}" if low is None or low != low else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
 
 
 def waterfall(found: "pd.DataFrame", path: Path) -> list[Path]:

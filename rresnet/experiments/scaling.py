@@ -215,6 +215,8 @@ def held_out_error(series: "pd.DataFrame") -> float | None:
 
 def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     """Print the points, and what the model predicts for more workers."""
+    from rresnet.analysis.answer import ratio_text
+
     if not (trials["status"] == "ok").any():
         console.print("No trial ended ok, so there is nothing to compare: the trials table has the errors.")
         return
@@ -234,19 +236,13 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
             setting,
             f"{row['num_workers']}{where}",
             f"{row['images_per_second']:,.0f}",
-            _told(row["speedup"], row["low"], row["high"]),
-            _told(row["efficiency"], row["efficiency_low"], row["efficiency_high"]),
+            ratio_text(row["speedup"], row["low"], row["high"]),
+            ratio_text(row["efficiency"], row["efficiency_low"], row["efficiency_high"]),
             "" if row["num_workers"] == 1 else "not measured" if share != share else f"{share:.0%}",
         )
     console.print(table)
     for line in predictions(found):
         say(console, line)
-
-
-def _told(estimate: float | None, low: float | None, high: float | None) -> str:
-    if estimate is None or estimate != estimate:
-        return "no pair"
-    return f"{estimate:.2f}" if low is None or low != low else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
 
 
 def predictions(found: "pd.DataFrame") -> list[str]:

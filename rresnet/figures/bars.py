@@ -7,6 +7,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rresnet.analysis.answer import ratio_text
 from rresnet.figures.amounts import MARKERS, WIDTH, plain_log, row_wise
 from rresnet.figures.drawing import INK, MUTED, SERIES, style, tip
 
@@ -26,7 +27,7 @@ def speedups(cells: pd.DataFrame, reference: str) -> Figure:
         for number, cell in enumerate(cells.to_dict("records")):
             colour, ratio = colours[cell["device"]], cell["speedup"]
             interval = not pd.isna(cell["speedup_low"])
-            told = f"{ratio:.2f}" + (f" ({cell['speedup_low']:.2f} - {cell['speedup_high']:.2f})" if interval else "")
+            told = ratio_text(ratio, cell["speedup_low"], cell["speedup_high"])
             if interval:
                 axis.plot([cell["speedup_low"], cell["speedup_high"]], [number, number], color=colour)
             mark = axis.plot(ratio, number, "o", color=colour, mfc=colour if interval else "none")

@@ -81,9 +81,8 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
     """A cell as texts under `HEADINGS`."""
     if not cell["repeats"]:
         return (cell["setting"], "not measured", "", "", "", "", "", cell["statuses"])
-    speedup = (
-        "reference" if cell["is_reference"] else _interval(cell["speedup"], cell["speedup_low"], cell["speedup_high"])
-    )
+    ratio = answer.ratio_text(cell["speedup"], cell["speedup_low"], cell["speedup_high"])
+    speedup = "reference" if cell["is_reference"] else ratio
     return (
         cell["setting"],
         answer.rate(cell),
@@ -129,12 +128,6 @@ def csv(section: Section) -> str:
     """The data of the section's figure as the address of a CSV file."""
     content = base64.b64encode(section.data.to_csv(index=False).encode("utf-8", "replace")).decode()
     return f"data:text/csv;charset=utf-8;base64,{content}"
-
-
-def _interval(estimate: float | None, low: float | None, high: float | None) -> str:
-    if pd.isna(estimate):
-        return "no pair"
-    return f"{estimate:.2f}" if pd.isna(low) else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
 
 
 def _known(value: Any, form: str, scale: float | None = None) -> str:
