@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -24,15 +25,6 @@ from rresnet.training.timing import WINDOW_SECONDS, steps_in
 RECENT_LOSSES = 10
 CLOCKS_SHARE = 0.25  # the two other clocks cost at most this share of the measured time
 INPUT_CLOCK_SECONDS = 0.02
-
-
-@dataclass(frozen=True, kw_only=True)
-class OtherClocks:
-    """The step alone, the input alone, and the verdict."""
-
-    step: clocks.StepClock
-    input_images_per_second: float
-    bottleneck: str | None
 
 
 @dataclass
@@ -198,10 +190,11 @@ class Workbench:
             profile.export_chrome_trace(str(folder / "trace.json.gz"))
             return (folder / "trace.json.gz").read_bytes()
 
-    def other_clocks(self, measured_seconds: float) -> OtherClocks | None:
+    def other_clocks(self, measured_seconds: float) -> dict[str, Any]:
         """Measure the step alone and the input alone, where a quarter of the measured time so far pays for it.
 
-        The steps train the model like any others. None when it has to wait for more measured time.
+        The steps train the model like any others. Returns columns of a `Measurement`; none when it has to wait for more
+        measured time.
         """
         assert self.step_seconds is not None
         assert self._first is not None
@@ -209,7 +202,7 @@ class Workbench:
         steps = self.agreed(steps_in(WINDOW_SECONDS, self.step_seconds))
         cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
         if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
-            return None
+            return {}
         start = time.perf_counter()
         batch = tuple(tensor.to(self.device) for tensor in self._first[0])
         clock = clocks.step_alone(self.train_step, self.optimizer, batch, steps)
@@ -220,7 +213,13 @@ class Workbench:
             self._look(again=True)
         self._clocks_seconds += time.perf_counter() - start
         verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
-        return OtherClocks(step=clock, input_images_per_second=rate * self.world, bottleneck=verdict)
+        return {
+            "compute_images_per_second": self.cell.global_batch_size / clock.seconds,
+            "input_images_per_second": rate * self.world,
+            "bottleneck": verdict,
+            "optimizer_seconds": clock.optimizer_seconds,
+            "launch_share": clock.launch_share,
+        }
 
     def communication_seconds(self) -> float | None:
         """Seconds that exchanging gradients adds to a step; None for a single worker.
