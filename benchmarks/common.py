@@ -15,7 +15,7 @@ from rresnet.analysis.statistics import log_mean_interval
 from rresnet.config import Cell
 from rresnet.data import ImageData
 from rresnet.tables.measurement import TRIALS, Measurement
-from rresnet.training.step import Step
+from rresnet.training.step import Eager
 from rresnet.training.train import visit
 from rresnet.training.workbench import Workbench
 
@@ -92,22 +92,22 @@ def run(
     return pd.DataFrame(rows).reindex(columns=COLUMNS)
 
 
-def slowed(bench: Workbench, share: float) -> Step:
-    """The bench's step with extra work of known cost: beside a `share` of the steps another is taken and not counted.
+class Slowed(Eager):
+    """A bench's step with extra work of known cost: beside a `share` of the steps another is taken and not counted.
 
     Each has a batch of its own, as the counted ones have.
     """
-    step, owed = bench.train_step, 0.0
 
-    def slower(images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        nonlocal owed
-        owed += share
-        while owed >= 1:
-            owed -= 1
-            step(*next(bench.batches))
-        return step(images, labels)
+    def __init__(self, bench: Workbench, share: float) -> None:
+        self.step, self.batches, self.share, self.owed = bench.train_step, bench.batches, share, 0.0
 
-    return slower
+    def __call__(self, *raw: torch.Tensor) -> torch.Tensor:
+        """Take the step, and those that are owed."""
+        self.owed += self.share
+        while self.owed >= 1:
+            self.owed -= 1
+            self.step(*next(self.batches))
+        return self.step(*raw)
 
 
 def busy_process(on_seconds: float = 3600.0, off_seconds: float = 0.0) -> subprocess.Popen[bytes]:

@@ -10,7 +10,7 @@ the interval holds the truth in at least 9 of 10 runs, and 10 % and 30 % are cal
 import sys
 
 import pandas as pd
-from common import arguments, cell, run, slowed, verdict, workbenches
+from common import Slowed, arguments, cell, run, verdict, workbenches
 
 import rresnet
 from rresnet.training.workbench import Workbench
@@ -22,7 +22,7 @@ CELL = {"model": "shufflenet_v2_x0_5", "batch_size": 64}  # steps of 40 ms: a vi
 def build() -> list[Workbench]:
     benches = workbenches([cell(**CELL, copy=copy) for copy in range(len(SLOWDOWNS) + 1)])
     for bench, slowdown in zip(benches[1:], SLOWDOWNS, strict=True):
-        bench.train_step = slowed(bench, slowdown)
+        bench.train_step = Slowed(bench, slowdown)
     return benches
 
 

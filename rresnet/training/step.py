@@ -59,7 +59,7 @@ class Eager:
     """The step as the blog writes it, operation by operation."""
 
     held_bytes = 0  # device memory that the step keeps for itself between calls
-    compile_seconds: float | None = None  # that making it ready took
+    compile_seconds: float | None = None  # that making it ready took; None also once a trial has told it
     compile_cache: str | None = None  # "warm" where the compiler found all it needed on disk, else "cold"
 
     def __init__(self, cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer, load: Load) -> None:

@@ -167,7 +167,7 @@ def _record(
     *,
     epochs: list[Epoch] | None = None,
 ) -> Record:
-    cell, machine, threads = bench.cell, hardware.probe(), torch.get_num_threads()
+    cell, made, machine, threads = bench.cell, bench.train_step, hardware.probe(), torch.get_num_threads()
     warm, _, _ = watch.total("warmup")
     measured, steps, images = watch.total("measured")
     rate, whole, losses = images / measured, epochs or [], bench.recent_losses()
@@ -186,9 +186,9 @@ def _record(
         step_seconds=measured / steps,
         epoch_seconds=measured / len(whole) if whole else bench.inputs.images_per_epoch * bench.world / rate,
         epoch_seconds_kind="measured" if whole else "projected",
-        startup_seconds=startup_seconds - (bench.compile_seconds or 0),
-        compile_seconds=bench.compile_seconds,
-        compile_cache=bench.compile_cache,
+        startup_seconds=startup_seconds - (made.compile_seconds or 0),
+        compile_seconds=made.compile_seconds,
+        compile_cache=made.compile_cache,
         warmup_seconds=warm,
         clocks_seconds=clocks_seconds,
         measured_seconds=measured,
@@ -227,7 +227,7 @@ def _record(
             learning=flags.learns(bench.first_loss, losses, bench.steps_trained),
         ),
     )
-    bench.compile_seconds = bench.compile_cache = None  # told once: later trials of the process did not wait for it
+    made.compile_seconds = made.compile_cache = None  # told once: later trials of the process did not wait for it
     return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
 
 

@@ -39,9 +39,6 @@ class Workbench:
     network: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     train_step: step.Eager = field(init=False)
-    held_bytes: int = field(init=False)  # device memory that the step keeps for itself
-    compile_seconds: float | None = field(init=False)  # None also once it has been told
-    compile_cache: str | None = field(init=False)
     inputs: Inputs = field(init=False)
     batches: Iterator[Raw] = field(init=False)
     steps_trained: int = 0
@@ -65,11 +62,9 @@ class Workbench:
             self.network = prepare_model(self.network, move_to_device=False)
             self.optimizer = model.optimizer_of(self.network, cell)
         self.network.train()
-        built = step.build(
+        self.train_step = step.build(
             cell, self.network, self.optimizer, self.inputs.load, lambda: next(self._new_inputs().epoch())
         )
-        self.train_step, self.held_bytes = built, built.held_bytes
-        self.compile_seconds, self.compile_cache = built.compile_seconds, built.compile_cache
 
     @property
     def limit(self) -> Limits:
@@ -160,7 +155,8 @@ class Workbench:
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
             yield
-            self.peak_memory_bytes = own + self.held_bytes + torch.cuda.max_memory_allocated(self.device) - before
+            peak = torch.cuda.max_memory_allocated(self.device) - before
+            self.peak_memory_bytes = own + self.train_step.held_bytes + peak
         else:
             with torch.autograd.profiler.profile(profile_memory=True) as profile:
                 yield
