@@ -1,6 +1,5 @@
 """The training loops: a timed visit to a cell that stays hot, and whole epochs."""
 
-import contextlib
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -77,23 +76,32 @@ def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress:
 
 
 def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
-    """Train until the times of the windows have settled; returns whether they have.
+    """Train until the times of the windows have settled, on a later visit for one step; returns whether they have.
 
     Settled means that the Mann-Kendall test sees no fall in the latter half of the windows (`rresnet.quality.steady`).
     """
-    first_visit, settled, over = bench.step_seconds is None, False, False
-    while steps := bench.agreed(0 if settled or over else bench.steps_in_window() if first_visit else 1):
-        second = first_visit and len(watch.windows) == 1
-        steps = max(MEMORY_STEPS, steps) if second else steps
-        with bench.noting_memory() if second else contextlib.nullcontext():
-            for raw in watch.window(bench.batches, steps, "warmup", world=bench.world):
-                bench.take_step(raw)
+    if bench.step_seconds is not None:  # a later visit
+        _warm_up_window(bench, watch, 1)
+        return True
+    settled = over = False
+    while steps := bench.agreed(0 if settled or over else bench.steps_in_window()):
+        if len(watch.windows) == 1:
+            with bench.noting_memory():
+                _warm_up_window(bench, watch, max(MEMORY_STEPS, steps))
+        else:
+            _warm_up_window(bench, watch, steps)
         times = [window.seconds / window.steps for window in watch.windows]
-        bench.step_seconds = times[-1]
         warm = watch.total("warmup")[0]
-        settled = not first_visit or (warm >= WARMUP_SECONDS and not steady.falls(steady.latter_half(times)))
+        settled = warm >= WARMUP_SECONDS and not steady.falls(steady.latter_half(times))
         over = warm >= WARMUP_LIMIT_SECONDS and len(times) > steady.FEWEST_VALUES
     return settled
+
+
+def _warm_up_window(bench: Workbench, watch: Stopwatch, steps: int) -> None:
+    for raw in watch.window(bench.batches, steps, "warmup", world=bench.world):
+        bench.take_step(raw)
+    window = watch.windows[-1]
+    bench.step_seconds = window.seconds / window.steps
 
 
 def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progress: Progress) -> Record:
