@@ -118,15 +118,22 @@ class Lane:
             try:
                 self._tune(planned, resources, callback)
             except RuntimeError as error:
-                if isinstance(error, MachineLostError) or isinstance(error.__cause__, MachineLostError):
-                    if running := callback.running:
-                        self._lose(running)
-                elif isinstance(error.__cause__, ray.exceptions.OutOfMemoryError) and callback.begun:
-                    callback.evicted(str(error.__cause__))  # Tune gives up when Ray's memory monitor ends a process
-                else:
-                    raise
-                if planned.given and planned.given is not callback.begun:
-                    (self._hot if planned.given.cell.num_workers == 1 else self._groups).appendleft(planned.given)
+                self._survive(error, planned.given, callback)
+
+    def _survive(self, error: RuntimeError, given: Trial | None, callback: "_Callback") -> None:
+        """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error.
+
+        A trial that was handed out but never begun goes back to those that wait.
+        """
+        if isinstance(error, MachineLostError) or isinstance(error.__cause__, MachineLostError):
+            if running := callback.running:
+                self._lose(running)
+        elif isinstance(error.__cause__, ray.exceptions.OutOfMemoryError) and callback.begun:
+            callback.evicted(str(error.__cause__))  # Tune gives up when Ray's memory monitor ends a process
+        else:
+            raise error
+        if given and given is not callback.begun:
+            (self._hot if given.cell.num_workers == 1 else self._groups).appendleft(given)
 
     def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: "_Callback") -> None:
         self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
