@@ -111,6 +111,7 @@ def test_what_the_kernel_killed_for_want_of_memory_is_told_from_other_kills(by_k
     (tmp_path / "account").write_text("The actor is dead because its worker process has died.")
     monkeypatch.setattr(Killed, "account", tmp_path / "account")
     monkeypatch.setattr(Killed, "by_kernel", by_kernel)
+    monkeypatch.setattr(FakeMachine, "killed", 0)
     monkeypatch.setattr(FakeMachine, "is_lost", lambda self, within: False)
     sweep = swept(Killed, repeats=1)
     hungry = [row for row in sweep.rows if row["batch_size"] == HUNGRY]
