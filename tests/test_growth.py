@@ -41,7 +41,8 @@ class FakeProgress:
 
 
 def grow(monkeypatch, sweep, settings, began=0.0, clock=0.0, again=()):
-    monkeypatch.setattr(growth, "_rows", lambda *_: pd.DataFrame(sweep.rows).reindex(columns=[f.name for f in TRIALS]))
+    columns = [f.name for f in TRIALS]
+    monkeypatch.setattr(growth, "rows_so_far", lambda *_: pd.DataFrame(sweep.rows).reindex(columns=columns))
     monkeypatch.setattr(growth.time, "monotonic", lambda: clock)
     progress = FakeProgress()
     growth.grow(sweep, settings, CELLS, None, progress, again=again, began=began)

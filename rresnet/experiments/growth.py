@@ -32,7 +32,7 @@ def grow(
     assert settings.target_interval is not None
     target, last_seconds, left = settings.target_interval, 0.0, set(again)
     for part in itertools.count():
-        rows = _rows(writer)
+        rows = rows_so_far(writer)
         trials = grid.more(
             cells, part, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed
         )
@@ -58,6 +58,7 @@ def grow(
         last_seconds = time.monotonic() - start
 
 
-def _rows(writer: store.Writer) -> pd.DataFrame:
+def rows_so_far(writer: store.Writer) -> pd.DataFrame:
+    """The run's rows of the trials table, all that were given to the writer."""
     writer.flush()
     return analysis.trials_of(writer.results, writer.run.run_id)

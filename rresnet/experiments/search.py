@@ -1,14 +1,13 @@
 """`--batch-size auto`: the largest batch that fits and the fastest; every probe is a trial with its row."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from rresnet import analysis
 from rresnet.config import AUTO, CELL_COLUMNS, Cell, Settings, Trial, UsageError, stable_hash
+from rresnet.experiments.growth import rows_so_far
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
 from rresnet.tables import store
@@ -89,8 +88,8 @@ def probe(sweep: Sweep, cells: Sequence[Cell], writer: store.Writer, progress: P
 
     `cells` has one of each series, `most` is the largest size there are images for.
     """
-    for _ in itertools.count():
-        probes = _probes(_rows(writer))
+    while True:
+        probes = _probes(rows_so_far(writer))
         wanted = [(size, cell) for cell in cells for size in next_sizes(probes.get(_series(vars(cell)), {}), most)]
         if not wanted:
             return
@@ -140,8 +139,3 @@ def _probes(trials: pd.DataFrame) -> dict[str, dict[int, float | None]]:
 
 def _series(values: Mapping[Any, Any]) -> str:
     return stable_hash([str(values[axis]) for axis in CELL_COLUMNS if axis not in _APART])
-
-
-def _rows(writer: store.Writer) -> pd.DataFrame:
-    writer.flush()
-    return analysis.trials_of(writer.results, writer.run.run_id)
