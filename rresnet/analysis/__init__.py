@@ -21,10 +21,9 @@ from rresnet.analysis.statistics import (
 )
 from rresnet.config import CELL_COLUMNS, DEVICES
 from rresnet.grid import AS_WRITTEN
-from rresnet.tables import place
 from rresnet.tables.measurement import filled
 from rresnet.tables.place import Location
-from rresnet.tables.reading import KEY, StoreError, read_tables
+from rresnet.tables.reading import KEY, StoreError, check_there, read_tables
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
 PLACE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged: one machine and its software
@@ -65,12 +64,8 @@ def read(results: Location | Sequence[Location] = "results") -> Tables:
         StoreError: there is no such folder, or a file in it is damaged.
     """
     folders = [results] if isinstance(results, str | Path) else list(results)
-    for kept in map(place.at, folders):
-        if not kept.holds("trials"):
-            raise StoreError(
-                f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py "
-                "first"
-            )
+    for folder in folders:
+        check_there(folder)
     if not folders:
         raise StoreError("no results folder was named: give at least one")
     tables = [read_tables(folder) for folder in folders]

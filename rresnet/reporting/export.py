@@ -12,7 +12,7 @@ from pyarrow import csv
 
 from rresnet.tables import place
 from rresnet.tables.measurement import filled
-from rresnet.tables.reading import StoreError, read_tables
+from rresnet.tables.reading import StoreError, check_there, read_tables
 
 Table = Literal["trials", "windows", "epochs", "losses"]
 
@@ -23,11 +23,7 @@ def table(results: place.Location, name: Table) -> pa.Table:
     Raises:
         StoreError: there is no such folder, or a file in it can't be used.
     """
-    kept = place.at(results)
-    if not kept.holds("trials"):
-        raise StoreError(
-            f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
-        )
+    check_there(results)
     rows = read_tables(results)[name]
     return filled(rows) if name == "trials" else rows
 

@@ -13,7 +13,7 @@ from rresnet.config import SCHEMA_VERSION
 from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import Location, Place, StoreError, at
 
-__all__ = ["DamagedFileWarning", "StoreError", "content_of", "matching", "read_files", "read_tables"]
+__all__ = ["DamagedFileWarning", "StoreError", "check_there", "content_of", "matching", "read_files", "read_tables"]
 
 KEY = ("run_id", "trial_id")  # what every row of every table has
 _PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
@@ -21,6 +21,15 @@ _PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the firs
 
 class DamagedFileWarning(UserWarning):
     """A file of a results folder could not be read and was left out."""
+
+
+def check_there(results: Location) -> None:
+    """Raise StoreError unless there are results."""
+    kept = at(results)
+    if not kept.holds("trials"):
+        raise StoreError(
+            f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
+        )
 
 
 def read_tables(results: Location, *, run_id: str | None = None) -> dict[str, pa.Table]:
