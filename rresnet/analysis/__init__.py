@@ -77,7 +77,7 @@ def read(results: Location | Sequence[Location] = "results") -> Tables:
 
 def trials_of(results: Location, run_id: str) -> pd.DataFrame:
     """One run's rows of the trials table."""
-    return filled(read_tables(results, run_id=run_id)["trials"]).to_pandas()
+    return filled(read_tables(results, ["trials"], run_id=run_id)["trials"]).to_pandas()
 
 
 def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:

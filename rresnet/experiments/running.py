@@ -161,7 +161,7 @@ def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.
 
 def _ended(results: str, this: store.Run) -> tuple[dict[str, int], set[str]]:
     """Attempts made at each trial that has a row, and the trials that are ok."""
-    table = reading.read_tables(results, run_id=this.run_id)["trials"]
+    table = reading.read_tables(results, ["trials"], run_id=this.run_id)["trials"]
     rows = table.select(["trial_id", "status", "attempt"]).to_pylist()
     return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in rows if r["status"] == "ok"}
 

@@ -24,7 +24,7 @@ def table(results: place.Location, name: Table) -> pa.Table:
         StoreError: there is no such folder, or a file in it can't be used.
     """
     check_there(results)
-    rows = read_tables(results)[name]
+    rows = read_tables(results, [name])[name]
     return filled(rows) if name == "trials" else rows
 
 

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 
 import pyarrow as pa
@@ -32,10 +32,12 @@ def check_there(results: Location) -> None:
         )
 
 
-def read_tables(results: Location, *, run_id: str | None = None) -> dict[str, pa.Table]:
-    """The tables of a results folder, or of one run in it, whatever else goes on there. Raises StoreError."""
+def read_tables(
+    results: Location, names: Iterable[str] = tuple(SCHEMAS), *, run_id: str | None = None
+) -> dict[str, pa.Table]:
+    """Tables of a results folder, or of one run in it, whatever else goes on there. Raises StoreError."""
     place, pattern = at(results), f"{run_id}*.parquet" if run_id else "*.parquet"
-    return {name: read_files(place, name, pattern, schema) for name, schema in SCHEMAS.items()}
+    return {name: read_files(place, name, pattern, SCHEMAS[name]) for name in names}
 
 
 def matching(place: Place, folder: str, pattern: str) -> list[str]:
