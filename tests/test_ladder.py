@@ -1,8 +1,10 @@
+import io
 import itertools
 from dataclasses import asdict
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from samples import make_cell
 
 from rresnet import grid
@@ -98,8 +100,9 @@ def test_a_rung_that_failed_keeps_its_place():
 
 
 def test_the_waterfall_is_drawn(tmp_path):
-    files = ladder.waterfall(ladder.rungs(rows([100.0, 110.0, 165.0])), tmp_path / "figures" / "ladder-r")
-    assert [file.suffix for file in files] == [".png", ".svg"]
+    ladder.show(rows([100.0, 110.0, 165.0]), Console(file=io.StringIO()), tmp_path)
+    files = sorted((tmp_path / "figures").iterdir())
+    assert [file.name for file in files] == ["ladder-r.png", "ladder-r.svg"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     drawn = files[1].read_text()
     assert all(text in drawn for text in ("100", "111", "1.10x", "166", "1.50x", "channels_last False", "cpu, batch"))

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich import box
@@ -102,6 +101,7 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     """Print the ladder of a run, and draw it as a waterfall in `results/figures`."""
     from rresnet import scratch
     from rresnet.analysis.answer import ratio_text
+    from rresnet.figures import amounts, drawing
     from rresnet.tables import place
 
     found = rungs(trials)
@@ -122,9 +122,9 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     console.print(table)
     for line in summary(found):
         say(console, line)
-    kept = place.at(results)
+    kept, figure = place.at(results), amounts.waterfall(found)
     with scratch.folder() as drawn:
-        for file in waterfall(found, drawn / f"ladder-{trials['run_id'].iloc[0]}"):
+        for file in drawing.save(figure, drawn / f"ladder-{trials['run_id'].iloc[0]}", drawing.svg(figure)):
             kept.write(name := f"figures/{file.name}", file.read_bytes())
             say(console, f"Figure: {kept.told(name)}", "dim")
 
@@ -146,11 +146,3 @@ def summary(found: "pd.DataFrame") -> list[str]:
             f"{device} batch {batch_size}: tuned over blog {total}; the largest step is {most['change']}, {step}."
         )
     return lines
-
-
-def waterfall(found: "pd.DataFrame", path: Path) -> list[Path]:
-    """Draw the rungs as a waterfall; writes PNG and SVG beside `path`."""
-    from rresnet.figures import amounts, drawing
-
-    figure = amounts.waterfall(found)
-    return drawing.save(figure, path, drawing.svg(figure))
