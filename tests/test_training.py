@@ -36,7 +36,6 @@ def split(count, channels=1, size=32, seed=0):
 
 def image_data(count=40, channels=1):
     return ImageData(
-        name="small",
         train=split(count, channels),
         test=split(12, channels, seed=1),
         classes=tuple("abcd"),

@@ -14,7 +14,7 @@ from rresnet.tables.store import Run
 @pytest.fixture
 def images():
     split = Split(images=np.zeros((8, 1, 32, 32), np.uint8), labels=np.arange(8, dtype=np.int64) % 2)
-    return ImageData(name="x", train=split, test=split, classes=("a", "b"), fingerprint="f")
+    return ImageData(train=split, test=split, classes=("a", "b"), fingerprint="f")
 
 
 def test_a_hot_cell_is_built_once(images):

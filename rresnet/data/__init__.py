@@ -29,23 +29,19 @@ class Split:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImageData:
-    """A data set ready to train on. `classes` are the names by label; the fingerprint tells equal data by content."""
+class Source:
+    """What a loader returns: both splits and the class names, by label."""
 
-    name: str
     train: Split
     test: Split
     classes: tuple[str, ...]
-    fingerprint: str
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source:
-    """What a loader returns: both splits and the class names."""
+class ImageData(Source):
+    """A data set ready to train on; the fingerprint tells equal data by content."""
 
-    train: Split
-    test: Split
-    classes: tuple[str, ...]
+    fingerprint: str
 
 
 Loader = Callable[[Path | None, int, int], Source]  # data folder, image size, seed
@@ -69,9 +65,7 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
         check_memory(dataset, len(split.labels), split.images.shape[1], image_size)
     train, test = _resized(source.train, image_size), _resized(source.test, image_size)
     _check_learnable(dataset, train, test, source.classes)
-    return ImageData(
-        name=dataset, train=train, test=test, classes=source.classes, fingerprint=_fingerprint(train, test)
-    )
+    return ImageData(train=train, test=test, classes=source.classes, fingerprint=_fingerprint(train, test))
 
 
 def _embedded(data_dir: Path | None, image_size: int, seed: int) -> Source:
