@@ -134,7 +134,12 @@ def _watched(address: str) -> Iterator[None]:
                 seen = time.monotonic()
             except OSError:
                 if time.monotonic() - seen > LOST_SECONDS:
-                    print(f"\nerror: {_lost(address)}", file=sys.__stderr__, flush=True)
+                    print(
+                        f"\nerror: the Ray cluster at {address} is gone: what was measured is kept; give the same "
+                        "command again when the cluster is back, or without --address",
+                        file=sys.__stderr__,
+                        flush=True,
+                    )
                     os._exit(2)
 
     threading.Thread(target=watch, name="rresnet-watch", daemon=True).start()
@@ -142,13 +147,6 @@ def _watched(address: str) -> Iterator[None]:
         yield
     finally:
         left.set()
-
-
-def _lost(address: str) -> str:
-    return (
-        f"the Ray cluster at {address} is gone: what was measured is kept; give the same command again when the "
-        "cluster is back, or without --address"
-    )
 
 
 def _start(**how: Any) -> None:
