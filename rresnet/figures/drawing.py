@@ -1,8 +1,7 @@
 """A matplotlib figure as files, and as SVG for a page: text as text, the page's colours, words for screen readers."""
 
+import functools
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree  # nosec B405 - of what Matplotlib has drawn
@@ -57,11 +56,7 @@ ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", XLINK)
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """Draw and save within this, so that nothing of the program's own settings changes."""
-    with mpl.rc_context(STYLE):
-        yield
+style = functools.partial(mpl.rc_context, STYLE)  # draw and save within it: the program's own settings stay
 
 
 def tip(artist: Artist, text: str) -> None:
