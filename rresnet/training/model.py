@@ -10,6 +10,7 @@ from torch import nn
 
 from rresnet.config import Cell, UsageError, nearest
 from rresnet.training import convolution
+from rresnet.training.inputs import memory_format
 
 LEARNING_RATE = 1e-3  # the blog's
 
@@ -97,8 +98,7 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
     """
     torch.manual_seed(cell.seed)
     model = of(cell, classes)
-    memory_format = torch.channels_last if cell.channels_last else torch.contiguous_format
-    model = model.to(device=device).to(memory_format=memory_format)
+    model = model.to(device=device).to(memory_format=memory_format(cell))
     return model, optimizer_of(model, cell)
 
 
