@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from rresnet.training.inputs import Batch, Raw
-from rresnet.training.limits import Limits, Work, synchronize
+from rresnet.training.limits import Limits, Work
 from rresnet.training.step import Eager, Step
+from rresnet.training.timing import synchronize
 
 COMMUNICATION_TURNS = 3
 LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rresnet.config import Cell, Precision
 from rresnet.training import model as models
+from rresnet.training.timing import synchronize
 
 PROBE_SECONDS = 0.15  # of repeated calls, for each of the two limits
 LOOK_SECONDS = 0.6  # that one look at the limits takes, allowed for
@@ -123,12 +124,6 @@ def _seconds(device: torch.device, call: Callable[[], object]) -> float:
     call()
     synchronize(device)
     return time.perf_counter() - start
-
-
-def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ class Stopwatch:
         world: int = 1,
     ) -> Iterator[Raw]:
         """Yield up to `steps` batches; the time from before the first to after the last step is one window."""
-        self._synchronize()
+        synchronize(self._device)
         start, images, taken = self._clock(), 0, 0
         for batch in islice(batches, steps):
             yield batch
@@ -43,7 +43,7 @@ class Stopwatch:
             taken += 1
         if not taken:
             return
-        self._synchronize()
+        synchronize(self._device)
         seconds = self._clock() - start
         number = len(self.windows)
         self.windows.append(
@@ -63,9 +63,11 @@ class Stopwatch:
         chosen = [w for w in self.windows if w.kind == kind]
         return sum(w.seconds for w in chosen), sum(w.steps for w in chosen), sum(w.images for w in chosen)
 
-    def _synchronize(self) -> None:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all that it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
 
 
 def steps_in(seconds: float, step_seconds: float) -> int:

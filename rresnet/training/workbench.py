@@ -20,7 +20,7 @@ from rresnet.quality import monitor
 from rresnet.training import clocks, limits, model, step
 from rresnet.training.inputs import Batch, Inputs, Raw
 from rresnet.training.limits import Limits, Work
-from rresnet.training.timing import WINDOW_SECONDS, steps_in
+from rresnet.training.timing import WINDOW_SECONDS, steps_in, synchronize
 
 RECENT_LOSSES = 10
 CLOCKS_SHARE = 0.25  # the two other clocks cost at most this share of the measured time
@@ -181,7 +181,7 @@ class Workbench:
         with torch.profiler.profile(record_shapes=True) as profile:
             for raw in itertools.islice(self.batches, steps):
                 self.take_step(raw)
-            limits.synchronize(self.device)
+            synchronize(self.device)
         with scratch.folder() as folder:
             profile.export_chrome_trace(str(folder / "trace.json.gz"))
             return (folder / "trace.json.gz").read_bytes()
