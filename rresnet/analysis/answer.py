@@ -34,8 +34,11 @@ def findings(trials: pd.DataFrame, console: Console) -> None:
 def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
     """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
     cells = ranked(trials)
-    for line in (*_states(trials, cells, analysis.reference_cell(cells)), *_flags(trials, advice=advice)):
+    for line in _states(trials, cells, analysis.reference_cell(cells)):
         say(console, line)
+    for flag, count, what in flagged(trials):
+        told = f": {what}" if advice and what else ""
+        say(console, f"{count} of {len(trials)} rows are flagged {flag}{told}.")
     if "gpu" not in {cell["device"] for cell in cells}:
         say(console, NO_GPU, "dim")
 
@@ -179,14 +182,10 @@ def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mappin
     return lines
 
 
-def _flags(trials: pd.DataFrame, *, advice: bool) -> list[str]:
-    """How many rows carry each quality flag, and what to do about it."""
+def flagged(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
+    """Each quality flag of the rows, how many carry it, and what to do about it."""
     counts = trials["quality_flags"].explode().dropna().value_counts()
-    return [
-        f"{count} of {len(trials)} rows are flagged {flag}"
-        + (f": {ADVICE[flag]}." if advice and flag in ADVICE else ".")
-        for flag, count in counts.items()
-    ]
+    return [(str(flag), int(count), ADVICE.get(str(flag), "")) for flag, count in counts.items()]
 
 
 def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:

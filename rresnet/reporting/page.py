@@ -14,7 +14,6 @@ from markupsafe import Markup
 
 from rresnet.analysis import answer
 from rresnet.figures import drawing
-from rresnet.quality.flags import ADVICE
 from rresnet.reporting import rows
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section
@@ -95,12 +94,6 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
     )
 
 
-def flagged(part: Part) -> list[tuple[str, int, str]]:
-    """Each quality flag of the rows, how many carry it, and what to do about it."""
-    counts = part.trials["quality_flags"].explode().dropna().value_counts()
-    return [(str(flag), int(count), ADVICE.get(str(flag), "")) for flag, count in counts.items()]
-
-
 def failures(part: Part) -> list[tuple[str, str, str, int]]:
     """Each way in which trials failed: status, error, its first line, how many."""
     failed = part.trials[part.trials["status"] != "ok"]
@@ -152,6 +145,6 @@ def _templates(*, autoescape: bool) -> jinja2.Environment:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.globals.update(flagged=flagged, failures=failures, environment=environment, svg=svg, csv=csv)
+    found.globals.update(flagged=answer.flagged, failures=failures, environment=environment, svg=svg, csv=csv)
     found.filters.update(row=setting_row, md=_markdown_text)
     return found
