@@ -13,7 +13,6 @@ from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.analysis.unpaired import MACHINE
 from rresnet.config import CELL_COLUMNS, UsageError
-from rresnet.tables.store import StoreError
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
 Key = tuple[Any, ...]
@@ -64,13 +63,11 @@ def rows_of(text: str) -> pd.DataFrame:
     """The trials that a text names: `FOLDER`, `FOLDER@RUN_ID` or `FOLDER@COMMIT` (either may be cut short).
 
     Raises:
-        UsageError: there are no results, or none of that run or commit.
+        StoreError: there are no results.
+        UsageError: there are none of that run or commit.
     """
     folder, _, part = text.partition("@") if not Path(text).is_dir() else (text, "", "")
-    try:
-        trials = analysis.read(folder).trials
-    except StoreError as error:
-        raise UsageError(str(error)) from error
+    trials = analysis.read(folder).trials
     if trials.empty:
         raise UsageError(f"{folder} holds no trials: run python experiments/compare.py first")
     if not part:
