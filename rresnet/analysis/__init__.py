@@ -120,6 +120,11 @@ def distinguishable(interval: Interval, floor: float | None = None) -> bool | No
     return beyond and not interval.low <= 1.0 <= interval.high
 
 
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, or both null."""
+    return bool(one == other or (pd.isna(one) and pd.isna(other)))
+
+
 def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
 

@@ -118,7 +118,7 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     if not others:
         return found
     one, other = (_valued(trials, cell, _MEASURES[question]) for cell in (first, others[0]))
-    one_place = all(_same(first[c], others[0][c]) for c in analysis.PLACE)
+    one_place = all(analysis.same(first[c], others[0][c]) for c in analysis.PLACE)
     paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_place else None
     ratio = paired or unpaired.ratio(one, other)
     floor = comparison.noise_floor(_at(trials, first))
@@ -145,7 +145,3 @@ def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
     for column in analysis.PLACE:
         trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
     return trials
-
-
-def _same(one: object, other: object) -> bool:
-    return one == other or bool(pd.isna(one) and pd.isna(other))  # type: ignore[call-overload]

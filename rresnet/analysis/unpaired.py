@@ -1,7 +1,6 @@
 """Ratios of rows that were not measured side by side: of two runs, or of two machines."""
 
 from collections.abc import Sequence
-from typing import Any
 
 import pandas as pd
 
@@ -69,8 +68,8 @@ def speedup_across_machines(
     references = list(ok[is_reference].groupby([*matched, *analysis.PLACE], dropna=False))
     for key, side in ok[~is_reference].groupby([over, *matched, *analysis.PLACE], dropna=False, sort=True):
         for other_key, other in references:
-            axes, other_axes = key[1 : 1 + len(matched)], other_key[: len(matched)]
-            if not _alike(axes, other_axes) or side["hostname"].iloc[0] == other["hostname"].iloc[0]:
+            alike = all(map(analysis.same, key[1 : 1 + len(matched)], other_key[: len(matched)]))
+            if not alike or side["hostname"].iloc[0] == other["hostname"].iloc[0]:
                 continue
             _refuse_unlike(side, other, allow)
             found = ratio(side, other, level)
@@ -91,10 +90,6 @@ def speedup_across_machines(
     if not rows:
         raise ValueError(_why_none(ok[~is_reference], ok[is_reference], matched))
     return pd.DataFrame(rows)
-
-
-def _alike(axes: Sequence[Any], others: Sequence[Any]) -> bool:
-    return all(one == other or (pd.isna(one) and pd.isna(other)) for one, other in zip(axes, others, strict=True))
 
 
 def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]) -> None:

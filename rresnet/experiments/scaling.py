@@ -100,7 +100,7 @@ def points(trials: "pd.DataFrame") -> "pd.DataFrame":
     axes = [axis for axis in CELL_COLUMNS if axis not in _SPREAD]
     rows = []
     for base in rates:
-        series = [cell for cell in rates if all(_same(cell[axis], base[axis]) for axis in axes)]
+        series = [cell for cell in rates if all(analysis.same(cell[axis], base[axis]) for axis in axes)]
         if base["num_workers"] != min(cell["num_workers"] for cell in series):
             continue
         for kind, of_kind in _kinds(base, series).items():
@@ -139,10 +139,6 @@ def _point(
         "communication_seconds": communication_seconds,
         "communication_share": communication_seconds / step_seconds,
     }
-
-
-def _same(one: object, other: object) -> bool:
-    return one == other or (one != one and other != other)  # null as NaN
 
 
 def _units(cell: Mapping[Any, Any]) -> int:
