@@ -173,9 +173,9 @@ def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mappin
             continue
         found = regimes.split(trials, cell["cell_id"], reference["cell_id"], slow=slow)
         if found:
-            quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in (found.quiet, found.loaded))
+            quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in found)
             which = f"{name(cell, cells)} over {name(reference, cells)}"
-            counts = f"{found.quiet.count} and {found.loaded.count} repeats"
+            counts = f"{found[0].count} and {found[1].count} repeats"
             lines.append(
                 f"It depends on the machine's state: {which} is {quiet} while quiet, {loaded} while loaded ({counts})."
             )

@@ -1,7 +1,6 @@
 """Did the machine change under the run, and does the answer depend on it? Told by the canary and the load flags."""
 
 from collections.abc import Collection, Iterable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -20,14 +19,6 @@ LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "g
 CHANGE = 0.1
 CHANGE_PER_SD = 6.0
 FEWEST_REPEATS = 2  # a change lasts; a single odd repeat is noise
-
-
-@dataclass(frozen=True, kw_only=True)
-class Split:
-    """A ratio in the two states of the machine."""
-
-    quiet: Interval
-    loaded: Interval
 
 
 def slow_repeats(trials: pd.DataFrame) -> set[tuple[str, str, int]]:
@@ -80,8 +71,8 @@ def split(
     *,
     slow: Collection[tuple[str, str, int]],
     level: float = 0.95,
-) -> Split | None:
-    """The paired ratio of two cells while the machine was quiet and while it was loaded, where the two differ.
+) -> tuple[Interval, Interval] | None:
+    """The paired ratio of two cells while the machine was quiet, and while it was loaded, where the two differ.
 
     A repeat is loaded when it is in `slow` (`slow_repeats`: its canary was slow) or a row of the pair carries one of
     `LOAD_FLAGS`. The two differ when Welch's t-test (1947) says so at `level`; else, or with fewer than 3 repeats in
@@ -102,7 +93,7 @@ def split(
     if not _differ(logs[loaded], logs[~loaded], level):
         return None
     quiet, busy = (repeats_interval(side["ratio"], side, level) for side in (pairs[~loaded], pairs[loaded]))
-    return Split(quiet=quiet, loaded=busy)
+    return quiet, busy
 
 
 def _differ(a: NDArray[np.float64], b: NDArray[np.float64], level: float) -> bool:
