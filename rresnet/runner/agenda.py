@@ -12,10 +12,10 @@ class Agenda:
     """The trials that no machine has taken yet, repeat by repeat in their order. Safe to share between threads."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        repeats = itertools.groupby(trials, key=lambda trial: (trial.process, trial.repeat))
-        self._repeats = deque(list(of_repeat) for _, of_repeat in repeats)
+        self._repeats = deque[list[Trial]]()
         self._lost: set[str] = set()  # trials that a machine has taken along with it
         self._lock = threading.Lock()
+        self.put_back(trials)
 
     def take(self, process: int | None = None) -> list[Trial]:
         """The next repeat, empty when there is none; given a process, only where the plan has it in that one."""
