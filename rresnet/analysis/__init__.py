@@ -45,10 +45,9 @@ class Tables:
 
 @dataclass(frozen=True, kw_only=True)
 class Lead:
-    """A ratio, how well it is known, and what it would take to know it better."""
+    """How well a ratio is known, and what it would take to know it better."""
 
-    interval: Interval
-    half_width: float  # of the interval, as a share of the ratio
+    half_width: float  # of its interval, as a share of the ratio
     parts: Components
     repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
 
@@ -216,10 +215,8 @@ def lead(pairs: pd.DataFrame, *, level: float = 0.95) -> Lead:
     assert interval.low is not None
     assert interval.high is not None
     values, order = pairs["ratio"].tolist(), in_series(pairs)
-    half = math.sqrt(interval.high / interval.low) - 1
     return Lead(
-        interval=interval,
-        half_width=half,
+        half_width=math.sqrt(interval.high / interval.low) - 1,
         parts=variance_components(values, *order),
         repeats_for=lambda target: repeats_needed(values, *order, target, level),
     )

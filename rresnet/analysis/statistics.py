@@ -36,7 +36,6 @@ class Components:
 
     repeat_sd: float | None
     process_sd: float | None
-    repeats: int
     processes: int
 
 
@@ -169,7 +168,7 @@ def variance_components(values: Sequence[float], repeats: Sequence[int], process
             between = sum(len(g) * float(g.mean() - logs.mean()) ** 2 for g in groups) / (many - 1)
             per_process = (total - sum(len(g) ** 2 for g in groups) / total) / (many - 1)
             process_sd = math.sqrt(max(0.0, (between - within) / per_process))
-    return Components(repeat_sd=repeat_sd, process_sd=process_sd, repeats=total, processes=many)
+    return Components(repeat_sd=repeat_sd, process_sd=process_sd, processes=many)
 
 
 def repeats_needed(
