@@ -26,7 +26,7 @@ from rresnet.tables.place import Location
 from rresnet.tables.reading import KEY, StoreError, check_there, read_tables
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
-PLACE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged: one machine and its software
+MACHINE_AND_SOFTWARE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -42,9 +42,9 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])
     # A trial that failed may not know its machine: it tells only of a cell that never ended ok.
     rows = [
-        row | _costs_of(row, of_place[of_place["cell_id"] == row["cell_id"]], prices)
-        for _, of_place in first_copies[ok | never].groupby(analysis.PLACE, dropna=False, sort=False)
-        for row in analysis.rates(of_place).to_dict("records")
+        row | _costs_of(row, of_machine[of_machine["cell_id"] == row["cell_id"]], prices)
+        for _, of_machine in first_copies[ok | never].groupby(analysis.MACHINE_AND_SOFTWARE, dropna=False, sort=False)
+        for row in analysis.rates(of_machine).to_dict("records")
     ]
     if rows and prices and all(row["price_per_hour"] is None for row in rows):
         there = sorted({str(v) for c in ("device", "gpu_name", "cpu_model", "hostname") for v in trials[c].dropna()})
@@ -71,7 +71,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
 
     measured = not pd.isna(row["images_per_second"])
     return {
-        **{c: first[c] for c in (*analysis.PLACE, "cpu_model", "gpu_name", *SOFTWARE)},
+        **{c: first[c] for c in (*analysis.MACHINE_AND_SOFTWARE, "cpu_model", "gpu_name", *SOFTWARE)},
         "nodes": nodes,
         "price_per_hour": price.per_hour if price else None,
         "epoch_cost": cost(row["epoch_seconds"]),

@@ -118,8 +118,8 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     if not others:
         return found
     one, other = (_valued(trials, cell, _MEASURES[question]) for cell in (first, others[0]))
-    one_place = all(analysis.same(first[c], others[0][c]) for c in analysis.PLACE)
-    paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_place else None
+    one_machine = all(analysis.same(first[c], others[0][c]) for c in analysis.MACHINE_AND_SOFTWARE)
+    paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_machine else None
     ratio = paired or unpaired.ratio(one, other)
     floor = comparison.noise_floor(_at(trials, first))
     return replace(
@@ -142,6 +142,6 @@ def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) ->
 
 def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
     """The trials of the cell's machine and software."""
-    for column in analysis.PLACE:
+    for column in analysis.MACHINE_AND_SOFTWARE:
         trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
     return trials

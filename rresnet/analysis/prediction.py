@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from rresnet.analysis import PLACE
+from rresnet.analysis import MACHINE_AND_SOFTWARE
 from rresnet.config import CELL_COLUMNS
 
 SERIES = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
@@ -34,13 +34,13 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
     """
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     rows = []
-    for key, series in ok.groupby([*SERIES, *PLACE], dropna=False, sort=False):
+    for key, series in ok.groupby([*SERIES, *MACHINE_AND_SOFTWARE], dropna=False, sort=False):
         rates = np.exp(np.log(series["images_per_second"]).groupby(series["batch_size"]).mean())
-        named: dict[str, Any] = dict(zip([*SERIES, *PLACE], key, strict=True))
+        named: dict[str, Any] = dict(zip([*SERIES, *MACHINE_AND_SOFTWARE], key, strict=True))
         batches = rates.index.to_numpy(dtype=np.float64)
         seconds = batches * named["num_workers"] / rates.to_numpy(dtype=np.float64)
         rows.append({**named, **_line_columns(batches, seconds, named["num_workers"])})
-    return pd.DataFrame(rows, columns=[*SERIES, *PLACE, *FOUND])
+    return pd.DataFrame(rows, columns=[*SERIES, *MACHINE_AND_SOFTWARE, *FOUND])
 
 
 def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:

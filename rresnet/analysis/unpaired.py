@@ -64,9 +64,9 @@ def speedup_across_machines(
     ok = comparison.comparable(trials, over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
-    rows = []
-    references = list(ok[is_reference].groupby([*matched, *analysis.PLACE], dropna=False))
-    for key, side in ok[~is_reference].groupby([over, *matched, *analysis.PLACE], dropna=False, sort=True):
+    rows, columns = [], [*matched, *analysis.MACHINE_AND_SOFTWARE]
+    references = list(ok[is_reference].groupby(columns, dropna=False))
+    for key, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
         for other_key, other in references:
             alike = all(map(analysis.same, key[1 : 1 + len(matched)], other_key[: len(matched)]))
             if not alike or side["hostname"].iloc[0] == other["hostname"].iloc[0]:
