@@ -19,7 +19,7 @@ from rresnet.tables import place
 from rresnet.tables.place import Location
 from rresnet.training import limits
 
-FREE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
+AMPLE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
 
 
 def examine(console: Console, *, seconds: float, results_dir: Location, advice: bool) -> bool:
@@ -81,13 +81,13 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
             f"OMP_NUM_THREADS={threads} is set on a machine of {machine.cpu_cores} cores: rresnet sets its own "
             "threads, but other programs that you compare with would not"
         )
-    if psutil.virtual_memory().available < FREE_BYTES:
+    if psutil.virtual_memory().available < AMPLE_BYTES:
         found.append("less than 2 GiB of memory are free: close programs, or choose a smaller --batch-size")
     kept = place.at(results_dir)
     try:
         kept.check_writable()
     except place.StoreError as error:
         return [*found, str(error)]
-    if (free := kept.free_bytes()) is not None and free < FREE_BYTES:
+    if (free := kept.free_bytes()) is not None and free < AMPLE_BYTES:
         found.append(f"less than 2 GiB are free in {kept.told('')}: make space, or choose another --results-dir")
     return found

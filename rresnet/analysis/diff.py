@@ -15,10 +15,8 @@ from rresnet.analysis.unpaired import MACHINE
 from rresnet.config import CELL_COLUMNS, UsageError
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
-Key = tuple[Any, ...]
-KEY = ["cell_id", *MACHINE, "dataset_fingerprint"]
-SOFTWARE = [c for c in comparison.ALIKE if c not in KEY]
-ENVIRONMENT = ["hostname", *SOFTWARE, "ray_version", "driver_version", "git_commit"]
+MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]  # rows of the two sides alike in these are compared
+ENVIRONMENT = ["hostname", *comparison.ALIKE, "ray_version", "driver_version", "git_commit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,13 +118,13 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     )
 
 
-def _by_key(trials: pd.DataFrame) -> dict[Key, pd.DataFrame]:
-    """First copies by `KEY`.
+def _by_key(trials: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """First copies by `MATCHED`.
 
     A trial that was killed did not tell its machine and data: they are those of the others on its device, and of its
     data set, where these are of one kind.
     """
-    rows = trials[trials["copy"] == 0].astype(dict.fromkeys(KEY, object))
+    rows = trials[trials["copy"] == 0].astype(dict.fromkeys(MATCHED, object))
     of_device = {d: r.drop_duplicates(MACHINE) for d, r in rows.dropna(subset=["cpu_model"]).groupby("device")}
     known = rows["cpu_model"].notna()
     for column in MACHINE:
@@ -135,7 +133,7 @@ def _by_key(trials: pd.DataFrame) -> dict[Key, pd.DataFrame]:
     prints = {d: f.dropna().unique() for d, f in rows.groupby("dataset")["dataset_fingerprint"]}
     told = rows["dataset"].map({d: found[0] for d, found in prints.items() if len(found) == 1})
     rows["dataset_fingerprint"] = rows["dataset_fingerprint"].where(rows["dataset_fingerprint"].notna(), told)
-    groups = rows.groupby(KEY, dropna=False, sort=False)
+    groups = rows.groupby(MATCHED, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
 
 

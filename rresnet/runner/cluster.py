@@ -41,7 +41,7 @@ _ENVIRONMENT = {
 # Ray's switch for laptops: the servers of a Ray that we start listen on the loopback address alone.
 _LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
 CONNECT_SECONDS = 5.0
-LOOK_SECONDS = 2.0  # between looks at whether a joined cluster is still there
+WATCH_SECONDS = 2.0  # between looks at whether a joined cluster is still there
 LOST_SECONDS = 40.0  # for which it may be away; after 60 Ray ends this process
 
 
@@ -128,7 +128,7 @@ def _watched(address: str) -> Iterator[None]:
 
     def watch() -> None:
         seen = time.monotonic()
-        while not left.wait(LOOK_SECONDS):
+        while not left.wait(WATCH_SECONDS):
             try:
                 socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
                 seen = time.monotonic()

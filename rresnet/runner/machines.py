@@ -17,7 +17,7 @@ NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
 TAIL_CHARACTERS = 8000  # a hung process leaves the tracebacks of all its threads
 POLL_SECONDS = 1.0
 TELL_SECONDS = 30.0
-PROBE_SECONDS = 120.0
+PROBE_TIMEOUT_SECONDS = 120.0  # for a machine to say what it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -211,7 +211,7 @@ def _probed(node: Mapping[str, Any]) -> Machine:
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     hardware = ray.get(
-        ray.remote(_probe_here).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=PROBE_SECONDS
+        ray.remote(_probe_here).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=PROBE_TIMEOUT_SECONDS
     )
     cpus, gpus = int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0))
     usable = replace(

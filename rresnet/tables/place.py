@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 Location = str | Path  # a folder, or a URL of object storage
-FREE_BYTES = 2**20  # with less than this a run is not begun
+LEAST_FREE_BYTES = 2**20  # with less than this a run is not begun
 
 # Path("s3://bucket/x") is s3:/bucket/x: both are understood.
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9.+-]+):/+(.*)", re.DOTALL)
@@ -165,7 +165,7 @@ class _Folder(Place):
             raise StoreError(
                 f"can't write to {self.path}: no right to write in {nearest}; choose another --results-dir"
             )
-        if self.free_bytes() < FREE_BYTES:
+        if self.free_bytes() < LEAST_FREE_BYTES:
             raise StoreError(
                 f"can't write to {self.path}: the disk is full (less than 1 MiB is free): "
                 "make space, or choose another --results-dir"
