@@ -21,9 +21,9 @@ from rresnet.analysis.statistics import (
 )
 from rresnet.config import CELL_COLUMNS, DEVICES
 from rresnet.grid import AS_WRITTEN
-from rresnet.tables.measurement import filled
+from rresnet.tables.measurement import TRIAL_KEY, filled
 from rresnet.tables.place import Location
-from rresnet.tables.reading import KEY, StoreError, check_there, read_tables
+from rresnet.tables.reading import StoreError, check_there, read_tables
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
 MACHINE_AND_SOFTWARE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged
@@ -81,15 +81,14 @@ def trials_of(results: Location, run_id: str) -> pd.DataFrame:
 
 def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
     """The tables of several folders as one; a trial that is in several is taken from where it ended last."""
-    key = list(KEY)
-    ends = [t["trials"].select([*key, "finished_at"]).to_pandas().assign(folder=i) for i, t in enumerate(folders)]
+    ends = [t["trials"].select([*TRIAL_KEY, "finished_at"]).to_pandas().assign(folder=i) for i, t in enumerate(folders)]
     in_order = pd.concat(ends).sort_values("finished_at", kind="stable", na_position="first")
-    home = in_order.drop_duplicates(key, keep="last").set_index(key)["folder"]
+    home = in_order.drop_duplicates(TRIAL_KEY, keep="last").set_index(TRIAL_KEY)["folder"]
     joined = {}
     for name in folders[0]:
         parts = []
         for i, tables in enumerate(folders):
-            rows = pd.MultiIndex.from_frame(tables[name].select(key).to_pandas())
+            rows = pd.MultiIndex.from_frame(tables[name].select(TRIAL_KEY).to_pandas())
             parts.append(tables[name].filter(pa.array(home.reindex(rows).to_numpy() == i)))
         joined[name] = pa.concat_tables(parts)
     return joined

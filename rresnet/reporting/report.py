@@ -19,7 +19,8 @@ from rresnet.reporting import page, parts
 from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
 from rresnet.reporting.sections import sections
-from rresnet.tables import place, reading, store
+from rresnet.tables import place, store
+from rresnet.tables.measurement import TRIAL_KEY
 
 MOST_WITH_FIGURES = 6  # parts; a folder may hold a year of runs
 
@@ -75,7 +76,7 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     if not own:
         return []
     trials = pd.concat([part.trials for part in own], ignore_index=True)
-    verdicts = decision.verdicts(trials.drop_duplicates(list(reading.KEY)), prices)  # a folder may be another's copy
+    verdicts = decision.verdicts(trials.drop_duplicates(TRIAL_KEY), prices)  # a folder may be another's copy
     wanted = verdicts if len(own) > 1 else [verdict for verdict in verdicts if verdict.question != "fastest"]
     return [verdict.sentence() for verdict in wanted]
 

@@ -10,7 +10,7 @@ import pandas as pd
 from rresnet.analysis import Tables
 from rresnet.analysis.answer import name
 from rresnet.config import CELL_COLUMNS, UsageError
-from rresnet.tables.reading import KEY
+from rresnet.tables.measurement import TRIAL_KEY
 
 # What of a trial is followed over its cell's repeats, and of an epoch over epochs.
 OF_TRIAL = ("images_per_second", "step_seconds", "epoch_seconds", "peak_memory_bytes", "energy_joules", "test_accuracy")
@@ -46,7 +46,7 @@ def series(tables: Tables) -> Iterator[Series]:
     cells = ok.drop_duplicates("cell_id").to_dict("records")
     for (run_id, cell_id), trials in ok.sort_values("repeat").groupby(["run_id", "cell_id"], sort=False):
         first: dict[Any, Any] = trials.iloc[0].to_dict()
-        epochs = tables.epochs.merge(trials[trials["repeat"] == first["repeat"]][list(KEY)], on=list(KEY))
+        epochs = tables.epochs.merge(trials[trials["repeat"] == first["repeat"]][TRIAL_KEY], on=TRIAL_KEY)
         yield Series(
             run_id=str(run_id),
             cell_id=str(cell_id),

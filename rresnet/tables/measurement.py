@@ -158,7 +158,7 @@ class Planned:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Key:
+class TrialKey:
     """What joins the windows, epochs and losses tables to the trials table."""
 
     run_id: str = column("run the trial belongs to", optional=False)
@@ -198,9 +198,10 @@ def _schema(*dataclasses: type) -> pa.Schema:
 
 
 TRIALS = _schema(Identity, Cell, Planned, Measurement, Environment, When)
-WINDOWS = _schema(Key, Window)
-EPOCHS = _schema(Key, Epoch)
-LOSSES = _schema(Key, Loss)
+WINDOWS = _schema(TrialKey, Window)
+EPOCHS = _schema(TrialKey, Epoch)
+LOSSES = _schema(TrialKey, Loss)
+TRIAL_KEY = [f.name for f in fields(TrialKey)]
 SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOSSES}
 
 

@@ -10,12 +10,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rresnet.config import SCHEMA_VERSION
-from rresnet.tables.measurement import SCHEMAS
+from rresnet.tables.measurement import SCHEMAS, TRIAL_KEY
 from rresnet.tables.place import Location, Place, StoreError, at
 
 __all__ = ["DamagedFileWarning", "StoreError", "check_there", "content_of", "matching", "read_files", "read_tables"]
 
-KEY = ("run_id", "trial_id")  # what every row of every table has
 _PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
 
 
@@ -102,7 +101,7 @@ def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the columns of `schema`: one that an older version did not write is null."""
-    if lacking := [name for name in KEY if name not in table.column_names or table[name].null_count]:
+    if lacking := [name for name in TRIAL_KEY if name not in table.column_names or table[name].null_count]:
         raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
     columns = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
