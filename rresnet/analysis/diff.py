@@ -112,8 +112,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
         a=names[0],
         b=names[1],
         changes=tuple(_change(of_a[key], of_b[key], cells, max(floors, default=None)) for key in both),
-        only_a=tuple(_told(rows, cells) for key, rows in of_a.items() if key not in of_b),
-        only_b=tuple(_told(rows, cells) for key, rows in of_b.items() if key not in of_a),
+        only_a=tuple(_setting_on_machine(rows, cells) for key, rows in of_a.items() if key not in of_b),
+        only_b=tuple(_setting_on_machine(rows, cells) for key, rows in of_b.items() if key not in of_a),
         differs=tuple(unpaired.differences(shared_a, shared_b, ENVIRONMENT)),
     )
 
@@ -191,7 +191,7 @@ def _machine(rows: pd.DataFrame) -> str:
     return ", ".join([*known, *([f"{count:g} CPUs"] if pd.notna(count) else [])])
 
 
-def _told(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
+def _setting_on_machine(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     return f"{_setting(rows, cells)} ({_machine(rows)})"
 
 

@@ -128,13 +128,13 @@ def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
         title="Cost",
         reading="What an epoch takes and costs, the number of machines counted. Nearer the corner is better; filled "
         "marks are settings that no other beats in time, cost and energy at once.",
-        findings=tuple(_told(price) for price in prices),
+        findings=tuple(_price_text(price) for price in prices),
         figure=amounts.costs(priced, priced["currency"].iloc[0] or "price"),
         data=priced[columns],
     )
 
 
-def _told(price: Price) -> str:
+def _price_text(price: Price) -> str:
     """A price with what is known of where it comes from."""
     about = ", ".join(filter(None, (price.date, price.source)))
     amount = " ".join(filter(None, (f"{price.per_hour:g}", price.currency)))

@@ -119,7 +119,7 @@ class Writer:
         """Hold the run; `tell` is called where that takes a while. Raises StoreError."""
         self.results, self.run = results, run
         self._place = at(results)
-        with self._told():
+        with self._as_store_error():
             self._hold = self._place.hold(run.run_id, tell)
             self._tables = {
                 name: _TableWriter(self._place, name, run.run_id, schema) for name, schema in SCHEMAS.items()
@@ -167,11 +167,11 @@ class Writer:
     def check(self) -> None:
         """Raise StoreError when a write failed (a full disk, say)."""
         if self._error:
-            with self._told():
+            with self._as_store_error():
                 raise self._error
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
+    def _as_store_error(self) -> Iterator[None]:
         """Let what goes wrong with the system be a StoreError."""
         try:
             yield
@@ -190,7 +190,7 @@ class Writer:
             flagged: ids of trials that the run as a whole makes doubtful.
             flag: the quality flag that they get.
         """
-        with self._told():
+        with self._as_store_error():
             for table in self._tables.values():
                 table.finish()
             if flagged:

@@ -44,7 +44,9 @@ def _check_name(name: str) -> None:
 
 def _own(name: str, classes: int) -> nn.Module:
     path, _, function = name.partition(":")
-    with _told(f"--model {name} can't be imported", "give package.module:function, the module installed or here"):
+    with _as_usage_error(
+        f"--model {name} can't be imported", "give package.module:function, the module installed or here"
+    ):
         module = importlib.import_module(path)
     functions = {name: value for name, value in vars(module).items() if callable(value)}
     if function not in functions:
@@ -52,7 +54,7 @@ def _own(name: str, classes: int) -> nn.Module:
             f"--model {name}: {path} has no function {function!r}: {nearest(function, functions)}"
             "Give package.module:function, a function of the number of classes that returns an nn.Module"
         )
-    with _told(f"--model {name} can't be made", f"it is called with the number of classes, {classes}"):
+    with _as_usage_error(f"--model {name} can't be made", f"it is called with the number of classes, {classes}"):
         model = functions[function](classes)
     if not isinstance(model, nn.Module):
         raise UsageError(f"--model {name} returned {type(model).__name__}: it must return a torch.nn.Module")
@@ -60,7 +62,7 @@ def _own(name: str, classes: int) -> nn.Module:
 
 
 @contextlib.contextmanager
-def _told(what: str, valid: str) -> Iterator[None]:
+def _as_usage_error(what: str, valid: str) -> Iterator[None]:
     """Let whatever the user's own code raises be a UsageError."""
     try:
         yield
@@ -75,7 +77,10 @@ def check(name: str, image_size: int, classes: int = 10) -> None:
         return
     model = _own(name, classes).eval()
     size = f"[2, 3, {image_size}, {image_size}]"
-    with _told(f"--model {name} can't take images {size}", "change it, or give another --image-size"), torch.no_grad():
+    with (
+        _as_usage_error(f"--model {name} can't take images {size}", "change it, or give another --image-size"),
+        torch.no_grad(),
+    ):
         scores = model(torch.zeros(2, 3, image_size, image_size))
     shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if shape != [2, classes]:
