@@ -55,11 +55,12 @@ COMPILED := ray torch torchvision numpy pandas scipy pyarrow matplotlib sympy mp
 # uv installs in a fifth of pip's time; the environment is a plain one that pip can go on with.
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("rresnet needs Python 3.11 or later, this is " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
-	test -x .venv/bin/python || $(PYTHON) -m venv .venv
-	.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
-	.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
-	cd .venv/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 0 -x '/(tests?|testing)/' $(COMPILED) || true
-	touch $@
+	@echo "Installing into .venv: a minute or two"
+	@test -x .venv/bin/python || $(PYTHON) -m venv .venv
+	@.venv/bin/python -m pip install --quiet --disable-pip-version-check uv
+	@.venv/bin/uv pip install --quiet --python .venv/bin/python --constraint constraints.txt --editable '.[dev]'
+	@cd .venv/lib/python3*/site-packages && ../../../bin/python -m compileall -q -j 0 -x '/(tests?|testing)/' $(COMPILED) || true
+	@touch $@
 
 clean:
 	rm -rf .venv build dist mutants site .mypy_cache .pytest_cache .ruff_cache

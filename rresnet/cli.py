@@ -1,6 +1,8 @@
 """The command of an experiment: flags in, an exit code out that says how it went."""
 
 import os
+import shlex
+import shutil
 import signal
 import sys
 from collections.abc import Callable
@@ -48,9 +50,15 @@ def main(
         say(errors, f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:
-        again = " ".join(["python", *sys.argv])
-        say(errors, f"\nStopped; every trial that ended is kept. To continue: {again}")
+        say(errors, f"\nStopped; every trial that ended is kept. To continue: {_python()} {shlex.join(sys.argv)}")
         return TERMINATED if stop.signal == signal.SIGTERM else INTERRUPTED
+
+
+def _python() -> str:
+    """The Python that runs, as it is called from this folder: `make` starts one that the shell may not find."""
+    if shutil.which("python") == sys.executable:
+        return "python"
+    return shlex.quote(min(os.path.relpath(sys.executable), sys.executable, key=len))
 
 
 class _Stop:

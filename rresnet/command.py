@@ -23,7 +23,7 @@ Start here:
   rresnet report results         a page to look at, and a summary to paste
   rresnet --version              which one this is
 
-Tab completion, here of bash (an experiment takes the same flag):
+Tab completion, here of bash (an experiment called as experiments/compare.py takes the same flag):
   rresnet --tyro-print-completion bash > rresnet.sh
   source rresnet.sh
 """
@@ -40,7 +40,7 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annota
     Args:
         seconds: how long to watch what goes on.
         results_dir: where results would be written: a folder or a URL.
-        advice: --no-advice leaves out what to do about each finding.
+        advice: say what to do about each finding.
     """
     if not 0 < seconds < float("inf"):
         raise UsageError(f"--seconds must be above 0, got {seconds}")

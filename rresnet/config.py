@@ -158,7 +158,7 @@ class Settings:
     max_minutes: Annotated[float, RUN, _MINUTES] = 30.0
     """With --target-interval: start no more repeats after so many minutes."""
     advice: Annotated[bool, RUN] = True
-    """--no-advice leaves out what to do about each quality flag."""
+    """Say what to do about each quality flag."""
     dry_run: Annotated[bool, RUN] = False
     """Print the planned trials and stop."""
     if TYPE_CHECKING:  # of the axes' flags, the one that the code itself names

@@ -31,8 +31,11 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
     monitor = Monitor(str(torch.cuda.get_device_properties(0).uuid) if machine.gpu_count else None)
     with monitor.watching():
         time.sleep(seconds)
-    found = flags.of_machine(monitor.usage(), cpu_count=machine.cpu_count)
-    doubts = [f"{flag}: {flags.ADVICE[flag]}" if advice else flag for flag in found]
+    usage = monitor.usage()
+    busy = {"foreign_load": usage.foreign_cpu_seconds, "steal": usage.steal_cpu_seconds}
+    amounts = {flag: f" ({used / usage.seconds:.1f} of {machine.cpu_count} CPUs)" for flag, used in busy.items()}
+    found = {flag: f"{flag}{amounts.get(flag, '')}" for flag in flags.of_machine(usage, cpu_count=machine.cpu_count)}
+    doubts = [f"{told}: {flags.ADVICE[flag]}" if advice else told for flag, told in found.items()]
     doubts += _settings(machine, results_dir)
     for doubt in doubts:
         say(console, f"! {doubt}", "yellow")

@@ -8,6 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
+from rich.table import Column
 
 from rresnet.config import Trial
 
@@ -22,15 +23,16 @@ def say(console: Console, text: str, style: str | None = None) -> None:
 class Progress:
     """Shows the trials of a run as they start, report and end. A context manager."""
 
-    def __init__(self, console: Console, total: int) -> None:
-        self._console, self._total, self._done = console, total, 0
+    def __init__(self, console: Console, total: int, done: int = 0) -> None:
+        """Of `total` trials so many are `done`, by a run that is continued."""
+        self._console, self._total, self._done, self._before = console, total, done, done
         self._first_end: float | None = None
         self._last_line, self._cell = time.monotonic(), ""
         self._bar = RichProgress(
             TextColumn("[bold]{task.fields[cell]}"),
             TextColumn("{task.fields[rate]}"),
-            BarColumn(bar_width=None),
-            MofNCompleteColumn(),
+            BarColumn(bar_width=20),
+            MofNCompleteColumn(table_column=Column(no_wrap=True, min_width=len(f"{total}/{total}"))),
             TextColumn("trials, {task.fields[left]}"),
             console=console,
             transient=True,
@@ -38,7 +40,9 @@ class Progress:
             redirect_stderr=False,
             disable=not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=total, cell="starting", rate="", left="time left not known yet")
+        self._task = self._bar.add_task(
+            "", total=total, completed=done, cell="starting", rate="", left="time left not known yet"
+        )
 
     def __enter__(self) -> "Progress":
         self._bar.start()
@@ -63,7 +67,7 @@ class Progress:
     def running(self, trial: Trial) -> None:
         """A trial starts."""
         self._cell = f"{trial.cell.label()}, repeat {trial.repeat + 1}"
-        self._bar.update(self._task, cell=self._cell)
+        self._bar.update(self._task, cell=self._cell, rate="")  # what is there is the trial's before
 
     def rate(self, images_per_second: float) -> None:
         """The running trial tells its speed so far."""
@@ -93,7 +97,7 @@ class Progress:
         if self._first_end is None:  # the first trial carries the start of Ray and tells nothing of the others
             self._first_end = now
             return "time left not known yet"
-        seconds = (now - self._first_end) / (self._done - 1) * (self._total - self._done)
+        seconds = (now - self._first_end) / (self._done - self._before - 1) * (self._total - self._done)
         return f"about {duration(seconds)} left"
 
 

@@ -220,6 +220,23 @@ def test_the_answer_does_not_claim_what_it_can_not_tell():
     assert "Under 3 repeats no interval is claimed" in few
 
 
+def test_the_fastest_is_never_slower_than_the_second_in_the_repeats_that_both_have():
+    # By its rate `tuned` leads, for a fast repeat that `blog` has not; where both were measured it is slower.
+    text = printed(trials((BLOG, [100.0, 100.0, 100.0, None]), (TUNED, [90.0, 90.0, 90.0, 400.0])))
+    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s: 1.11x the second" in text
+
+
+def test_a_projected_epoch_is_that_of_the_rate():
+    rates = analysis.rates(trials((BLOG, [50.0, 200.0, 100.0, 400.0])))
+    assert rates["epoch_seconds"].iloc[0] == pytest.approx(10_000 / rates["images_per_second"].iloc[0])
+    whole = trials((BLOG, [50.0, 200.0, 100.0])).assign(epoch_seconds_kind="measured")
+    assert analysis.rates(whole)["epoch_seconds"].iloc[0] == 100.0  # of 200, 50 and 100
+
+
+def test_a_slow_rate_is_told_to_a_tenth():
+    assert [answer.number(rate) for rate in (0.84, 3.26, 9.96, 1234.5)] == ["0.8", "3.3", "10", "1,234"]
+
+
 def test_failed_cells_are_shown_as_not_measured():
     failed = trials((TUNED, [1.0] * 3), status="out_of_memory").assign(images_per_second=None, epoch_seconds=None)
     text = printed(pd.concat([trials((BLOG, [100.0] * 3)), failed]))

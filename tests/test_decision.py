@@ -206,6 +206,13 @@ def test_a_failed_trial_that_does_not_know_its_machine_makes_no_second_row():
     assert decision.costs(table)["setting"].tolist() == ["cpu blog batch 64"]
 
 
+def test_a_verdict_names_no_setting_that_is_behind_in_its_pairs():
+    table = trials((BLOG, [100.0, 100.0, 100.0, None]), (TUNED, [90.0, 90.0, 90.0, 400.0]))
+    (fastest,) = decision.verdicts(table)
+    assert "blog" in fastest.setting
+    assert fastest.ratio.estimate == pytest.approx(1 / 0.9)
+
+
 def test_the_noise_floor_grades_a_verdict():
     copy = make_cell(batch_size=64, copy=1)
     table = trials((BLOG, [100.0] * 3), (copy, [130.0] * 3), (TUNED, [120.0] * 3))

@@ -50,6 +50,17 @@ def test_plain_output_has_a_line_a_trial_and_the_time_left(clock):
     assert second.endswith("about 10 s left")
 
 
+def test_a_run_that_is_continued_counts_from_where_it_was(clock):
+    console = shown(terminal=False)
+    with Progress(console, 72, done=10) as display:
+        for clock.now in (50.0, 60.0):
+            display.finished(TRIAL, OK)
+    first, second = console.file.getvalue().splitlines()
+    assert first.startswith("11/72  ")
+    assert second.startswith("12/72  ")
+    assert second.endswith("about 10 min 00 s left")
+
+
 def test_a_long_trial_speaks_every_half_minute(clock):
     console = shown(terminal=False)
     with Progress(console, 1) as display:

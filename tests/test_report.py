@@ -205,6 +205,14 @@ def test_out_that_can_not_be_written_is_one_message(tmp_path, capsys):
     assert "choose another --out" in capsys.readouterr().err
 
 
+def test_rows_that_are_doubtful_are_told_beside_the_answer(tmp_path):
+    flagged = [{**row, "quality_flags": ["foreign_load"]} for row in two()]
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", flagged))
+    told = f"{len(flagged)} of {len(flagged)} rows are doubtful: foreign_load."
+    assert page.text.index(told) < page.text.index("Settings")
+    assert told in summary.replace("\\", "")
+
+
 def test_an_unfinished_run_says_so(tmp_path):
     a = write(tmp_path / "a", two())
     (a / "runs").mkdir()
@@ -212,6 +220,7 @@ def test_an_unfinished_run_says_so(tmp_path):
     (a / "runs" / "r1.json").write_text(json.dumps(manifest | {"started_at": START.isoformat()}))
     page, summary, _ = made(tmp_path, a)
     assert "Not finished: 8 of 24 planned trials have a row yet." in page.text
+    assert "resnet18 on fashion-mnist-12k, 32 x 32" in page.text
     assert "Not finished" in summary
 
 
@@ -229,8 +238,8 @@ def test_prices_give_costs(tmp_path):
     links = {a["download"]: a["href"] for tag, a in page.tags if tag == "a" and "download" in a}
     table = pd.read_csv(io.BytesIO(base64.b64decode(links["cost.csv"].split(",")[1]))).set_index("setting")
     # 10,000 images at 100 a second are 100 s, at 3.60 an hour 0.10; the tuned setting takes half of both.
-    assert table.loc["cpu blog batch 64", "epoch_cost"] == pytest.approx(0.10)
-    assert table.loc["cpu tuned batch 64", "epoch_cost"] == pytest.approx(0.05)
+    assert table.loc["cpu blog batch 64", "epoch_cost"] == pytest.approx(0.10, rel=0.01)
+    assert table.loc["cpu tuned batch 64", "epoch_cost"] == pytest.approx(0.05, rel=0.01)
     assert table["on_front"].to_dict() == {"cpu blog batch 64": False, "cpu tuned batch 64": True}
     assert "Price: cpu 3.6 EUR an hour." in page.text
 

@@ -134,6 +134,8 @@ def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
         interval = repeats_interval(ok["images_per_second"], ok, level, RATE_DRIFT_LIMIT) if len(ok) else None
         epoch_images = ok["epoch_seconds"] * ok["images_per_second"]
         energy = ok["energy_joules"] / ok["measured_images"] * epoch_images
+        kind = ok["epoch_seconds_kind"].iloc[0] if len(ok) else None
+        projected = epoch_images.median() / interval.estimate if interval and kind == "projected" else None
         rows.append(
             {
                 "cell_id": cell_id,
@@ -141,8 +143,8 @@ def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
                 "images_per_second": interval.estimate if interval else None,
                 "low": interval.low if interval else None,
                 "high": interval.high if interval else None,
-                "epoch_seconds": ok["epoch_seconds"].median() if len(ok) else None,
-                "epoch_seconds_kind": ok["epoch_seconds_kind"].iloc[0] if len(ok) else None,
+                "epoch_seconds": projected or (ok["epoch_seconds"].median() if len(ok) else None),
+                "epoch_seconds_kind": kind,
                 "epoch_low": epoch_images.median() / interval.high if interval and interval.high else None,
                 "epoch_high": epoch_images.median() / interval.low if interval and interval.low else None,
                 "epoch_joules": energy.mean() if energy.notna().any() else None,

@@ -59,7 +59,11 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         return f"The only setting measured: {name(only, measured)}, {only['images_per_second']:,.0f} images/s."
     first, second = measured[:2]
     lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
-    told = f"Fastest: {name(first, measured)}, {first['images_per_second']:,.0f} images/s"
+    by = "Fastest"
+    if lead is not None and lead.estimate < 1:  # a rate also counts repeats that the other one lacks
+        first, second, by = second, first, "Fastest in the repeats that both have"
+        lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
+    told = f"{by}: {name(first, measured)}, {first['images_per_second']:,.0f} images/s"
     if lead is None:
         return f"{told}; it was never measured in the same repeat as the second, {name(second, measured)}."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
@@ -119,8 +123,13 @@ def rate(cell: Mapping[str, Any]) -> str:
     if not cell["repeats"]:
         return "not measured"
     if pd.isna(cell["low"]):
-        return f"{cell['images_per_second']:,.0f}"
-    return f"{cell['images_per_second']:,.0f} ({cell['low']:,.0f} - {cell['high']:,.0f})"
+        return number(cell["images_per_second"])
+    return f"{number(cell['images_per_second'])} ({number(cell['low'])} - {number(cell['high'])})"
+
+
+def number(images_per_second: float) -> str:
+    """A rate to the whole image; under ten, to a tenth."""
+    return f"{images_per_second:,.0f}" if images_per_second >= 9.95 else f"{images_per_second:.1f}"
 
 
 def epoch(cell: Mapping[str, Any]) -> str:
@@ -186,6 +195,15 @@ def flagged(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
     """Each quality flag of the rows, how many carry it, and what to do about it."""
     counts = trials["quality_flags"].explode().dropna().value_counts()
     return [(str(flag), int(count), ADVICE.get(str(flag), "")) for flag, count in counts.items()]
+
+
+def doubts(trials: pd.DataFrame) -> list[str]:
+    """In a sentence, where most rows are doubtful."""
+    doubtful = int(trials["quality_flags"].map(lambda of_row: of_row is not None and len(of_row) > 0).sum())
+    if doubtful <= len(trials) / 2:
+        return []
+    names = ", ".join(flag for flag, _, _ in flagged(trials))
+    return [f"{doubtful} of {len(trials)} rows are doubtful: {names}."]
 
 
 def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:

@@ -72,12 +72,20 @@ def check_batches(settings: Settings, images: data.ImageData) -> None:
 
 
 def opening(
-    this: "Run", settings: Settings, planned: Planned, todo: Planned, machines: Sequence[hardware.Hardware]
+    this: "Run",
+    settings: Settings,
+    planned: Planned,
+    todo: Planned,
+    machines: Sequence[hardware.Hardware],
+    images: data.ImageData,
 ) -> str:
     """What is told before the first trial: what it runs on, and what runs."""
     cells = len({trial.cell.cell_id for trial, _ in planned})
+    size = f"{settings.image_size} x {settings.image_size}"
     lines = [
         *machine_lines(machines),
+        f"{settings.model} on {len(images.train.labels):,} training images of {settings.dataset}, {size}, "
+        f"{len(images.classes)} classes",
         f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {_processes(settings)} processes",
     ]
     if len(todo) < len(planned):
@@ -115,7 +123,7 @@ def show(planned: Planned, settings: Settings, console: Console) -> None:
         table.add_column(heading)
     for number, (trial, reason) in enumerate(planned):
         its = (values[axis][number] for axis in varied)
-        table.add_row(*map(str, (trial.repeat, trial.process, *its, trial.trial_id, reason or "yes")))
+        table.add_row(*map(str, (trial.repeat + 1, trial.process + 1, *its, trial.trial_id, reason or "yes")))
     console.print(table)
     same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
     say(console, f"In all of them: {', '.join(same)}.")

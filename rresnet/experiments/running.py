@@ -73,13 +73,13 @@ def measured(experiment: Experiment, settings: Settings, means: Means, extend: E
         done = set()
     todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
     measuring = [machine.hardware for machine in cluster.machines]
-    say(console, planning.opening(this, settings, planned, todo, measuring))
+    say(console, planning.opening(this, settings, planned, todo, measuring, means.images))
     from rresnet.runner import machines
 
     if waiting := machines.busy(cluster.machines):
         say(console, waiting)
     with store.Writer(results, this, lambda text: say(console, text)) as writer:
-        with _quiet_ray(console), Progress(console, total=len(todo)) as progress:
+        with _quiet_ray(console), Progress(console, total=len(planned), done=len(planned) - len(todo)) as progress:
             try:
                 sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
                 _execute(sweep, todo)

@@ -48,6 +48,17 @@ class Part:
             return found
         return [answer.sentence(self.trials, answer.ranked(self.trials))]
 
+    @property
+    def doubts(self) -> list[str]:
+        """Why not to trust it: that it is not finished, or that most rows are doubtful."""
+        return [*([self.unfinished] if self.unfinished else []), *answer.doubts(self.trials)]
+
+    @property
+    def trained(self) -> str:
+        """What was trained, on which data."""
+        kinds = self.trials[["model", "dataset", "image_size"]].drop_duplicates()
+        return ", ".join(f"{model} on {data}, {size} x {size}" for model, data, size in kinds.itertuples(index=False))
+
 
 def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
     """The runs of some results folders, each machine of a run for itself, the newest first.

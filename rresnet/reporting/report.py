@@ -58,7 +58,8 @@ def write(
             to.write(name, text.encode("utf-8", "replace"))
     except OSError as error:
         raise store.StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
-    for line in chapters[0].answers if chapters else ["There are no trials in these results."]:
+    first = [*chapters[0].answers, *chapters[0].part.doubts] if chapters else ["There are no trials in these results."]
+    for line in first:
         say(console, line)
     told = f"Report: {to.told('index.html')}; beside it summary.md and {len(files)} figure files."
     say(console, told)

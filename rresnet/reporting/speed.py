@@ -12,6 +12,7 @@ from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section, limited
 
 KNEE = 0.9  # of a series' highest rate
+FEWEST_SIZES = 3  # batch sizes of a line that is worth telling: two fix it, wherever they lie
 
 
 def speedups(measured: pd.DataFrame) -> Section:
@@ -97,7 +98,8 @@ def _knees(rates: pd.DataFrame, knees: pd.DataFrame) -> list[str]:
 
 def predictions(trials: pd.DataFrame) -> list[str]:
     """What a straight line through the step times of each series predicts; marked as predicted."""
-    fits = prediction.fit(trials).dropna(subset=["batch_size_at_90_percent"]).head(MOST_SERIES)
+    fits = prediction.fit(trials).dropna(subset=["batch_size_at_90_percent"])
+    fits = fits[fits["sizes"] >= FEWEST_SIZES].head(MOST_SERIES)
     rows: list[dict[Any, Any]] = [row | {"batch_size": 0, "copy": 0} for row in fits.to_dict("records")]
     told = []
     for row in rows:

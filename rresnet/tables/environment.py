@@ -44,7 +44,9 @@ def means(hardware: Hardware) -> dict[str, str]:
     """What a run is begun with, by name, without importing any of it: for the run's manifest."""
     packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
     machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
-    return {"Python": platform.python_version(), **packages, **machine, "cores": str(hardware.cpu_cores)}
+    found = {"Python": platform.python_version(), **packages, **machine, "cores": str(hardware.cpu_cores)}
+    commit = git_commit()
+    return found if commit is None else {**found, "rresnet's commit": commit}
 
 
 @functools.cache

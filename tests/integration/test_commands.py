@@ -1,6 +1,7 @@
 """The command itself, on a real local Ray: a run, an interrupted one that is continued, several workers."""
 
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -62,7 +63,9 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
         running.kill()
     assert running.returncode == 130
     assert time.monotonic() - stopped < 30
-    assert "To continue: python" in errors
+    again = shlex.split(errors.split("To continue: ")[1])
+    assert again[1:] == command[1:]
+    assert os.path.samefile(again[0], sys.executable)
     assert "Traceback" not in errors
     before = pd.read_parquet(tmp_path / "trials")
     assert 0 < len(before) < 400
