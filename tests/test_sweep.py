@@ -176,6 +176,25 @@ def test_the_trials_of_a_machine_that_dies_are_measured_on_another(monkeypatch):
     assert sweep.notes == ["laptop is lost: 2 of its trials go to another machine"]
 
 
+def test_a_machine_that_dies_before_tune_asks_for_its_first_trial_loses_none(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset())
+    died = threading.Event()
+
+    class AtTheDoor(FakeLane):
+        def _tune(self, planned, resources, callback):
+            if self.machine.node_id == "b":
+                FakeMachine.dead = frozenset("b")
+                self._looked = 0.0
+                died.set()
+                callback.on_step_begin(0, [])
+            assert died.wait(timeout=20)
+            super()._tune(planned, resources, callback)
+
+    sweep = swept(AtTheDoor, repeats=4, machines=("a", "b"))
+    assert len(sweep.rows) == len({row["trial_id"] for row in sweep.rows}) == 12
+    assert {(row["status"], row["attempt"], row["hostname"]) for row in sweep.rows} == {("ok", 1, "a")}
+
+
 def test_trials_of_a_machine_that_dies_last_are_measured_by_one_that_had_ended(monkeypatch):
     monkeypatch.setattr(FakeMachine, "dead", frozenset())
     others_ended = threading.Event()

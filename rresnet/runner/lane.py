@@ -118,7 +118,7 @@ class Lane:
             try:
                 self._tune(planned, resources, callback)
             except RuntimeError as error:
-                self._survive(error, planned.given, callback)
+                self._survive(error, planned.given or first, callback)
 
     def _survive(self, error: RuntimeError, given: Trial | None, callback: "_Callback") -> None:
         """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error.
