@@ -94,6 +94,17 @@ def test_two_machines_at_once_measure_what_one_does_alone(cluster):
     assert {change.verdict for change in found.changes} == {"not distinguishable"}
 
 
+def test_workers_on_two_machines_train_as_one_group(cluster):
+    """Through Ray Train's worker group, whose gradients cross the network between the hosts."""
+    laptop, _, _ = cluster
+    done = submit(laptop, "--recipe tuned --num-workers 2 --num-nodes 2 --repeats 1 --processes 1", "across")
+    assert done.returncode == 0, done.stdout + done.stderr
+    row = fetched(laptop, "across").iloc[0]
+    assert (row["status"], row["num_workers"], row["num_nodes"], row["global_batch_size"]) == ("ok", 2, 2, 16)
+    assert 0 < row["communication_seconds"] < row["step_seconds"]
+    print(f"exchanging gradients over the network: {row['communication_seconds'] / row['step_seconds']:.0%} of a step")
+
+
 def test_the_token_is_for_its_owner_alone_and_on_every_machine(cluster):
     laptop, head, workers = cluster
     token = laptop.file(HOME / ".ray/auth_token").read_text()
