@@ -71,12 +71,12 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     assert 0 < len(before) < 400
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert again.stdout is not None
-    opening = [again.stdout.readline() for _ in range(4)]
-    assert any(f"{len(before)} trials are done" in line for line in opening), opening
-    while len(pd.read_parquet(tmp_path / "trials")) <= len(before) and time.monotonic() < deadline + 400:
-        time.sleep(0.2)
-    again.send_signal(signal.SIGTERM)
     try:
+        opening = [again.stdout.readline() for _ in range(4)]
+        assert any(f"{len(before)} trials are done" in line for line in opening), opening
+        while len(pd.read_parquet(tmp_path / "trials")) <= len(before) and time.monotonic() < deadline + 400:
+            time.sleep(0.2)
+        again.send_signal(signal.SIGTERM)
         _, errors = again.communicate(timeout=120)
     finally:
         again.kill()
