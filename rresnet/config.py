@@ -34,6 +34,7 @@ AUTO: Literal["auto"] = "auto"
 DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
 EPOCH_TIMEOUT_SECONDS = 3600.0
+WORKERS_START_SECONDS = 120.0  # a worker group takes 20 s and more to start; its workers watch the limit themselves
 
 T = TypeVar("T")
 
@@ -76,6 +77,10 @@ class How:
         """Time limit of a trial of `cell`, seconds."""
         default = EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else DEFAULT_TIMEOUT_SECONDS
         return self.timeout_seconds or default
+
+    def process_limit_seconds(self, cell: Cell) -> float:
+        """Time limit of the process that runs it, which waits for a worker group's start, and then for its workers."""
+        return self.limit_seconds(cell) + (WORKERS_START_SECONDS if cell.num_workers > 1 else 0.0)
 
 
 def _with_axes(settings: type[T]) -> type[T]:

@@ -46,6 +46,8 @@ def test_the_time_limit_follows_the_cell():
     assert How(seconds=1.0).limit_seconds(make_cell()) == 600.0
     assert How(seconds=1.0).limit_seconds(make_cell(epochs=2)) == 7200.0
     assert How(seconds=1.0, timeout_seconds=5.0).limit_seconds(make_cell(epochs=2)) == 5.0
+    assert How(seconds=1.0, timeout_seconds=5.0).process_limit_seconds(make_cell(num_workers=2)) == 125.0
+    assert How(seconds=1.0, timeout_seconds=5.0).process_limit_seconds(make_cell()) == 5.0
 
 
 def test_hashes_are_known_and_the_same_in_another_process():

@@ -219,7 +219,7 @@ class Lane:
         self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None, kills: int
     ) -> None:
         """The process of a trial has ended without its record; `kills` for want of memory were there when it began."""
-        found = death(account, elapsed, self.sweep.how.limit_seconds(trial.cell))
+        found = death(account, elapsed, self.sweep.how.process_limit_seconds(trial.cell))
         if found.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
             self.lost = True
             self._lose(trial)

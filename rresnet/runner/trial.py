@@ -31,7 +31,6 @@ from rresnet.training.workbench import Workbench
 MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
 PROGRESS_SECONDS = 1.0
 TEXT_CHARACTERS = 2000
-WORKERS_START_SECONDS = 120.0  # a worker group takes 20 s and more to start; its workers watch the limit themselves
 
 
 class _HotCells:
@@ -86,11 +85,10 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     """
     trial = Trial.from_json(config["trial"])
     started, alone = datetime.now(UTC), not _HOT.benches
-    workers_start = 0.0 if trial.cell.num_workers == 1 else WORKERS_START_SECONDS
     if not _HOT.announced:  # the driver's clock for the time limit starts here: importing torch does not count
         _HOT.announced = True
         tune.report({"process_id": os.getpid()})
-    faulthandler.dump_traceback_later(how.limit_seconds(trial.cell) + workers_start, exit=True)
+    faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
     try:
         record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
     except (Exception, SystemExit) as error:
