@@ -213,3 +213,10 @@ def test_tuned_on_a_gpu_is_a_graph_where_it_can_be(a100):
     assert executions(num_workers=(2,)) == {"eager"}
     assert executions(precision=("fp16",)) == {"eager"}
     assert executions(execution=("compile",)) == {"compile"}
+
+
+def test_an_execution_that_is_asked_for_is_not_given_up_for_one_that_can_run(laptop):
+    asked = Settings(recipe=("tuned",), batch_size=(64,), num_workers=(2,), execution=("compile",))
+    (cell,) = grid.cells(asked, ["cpu"], laptop)
+    assert cell.execution == "compile"
+    assert "a compile step is one worker's" in grid.infeasible(cell, laptop)

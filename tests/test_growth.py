@@ -114,6 +114,8 @@ def test_the_extension_follows_the_plan():
     more = [t for part in (0, 1) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=1)]
     assert [t.repeat for t in (*plan, *more)] == [r for r in range(10) for _ in CELLS]
     assert sorted({t.process for t in more}) == [3, 4]
+    other = [t for part in range(8) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=2)]
+    assert other != [t for part in range(8) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=1)]
     assert len({t.trial_id for t in (*plan, *more)}) == 20
 
 

@@ -80,6 +80,8 @@ def test_rows_that_nobody_can_write_are_told_to_who_gave_them(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         writer.flush()  # and does not wait for ever
     writer.close()
+    with pytest.raises(UnicodeEncodeError), Writer(tmp_path, make_run(run_id="r2")) as writer:
+        writer.write(trial_id, broken)
 
 
 def test_the_schema_holds_every_column_of_the_contract():
@@ -289,6 +291,23 @@ def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
     (file,) = (tmp_path / "trials").glob("*.parquet")
     assert pq.read_schema(file).field("quality_flags") == SCHEMAS["trials"].field("quality_flags")
     assert pq.read_schema(file).field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata
+
+
+def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):
+    Writer(tmp_path, make_run()).close()
+    assert store.open_run(tmp_path, make_run(run_id="r2", request_id="q"), fresh=False).run_id == "r1"
+
+
+def test_means_that_are_not_known_now_are_no_others(tmp_path):
+    Writer(tmp_path, make_run(environment={"torch": "2.15", "rresnet's commit": "abc"})).close()
+    assert store.open_run(tmp_path, make_run(run_id="r2", environment={"torch": "2.15"}), fresh=False).run_id == "r1"
+
+
+def test_the_rows_of_one_run_are_read_alone(tmp_path):
+    for run in (make_run(), make_run(run_id="r2")):
+        with Writer(tmp_path, run) as writer:
+            writer.write(*rows(run, 0))
+    assert reading.read_tables(tmp_path, ["trials"], run_id="r2")["trials"]["run_id"].to_pylist() == ["r2"]
 
 
 def test_runs_are_in_the_order_of_their_start(tmp_path):
