@@ -193,18 +193,12 @@ class Lane:
                 self._unconfirmed.append(trial)
                 return
             self._too_large[trial.cell.cell_id] = measurement["error_message"]
-        self._record(trial, measurement, attempt, {**outcome["environment"], **outcome["when"]}, record)
+        known = {**outcome["environment"], **outcome["when"]}
+        self.sweep.record(trial, measurement, self._made(trial, attempt), known, record)
 
-    def _record(
-        self,
-        trial: Trial,
-        measurement: Mapping[str, Any],
-        attempt: int,
-        known: Mapping[str, Any],
-        record: Mapping[str, Any],
-    ) -> None:
-        """Write what became of an attempt; those before it that went with their machines count, too."""
-        self.sweep.record(trial, measurement, attempt + self.agenda.losses(trial), known, record)
+    def _made(self, trial: Trial, attempt: int) -> int:
+        """The attempts made at a trial: those before that went with their machines count, too."""
+        return attempt + self.agenda.losses(trial)
 
     def evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:
         """Ray's memory monitor, or the kernel's own killer, has ended the process of a trial."""
@@ -213,7 +207,7 @@ class Lane:
             return
         found = replace(death(account, 0.0, math.inf), output_tail=self.machine.output_tail(process_id))
         self._too_large[trial.cell.cell_id] = str(found.error_message)
-        self._record(trial, asdict(found), attempt, {}, {})
+        self.sweep.record(trial, asdict(found), self._made(trial, attempt), {}, {})
 
     def died(
         self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None, kills: int
@@ -228,7 +222,7 @@ class Lane:
             self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
             return
         tail = self.machine.output_tail(process_id)
-        self._record(trial, asdict(replace(found, output_tail=tail)), attempt, {}, {})
+        self.sweep.record(trial, asdict(replace(found, output_tail=tail)), self._made(trial, attempt), {}, {})
 
     def _lose(self, trial: Trial) -> None:
         """The machine died with the trial: another one gets it, once."""
