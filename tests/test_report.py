@@ -205,6 +205,13 @@ def test_out_that_can_not_be_written_is_one_message(tmp_path, capsys):
     assert "choose another --out" in capsys.readouterr().err
 
 
+def test_a_part_says_what_was_trained_on_which_data(tmp_path):
+    other = {"model": "resnet50", "dataset": "photos", "image_size": 64}
+    a = write(tmp_path / "a", [{**row, **other} if row["recipe"] == "tuned" else row for row in two()])
+    page, _, _ = made(tmp_path, a)
+    assert "resnet18 on fashion-mnist-12k, 32 x 32, resnet50 on photos, 64 x 64" in page.text
+
+
 def test_rows_that_are_doubtful_are_told_beside_the_answer(tmp_path):
     flagged = [{**row, "quality_flags": ["foreign_load"]} for row in two()]
     page, summary, _ = made(tmp_path, write(tmp_path / "a", flagged))
