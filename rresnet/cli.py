@@ -13,8 +13,8 @@ from rich.console import Console
 from rresnet import data, grid, usage
 from rresnet.config import Settings, UsageError
 from rresnet.experiments import experiment, planning, running
-from rresnet.progress import say
 from rresnet.tables import store
+from rresnet.terminal import say
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
 

@@ -11,9 +11,9 @@ from rich.console import Console
 from rresnet import __version__, usage
 from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 from rresnet.config import UsageError
-from rresnet.progress import say
 from rresnet.tables import place
 from rresnet.tables.place import StoreError
+from rresnet.terminal import say
 
 DESCRIPTION = """What should you train on? Measure it, then look at it with the commands below.
 

@@ -12,11 +12,11 @@ from rich.table import Table
 from rresnet import hardware
 from rresnet.config import Precision
 from rresnet.hardware import Hardware
-from rresnet.progress import say
 from rresnet.quality import flags
 from rresnet.quality.monitor import Monitor
 from rresnet.tables import place
 from rresnet.tables.place import Location
+from rresnet.terminal import say
 from rresnet.training import limits
 
 AMPLE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word

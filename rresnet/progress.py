@@ -11,13 +11,9 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from rresnet.config import Trial
+from rresnet.terminal import duration, say
 
 QUIET_SECONDS = 30.0  # a long trial says something at least this often where there is no live line
-
-
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print text as it is: no markup, no colours of its own, and no line broken where it was not."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 class Progress:
@@ -99,13 +95,3 @@ class Progress:
             return "time left not known yet"
         seconds = (now - self._first_end) / (self._done - self._before - 1) * (self._total - self._done)
         return f"about {duration(seconds)} left"
-
-
-def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 2 min 05 s, 3 h 10 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

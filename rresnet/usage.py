@@ -18,7 +18,7 @@ from rich.console import Console
 
 from rresnet import data, grid
 from rresnet.config import Axes, Group, Settings
-from rresnet.progress import say
+from rresnet.terminal import say
 
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")

@@ -220,6 +220,26 @@ def test_the_answer_does_not_claim_what_it_can_not_tell():
     assert "Under 3 repeats no interval is claimed" in few
 
 
+def test_a_speedup_that_can_not_be_told_from_1_is_marked():
+    large = make_cell(batch_size=256)
+    text = printed(trials((BLOG, [100.0] * 3), (TUNED, [200.0, 201.0, 199.0]), (large, [120.0, 100.0, 110.0])))
+    (clear,) = (line for line in text.splitlines() if line.startswith("  cpu tuned"))
+    (noisy,) = (line for line in text.splitlines() if line.startswith("  cpu blog batch 256"))
+    assert " 2.00 (" in clear
+    assert "~" not in clear
+    assert " ~ 1.10 (" in noisy
+    assert "~: not distinguishable from the reference." in text
+    assert "~" not in printed(trials((BLOG, [100.0] * 3), (TUNED, [200.0, 201.0, 199.0])))
+    assert "~" not in printed(trials((BLOG, [100.0]), (TUNED, [101.0])))  # no interval, no verdict
+
+
+def test_a_ratio_within_the_noise_floor_is_marked():
+    identical = make_cell(batch_size=64, copy=1)
+    cells = (BLOG, [100.0] * 3), (identical, [130.0] * 3), (TUNED, [120.0] * 3)
+    assert " ~ 1.20 (" in printed(trials(*cells))
+    assert " ~ 1.20 (" not in printed(trials(cells[0], cells[2]))
+
+
 def test_the_fastest_is_never_slower_than_the_second_in_the_repeats_that_both_have():
     # By its rate `tuned` leads, for a fast repeat that `blog` has not; where both were measured it is slower.
     text = printed(trials((BLOG, [100.0, 100.0, 100.0, None]), (TUNED, [90.0, 90.0, 90.0, 400.0])))

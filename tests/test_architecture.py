@@ -22,7 +22,7 @@ HOUSE = [
     ("training", "train workbench clocks limits timing step model convolution inputs"),
     ("quality", "flags monitor steady"),
     ("tables", "environment store reading objects place measurement"),
-    ("", "progress"),
+    ("", "progress terminal"),
     ("data", "__init__ files named"),
     ("", "grid hardware scratch config cell"),
 ]

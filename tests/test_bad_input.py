@@ -102,6 +102,7 @@ TOLD = [
     (["--model", "torch.nn:Flatten"], "can't take images [2, 3, 32, 32]", "IndexError", "change it"),
     (["--model", "torch.nn:LazyLinear", "--image-size", "9"], "made [2, 3, 9, 10]", "scores [2, 10]", "must return"),
     (["--dataset", "fashion-mnits"], "fashion-mnits is neither", "cifar10", "did you mean fashion-mnist?"),
+    (["--dataset", "fashion-mnits", "--dry-run"], "fashion-mnits is neither", "cifar10", "did you mean fashion-mnist?"),
     (["--address", "nowhere"], "got nowhere", "auto or host:port", "must be"),
     (["--results-dir", ""], "got ''", "s3://BUCKET/FOLDER", "must be a folder"),
 ]
@@ -143,7 +144,7 @@ COMMANDS = [
     (["export", "R", "--format", "mlflow", "--out", "ftp://x"], "give --out a store's URI"),
 ]
 KINDS = [
-    "missing", "misspelt", "empty folder", "class without images", "one class", "one image each",
+    "missing", "misspelt", "misspelt folder", "empty folder", "class without images", "one class", "one image each",
     "test has another class", "zero bytes", "text", "truncated", "huge", "not parquet", "truncated parquet",
     "wrong columns", "no rows", "image type", "label type", "null image", "null label", "negative label",
     "pickled object", "split without test", "split not text",
@@ -156,6 +157,9 @@ def damaged(tmp_path, kind):
     good = png(np.zeros((8, 8), np.uint8))
     if kind == "missing":
         return tmp_path / "nothing", ["nothing is neither a file or folder nor a known name", "Known names are"]
+    if kind == "misspelt folder":
+        write_folder(tmp_path / "shapes")
+        return tmp_path / "shapez", [f"did you mean {tmp_path / 'shapes'}?"]
     if kind == "misspelt":
         return "fashion-mnst", ["did you mean fashion-mnist?"]
     if kind == "empty folder":

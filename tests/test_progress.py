@@ -30,13 +30,6 @@ TRIAL = Trial(cell=make_cell(), repeat=0, process=0)
 OK = {"status": "ok", "images_per_second": 1234.5, "error_message": None}
 
 
-def test_what_a_program_says_is_printed_as_it_is():
-    console = shown(terminal=False)
-    text = "[enforce fail at alloc_cpu.cpp:118] can't open [/usr/lib/a] " + "long " * 50
-    progress.say(console, text)
-    assert console.file.getvalue() == f"{text}\n"
-
-
 def test_plain_output_has_a_line_a_trial_and_the_time_left(clock):
     console = shown(terminal=False)
     with Progress(console, 3) as display:

@@ -5,7 +5,6 @@ from samples import make_cell
 
 from rresnet.config import Trial
 from rresnet.data import ImageData, Split
-from rresnet.progress import duration
 from rresnet.runner import lane, sweep, trial
 from rresnet.tables.measurement import Measurement
 from rresnet.tables.store import Run
@@ -87,9 +86,3 @@ def test_rows_join_on_the_trial():
     assert (row["global_batch_size"], row["hostname"], row["started_at"]) == (16, "h", None)
     assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, "window": 0}]
     assert rows["epochs"][0]["trial_id"] == planned.trial_id
-
-
-def test_durations_read_as_a_person_says_them():
-    assert [duration(s) for s in (0.4, 59, 60, 3599, 3600, 11_400)] == [
-        "0 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "3 h 10 min",
-    ]  # fmt: skip

@@ -4,18 +4,16 @@ from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rresnet import analysis
 from rresnet.analysis import comparison, regimes
 from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.config import AXES
-from rresnet.progress import duration, say
 from rresnet.quality.flags import ADVICE
+from rresnet.terminal import duration, print_table, say
 
-WIDE = 110  # columns of a terminal from which on the limit and the bottleneck are shown
+ALIKE = "~ "  # marks a speedup that can't be told from 1
 
 NO_GPU = (
     "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
@@ -26,7 +24,7 @@ NO_GPU = (
 def findings(trials: pd.DataFrame, console: Console) -> None:
     """Print the table of one run's cells, and the fastest of them in a sentence."""
     cells = ranked(trials)
-    console.print(_table(trials, cells, analysis.reference_cell(cells), wide=console.width >= WIDE))
+    _print_table(trials, cells, analysis.reference_cell(cells), console)
     for line in (sentence(trials, cells), *_scatter(trials, cells), *_noise_floor(trials, cells)):
         say(console, line)
 
@@ -77,34 +75,43 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     return f"{told}: {than} (95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs): {verdict}."
 
 
-def _table(
-    trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None, *, wide: bool
-) -> Table:
-    accuracy = any(c["test_accuracy"] is not None and c["test_accuracy"] == c["test_accuracy"] for c in cells)
-    table = Table(
-        box=box.SIMPLE_HEAD,
-        caption=_caption(cells, reference),
-        caption_justify="left",
+def _print_table(
+    trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None, console: Console
+) -> None:
+    floor = comparison.noise_floor(trials)
+    columns = {
+        "setting": [name(cell, cells) for cell in cells],
+        "images/s": [rate(cell) for cell in cells],
+        "epoch": [epoch(cell) for cell in cells],
+        "speedup": [_speedup(trials, cell, reference, floor) for cell in cells],
+        "test accuracy": [_told(cell["test_accuracy"], "{:.3f}") for cell in cells],
+        "of limit": [_told(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
+        "bound by": [_told(cell["bottleneck"], "{}") for cell in cells],
+        "trials": [cell["statuses"] for cell in cells],
+    }
+    optional = ["bound by", "of limit", "test accuracy", "epoch"]
+    if not any(columns["test accuracy"]):
+        del columns["test accuracy"]
+        optional.remove("test accuracy")
+    print_table(
+        console,
+        columns,
+        caption=_caption(cells, reference, marked=any(told.startswith(ALIKE) for told in columns["speedup"])),
+        left=("setting", "bound by", "trials"),
+        broken="setting",
+        left_out=optional,
+        red=[number for number, cell in enumerate(cells) if not cell["repeats"]],
     )
-    more = (["test accuracy"] if accuracy else []) + (["of limit", "bound by"] if wide else [])
-    for heading in ("setting", "images/s", "epoch", "speedup", *more, "trials"):
-        left = heading in ("setting", "bound by", "trials")
-        table.add_column(heading, justify="left" if left else "right", no_wrap=True)
-    for cell in cells:
-        failed = not cell["repeats"]
-        row = [name(cell, cells), rate(cell), epoch(cell), _speedup(trials, cell, reference)]
-        if accuracy:
-            row.append("" if pd.isna(cell["test_accuracy"]) else f"{cell['test_accuracy']:.3f}")
-        if wide:
-            row.append("" if pd.isna(cell["percent_of_limit"]) else f"{cell['percent_of_limit']:.0f} %")
-            row.append("" if pd.isna(cell["bottleneck"]) else str(cell["bottleneck"]))
-        table.add_row(*row, cell["statuses"], style="red" if failed else None)
-    return table
 
 
-def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> str:
+def _told(value: Any, form: str) -> str:
+    return "" if pd.isna(value) else form.format(value)
+
+
+def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None, *, marked: bool) -> str:
     against = f"Speedup over {name(reference, cells)}, paired by repeat. " if reference else ""
-    return f"{against}In brackets: 95 % intervals over repeats."
+    mark = f"\n{ALIKE.strip()}: not distinguishable from the reference." if marked else ""
+    return f"{against}In brackets: 95 % intervals over repeats.{mark}"
 
 
 def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
@@ -139,13 +146,18 @@ def epoch(cell: Mapping[str, Any]) -> str:
     return duration(cell["epoch_seconds"]) + (" projected" if cell["epoch_seconds_kind"] == "projected" else "")
 
 
-def _speedup(trials: pd.DataFrame, cell: Mapping[str, Any], reference: Mapping[str, Any] | None) -> str:
+def _speedup(
+    trials: pd.DataFrame, cell: Mapping[str, Any], reference: Mapping[str, Any] | None, floor: float | None
+) -> str:
     if reference is None or not cell["repeats"]:
         return ""
     if cell["cell_id"] == reference["cell_id"]:
         return "reference"
     found = analysis.ratio(trials, cell["cell_id"], reference["cell_id"])
-    return "no pair" if found is None else ratio_text(found.estimate, found.low, found.high)
+    if found is None:
+        return "no pair"
+    mark = ALIKE if analysis.distinguishable(found, floor) is False else ""
+    return mark + ratio_text(found.estimate, found.low, found.high)
 
 
 def ratio_text(estimate: float | None, low: float | None, high: float | None, none: str = "no pair") -> str:

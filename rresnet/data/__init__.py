@@ -1,5 +1,6 @@
 """Images and labels as arrays: the embedded data set, named ones, and the user's own folder or Parquet file."""
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,6 +60,7 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
     Raises:
         DataError: there is no such data, it is damaged, or it does not fit in memory.
     """
+    check_known(dataset)
     loader = DATASETS.get(dataset)
     source = loader(data_dir, image_size, seed) if loader else _own(dataset, image_size, seed)
     for split in (source.train, source.test):
@@ -107,18 +109,25 @@ DATASETS: dict[str, Loader] = {
 }
 
 
+def check_known(dataset: str) -> None:
+    """Raise DataError unless it is a known name, a folder or a file; nothing of it is read."""
+    path = Path(dataset)
+    if dataset in DATASETS or path.is_dir() or path.is_file():
+        return
+    beside: list[str] = []
+    with contextlib.suppress(OSError):  # a folder that is not there, or not to be read
+        beside = [str(entry) for entry in path.parent.iterdir()]
+    raise DataError(
+        f"--dataset {dataset} is neither a file or folder nor a known name: {nearest(dataset, [*DATASETS, *beside])}"
+        f"Known names are {', '.join(DATASETS)}; else give an image folder (one folder a class) or a .parquet file"
+    )
+
+
 def _own(dataset: str, image_size: int, seed: int) -> Source:
     from rresnet.data import files
 
     path = Path(dataset)
-    if path.is_dir():
-        return files.folder(path, image_size, seed)
-    if path.is_file():
-        return files.parquet(path, image_size, seed)
-    raise DataError(
-        f"--dataset {dataset} is neither a file or folder nor a known name: {nearest(dataset, DATASETS)}"
-        f"Known names are {', '.join(DATASETS)}; else give an image folder (one folder a class) or a .parquet file"
-    )
+    return (files.folder if path.is_dir() else files.parquet)(path, image_size, seed)
 
 
 def stratified_test_split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

@@ -11,7 +11,7 @@ from rich.table import Table
 from rresnet import grid
 from rresnet.config import Cell, Device, Settings
 from rresnet.hardware import Hardware
-from rresnet.progress import duration, say
+from rresnet.terminal import duration, say
 
 if TYPE_CHECKING:
     import pandas as pd

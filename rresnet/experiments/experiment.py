@@ -13,8 +13,9 @@ from rresnet import data, hardware
 from rresnet.config import AUTO, Settings
 from rresnet.experiments import planning, running
 from rresnet.experiments.running import Experiment, Extend, Means
-from rresnet.progress import Progress, say
+from rresnet.progress import Progress
 from rresnet.tables import place, store
+from rresnet.terminal import say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -38,6 +39,7 @@ def run(
         KeyboardInterrupt: the person has stopped it; what was measured is stored.
     """
     here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(say, console)
+    data.check_known(settings.dataset)
     if settings.address is None:  # a wrong request is told at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:

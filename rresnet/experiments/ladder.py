@@ -4,15 +4,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rresnet import grid
 from rresnet.config import AUTO, AXES, FLAGGED, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
-from rresnet.progress import say
 from rresnet.tables.place import Location
+from rresnet.terminal import print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,21 +103,24 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     from rresnet.tables import place
 
     found = rungs(trials)
-    table = Table(
-        box=box.SIMPLE_HEAD, caption="Ratios of images/s, paired; in brackets 95 % intervals.", caption_justify="left"
-    )
-    for heading in ("device", "batch size", "change", "images/s", "over the one before", "over blog"):
-        table.add_column(heading, justify="left" if heading in ("device", "change") else "right", no_wrap=True)
-    for row in found.to_dict("records"):
-        rate = (
+    rows = found.to_dict("records")
+    columns = {
+        "device": [row["device"] for row in rows],
+        "batch size": [str(row["batch_size"]) for row in rows],
+        "change": [row["change"] for row in rows],
+        "images/s": [
             "not measured"
             if row["images_per_second"] != row["images_per_second"]
             else f"{row['images_per_second']:,.0f}"
-        )
-        step = ratio_text(row["step"], row["step_low"], row["step_high"], none="")
-        total = ratio_text(row["total"], row["total_low"], row["total_high"], none="")
-        table.add_row(row["device"], str(row["batch_size"]), row["change"], rate, step, total)
-    console.print(table)
+            for row in rows
+        ],
+        "over the one before": [ratio_text(row["step"], row["step_low"], row["step_high"], none="") for row in rows],
+        "over blog": [ratio_text(row["total"], row["total_low"], row["total_high"], none="") for row in rows],
+    }
+    caption = "Ratios of images/s, paired; in brackets 95 % intervals."
+    needless = [heading for heading in ("device", "batch size") if len(set(columns[heading])) == 1]
+    words = ("device", "change")
+    print_table(console, columns, caption=caption, left=words, broken="change", left_out=["images/s", *needless])
     for line in summary(found):
         say(console, line)
     kept, figure = place.at(results), amounts.waterfall(found)

@@ -5,12 +5,11 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.table import Table
 
 from rresnet import data, grid, hardware
 from rresnet.config import AUTO, FLAGGED, Cell, Device, Settings, Trial, UsageError
-from rresnet.progress import duration, say
 from rresnet.tables import store
+from rresnet.terminal import duration, print_table, say
 
 if TYPE_CHECKING:
     from rresnet.tables.store import Run
@@ -118,13 +117,17 @@ def show(planned: Planned, settings: Settings, console: Console) -> None:
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
     values = {axis: [getattr(trial.cell, axis) for trial, _ in planned] for axis in axes}
     varied = [axis for axis in axes if len(set(values[axis])) > 1]
-    table = Table(title=f"{len(planned)} planned trials, in the order they run", title_justify="left")
-    for heading in ("repeat", "process", *map(_words, varied), "trial", "feasible"):
-        table.add_column(heading)
-    for number, (trial, reason) in enumerate(planned):
-        its = (values[axis][number] for axis in varied)
-        table.add_row(*map(str, (trial.repeat + 1, trial.process + 1, *its, trial.trial_id, reason or "yes")))
-    console.print(table)
+    say(console, f"{len(planned)} planned trials, in the order they run:")
+    columns = {
+        "repeat": [str(trial.repeat + 1) for trial, _ in planned],
+        "process": [str(trial.process + 1) for trial, _ in planned],
+        **{_words(axis): list(map(str, values[axis])) for axis in varied},
+        "trial": [trial.trial_id for trial, _ in planned],
+        "feasible": [reason or "yes" for _, reason in planned],
+    }
+    words = ("feasible", *(_words(axis) for axis in varied if isinstance(values[axis][0], str)))
+    obvious = [] if any(reason for _, reason in planned) else ["feasible"]
+    print_table(console, columns, left=words, broken="feasible", left_out=["trial", "process", *obvious])
     same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
     say(console, f"In all of them: {', '.join(same)}.")
     say(console, _prediction(planned, settings))

@@ -13,9 +13,10 @@ from rresnet import data, grid, hardware
 from rresnet.config import Cell, How, Settings, UsageError, stable_hash
 from rresnet.experiments import planning
 from rresnet.experiments.planning import Cells, Planned
-from rresnet.progress import Progress, say
+from rresnet.progress import Progress
 from rresnet.tables import environment, reading, store
 from rresnet.tables.measurement import Measurement
+from rresnet.terminal import say
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,14 +4,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rresnet import grid
 from rresnet.config import CELL_COLUMNS, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
-from rresnet.progress import say
+from rresnet.terminal import print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -220,25 +218,28 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     caption = (
         "Speedup over the fewest workers, paired; efficiency: over how many times the GPUs, or cores. 95 % intervals."
     )
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for heading in ("scaling", "setting", "workers", "images/s", "speedup", "efficiency", "communication"):
-        table.add_column(heading, justify="left" if heading in ("scaling", "setting") else "right", no_wrap=True)
-    for row in found.to_dict("records"):
-        setting = f"{row['device']} {row['recipe']} {row['precision']} batch {row['batch_size']}"
-        where = f" on {row['num_nodes']} machines" if row["num_nodes"] > 1 else ""
-        share = row["communication_share"]
-        table.add_row(
-            row["kind"],
-            setting,
-            f"{row['num_workers']}{where}",
-            f"{row['images_per_second']:,.0f}",
-            ratio_text(row["speedup"], row["low"], row["high"]),
-            ratio_text(row["efficiency"], row["efficiency_low"], row["efficiency_high"]),
-            "" if row["num_workers"] == 1 else "not measured" if share != share else f"{share:.0%}",
-        )
-    console.print(table)
+    rows = found.to_dict("records")
+    columns = {
+        "scaling": [row["kind"] for row in rows],
+        "setting": [f"{row['device']} {row['recipe']} {row['precision']} batch {row['batch_size']}" for row in rows],
+        "workers": [
+            f"{row['num_workers']}" + (f" on {row['num_nodes']} machines" if row["num_nodes"] > 1 else "")
+            for row in rows
+        ],
+        "images/s": [f"{row['images_per_second']:,.0f}" for row in rows],
+        "speedup": [ratio_text(row["speedup"], row["low"], row["high"]) for row in rows],
+        "efficiency": [ratio_text(row["efficiency"], row["efficiency_low"], row["efficiency_high"]) for row in rows],
+        "communication": [_share(row) for row in rows],
+    }
+    words = ("scaling", "setting")
+    print_table(console, columns, caption=caption, left=words, broken="setting", left_out=("images/s", "speedup"))
     for line in predictions(found):
         say(console, line)
+
+
+def _share(row: Mapping[Any, Any]) -> str:
+    share = row["communication_share"]
+    return "" if row["num_workers"] == 1 else "not measured" if share != share else f"{share:.0%}"
 
 
 def predictions(found: "pd.DataFrame") -> list[str]:

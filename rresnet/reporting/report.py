@@ -14,13 +14,13 @@ from rresnet.analysis import decision
 from rresnet.analysis.prices import Price
 from rresnet.analysis.prices import prices as read_prices
 from rresnet.figures import drawing
-from rresnet.progress import say
 from rresnet.reporting import page, parts
 from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
 from rresnet.reporting.sections import sections
 from rresnet.tables import place, store
 from rresnet.tables.measurement import TRIAL_KEY
+from rresnet.terminal import say
 
 MOST_WITH_FIGURES = 6  # parts; a folder may hold a year of runs
 
