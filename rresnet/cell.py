@@ -81,6 +81,7 @@ class Axes:
     small_maps: Convolution = axis(
         "how convolutions over maps of no more pixels than the kernel has taps are computed, likewise", "conv"
     )
+    cudnn_benchmark: bool = axis("cuDNN times its kernels for each shape and takes the fastest (a GPU's)", False)
 
 
 @dataclass(frozen=True, kw_only=True)

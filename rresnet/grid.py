@@ -27,6 +27,7 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
         fused_optimizer=True,
         pointwise="linear" if device == "cpu" else "conv",
         small_maps="linear" if device == "cpu" else "conv",
+        cudnn_benchmark=device == "gpu",
     )
 
 

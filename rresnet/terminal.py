@@ -58,6 +58,11 @@ def _table(
     return table
 
 
+def percent(share: float, digits: int = 0) -> str:
+    """A share as the project writes it: 0.198 is 20 %, or 19.8 % to a tenth."""
+    return f"{share * 100:.{digits}f} %"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 8 s, 2 min 05 s, 3 h 10 min."""
     whole = round(seconds)

@@ -207,7 +207,7 @@ def printed(table):
 
 def test_the_answer_names_the_fastest_and_by_how_much():
     text = printed(trials((BLOG, [100.0, 101.0, 99.0, 100.0]), (TUNED, [200.0, 202.0, 198.0, 200.0])))
-    assert "Fastest: cpu tuned batch 64, 200 images/s: 2.00x the second, cpu blog batch 64" in text
+    assert "Fastest: cpu tuned batch 64, 200 images/s. That is 2.00x the second, cpu blog batch 64" in text
     assert "4 pairs): distinguishable." in text
     assert "No GPU was measured" in text
     assert "--address HOST:6379" in text
@@ -217,7 +217,7 @@ def test_the_answer_does_not_claim_what_it_can_not_tell():
     noisy = printed(trials((BLOG, [100.0, 160.0, 80.0]), (TUNED, [120.0, 100.0, 110.0])))
     assert "not distinguishable" in noisy
     few = printed(trials((BLOG, [100.0]), (TUNED, [200.0])))
-    assert "Under 3 repeats no interval is claimed" in few
+    assert "Under 3 repeats there is no interval" in few
 
 
 def test_a_speedup_that_can_not_be_told_from_1_is_marked():
@@ -243,7 +243,7 @@ def test_a_ratio_within_the_noise_floor_is_marked():
 def test_the_fastest_is_never_slower_than_the_second_in_the_repeats_that_both_have():
     # By its rate `tuned` leads, for a fast repeat that `blog` has not; where both were measured it is slower.
     text = printed(trials((BLOG, [100.0, 100.0, 100.0, None]), (TUNED, [90.0, 90.0, 90.0, 400.0])))
-    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s: 1.11x the second" in text
+    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x the second" in text
 
 
 def test_a_projected_epoch_is_that_of_the_rate():
@@ -279,15 +279,24 @@ def test_cells_that_differ_have_names_that_do(changes, told):
 
 def test_identical_cells_are_told_as_the_noise_floor():
     table = trials((BLOG, [100.0, 100.0, 100.0]), (make_cell(batch_size=64, copy=1), [101.0, 100.0, 99.0]))
-    assert "Identical cells against each other" in printed(table)
+    assert "Identical settings against each other" in printed(table)
     assert "cpu blog batch 64: 1.000 (0." in printed(table)
 
 
 def test_there_is_no_noise_floor_before_a_repeat_has_both_of_the_identical_cells():
     table = trials((BLOG, [100.0, None]), (make_cell(batch_size=64, copy=1), [None, 100.0]))
-    assert "Identical cells" not in printed(table)
+    assert "Identical settings" not in printed(table)
 
 
 def test_analysis_needs_neither_ray_nor_torch():
     code = "import sys, rresnet.analysis, rresnet.analysis.answer; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
+
+
+def test_why_more_repeats_would_not_do_is_told_truly():
+    # Two processes, each steady in itself and 20 % from the other: repeats in them tell no more.
+    apart = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 2 + [240.0, 241.0, 239.0] * 2))
+    apart["process"] = apart["repeat"] // 6
+    assert "No 10,000 repeats would halve its interval, as long as they come from 2 processes" in printed(apart)
+    steady = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 4))
+    assert "Half as wide an interval takes about " in printed(steady)

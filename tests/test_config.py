@@ -93,6 +93,7 @@ def test_the_columns_of_a_cell_stand_where_they_stood():
     assert (
         *("device", "recipe", "precision", "input", "execution", "channels_last", "fused_optimizer", "pointwise"),
         "small_maps",
+        "cudnn_benchmark",
         *("model", "dataset", "image_size", "batch_size", "num_workers", "num_nodes", "cpu_threads"),
         *("seed", "epochs", "copy"),
     ) == CELL_COLUMNS

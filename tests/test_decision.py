@@ -48,7 +48,7 @@ def test_prices_are_read_from_a_file_with_its_date_and_source(tmp_path):
 @pytest.mark.parametrize(
     ("texts", "message"),
     [
-        (["gpu"], "--price must be DEVICE=AMOUNT/h .* got 'gpu'"),
+        (["gpu"], "--price must be WHAT=AMOUNT .* got 'gpu'"),
         (["gpu=4.10"], "got 'gpu=4.10'"),
         (["=4.10/h"], "got '=4.10/h'"),
         (["gpu=much/h"], "got 'gpu=much/h'"),
@@ -175,7 +175,7 @@ def test_least_energy_is_the_ratio_of_joules():
     verdict = told(table)["least energy"]
     assert (verdict.setting, verdict.ratio.estimate) == ("cpu tuned batch 64", pytest.approx(3))
     assert verdict.sentence().startswith(
-        "Least energy: cpu tuned batch 64, 2,000 J an epoch: the next takes 3.00 times"
+        "Least energy: cpu tuned batch 64, 2,000 J an epoch. The next takes 3.00 times"
     )
 
 
@@ -218,12 +218,12 @@ def test_the_noise_floor_grades_a_verdict():
     table = trials((BLOG, [100.0] * 3), (copy, [130.0] * 3), (TUNED, [120.0] * 3))
     verdict = told(table)["fastest"]
     assert (verdict.setting, verdict.distinguishable) == ("cpu tuned batch 64", False)
-    assert "not distinguishable, for identical cells came out up to 30.0% apart" in verdict.sentence()
+    assert "not distinguishable, for identical settings came out up to 30.0 % apart" in verdict.sentence()
 
 
 def test_few_repeats_and_only_settings_are_said():
     assert told(trials((BLOG, [100.0] * 2), (TUNED, [200.0] * 2)))["fastest"].sentence() == (
-        "Fastest: cpu tuned batch 64, 200 images/s: 2.00 times as fast as the next, cpu blog batch 64; "
+        "Fastest: cpu tuned batch 64, 200 images/s. That is 2.00 times as fast as the next, cpu blog batch 64; "
         "under 3 repeats no interval is claimed, so it is not known whether they differ."
     )
     only = told(trials((BLOG, [100.0] * 3)))["fastest"]

@@ -71,7 +71,7 @@ def test_the_noise_floor_is_that_of_identical_cells():
     found = diff.compare(a, side((BLOG, scaled(0.85)), run_id="r2"))
     assert verdicts(found) == {"cpu blog batch 64": "not distinguishable"}
     assert found.changes[0].floor == pytest.approx(0.25)
-    assert "identical cells came out up to 25.0% apart" in render(found, "text")
+    assert "identical settings came out up to 25.0 % apart" in render(found, "text")
 
 
 def test_few_repeats_claim_nothing():
@@ -133,7 +133,7 @@ def test_runs_of_two_commits_are_not_averaged():
 def test_formats_hold_the_same():
     found = diff.compare(side((BLOG, QUIET)), side((BLOG, scaled(0.85)), run_id="r2"), names=("old", "new"))
     assert "cpu blog batch 64  A CPU, 2 CPUs  0.850  " in render(found, "text", share=0.05)
-    assert "Regressions by more than 5%: cpu blog batch 64 (worse, 0.85)." in render(found, "text", share=0.05)
+    assert "Regressions by more than 5 %: cpu blog batch 64 (worse, 0.85)." in render(found, "text", share=0.05)
     assert "| cpu blog batch 64 | A CPU, 2 CPUs | 0.850 |" in render(found, "markdown")
     content = json.loads(render(found, "json", share=0.05))
     assert content["changes"][0]["ratio"] == pytest.approx(0.85)

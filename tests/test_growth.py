@@ -63,7 +63,7 @@ def test_parts_are_added_in_fresh_processes_until_it_is(monkeypatch):
     assert sweep.parts[0] == [(6, 3), (6, 3), (7, 3), (7, 3)]
     assert sweep.parts[1][0] == (8, 4)
     assert lines[0][0] == 4
-    assert "±5.0% was asked for: 4 trials more" in lines[0][1]
+    assert "±5.0 % was asked for: 4 trials more" in lines[0][1]
 
 
 def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):

@@ -157,13 +157,13 @@ def test_a_visit_fills_the_columns_of_trust():
 
 def test_the_precision_in_effect_is_read_from_pytorch():
     cell = make_cell(device="gpu", precision="tf32", recipe="tuned")
-    step.set_precision(cell)
+    step.set_switches(cell)
     assert step.precision_in_effect(cell) == ("tf32", "tf32", None)
     cell = make_cell(device="gpu", precision="tf32", recipe="blog")
-    step.set_precision(cell)
+    step.set_switches(cell)
     assert step.precision_in_effect(cell) == ("tf32", "ieee", None)  # PyTorch's default, which the blog's script has
     cell = make_cell(device="gpu", precision="fp32")
-    step.set_precision(cell)
+    step.set_switches(cell)
     assert step.precision_in_effect(cell) == ("ieee", "ieee", None)
     assert step.precision_in_effect(make_cell(precision="bf16"))[2] == "bfloat16"
 

@@ -67,7 +67,9 @@ def plain(tmp_path_factory):
 def test_the_page_opens_with_the_answer_and_the_summary_has_it(plain):
     _, page, summary, printed = plain
     # The geometric mean of 200, 220, 180, 200 is 199.5.
-    answer = "Fastest: cpu tuned batch 64, 199 images/s: 2.00x the second, cpu blog batch 64 (95 % interval 2.00 - 2.00"
+    answer = (
+        "Fastest: cpu tuned batch 64, 199 images/s. That is 2.00x the second, cpu blog batch 64 (95 % interval 2.00"
+    )
     assert page.text.index(answer) < page.text.index("Settings")
     assert answer in printed
     assert answer in summary
@@ -90,7 +92,7 @@ def test_figures_lie_beside_the_page_and_in_it(plain):
 def test_what_has_nothing_to_show_says_why(plain):
     _, page, _, _ = plain
     assert "Energy: this machine's energy could not be read." in page.text
-    assert "Cost: no price was given (--price gpu=4.10/h)." in page.text
+    assert 'Cost: no price was given (--price "gpu=4.10 USD/h").' in page.text
     assert "Images/s against batch size: each setting was measured at one batch size." in page.text
 
 
@@ -248,7 +250,7 @@ def test_prices_give_costs(tmp_path):
     assert table.loc["cpu blog batch 64", "epoch_cost"] == pytest.approx(0.10, rel=0.01)
     assert table.loc["cpu tuned batch 64", "epoch_cost"] == pytest.approx(0.05, rel=0.01)
     assert table["on_front"].to_dict() == {"cpu blog batch 64": False, "cpu tuned batch 64": True}
-    assert "Price: cpu 3.6 EUR an hour." in page.text
+    assert "Price: cpu 3.60 EUR an hour." in page.text
 
 
 def test_only_the_newest_runs_have_figures(tmp_path, monkeypatch):
@@ -283,7 +285,7 @@ def test_the_knee_is_the_smallest_size_near_the_highest_rate(tmp_path):
     part, measured = part_of(tmp_path, trials(*sizes))
     section = speed.batch_sizes(part, measured)
     assert section.findings[0] == "Knees: cpu blog at batch 32."
-    assert section.findings[1] == "No knee yet, for the rate still rises with the batch: cpu tuned."
+    assert section.findings[1] == "No measured size below the largest reaches 90 % of the highest rate: cpu tuned."
     assert section.findings[2].startswith("Predicted, not measured: ")
     assert len(section.data) == 7
 
@@ -296,7 +298,7 @@ def test_seconds_are_summed_by_kind(tmp_path):
     # Four trials of each: 3 s of warm-up, 1 s of training; the blog's had two evaluations of 2 s each.
     assert table.loc["cpu blog batch 64"].tolist() == [12.0, 4.0, 16.0]
     assert table.loc["cpu tuned batch 64"].dropna().tolist() == [12.0, 4.0]
-    assert section.findings == ("17% of 48 s was measured training.",)
+    assert section.findings == ("17 % of 48 s was measured training.",)
 
 
 def test_time_to_accuracy_is_to_what_every_setting_reached(tmp_path):

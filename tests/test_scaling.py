@@ -140,7 +140,7 @@ def test_what_is_printed_says_what_was_measured_and_what_is_predicted(tmp_path):
     told = console.export_text()
     assert "weak" in told
     assert "0.80" in told
-    assert "25%" in told
+    assert "25 %" in told
     # 2 workers: a step of 200 ms, 50 of them communication: transfer 100 ms. 1024: 0.15 + 0.1 x 1023 / 1024 s.
     assert f"1024 workers {1024 * 8 / (0.15 + 0.1 * 1023 / 1024):,.0f}" in told
     assert "Prediction, not measured" in told

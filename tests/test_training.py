@@ -373,15 +373,18 @@ def test_threads_are_what_the_cell_asks_for():
     assert torch.get_num_threads() == 2
 
 
-def test_precision_is_set_by_effect():
+def test_pytorchs_switches_are_set_by_effect():
     for cell, conv, matmul in (
         (make_cell(precision="fp32"), "ieee", "ieee"),
         (make_cell(precision="tf32"), "tf32", "ieee"),  # the blog's script, by PyTorch's defaults
         (make_cell(precision="tf32", recipe="tuned"), "tf32", "tf32"),
     ):
-        step.set_precision(cell)
+        step.set_switches(cell)
         assert torch.backends.cudnn.conv.fp32_precision == conv
         assert torch.backends.cuda.matmul.fp32_precision == matmul
+    for wanted in (True, False):
+        step.set_switches(make_cell(cudnn_benchmark=wanted))
+        assert torch.backends.cudnn.benchmark == wanted
     with step.autocast(make_cell(precision="bf16")):
         assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
     with step.autocast(make_cell(precision="fp32")):

@@ -50,6 +50,7 @@ class Lead:
     half_width: float  # of its interval, as a share of the ratio
     parts: Components
     repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
+    processes_differ: Callable[[float], bool]  # so much that no number of repeats in them gets there, without any drift
 
 
 def read(results: Location | Sequence[Location] = "results") -> Tables:
@@ -220,6 +221,7 @@ def lead(pairs: pd.DataFrame, *, level: float = 0.95) -> Lead:
         half_width=math.sqrt(interval.high / interval.low) - 1,
         parts=variance_components(values, *order),
         repeats_for=lambda target: repeats_needed(values, *order, target, level),
+        processes_differ=lambda target: repeats_needed(values, *order, target, level, drift_limit=0.0) is None,
     )
 
 

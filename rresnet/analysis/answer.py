@@ -8,10 +8,10 @@ from rich.console import Console
 
 from rresnet import analysis
 from rresnet.analysis import comparison, regimes
-from rresnet.analysis.statistics import MINIMUM_REPEATS
+from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS
 from rresnet.config import AXES
 from rresnet.quality.flags import ADVICE
-from rresnet.terminal import duration, print_table, say
+from rresnet.terminal import duration, percent, print_table, say
 
 ALIKE = "~ "  # marks a speedup that can't be told from 1
 
@@ -25,14 +25,14 @@ def findings(trials: pd.DataFrame, console: Console) -> None:
     """Print the table of one run's cells, and the fastest of them in a sentence."""
     cells = ranked(trials)
     _print_table(trials, cells, analysis.reference_cell(cells), console)
-    for line in (sentence(trials, cells), *_scatter(trials, cells), *_noise_floor(trials, cells)):
+    for line in (sentence(trials, cells), *scatter(trials, cells), *_noise_floor(trials, cells)):
         say(console, line)
 
 
 def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
     """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
     cells = ranked(trials)
-    for line in _states(trials, cells, analysis.reference_cell(cells)):
+    for line in states(trials, cells):
         say(console, line)
     for flag, count, what in flagged(trials):
         told = f": {what}" if advice and what else ""
@@ -68,11 +68,12 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     floor = comparison.noise_floor(trials)
     apart = analysis.distinguishable(lead, floor)
     if apart is None:
-        return f"{told}: {than}. Under 3 repeats no interval is claimed, so it is not known whether they differ."
+        return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
     verdict = "distinguishable" if apart else "not distinguishable"
     if not apart and analysis.distinguishable(lead):
-        verdict += f", for identical cells came out up to {floor:.1%} apart"
-    return f"{told}: {than} (95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs): {verdict}."
+        assert floor is not None
+        verdict += f", for identical settings came out up to {percent(floor, 1)} apart"
+    return f"{told}. That is {than} (95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs): {verdict}."
 
 
 def _print_table(
@@ -167,7 +168,7 @@ def ratio_text(estimate: float | None, low: float | None, high: float | None, no
     return f"{estimate:.2f}" if pd.isna(low) else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
 
 
-def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
+def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """What adds to the interval of the lead, and what it would take to halve it."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
     pairs = analysis.paired(trials, measured[0]["cell_id"], measured[1]["cell_id"]) if len(measured) > 1 else None
@@ -177,18 +178,26 @@ def _scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     parts, half = lead.parts, lead.half_width
     if not half:
         return []
-    shares = [f"{sd:.1%} {of}" for sd, of in ((parts.repeat_sd, "a repeat"), (parts.process_sd, "a process")) if sd]
+    of = ((parts.repeat_sd, "from repeat to repeat"), (parts.process_sd, "from process to process"))
+    shares = [f"{percent(sd, 1)} {where}" for sd, where in of if sd]
+    scattered = f"That ratio scatters by {' and by '.join(shares)} (standard deviations). " if shares else ""
     needed = lead.repeats_for(half / 2)
-    more = f"about {needed} repeats" if needed else "more than 10,000 repeats: the machine drifts"
-    scatter = f"That ratio scatters by {' and '.join(shares)}. " if shares else ""
-    return [f"{scatter}Half as wide an interval takes {more}."]
+    if needed:
+        return [f"{scattered}Half as wide an interval takes about {needed} repeats."]
+    never = (
+        f"as long as they come from {parts.processes} processes: give more --processes, too"
+        if lead.processes_differ(half / 2)
+        else "for the machine's slow drift: a quieter machine does more"
+    )
+    return [f"{scattered}No {MOST_REPEATS:,} repeats would halve its interval, {never}."]
 
 
-def _states(trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None) -> list[str]:
+def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """Where the machine changed, and which speedups depend on that."""
+    reference = analysis.reference_cell(cells)
     slow = regimes.slow_repeats(trials)
-    told = ", ".join(map(str, sorted({repeat + 1 for _, _, repeat in slow})))
-    lines = [f"The machine changed: its canary was slow in repeats {told}."] if slow else []
+    told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
+    lines = [f"The machine changed: its canary was slow where the column repeat is {told}."] if slow else []
     for cell in cells:
         if reference is None or not cell["repeats"] or cell["cell_id"] == reference["cell_id"]:
             continue
@@ -223,8 +232,8 @@ def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]
     floor = comparison.noise_floor(trials)
     if floor is None:
         return []
-    told = f"a speedup below {floor:.1%}, the noise floor, is not distinguishable"
-    lines = [f"Identical cells against each other (A/A; the truth is 1; {told}):"]
+    told = f"a speedup below {percent(floor, 1)}, the noise floor, is not distinguishable"
+    lines = [f"Identical settings against each other (A/A; the truth is 1; {told}):"]
     for row in comparison.speedup(trials, over="copy", reference=0).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
         lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")

@@ -13,6 +13,7 @@ from rresnet.analysis.costs import costs as costs
 from rresnet.analysis.prices import Price as Price
 from rresnet.analysis.prices import prices as prices
 from rresnet.analysis.statistics import Interval
+from rresnet.terminal import percent
 
 Question = Literal["fastest", "cheapest", "least energy"]
 
@@ -36,7 +37,7 @@ class Verdict:
         told = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}: {self.setting}, {self.amount}"
         if self.next_setting is None or self.ratio is None:
             return f"{told}, the only setting that it is known of."
-        told += f": {_MEASURES[self.question].than.format(self.ratio.estimate, self.next_setting)}"
+        told += f". {_MEASURES[self.question].than.format(self.ratio.estimate, self.next_setting)}"
         apart = "" if self.side_by_side else "not measured side by side"
         if self.distinguishable is None:
             few = "under 3 repeats no interval is claimed, so it is not known whether they differ"
@@ -45,7 +46,7 @@ class Verdict:
         count = f"{self.ratio.count} {'pairs' if self.side_by_side else 'repeats'}"
         verdict = "distinguishable" if self.distinguishable else "not distinguishable"
         if not self.distinguishable and self.floor is not None and analysis.distinguishable(self.ratio):
-            verdict += f", for identical cells came out up to {self.floor:.1%} apart"
+            verdict += f", for identical settings came out up to {percent(self.floor, 1)} apart"
         return f"{told} ({', '.join(filter(None, (bounds, count, apart)))}): {verdict}."
 
 
@@ -87,19 +88,19 @@ _MEASURES: dict[Question, _Measure] = {
         column="images_per_second",
         worth=lambda ok, cell: ok["images_per_second"],
         amount=lambda cell: f"{cell['images_per_second']:,.0f} images/s",
-        than="{:.2f} times as fast as the next, {}",
+        than="That is {:.2f} times as fast as the next, {}",
     ),
     "cheapest": _Measure(
         column="cost_per_1000_images",
         worth=lambda ok, cell: ok["images_per_second"] / (cell["price_per_hour"] * cell["nodes"]),
-        amount=lambda cell: f"{cell['epoch_cost']:.3g} {cell['currency'] or ''}".rstrip() + " an epoch",
-        than="the next costs {:.2f} times as much, {}",
+        amount=lambda cell: f"{cell['epoch_cost']:.3g} {cell['currency'] or '(currency not given)'} an epoch",
+        than="The next costs {:.2f} times as much, {}",
     ),
     "least energy": _Measure(
         column="joules_per_1000_images",
         worth=lambda ok, cell: ok["measured_images"] / ok["energy_joules"],
         amount=lambda cell: f"{cell['epoch_joules']:,.0f} J an epoch",
-        than="the next takes {:.2f} times as much, {}",
+        than="The next takes {:.2f} times as much, {}",
     ),
 }
 

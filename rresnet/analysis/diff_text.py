@@ -5,6 +5,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from rresnet.analysis.diff import Change, Diff
+from rresnet.terminal import percent
 
 Format = Literal["text", "markdown", "json"]
 HEADINGS = ("setting", "machine", "B / A", "95 % interval", "verdict")
@@ -54,7 +55,8 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     lines = [", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) + "."]
     floor = next((c.floor for c in diff.changes if c.floor is not None), None)
     if floor is not None:
-        lines.append(f"Noise floor: identical cells came out up to {floor:.1%} apart; less is not distinguishable.")
+        most = percent(floor, 1)
+        lines.append(f"Noise floor: identical settings came out up to {most} apart; less is not distinguishable.")
     lines += [f"Not the same: {what}." for what in diff.differs]
     for which, settings in (("A", diff.only_a), ("B", diff.only_b)):
         lines += [f"Only in {which}, so not compared: {'; '.join(settings)}."] if settings else []
@@ -64,7 +66,7 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     if share is not None:
         found = diff.regressions(share)
         named = ", ".join(f"{c.setting} ({c.verdict}{f', {c.ratio:.2f}' if c.ratio else ''})" for c in found)
-        lines.append(f"Regressions by more than {share:.0%}: {named or 'none told'}.")
+        lines.append(f"Regressions by more than {percent(share)}: {named or 'none told'}.")
     return lines
 
 

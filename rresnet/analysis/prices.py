@@ -11,7 +11,10 @@ import pandas as pd
 
 from rresnet.config import DEVICES, UsageError
 
-EXPECTED = 'DEVICE=AMOUNT/h or PART-OF-A-NAME=AMOUNT/h, for example "gpu=4.10/h", "NVIDIA A100=4.10/h", or a .toml file'
+EXPECTED = (
+    'WHAT=AMOUNT [CURRENCY]/h, WHAT being cpu, gpu or a part of a name, for example "gpu=4.10 USD/h" or '
+    '"NVIDIA A100=4.10/h"; or a .toml file'
+)
 
 
 @dataclass(frozen=True, kw_only=True)

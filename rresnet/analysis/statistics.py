@@ -9,6 +9,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats takes 2 s to import
 
 MINIMUM_REPEATS = 3
+MOST_REPEATS = 10_000  # that a forecast looks at
 
 # The drift that is slower than a run, and so can't be seen in it (`docs/statistics.md` has the calibration).
 DRIFT_PER_SCATTER = 2.5  # its sd between periods, at most this many times the sd of one repeat,
@@ -179,7 +180,7 @@ def repeats_needed(
     level: float = 0.95,
     *,
     drift_limit: float = DRIFT_LIMIT,
-    most: int = 10_000,
+    most: int = MOST_REPEATS,
 ) -> int | None:
     """How many repeats in all, over as many processes as now, until the interval reaches at most `target` above.
 

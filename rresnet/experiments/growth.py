@@ -12,6 +12,7 @@ from rresnet.config import Cell, Settings
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
 from rresnet.tables import store
+from rresnet.terminal import percent
 
 
 def grow(
@@ -46,7 +47,7 @@ def grow(
         enough = widest.half_width <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
         if enough and not begun:
             return
-        told = f"Intervals reach ±{widest.half_width:.1%}, ±{target:.1%} was asked for" if widest else "No interval yet"
+        told = _told(widest.half_width, target) if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
             needed = widest.repeats_for(target) if widest else None
             repeats = f"about {needed}" if needed else "more than 10,000"
@@ -62,3 +63,7 @@ def rows_so_far(writer: store.Writer) -> pd.DataFrame:
     """The run's rows of the trials table, all that were given to the writer."""
     writer.flush()
     return analysis.trials_of(writer.results, writer.run.run_id)
+
+
+def _told(half_width: float, target: float) -> str:
+    return f"Intervals reach ±{percent(half_width, 1)}, ±{percent(target, 1)} was asked for"

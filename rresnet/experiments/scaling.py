@@ -9,7 +9,7 @@ from rich.console import Console
 from rresnet import grid
 from rresnet.config import CELL_COLUMNS, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
-from rresnet.terminal import print_table, say
+from rresnet.terminal import percent, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -239,7 +239,7 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
 
 def _share(row: Mapping[Any, Any]) -> str:
     share = row["communication_share"]
-    return "" if row["num_workers"] == 1 else "not measured" if share != share else f"{share:.0%}"
+    return "" if row["num_workers"] == 1 else "not measured" if share != share else percent(share)
 
 
 def predictions(found: "pd.DataFrame") -> list[str]:
@@ -259,7 +259,7 @@ def predictions(found: "pd.DataFrame") -> list[str]:
         checked = (
             "not checked: that takes three numbers of several workers"
             if error is None
-            else f"the largest measured is {error:.1%} from what the smaller ones predict"
+            else f"the largest measured is {percent(error, 1)} from what the smaller ones predict"
         )
         terms = " + ".join(
             f"{seconds * 1e3:.3g} ms{of}"

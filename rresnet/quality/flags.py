@@ -21,10 +21,10 @@ ADVICE = {
     "gpu_shared": "other processes computed on the GPU: end them, or choose another with CUDA_VISIBLE_DEVICES",
     "gpu_throttled": "the GPU ran below its clocks for heat or power: improve cooling, or raise its power limit",
     "swapping": "memory was short and pages came from disk: smaller --batch-size, or free memory",
-    "few_windows": "too few windows to see the trial's own scatter: longer --seconds",
+    "few_windows": "too few windows to see scatter within the trial (intervals are over repeats): longer --seconds",
     "unsteady": "the speed was still changing: longer --seconds",
     "not_learning": "the loss did not fall: check the labels, the precision and the seed",
-    "machine_changed": "the machine's own speed changed during the run: its repeats are told apart in the answer",
+    "machine_changed": "the machine's own speed changed during the run: measure again in a quieter hour",
 }
 
 

@@ -36,6 +36,12 @@ class Chapter:
     without_figures: bool  # an older run, of which the figures are left out
 
     @property
+    def reference(self) -> str:
+        """The setting that the others are compared with."""
+        names = self.cells.loc[self.cells["is_reference"], "setting"]
+        return str(next(iter(names), "the reference"))
+
+    @property
     def title(self) -> str:
         """Its experiment and machine, and when."""
         when = self.part.started_at

@@ -49,6 +49,24 @@ class Part:
         return [answer.sentence(self.trials, answer.ranked(self.trials))]
 
     @property
+    def remarks(self) -> list[str]:
+        """How the first answer scatters, and where the machine changed, as the terminal tells it."""
+        cells = answer.ranked(self.trials)
+        return [*answer.scatter(self.trials, cells), *answer.states(self.trials, cells)]
+
+    @property
+    def hardware(self) -> str:
+        """The machine's processor, and the GPU that was measured, as far as the rows tell."""
+        kinds = self.trials[["cpu_model", "cpu_count"]].dropna().drop_duplicates()
+        processors = [f"{model}, {count:.0f} CPUs" for model, count in kinds.itertuples(index=False)]
+        return ", ".join([*(processors or ["processor not known"]), *self.gpus])
+
+    @property
+    def gpus(self) -> list[str]:
+        """The kinds of GPU that were measured."""
+        return sorted(self.trials["gpu_name"].dropna().unique())
+
+    @property
     def doubts(self) -> list[str]:
         """Why not to trust it: that it is not finished, or that most rows are doubtful."""
         return [*([self.unfinished] if self.unfinished else []), *answer.doubts(self.trials)]

@@ -10,6 +10,7 @@ from rresnet.figures import amounts, bars
 from rresnet.figures.amounts import MOST_SERIES
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section, limited
+from rresnet.terminal import percent
 
 KNEE = 0.9  # of a series' highest rate
 FEWEST_SIZES = 3  # batch sizes of a line that is worth telling: two fix it, wherever they lie
@@ -55,7 +56,7 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
         key="batch-size",
         title=title,
         reading="Both axes are logarithmic; upright bars are 95 % intervals. The ring marks the knee: the smallest "
-        f"measured batch size that reaches {KNEE:.0%} of the series' highest rate. Larger batches bring little more.",
+        f"measured batch size that reaches {percent(KNEE)} of the series' highest rate: larger ones bring little.",
         findings=(
             *_knees(shown, knees),
             *([f"The {len(kept)} fastest series are drawn; {left_out} more are in the CSV."] if left_out else []),
@@ -92,7 +93,11 @@ def _knees(rates: pd.DataFrame, knees: pd.DataFrame) -> list[str]:
     rising = [name for name in rates["series"].unique() if name not in sizes]
     return [
         *(["Knees: " + ", ".join(f"{name} at batch {size}" for name, size in sizes.items()) + "."] if sizes else []),
-        *([f"No knee yet, for the rate still rises with the batch: {', '.join(rising)}."] if rising else []),
+        *(
+            [f"No measured size below the largest reaches {percent(KNEE)} of the highest rate: {', '.join(rising)}."]
+            if rising
+            else []
+        ),
     ]
 
 
@@ -104,11 +109,14 @@ def predictions(trials: pd.DataFrame) -> list[str]:
     told = []
     for row in rows:
         error = row["leave_one_out_error"]
-        checked = "unchecked under 4 sizes" if pd.isna(error) else f"a size left out is missed by up to {error:.0%}"
+        checked = (
+            "unchecked under 4 sizes" if pd.isna(error) else f"a size left out is missed by up to {percent(error)}"
+        )
         peak, size = f"{row['peak_images_per_second']:,.0f} images/s", f"{row['batch_size_at_90_percent']:,.0f}"
         name = answer.name(row, rows).replace(" batch 0", "", 1)
-        told.append(f"{name} 90 % of its peak of {peak} at batch {size} ({checked})")
-    return [f"Predicted, not measured: {'; '.join(told)}."] if told else []
+        told.append(f"{name} at batch {size}, of {peak} ({checked})")
+    line = "Predicted, not measured: a line through the step times reaches 90 % of its peak rate with"
+    return [f"{line} {'; '.join(told)}."] if told else []
 
 
 def climbs(part: Part) -> Section | None:

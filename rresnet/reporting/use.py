@@ -9,6 +9,7 @@ from rresnet.analysis.prices import Price
 from rresnet.figures import amounts, bars
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import Section, limited
+from rresnet.terminal import percent
 
 PHASES = {
     "startup_seconds": "start-up",
@@ -41,7 +42,7 @@ def time(part: Part, shown: pd.DataFrame) -> Section:
         title=title,
         reading="Seconds of all the trials of a setting that ended ok, one kind after another. A setting starts, "
         "compiles and warms up once in each process; only training enters the speeds.",
-        findings=(f"{training / whole:.0%} of {whole:,.0f} s was measured training.", *limited(shown)),
+        findings=(f"{percent(training / whole)} of {whole:,.0f} s was measured training.", *limited(shown)),
         figure=bars.stacked(table, "seconds, over all its trials"),
         data=table.reset_index(),
     )
@@ -51,7 +52,8 @@ def clocks(part: Part, shown: pd.DataFrame) -> Section:
     """Training beside the step and the input alone."""
     title = "Three clocks"
     ok = part.trials[part.trials["status"] == "ok"]
-    table = _by_setting(ok.groupby("cell_id")[list(CLOCKS)].median(), shown).rename(columns=CLOCKS)
+    timed = ok.dropna(subset=list(CLOCKS)[1:], how="all")  # side by side: of the same trials
+    table = _by_setting(timed.groupby("cell_id")[list(CLOCKS)].median(), shown).rename(columns=CLOCKS)
     table = table.dropna(axis="columns", how="all").astype(float)
     if len(table.columns) < 2:
         return Section(key="clocks", title=title, absent="the step and the input were not timed alone")
@@ -60,11 +62,23 @@ def clocks(part: Part, shown: pd.DataFrame) -> Section:
         key="clocks",
         title=title,
         reading="Images/s of training, of the training step alone on a batch that is already there, and of the input "
-        "alone (medians). Training can't pass the lower of the two hollow marks: that one deserves the work.",
-        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *limited(shown)),
+        "alone: medians over the trials that timed all of them. But for noise, training does not pass the lower of the "
+        "two hollow marks: that one deserves the work.",
+        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *_told_by(timed, shown), *limited(shown)),
         figure=bars.clocks(table),
         data=table.reset_index(),
     )
+
+
+def _told_by(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
+    """Of how many trials each setting's bottleneck is: few are weak evidence, and they may disagree."""
+    told = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
+    known = shown.dropna(subset=["bottleneck"])
+    counts = [
+        f"{setting} {what} in {int((told.get_group(cell) == what).sum())} of {len(told.get_group(cell))}"
+        for cell, setting, what in zip(known["cell_id"], known["setting"], known["bottleneck"], strict=True)
+    ]
+    return [f"Trials that say so: {'; '.join(counts)}."] if counts else []
 
 
 def limit(shown: pd.DataFrame) -> Section:
@@ -120,7 +134,7 @@ def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
     """Money against time."""
     priced = costs.dropna(subset=["epoch_cost", "epoch_seconds"])
     if priced.empty:
-        why = "no price fits this machine" if prices else "no price was given (--price gpu=4.10/h)"
+        why = "no price fits this machine" if prices else 'no price was given (--price "gpu=4.10 USD/h")'
         return Section(key="cost", title="Cost", absent=why)
     columns = ["setting", "nodes", "epoch_seconds", "epoch_cost", "cost_per_1000_images", "currency", "on_front"]
     return Section(
@@ -137,7 +151,8 @@ def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
 def _price_text(price: Price) -> str:
     """A price with what is known of where it comes from."""
     about = ", ".join(filter(None, (price.date, price.source)))
-    amount = " ".join(filter(None, (f"{price.per_hour:g}", price.currency)))
+    per_hour = f"{price.per_hour:.2f}" if price.per_hour >= 0.1 else f"{price.per_hour:g}"
+    amount = " ".join(filter(None, (per_hour, price.currency)))
     return f"Price: {price.what} {amount} an hour{f' ({about})' if about else ''}."
 
 

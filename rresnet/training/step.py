@@ -20,8 +20,8 @@ Load = Callable[..., Batch]  # the same -> images and labels on the device
 _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def set_precision(cell: Cell) -> None:
-    """Set PyTorch's process-wide switches so that the cell's precision is what really runs.
+def set_switches(cell: Cell) -> None:
+    """Set PyTorch's process-wide switches as the cell has them, its precision so that it is what really runs.
 
     `fp32` is IEEE everywhere; cuDNN's convolutions would otherwise run in TF32. The blog's script leaves matrix
     products at PyTorch's default, IEEE, and so does its recipe.
@@ -30,7 +30,7 @@ def set_precision(cell: Cell) -> None:
     cudnn: Any = torch.backends.cudnn  # its precision switches are missing from the annotations
     cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 and cell.recipe != "blog" else "ieee"
-    cudnn.benchmark = cell.recipe != "blog"
+    cudnn.benchmark = cell.cudnn_benchmark
     mkldnn: Any = torch.backends.mkldnn
     mkldnn.conv.fp32_precision = mkldnn.matmul.fp32_precision = "ieee"
 

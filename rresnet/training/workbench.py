@@ -91,7 +91,7 @@ class Workbench:
     def apply_process_settings(self) -> None:
         """Set what is process-wide in PyTorch to what this cell asks for; another cell may have run in between."""
         torch.set_num_threads(self.cell.cpu_threads)
-        step.set_precision(self.cell)
+        step.set_switches(self.cell)
 
     def steps_in_window(self) -> int:
         """Steps of about a window, by the speed seen so far; one while nothing is known."""

@@ -37,6 +37,7 @@
   const condition = (word) => {
     const parts = /^(\w+)(>=|<=|!=|=|>|<)(.*)$/.exec(word);
     const column = parts && named.get(parts[1]);
+    if (parts && !column) state.unknown = parts[1];
     if (!column) {
       const sought = word.toLowerCase();
       return (row) => shown().some((one) => text(one.at(row)).toLowerCase().includes(sought));
@@ -53,6 +54,7 @@
   };
 
   const select = () => {
+    state.unknown = null;
     const words = byId("filter").value.trim().split(/\s+/).filter(Boolean).map(condition);
     state.rows = all.filter((row) => words.every((holds) => holds(row)));
     if (state.sorted) {
@@ -105,7 +107,7 @@
     fill(from, to);
     const count = (number) => number.toLocaleString("en");
     const of = state.rows.length === data.rows ? count(data.rows) : `${count(state.rows.length)} that match, of ${count(data.rows)}`;
-    byId("rows-status").textContent = state.rows.length ? `Rows ${count(from + 1)} to ${count(to)} of ${of}` : `No row matches, of ${count(data.rows)}`;
+    byId("rows-status").textContent = state.rows.length ? `Rows ${count(from + 1)} to ${count(to)} of ${of}` : `${state.unknown ? `No column ${state.unknown}: no` : "No"} row matches, of ${count(data.rows)}`;
     byId("previous").disabled = state.page === 0;
     byId("next").disabled = to >= state.rows.length;
   };
