@@ -233,3 +233,15 @@ def test_few_repeats_and_only_settings_are_said():
 
 def test_a_verdicts_ratio_is_an_interval():
     assert isinstance(told(trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)))["fastest"].ratio, Interval)
+
+
+@pytest.mark.parametrize("column", ["git_commit", "dataset_fingerprint"])
+def test_unlike_commits_and_data_are_not_averaged(column):
+    table = pd.concat(
+        [trials((BLOG, [rate] * 3), run_id=of).assign(**{column: of}) for of, rate in (("a", 10.0), ("b", 20.0))]
+    )
+    assert sorted(decision.costs(table)["images_per_second"]) == pytest.approx([10, 20])
+    assert {verdict.setting.partition(" (")[2] for verdict in decision.verdicts(table)} <= {
+        "git commit b)", "dataset fingerprint a)", "dataset fingerprint b)",
+    }  # fmt: skip
+    assert len([v for v in decision.verdicts(table) if v.question == "fastest"]) == (1 if column == "git_commit" else 2)

@@ -26,7 +26,8 @@ from rresnet.tables.place import Location
 from rresnet.tables.reading import StoreError, check_there, read_tables
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
-MACHINE_AND_SOFTWARE = ["hostname", "environment_fingerprint"]  # rows alike in these may be averaged
+# Rows alike in these may be averaged: the machine, its software, our own, and the data.
+AVERAGED_WITHIN = ["hostname", "environment_fingerprint", "git_commit", "dataset_fingerprint"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,13 +125,20 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other or (pd.isna(one) and pd.isna(other)))
 
 
+def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
+    """Rows that another reader than `read` has read: with axes that they are older than at their defaults."""
+    told = {axis: trials.get(axis, pd.Series(None, trials.index, object)) for axis in vars(AS_WRITTEN)}
+    known = {axis: told[axis].where(told[axis].notna(), value) for axis, value in vars(AS_WRITTEN).items()}
+    return trials.assign(**known)
+
+
 def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
 
     No pairing shields a rate from the machine's drift: its interval allows for more of it (`RATE_DRIFT_LIMIT`).
     """
     rows = []
-    for cell_id, of_cell in trials.groupby("cell_id", sort=False):
+    for cell_id, of_cell in with_all_axes(trials).groupby("cell_id", sort=False):
         ok = of_cell[of_cell["status"] == "ok"]
         interval = repeats_interval(ok["images_per_second"], ok, level, RATE_DRIFT_LIMIT) if len(ok) else None
         epoch_images = ok["epoch_seconds"] * ok["images_per_second"]

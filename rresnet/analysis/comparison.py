@@ -5,9 +5,10 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rresnet.analysis import PAIR, distinguishable, in_series, repeats_interval
+from rresnet.analysis import PAIR, distinguishable, in_series, repeats_interval, same, with_all_axes
 from rresnet.analysis.statistics import DRIFT_LIMIT, variance_components
 from rresnet.config import AXES, CELL_COLUMNS
+from rresnet.grid import AS_WRITTEN
 
 # What must be alike for a ratio to mean anything, whatever is compared.
 ALIKE = (
@@ -29,9 +30,10 @@ def speedup(
     """How much faster each value of a column is than a reference value, all else equal.
 
     Trials are paired within one run, machine and repeat, where they ran right after one another; the interval is over
-    repeats (see `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that the recipe decides may
-    differ between the two sides; `differs` names them. Where `trials` hold identical cells (`--aa`), their ratios give
-    the noise floor, and a speedup below it is not distinguishable, whatever its interval says.
+    repeats (see `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that a run left to the
+    recipes may differ between the two sides; `differs` names them. Of a ladder its two ends are then compared. Where
+    `trials` hold identical cells (`--aa`), their ratios give the noise floor, and a speedup below it is not
+    distinguishable, whatever its interval says.
 
     Args:
         trials: rows of the trials table; only those with status ok enter.
@@ -41,29 +43,37 @@ def speedup(
         allow: columns in which the two sides may differ all the same, for example `cpu_threads` or `torch_version`.
 
     Returns:
-        One row for each value of `over` and setting of the other axes: the axes, `speedup` (ratio of images a second),
-        `low`, `high` (null under 3 pairs), `pairs`, `distinguishable` (the interval leaves out 1 and the speedup is
-        beyond the noise floor; null without an interval), `differs`, and what one repeat and one process add to the
-        scatter of the log ratio (`repeat_sd`, `process_sd`; null where it can't be told).
+        One row for each value of `over` and setting of the other axes: the axes (null where left to the recipes),
+        `speedup` (ratio of images a second), `low`, `high` (null under 3 pairs), `pairs`, `distinguishable` (the
+        interval leaves out 1 and the speedup is beyond the noise floor; null without an interval), `differs`, and what
+        one repeat and one process add to the scatter of the log ratio (`repeat_sd`, `process_sd`; null where it can't
+        be told).
 
     Raises:
         ValueError: there is no such column, or no ok row with the reference value, or the rows may not be compared.
     """
     ok = comparable(trials, over, reference)
-    matched, free = matched_axes(ok, over, allow)
+    runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False)]
+    in_any = {axis for of_run in runs for axis in matched_axes(of_run, over, allow)[0]}
+    matched = [axis for axis in CELL_COLUMNS if axis in in_any]
+    pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs])
     is_reference = ok[over] == reference
-    pairs = ok[~is_reference].merge(ok[is_reference], on=[*PAIR, *matched], suffixes=("", "_reference"))
     if pairs.empty and not is_reference.all():
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], [*PAIR, *matched]))
-    _refuse_unlike(pairs, allow)
     floor = None if over == "copy" else noise_floor(trials)
     rows = []
-    for group, side in pairs.groupby([over, *matched], dropna=False, sort=True):
+    for group, side in pairs.groupby([over, *(f"{axis}_matched" for axis in matched)], dropna=False, sort=True):
+        _refuse_unlike(side, allow)
         ratio = side["images_per_second"] / side["images_per_second_reference"]
         # Identical cells do the same work, so the machine's drift can't move their ratio.
         interval = repeats_interval(ratio, side, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
         parts = variance_components(ratio.tolist(), *in_series(side))
-        differs = [f"{c}: {side[c].iloc[0]} vs {side[c + '_reference'].iloc[0]}" for c in free if _unlike(side, c)]
+        of_pair = side.iloc[0]
+        differs = [
+            f"{c}: {of_pair[c]} vs {of_pair[c + '_reference']}"
+            for c in CELL_COLUMNS
+            if c != over and not same(of_pair[c], of_pair[f"{c}_reference"])
+        ]
         rows.append(
             {
                 **dict(zip([over, *matched], group, strict=True)),
@@ -82,6 +92,18 @@ def speedup(
     return pd.DataFrame(rows, columns=[over, *matched, "reference", *found])
 
 
+def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> pd.DataFrame:
+    """The rows of one run and machine, each beside the reference's row of the same repeat that is alike in all else.
+
+    Each axis thrice: the row's, the `_reference`'s, and as `_matched`, null where the two sides may differ in it.
+    """
+    matched, _ = matched_axes(of_run, over, allow)
+    keyed = of_run.assign(**{f"{axis}_matched": of_run[axis] if axis in matched else None for axis in CELL_COLUMNS})
+    is_reference = keyed[over] == reference
+    keys = [*PAIR, *(f"{axis}_matched" for axis in CELL_COLUMNS)]
+    return keyed[~is_reference].merge(keyed[is_reference], on=keys, suffixes=("", "_reference"))
+
+
 def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFrame:
     """The ok rows, where `over` is a column that can be compared and one of its values is the reference.
 
@@ -90,11 +112,21 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     """
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
-    ok = trials[trials["status"] == "ok"]
+    ok = with_all_axes(trials[trials["status"] == "ok"])
+    if over in ("device", "recipe"):
+        ok = _without_rungs(ok)
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
     return ok
+
+
+def _without_rungs(ok: pd.DataFrame) -> pd.DataFrame:
+    """Of a ladder's cells the two ends: those between them are called by the blog's recipe and are neither."""
+    away = sum(((ok[axis] != value).astype(int) for axis, value in vars(AS_WRITTEN).items()), pd.Series(0, ok.index))
+    alike = [ok[c] for c in ("run_id", "device", *(c for c in CELL_COLUMNS if c not in AXES))]
+    nearest = away.groupby(alike, dropna=False).transform("min")
+    return ok[(ok["experiment"] != "ladder") | (ok["recipe"] != "blog") | (away == nearest)]
 
 
 def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -109,7 +141,7 @@ def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[lis
     if over not in ("device", "recipe"):
         return axes, allowed
     asked = [c for c in CELL_COLUMNS if c not in AXES]
-    counts = ok.groupby(asked, dropna=False)[list(AXES)].nunique(dropna=False)
+    counts = ok.groupby(["run_id", "hostname", *asked], dropna=False)[list(AXES)].nunique(dropna=False)
     free = [c for c in AXES if len(counts) == 0 or counts[c].max() <= 1]
     return [c for c in axes if c not in free], [*free, *(c for c in allowed if c not in free)]
 
@@ -126,19 +158,14 @@ def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
 
 
 def _refuse_unlike(pairs: pd.DataFrame, allow: Sequence[str]) -> None:
-    for column in (c for c in ALIKE if c in pairs):
-        known = pairs.dropna(subset=[column, f"{column}_reference"])
-        unlike = known[known[column] != known[f"{column}_reference"]]
-        if len(unlike) and column not in allow:
-            one, other = unlike[column].iloc[0], unlike[f"{column}_reference"].iloc[0]
+    """Raise where one number would be made of rows of unlike data, machines or software."""
+    for column in (c for c in ALIKE if c in pairs and c not in allow):
+        kinds = pd.concat([pairs[column], pairs[f"{column}_reference"]]).dropna().unique()
+        if len(kinds) > 1:
             raise ValueError(
-                f"rows of unlike {column} ({one} and {other}) may not be compared: "
-                f'measure them in one environment, or give allow=("{column}",)'
+                f"rows of unlike {column} ({' and '.join(map(str, kinds))}) may not be compared or averaged: "
+                f'choose those of one, or give allow=("{column}",)'
             )
-
-
-def _unlike(side: pd.DataFrame, column: str) -> bool:
-    return bool((side[column] != side[column + "_reference"]).any())
 
 
 def noise_floor(trials: pd.DataFrame) -> float | None:
@@ -150,10 +177,11 @@ def noise_floor(trials: pd.DataFrame) -> float | None:
     if not {0, 1} <= set(ok["copy"]):
         return None
     try:
-        ratios = speedup(ok, over="copy", reference=0)
+        ratios = speedup(ok, over="copy", reference=0, allow=ALIKE)
     except ValueError:  # never both in one repeat, so far
         return None
     logs = [abs(math.log(value)) for value in ratios["speedup"]]
-    halves = [math.log(high / low) / 2 for low, high in zip(ratios["low"], ratios["high"], strict=True) if low == low]
+    bounds = ratios.dropna(subset=["low"])
+    halves = [math.log(high / low) / 2 for low, high in zip(bounds["low"], bounds["high"], strict=True)]
     scatter = math.sqrt(sum(h**2 for h in halves) / len(halves)) if halves else 0.0
     return math.expm1(max(*logs, scatter))

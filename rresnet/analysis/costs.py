@@ -11,8 +11,10 @@ from rresnet.analysis.answer import name
 from rresnet.analysis.prices import Price, price_of
 from rresnet.config import UsageError
 
-TASK = ["model", "dataset", "image_size"]  # settings that differ in these do not train the same, so none beats another
+# Settings that differ in these do not train the same, so none beats another.
+TASK = ["model", "dataset", "dataset_fingerprint", "image_size"]
 SOFTWARE = ("os_version", "python_version", "torch_version", "torchvision_version", "ray_version", "rresnet_version")
+TELLING = (*SOFTWARE, "git_commit", "dataset_fingerprint")  # what is told of a setting that a machine has twice
 
 
 def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
@@ -43,7 +45,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     # A trial that failed may not know its machine: it tells only of a cell that never ended ok.
     rows = [
         row | _costs_of(row, of_machine[of_machine["cell_id"] == row["cell_id"]], prices)
-        for _, of_machine in first_copies[ok | never].groupby(analysis.MACHINE_AND_SOFTWARE, dropna=False, sort=False)
+        for _, of_machine in first_copies[ok | never].groupby(analysis.AVERAGED_WITHIN, dropna=False, sort=False)
         for row in analysis.rates(of_machine).to_dict("records")
     ]
     if rows and prices and all(row["price_per_hour"] is None for row in rows):
@@ -71,7 +73,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
 
     measured = not pd.isna(row["images_per_second"])
     return {
-        **{c: first[c] for c in (*analysis.MACHINE_AND_SOFTWARE, "cpu_model", "gpu_name", *SOFTWARE)},
+        **{c: first[c] for c in (*analysis.AVERAGED_WITHIN, "cpu_model", "gpu_name", *TELLING)},
         "nodes": nodes,
         "price_per_hour": price.per_hour if price else None,
         "epoch_cost": cost(row["epoch_seconds"]),
@@ -91,9 +93,10 @@ def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
         parts.append(str(row["dataset"]))
     if pd.notna(row["hostname"]) and len(there) < len(rows):
         parts.append(f"on {row['hostname']}")
-    known = {c: {r[c] for r in there if pd.notna(r[c])} for c in SOFTWARE}
-    software = [f"{c.removesuffix('_version')} {row[c]}" for c in SOFTWARE if len(known[c]) > 1]
-    return " ".join([*parts, *([f"({', '.join(software)})"] if software else [])])
+    twice = [r for r in there if r["cell_id"] == row["cell_id"]]
+    known = {c: {r[c] for r in twice if pd.notna(r[c])} for c in TELLING}
+    told = [f"{c.removesuffix('_version').replace('_', ' ')} {str(row[c])[:10]}" for c in TELLING if len(known[c]) > 1]
+    return " ".join([*parts, *([f"({', '.join(told)})"] if told else [])])
 
 
 def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:
@@ -102,7 +105,7 @@ def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:
     values = np.array(known, dtype=np.float64).reshape(-1, 3)
 
     def beaten(i: int) -> bool:
-        others = [j for j, row in enumerate(rows) if all(row[c] == rows[i][c] for c in TASK)]
+        others = [j for j, row in enumerate(rows) if all(analysis.same(row[c], rows[i][c]) for c in TASK)]
         for j in others:
             both = ~(np.isnan(values[i]) | np.isnan(values[j]))
             if both.any() and (values[j] <= values[i])[both].all() and (values[j] < values[i])[both].any():

@@ -63,8 +63,11 @@ def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict
     if table.empty:
         return []
     found = []
-    for task, cells in table.groupby(TASK, sort=False):
-        named = None if len(table.groupby(TASK)) == 1 else "{} on {} at {} pixels".format(*task)
+    tasks = table.dropna(subset=["images_per_second"]).groupby(TASK, dropna=False, sort=False)
+    for (model, dataset, fingerprint, size), cells in tasks:
+        same_name = table.loc[table["dataset"] == dataset, "dataset_fingerprint"].nunique() > 1
+        data = f"{dataset} ({fingerprint})" if same_name else dataset
+        named = None if len(tasks) == 1 else f"{model} on {data} at {size} pixels"
         for question in get_args(Question):
             column = _MEASURES[question].column
             known = cells.dropna(subset=[column]).sort_values(column, ascending=question != "fastest")
@@ -121,7 +124,7 @@ def _verdict(
     if not others:
         return found
     one, other = (_valued(trials, cell, _MEASURES[question]) for cell in (first, others[0]))
-    one_machine = all(analysis.same(first[c], others[0][c]) for c in analysis.MACHINE_AND_SOFTWARE)
+    one_machine = all(analysis.same(first[c], others[0][c]) for c in analysis.AVERAGED_WITHIN)
     paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_machine else None
     ratio = paired or unpaired.ratio(one, other)
     if ratio is not None and ratio.estimate < 1 and not swapped:  # a mean also counts repeats that the other one lacks
@@ -147,6 +150,6 @@ def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) ->
 
 def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
     """The trials of the cell's machine and software."""
-    for column in analysis.MACHINE_AND_SOFTWARE:
+    for column in analysis.AVERAGED_WITHIN:
         trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
     return trials

@@ -9,7 +9,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from rresnet.analysis import MACHINE_AND_SOFTWARE
+from rresnet.analysis import AVERAGED_WITHIN, with_all_axes
 from rresnet.config import CELL_COLUMNS
 
 SERIES = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
@@ -32,15 +32,15 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
         `leave_one_out_error` (largest relative error when each size is predicted from the others; null under 4 sizes),
         `sizes` (how many), `smallest_batch_size` and `largest_batch_size`. What one size can't tell is null.
     """
-    ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
+    ok = with_all_axes(trials[(trials["status"] == "ok") & (trials["copy"] == 0)])
     rows = []
-    for key, series in ok.groupby([*SERIES, *MACHINE_AND_SOFTWARE], dropna=False, sort=False):
+    for key, series in ok.groupby([*SERIES, *AVERAGED_WITHIN], dropna=False, sort=False):
         rates = np.exp(np.log(series["images_per_second"]).groupby(series["batch_size"]).mean())
-        named: dict[str, Any] = dict(zip([*SERIES, *MACHINE_AND_SOFTWARE], key, strict=True))
+        named: dict[str, Any] = dict(zip([*SERIES, *AVERAGED_WITHIN], key, strict=True))
         batches = rates.index.to_numpy(dtype=np.float64)
         seconds = batches * named["num_workers"] / rates.to_numpy(dtype=np.float64)
         rows.append({**named, **_line_columns(batches, seconds, named["num_workers"])})
-    return pd.DataFrame(rows, columns=[*SERIES, *MACHINE_AND_SOFTWARE, *FOUND])
+    return pd.DataFrame(rows, columns=[*SERIES, *AVERAGED_WITHIN, *FOUND])
 
 
 def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:

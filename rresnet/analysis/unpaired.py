@@ -64,7 +64,7 @@ def speedup_across_machines(
     ok = comparison.comparable(trials, over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
-    rows, columns = [], [*matched, *analysis.MACHINE_AND_SOFTWARE]
+    rows, columns = [], [*matched, *analysis.AVERAGED_WITHIN]
     references = list(ok[is_reference].groupby(columns, dropna=False))
     for key, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
         for other_key, other in references:

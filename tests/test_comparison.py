@@ -1,0 +1,64 @@
+"""Speedups over several runs, machines and experiments, and the noise floor."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from samples import make_cell
+from test_analysis import BLOG, TUNED, printed, trials
+
+import rresnet
+from rresnet.analysis import comparison, decision
+
+
+def test_runs_that_asked_for_other_axes_do_not_hide_each_others_pairs():
+    # The second run asks for two precisions, so there precision is matched; in the first it was the recipe's.
+    half = make_cell(recipe="tuned", batch_size=64, precision="bf16", input="resident", fused_optimizer=True)
+    whole = replace(half, precision="fp32")
+    first = trials((BLOG, [100.0] * 3), (half, [300.0] * 3), run_id="first")
+    asked = (
+        (BLOG, [100.0] * 3),
+        (whole, [200.0] * 3),
+        (replace(BLOG, precision="bf16"), [50.0] * 3),
+        (half, [300.0] * 3),
+    )
+    found = rresnet.speedup(pd.concat([first, trials(*asked, run_id="second")]), over="recipe", reference="blog")
+    by_precision = {None if pd.isna(p) else p: s for p, s in zip(found["precision"], found["speedup"], strict=True)}
+    assert by_precision == pytest.approx({None: 3.0, "fp32": 2.0, "bf16": 6.0})
+    assert "precision: bf16 vs fp32" in found.loc[found["precision"].isna(), "differs"].item()
+
+
+def test_a_ladder_tells_of_its_ends_what_the_recipes_are_worth():
+    rung = replace(BLOG, input="resident")
+    ladder = trials((BLOG, [100.0] * 3), (rung, [180.0] * 3), (TUNED, [200.0] * 3), run_id="l").assign(
+        experiment="ladder"
+    )
+    compared = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
+    for rows, pairs in ((ladder, 3), (pd.concat([compared, ladder]), 6)):
+        (found,) = rresnet.speedup(rows, over="recipe", reference="blog").to_dict("records")
+        assert (found["speedup"], found["pairs"]) == (pytest.approx(2), pairs)
+    assert rresnet.speedup(ladder, over="input", reference="dataloader")["speedup"].tolist() == pytest.approx([1.8])
+
+
+@pytest.mark.parametrize("column", ["cpu_model", "torch_version", "dataset_fingerprint"])
+def test_rows_of_unlike_machines_software_or_data_are_not_averaged(column):
+    cells = (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)
+    mixed = pd.concat([trials(*cells, run_id=run).assign(**{column: run}) for run in ("one", "other")])
+    with pytest.raises(ValueError, match=rf"rows of unlike {column} \(one and other\) may not be .* averaged"):
+        rresnet.speedup(mixed, over="recipe", reference="blog")
+    (found,) = rresnet.speedup(mixed, over="recipe", reference="blog", allow=(column,)).to_dict("records")
+    assert (found["speedup"], found["pairs"]) == (pytest.approx(2), 6)
+
+
+@pytest.mark.parametrize("repeats", [1, 2])
+def test_identical_cells_under_3_repeats_give_a_floor_without_intervals(repeats):
+    table = trials((BLOG, [100.0] * repeats), (make_cell(batch_size=64, copy=1), [110.0] * repeats))
+    assert comparison.noise_floor(table) == pytest.approx(0.1)
+    assert "no interval under 3 pairs" in printed(table)
+
+
+def test_rows_that_are_older_than_an_axis_are_compared_by_its_default():
+    table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).drop(columns=["small_maps", "cudnn_benchmark"])
+    (found,) = rresnet.speedup(table, over="recipe", reference="blog").to_dict("records")
+    assert found["speedup"] == pytest.approx(2)
+    assert len(decision.costs(table)) == 2
