@@ -28,7 +28,7 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
     console.print(_description(machine))
     torch.set_num_threads(machine.cpu_cores)
     console.print(_limits(machine))
-    monitor = Monitor(str(torch.cuda.get_device_properties(0).uuid) if machine.gpu_count else None)
+    monitor = Monitor(str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None)
     with monitor.watching():
         time.sleep(seconds)
     usage = monitor.usage()
@@ -64,9 +64,9 @@ def _limits(machine: Hardware) -> Table:
     kinds: list[tuple[str, Precision]] = [("cpu", "fp32")]
     if machine.cpu_bf16:
         kinds.append(("cpu", "bf16"))
-    if machine.gpu_count:
+    if torch.cuda.is_available():
         kinds += [("cuda", "fp32"), ("cuda", "fp16")]
-    if machine.gpu_bf16:
+    if torch.cuda.is_available() and machine.gpu_bf16:
         kinds += [("cuda", "tf32"), ("cuda", "bf16")]
     for kind, precision in kinds:
         found = limits.measure(kind, precision, machine.cpu_cores)
@@ -86,6 +86,11 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
         )
     if psutil.virtual_memory().available < AMPLE_BYTES:
         found.append("less than 2 GiB of memory are free: close programs, or choose a smaller --batch-size")
+    if machine.gpu_count and not torch.cuda.is_available():
+        found.append(
+            f"PyTorch {torch.__version__} can't use the {machine.gpu_name}: install one that is built for its driver "
+            f"({machine.driver_version}), or the trials on the GPU will fail"
+        )
     kept = place.at(results_dir)
     try:
         kept.check_writable()

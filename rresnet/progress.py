@@ -75,6 +75,8 @@ class Progress:
     def finished(self, trial: Trial, measurement: Mapping[str, Any]) -> None:
         """A trial has its row."""
         self._done += 1
+        if measurement["status"] == "infeasible":
+            self._before += 1  # takes no time, and tells nothing of the time that is left
         ok = measurement["status"] == "ok"
         speed = (
             f"{measurement['images_per_second']:,.0f} img/s"
@@ -90,6 +92,8 @@ class Progress:
 
     def _time_left(self) -> str:
         now = time.monotonic()
+        if self._done == self._before:
+            return "time left not known yet"
         if self._first_end is None:  # the first trial carries the start of Ray and tells nothing of the others
             self._first_end = now
             return "time left not known yet"

@@ -64,10 +64,10 @@ def percent(share: float, digits: int = 0) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 8 s, 2 min 05 s, 3 h 10 min."""
+    """Seconds as a person says them: 0.4 s, 12 s, 2 min 05 s, 3 h 10 min."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s"
+        return f"{whole} s" if seconds >= 9.95 else f"{seconds:.1f} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -253,8 +253,8 @@ def test_a_projected_epoch_is_that_of_the_rate():
     assert analysis.rates(whole)["epoch_seconds"].iloc[0] == 100.0  # of 200, 50 and 100
 
 
-def test_a_slow_rate_is_told_to_a_tenth():
-    assert [answer.number(rate) for rate in (0.84, 3.26, 9.96, 1234.5)] == ["0.8", "3.3", "10", "1,234"]
+def test_a_slow_rate_is_told_to_two_digits():
+    assert [answer.number(rate) for rate in (0.84, 3.26, 9.96, 1234.5)] == ["0.84", "3.3", "10", "1,234"]
 
 
 def test_failed_cells_are_shown_as_not_measured():

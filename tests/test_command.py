@@ -1,9 +1,12 @@
 import io
 import json
+from dataclasses import replace
 from importlib import metadata
 
 import pytest
+import torch
 from rich.console import Console
+from samples import A100
 from test_export import BLOG, row, written
 
 from rresnet import command, doctor
@@ -91,7 +94,7 @@ def test_a_slowdown_fails_and_the_same_again_does_not(tmp_path, capsys):
     assert command.main(["diff", before, again, "--fail-on-regression", "5%"]) == 0
     said = capsys.readouterr().out
     assert "not distinguishable" in said
-    assert "Regressions by more than 5%: none told." in said
+    assert "Regressions by more than 5 %: none told." in said
     assert command.main(["diff", before, slow]) == 0
     assert "worse" in capsys.readouterr().out
     assert command.main(["diff", before, slow, "--fail-on-regression", "5%"]) == 1
@@ -113,3 +116,12 @@ def test_runs_of_one_folder_by_run_and_by_commit(tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert found["changes"][0]["ratio"] == pytest.approx(0.8)
     assert found["differs"] == ["git_commit: aaa111 vs bbb222"]
+
+
+def test_a_gpu_that_pytorch_can_not_use_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: replace(A100, cpu_cores=1, cpu_bf16=False))
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    fine, text = examined(tmp_path, monkeypatch, usage())
+    assert not fine
+    assert "can't use the NVIDIA A100: install one that is built for its driver" in text
+    assert "GPU bf16" not in text

@@ -8,6 +8,7 @@ from test_analysis import BLOG, GPU, TUNED, trials
 
 from rresnet.analysis import decision
 from rresnet.analysis.decision import Price
+from rresnet.analysis.prices import used
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 from rresnet.config import UsageError
 
@@ -245,3 +246,25 @@ def test_unlike_commits_and_data_are_not_averaged(column):
         "git commit b)", "dataset fingerprint a)", "dataset fingerprint b)",
     }  # fmt: skip
     assert len([v for v in decision.verdicts(table) if v.question == "fastest"]) == (1 if column == "git_commit" else 2)
+
+
+def test_prices_by_kind_are_so_in_any_case_and_what_fits_nothing_is_known():
+    table = trials((BLOG, [100.0] * 3), (GPU, [400.0] * 3)).assign(cpu_model="Intel Xeon CPU", gpu_name="NVIDIA A100")
+    given = decision.prices(["CPU=0.36 USD/h", "GPU=3.6 USD/h", "NVIDA A100=9 USD/h"])
+    costs = by_setting(table, given)
+    assert costs["price_per_hour"].to_dict() == {"gpu blog batch 64": 3.6, "cpu blog batch 64": 0.36}
+    assert [price.what for price in used(table, given)] == ["CPU", "GPU"]
+
+
+def test_a_counter_that_stands_still_tells_no_energy():
+    table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(measured_images=100)
+    table["energy_joules"] = [0.0, 6.0, 6.0, 0.0, 0.0, 0.0]
+    (verdict,) = (v for v in decision.verdicts(table) if v.question == "least energy")
+    assert (verdict.setting, verdict.next_setting) == ("cpu blog batch 64", None)
+
+
+def test_a_slow_rate_and_a_missing_currency_are_told():
+    table = trials((BLOG, [0.44] * 3))
+    told = {v.question: v.sentence() for v in decision.verdicts(table, decision.prices(["cpu=1/h"]))}
+    assert "0.44 images/s" in told["fastest"]
+    assert "(currency not given) an epoch" in told["cheapest"]

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 
 import pandas as pd
 import pytest
@@ -174,3 +175,31 @@ def test_unlike_software_across_machines_is_refused_by_name_unless_allowed():
 def test_one_machine_is_left_to_pairs():
     with pytest.raises(ValueError, match=r"all rows ran on one machine.*use rresnet\.speedup"):
         unpaired.speedup_across_machines(side((BLOG, QUIET), (GPU, QUIET)), over="device", reference="cpu")
+
+
+def test_the_noise_floor_holds_across_machines_and_copies_are_no_settings():
+    again = replace(BLOG, copy=1)
+    laptop = side((BLOG, QUIET), (again, scaled(1.4)), hostname="laptop")
+    cluster = side((GPU, scaled(1.2)), run_id="r2", hostname="cluster")
+    (row,) = unpaired.speedup_across_machines(pd.concat([laptop, cluster]), "device", "cpu").to_dict("records")
+    assert row["speedup"] == pytest.approx(1.2)
+    assert row["distinguishable"] is False
+    (row,) = unpaired.speedup_across_machines(
+        pd.concat([laptop[laptop["copy"] == 0], cluster]), "device", "cpu"
+    ).to_dict("records")
+    assert row["distinguishable"] is True
+
+
+def test_what_fails_mostly_since_is_a_regression():
+    b = side((BLOG, QUIET), (TUNED, QUIET), run_id="r2")
+    b.loc[(b["recipe"] == "blog") & (b["repeat"] > 0), ["status", "images_per_second"]] = ["error", math.nan]
+    found = diff.compare(side((BLOG, QUIET), (TUNED, QUIET)), b)
+    assert verdicts(found)["cpu blog batch 64"] == "failed"
+    assert verdicts(diff.compare(b, b))["cpu blog batch 64"] != "failed"  # it did before
+
+
+def test_settings_of_two_data_sets_have_names_of_their_own():
+    other = replace(BLOG, dataset="photos")
+    found = diff.compare(side((BLOG, QUIET), (other, QUIET)), side((BLOG, QUIET), (other, scaled(0.5)), run_id="r2"))
+    assert verdicts(found)["cpu blog batch 64 dataset photos"] == "worse"
+    assert "Regressions by more than 2.5 %: cpu blog batch 64 dataset photos" in render(found, "text", share=0.025)

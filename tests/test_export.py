@@ -172,3 +172,17 @@ def test_folders_read_together_count_a_trial_once(results, tmp_path):
         rresnet.read([results, tmp_path / "nowhere"])
     with pytest.raises(rresnet.StoreError, match="no results folder was named"):
         rresnet.read([])
+
+
+@pytest.mark.filterwarnings("ignore")  # mlflow's own
+def test_a_later_export_completes_what_an_earlier_one_began(results, tmp_path, capsys):
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    assert command.main(["export", str(results), "--format", "mlflow", "--out", uri]) == 0
+    more = written(tmp_path / "more", [row(TUNED, repeat, 200.0) for repeat in range(6)])
+    assert command.main(["export", str(more), "--format", "mlflow", "--out", uri]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith("1 run")
+    client = MlflowClient(tracking_uri=uri)
+    found = client.search_runs([client.get_experiment_by_name("rresnet").experiment_id])
+    (tuned,) = (run for run in found if run.info.run_name.startswith("cpu tuned"))
+    history = client.get_metric_history(tuned.info.run_id, "trial/images_per_second")
+    assert sorted(metric.step for metric in history) == list(range(6))

@@ -172,3 +172,11 @@ def test_json_can_not_end_its_script():
     text = rows.dumps({"a": "</script><!-- & \u2028"})
     assert not set("<>&\u2028") & set(text)
     assert text == '{"a":"\\u003c/script\\u003e\\u003c!-- \\u0026 \\u2028"}'
+
+
+@pytest.mark.filterwarnings("ignore:Glyph")
+def test_control_characters_in_a_name_do_not_break_the_page():
+    figure = bars.amounts({"photos\x01\x1b[2J": 3.0, "others": 41_000.0}, "MiB")
+    root = ElementTree.fromstring(drawing.inline(drawing.svg(figure), name="n", title="a\x02b", description="d"))
+    assert root.find("{*}title").text == "a?b"
+    assert "41,000" in " ".join(texts(root))

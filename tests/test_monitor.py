@@ -169,3 +169,16 @@ def test_what_a_gpu_does_not_tell_is_not_known_and_no_failure(nvml, monkeypatch)
     found = watched.usage()
     assert (found.energy_joules, found.gpu_utilization_percent) == (None, None)
     assert (found.gpu_throttled, found.gpu_foreign_processes) == (False, 0)
+
+
+@pytest.mark.parametrize(("known", "handle"), [("GPU-1234", "GPU-1234"), ("MIG-1234", "MIG-1234"), ("", None)])
+def test_a_gpu_is_found_by_either_name_or_tells_nothing(nvml, monkeypatch, known, handle):
+    def of(name):
+        if name != known:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+        return name
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByUUID", of)
+    gpu = monitor._Gpu("1234")
+    assert gpu._handle == handle
+    assert gpu.utilization_percent() == (None if handle is None else 83)

@@ -6,7 +6,7 @@ import pytest
 from samples import A100, LAPTOP
 
 from rresnet import grid
-from rresnet.config import Settings
+from rresnet.config import Settings, UsageError
 from rresnet.experiments import planning
 
 
@@ -26,3 +26,25 @@ def test_the_opening_says_what_is_trained_on_what(done, told):
         "8 trials: 2 cells x 4 repeats, 2 processes",
         *told,
     ]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (
+            {"batch_size": (64, 1235)},
+            "1235 is more than the 1234 training images of photos: give at most 1234",
+        ),
+        (
+            {"batch_size": (618,), "num_workers": (1, 2)},
+            "618 is more than the 617 training images that each of 2",
+        ),
+    ],
+)
+def test_a_batch_larger_than_a_workers_share_is_refused(flags, message):
+    images = SimpleNamespace(train=SimpleNamespace(labels=range(1234)))
+    settings = Settings(dataset="photos", cpu_threads=1, **flags)
+    with pytest.raises(UsageError, match=message):
+        planning.check_batches(planning.plan(settings, grid.cells, LAPTOP), images)
+    fine = Settings(dataset="photos", cpu_threads=1, **{**flags, "batch_size": (617,)})
+    planning.check_batches(planning.plan(fine, grid.cells, LAPTOP), images)

@@ -87,3 +87,14 @@ def test_a_terminal_shows_the_running_trial(clock):
     assert "cpu blog fp32 batch 8, repeat 1" in text
     assert "321 img/s" in text
     assert "0/2" in text
+
+
+def test_what_is_infeasible_tells_nothing_of_the_time_that_is_left(clock):
+    console = shown(terminal=False)
+    impossible = {"status": "infeasible", "images_per_second": None, "error_message": "no GPU"}
+    with Progress(console, 5) as display:
+        for clock.now, outcome in ((1.0, impossible), (1.0, impossible), (50.0, OK), (60.0, OK)):
+            display.finished(TRIAL, outcome)
+    lines = console.file.getvalue().splitlines()
+    assert [line.endswith("time left not known yet") for line in lines] == [True, True, True, False]
+    assert lines[-1].endswith("about 10 s left")

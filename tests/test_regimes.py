@@ -120,3 +120,11 @@ def test_the_noise_floor_grades_a_speedup():
     graded = pd.concat([alone, rows(again, 105.0)])
     assert comparison.noise_floor(graded) == pytest.approx(0.05, abs=0.001)
     assert not comparison.speedup(graded, "recipe", "blog").iloc[0]["distinguishable"]
+
+
+def test_repeats_that_two_canaries_found_slow_are_the_changed_ones_and_not_those_between():
+    trials = run([SLOW] * 4 + [FAST] * 8, [1.3] * 12)
+    trials.loc[trials["repeat"] >= 8, "canary_matrix_seconds"] *= 1.6
+    slow = [0, 1, 2, 3, 8, 9, 10, 11]
+    assert regimes.slow_repeats(trials) == {("r", "vm", repeat) for repeat in slow}
+    assert regimes.changed(trials) == {f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in slow}

@@ -309,7 +309,7 @@ def test_time_to_accuracy_is_to_what_every_setting_reached(tmp_path):
     # Both reach 0.75: blog in its third epoch of 10 s, tuned in its third of 2 s.
     assert section.findings == (
         "To a test accuracy of 0.750, the highest that every setting reached: "
-        "cpu tuned batch 64 6 s, cpu blog batch 64 30 s.",
+        "cpu tuned batch 64 6.0 s, cpu blog batch 64 30 s.",
     )
     assert section.data["epoch"].tolist() == [1, 2, 3, 1, 2, 3]
     assert section.data["elapsed_seconds"].tolist() == [2.0, 4.0, 6.0, 10.0, 20.0, 30.0]

@@ -144,3 +144,20 @@ def test_what_is_printed_says_what_was_measured_and_what_is_predicted(tmp_path):
     # 2 workers: a step of 200 ms, 50 of them communication: transfer 100 ms. 1024: 0.15 + 0.1 x 1023 / 1024 s.
     assert f"1024 workers {1024 * 8 / (0.15 + 0.1 * 1023 / 1024):,.0f}" in told
     assert "Prediction, not measured" in told
+
+
+def test_one_number_of_workers_in_two_rows_tells_no_latency():
+    model = Model(computing=0.1, latency=0.0, transfer=0.04)
+    twice = pd.concat([modelled(model, [1, 2]), modelled(model, [2])])  # on one machine and on two, say
+    assert scaling.fit(twice).latency == 0.0
+    assert scaling.fit(twice).step_seconds(1024) == pytest.approx(model.step_seconds(1024))
+
+
+def test_second_copies_are_no_points_and_what_differs_is_named():
+    cells = [make_cell(num_workers=n, cpu_threads=4 // n, copy=copy, input=path)
+             for n in (1, 2) for copy in (0, 1) for path in ("dataloader", "resident")]  # fmt: skip
+    table = made(*((cell, [100.0] * 3) for cell in cells)).assign(step_seconds=0.1, communication_seconds=0.01)
+    found = scaling.points(table).query("kind == 'weak'")
+    assert len(found) == 4
+    assert set(found["setting"]) == {"cpu blog batch 8 input dataloader", "cpu blog batch 8 input resident"}
+    assert len(scaling.predictions(found)) == 2

@@ -1,4 +1,5 @@
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -55,7 +56,15 @@ def rows(*probes, **changes):
     found = []
     for size, status, rate in probes:
         cell = make_cell(batch_size=size, **changes)
-        found.append({**asdict(cell), "status": status, "images_per_second": rate, "error_message": "no memory"})
+        found.append(
+            {
+                **asdict(cell),
+                "status": status,
+                "images_per_second": rate,
+                "step_seconds": 0.01,
+                "error_message": "no memory",
+            }
+        )
     return pd.DataFrame(found)
 
 
@@ -89,3 +98,15 @@ def test_the_first_probes_are_one_repeat_and_known_sizes_are_not_probed_again():
     begin = search.first(settings, again=True)
     assert (begin.batch_size, begin.repeats, begin.aa, begin.retry) == ((search.FIRST_SIZE,), 1, False, "failed")
     assert search.first(settings).retry is None
+
+
+def test_workers_share_the_images(monkeypatch):
+    probed = []
+
+    def so_far(writer):
+        return rows(*((size, "ok", 100.0) for size in [16, *probed]), num_workers=2)
+
+    monkeypatch.setattr(search, "rows_so_far", so_far)
+    sweep = SimpleNamespace(execute=lambda trials: probed.extend(trial.cell.batch_size for trial in trials))
+    search.probe(sweep, [make_cell(num_workers=2)], None, SimpleNamespace(more=lambda *_: None), most=100)
+    assert probed == [32, 50]

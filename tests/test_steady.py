@@ -1,5 +1,6 @@
 import itertools
 import math
+import statistics
 
 import pytest
 from hypothesis import given
@@ -46,3 +47,12 @@ def test_a_trend_is_flagged_only_when_it_is_sure_and_large():
 
 def test_the_normal_approximation_takes_over_smoothly():
     assert steady._chance_of_at_most(-100, 31) == pytest.approx(steady._chance_of_at_most(-100, 30), abs=0.015)
+
+
+def test_hours_of_windows_are_looked_through_in_no_time():
+    rising = [1.0 + 0.1 * i / 50_000 for i in range(50_000)]
+    assert steady.trends(rising)
+    assert not steady.trends([1.0, 1.2] * 25_000)
+    assert len(steady._thinned(rising)) == steady.MOST_VALUES
+    assert steady._thinned(rising)[0] == pytest.approx(statistics.fmean(rising[:250]))
+    assert steady._thinned([1.0, 2.0, 3.0]) == [1.0, 2.0, 3.0]

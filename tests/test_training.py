@@ -15,7 +15,7 @@ from samples import make_cell
 from rresnet.config import How, UsageError
 from rresnet.data import ImageData, Split
 from rresnet.quality.monitor import Usage
-from rresnet.training import convolution, model, step
+from rresnet.training import convolution, limits, model, step
 from rresnet.training.inputs import EpochSampler, Inputs, normalise
 from rresnet.training.timing import Stopwatch, steps_in
 from rresnet.training.train import NonFiniteLossError, train, train_epochs, visit
@@ -397,3 +397,41 @@ def test_an_unknown_model_suggests_the_right_one():
     ):
         model.check("resnet5", 32)
     model.check("squeezenet1_1", 32)
+
+
+def test_memory_that_is_short_for_the_other_clocks_does_not_cost_the_trial(monkeypatch):
+    def short(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(limits, "measure", short)
+    monkeypatch.setattr(limits, "_fastest_looks", {})
+    found = visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
+    assert (found.status, found.percent_of_limit, found.matrix_flops_per_second) == ("ok", None, None)
+    assert found.images_per_second > 0
+
+
+def test_a_model_that_is_wrapped_for_several_workers_is_saved_as_itself():
+    found = bench()
+    names = list(found.network.state_dict())
+    found.network = torch.nn.ModuleDict({"module": found.network})
+    found.network.module = found.network["module"]
+    assert list(torch.load(io.BytesIO(found.state_dict_bytes()))) == names
+
+
+def test_the_loss_scale_of_a_warm_up_is_undone():
+    found = bench()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    state = step.State(found.network, found.optimizer, scaler)
+    for batch in itertools.islice(found.batches, 2):
+        torch.autograd.backward(scaler.scale(found.train_step.forward(*batch)))
+        scaler.step(found.optimizer)
+        scaler.update()
+    assert scaler.get_scale() > 1024
+    state.restore()
+    assert scaler.get_scale() == 1024
+
+
+def test_models_with_losses_of_their_own_are_refused():
+    for name in model.AUXILIARY:
+        with pytest.raises(UsageError, match=f"--model {name} has auxiliary classifiers.*take another"):
+            model.check(name, 32)

@@ -142,7 +142,7 @@ def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
         ok = of_cell[of_cell["status"] == "ok"]
         interval = repeats_interval(ok["images_per_second"], ok, level, RATE_DRIFT_LIMIT) if len(ok) else None
         epoch_images = ok["epoch_seconds"] * ok["images_per_second"]
-        energy = ok["energy_joules"] / ok["measured_images"] * epoch_images
+        energy = ok["energy_joules"].where(ok["energy_joules"] > 0) / ok["measured_images"] * epoch_images
         kind = ok["epoch_seconds_kind"].iloc[0] if len(ok) else None
         projected = epoch_images.median() / interval.estimate if interval and kind == "projected" else None
         rows.append(

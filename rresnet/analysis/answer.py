@@ -54,14 +54,14 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         return "No trial ended ok, so there is no answer: the errors stand above, and in the trials table."
     if len(measured) == 1:
         only = measured[0]
-        return f"The only setting measured: {name(only, measured)}, {only['images_per_second']:,.0f} images/s."
+        return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
     first, second = measured[:2]
     lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
     by = "Fastest"
     if lead is not None and lead.estimate < 1:  # a rate also counts repeats that the other one lacks
         first, second, by = second, first, "Fastest in the repeats that both have"
         lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
-    told = f"{by}: {name(first, measured)}, {first['images_per_second']:,.0f} images/s"
+    told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
     if lead is None:
         return f"{told}; it was never measured in the same repeat as the second, {name(second, measured)}."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
@@ -119,7 +119,7 @@ def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
     """What tells the cell from the others: device, recipe, batch size, and each other axis that varies."""
     parts = [cell["device"], cell["recipe"], f"batch {cell['batch_size']}"]
     alike = [c for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])]
-    for axis in (*AXES, "model", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed"):
+    for axis in (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed"):
         if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1:
             value = "none" if pd.isna(cell[axis]) else int(cell[axis]) if axis == "epochs" else cell[axis]
             parts.append(str(value) if axis == "precision" else f"{axis.replace('_', ' ')} {value}")
@@ -136,8 +136,8 @@ def rate(cell: Mapping[str, Any]) -> str:
 
 
 def number(images_per_second: float) -> str:
-    """A rate to the whole image; under ten, to a tenth."""
-    return f"{images_per_second:,.0f}" if images_per_second >= 9.95 else f"{images_per_second:.1f}"
+    """A rate to the whole image; under ten, to two digits."""
+    return f"{images_per_second:,.0f}" if images_per_second >= 9.95 else f"{images_per_second:.2g}"
 
 
 def epoch(cell: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
     nodes = int(trials["num_nodes"].max()) if "num_nodes" in trials and trials["num_nodes"].notna().any() else 1
     price = price_of(first, prices)
     an_hour = price.per_hour * nodes if price else None
-    joules = (ok["energy_joules"] / ok["measured_images"]).mean()
+    joules = (ok["energy_joules"].where(ok["energy_joules"] > 0) / ok["measured_images"]).mean()
 
     def cost(seconds: float | None) -> float | None:
         return None if an_hour is None or pd.isna(seconds) else float(seconds) / 3600 * an_hour
@@ -86,11 +86,9 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
 
 
 def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
-    """The cell's name, with its machine and data where there are several, and the software that a machine has twice."""
+    """The cell's name, with its machine where there are several, and what a machine has measured it twice with."""
     there = [r for r in rows if r["hostname"] == row["hostname"]]
     parts = [name(row, rows)]
-    if len({r["dataset"] for r in rows}) > 1:
-        parts.append(str(row["dataset"]))
     if pd.notna(row["hostname"]) and len(there) < len(rows):
         parts.append(f"on {row['hostname']}")
     twice = [r for r in there if r["cell_id"] == row["cell_id"]]

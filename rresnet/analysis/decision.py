@@ -8,6 +8,7 @@ import pandas as pd
 
 from rresnet import analysis
 from rresnet.analysis import comparison, unpaired
+from rresnet.analysis.answer import number
 from rresnet.analysis.costs import TASK
 from rresnet.analysis.costs import costs as costs
 from rresnet.analysis.prices import Price as Price
@@ -90,7 +91,7 @@ _MEASURES: dict[Question, _Measure] = {
     "fastest": _Measure(
         column="images_per_second",
         worth=lambda ok, cell: ok["images_per_second"],
-        amount=lambda cell: f"{cell['images_per_second']:,.0f} images/s",
+        amount=lambda cell: f"{number(cell['images_per_second'])} images/s",
         than="That is {:.2f} times as fast as the next, {}",
     ),
     "cheapest": _Measure(
@@ -101,7 +102,7 @@ _MEASURES: dict[Question, _Measure] = {
     ),
     "least energy": _Measure(
         column="joules_per_1000_images",
-        worth=lambda ok, cell: ok["measured_images"] / ok["energy_joules"],
+        worth=lambda ok, cell: ok["measured_images"] / ok["energy_joules"].where(ok["energy_joules"] > 0),
         amount=lambda cell: f"{cell['epoch_joules']:,.0f} J an epoch",
         than="The next takes {:.2f} times as much, {}",
     ),

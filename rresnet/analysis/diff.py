@@ -16,6 +16,7 @@ from rresnet.config import CELL_COLUMNS, UsageError
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
 MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]  # rows of the two sides alike in these are compared
+MOSTLY = 0.5  # a setting of whose trials a smaller share ends ok fails mostly
 ENVIRONMENT = ["hostname", *comparison.ALIKE, "ray_version", "driver_version", "git_commit"]
 
 
@@ -149,7 +150,7 @@ def _refuse_mixed(parts: Iterable[pd.DataFrame], told: str) -> None:
 
 def _change(a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floor: float | None) -> Change:
     ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
-    found, verdict = None, _of_failures(ok_a, ok_b)
+    found, verdict = None, _of_failures(a, b)
     if verdict is None:
         found = unpaired.ratio(ok_b, ok_a)
         verdict = _of_ratio(found, floor)
@@ -165,10 +166,12 @@ def _change(a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floor
     )
 
 
-def _of_failures(ok_a: pd.DataFrame, ok_b: pd.DataFrame) -> Verdict | None:
-    if ok_b.empty:
-        return "failed in both" if ok_a.empty else "failed"
-    return "ok now" if ok_a.empty else None
+def _of_failures(a: pd.DataFrame, b: pd.DataFrame) -> Verdict | None:
+    """What is to be said of settings of which one side has no trial that ended ok, or fails mostly since."""
+    shares = [float((side["status"] == "ok").mean()) for side in (a, b)]
+    if not shares[0]:
+        return "ok now" if shares[1] else "failed in both"
+    return "failed" if shares[1] < MOSTLY <= shares[0] else None
 
 
 def _of_ratio(ratio: Interval, floor: float | None) -> Verdict:

@@ -66,7 +66,7 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     if share is not None:
         found = diff.regressions(share)
         named = ", ".join(f"{c.setting} ({c.verdict}{f', {c.ratio:.2f}' if c.ratio else ''})" for c in found)
-        lines.append(f"Regressions by more than {percent(share)}: {named or 'none told'}.")
+        lines.append(f"Regressions by more than {share * 100:g} %: {named or 'none told'}.")
     return lines
 
 

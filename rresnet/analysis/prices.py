@@ -87,10 +87,17 @@ def _amount(value: float, where: str) -> float:
     return value
 
 
+def used(trials: pd.DataFrame, prices: Sequence[Price]) -> list[Price]:
+    """Those of the prices that are some trial's."""
+    machines = trials[["device", "gpu_name", "cpu_model", "hostname"]].drop_duplicates().to_dict("records")
+    found = [price_of(machine, prices) for machine in machines]
+    return [price for price in prices if price in found]
+
+
 def price_of(row: Mapping[Any, Any], prices: Sequence[Price]) -> Price | None:
     """The price of the machine that a trial ran on: the longest name that fits, else that of its device kind."""
     machine = (row["gpu_name"] if row["device"] == "gpu" else row["cpu_model"], row["hostname"])
     names = [str(of).lower() for of in machine if not pd.isna(of)]
-    by_name = [p for p in prices if p.what not in DEVICES and any(p.what.lower() in of for of in names)]
-    by_kind = [p for p in prices if p.what == row["device"]]
+    by_name = [p for p in prices if p.what.lower() not in DEVICES and any(p.what.lower() in of for of in names)]
+    by_kind = [p for p in prices if p.what.lower() == row["device"]]
     return max(by_name, key=lambda p: len(p.what), default=next(iter(by_kind), None))

@@ -1,6 +1,6 @@
 """Did the machine change under the run, and does the answer depend on it? Told by the canary and the load flags."""
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 
 import numpy as np
 import pandas as pd
@@ -18,20 +18,27 @@ LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "g
 # (`benchmarks/states.py`).
 CHANGE = 0.1
 CHANGE_PER_SD = 6.0
+Repeat = tuple[str, str, int]  # run, machine, repeat
 FEWEST_REPEATS = 2  # a change lasts; a single odd repeat is noise
 
 
-def slow_repeats(trials: pd.DataFrame) -> set[tuple[str, str, int]]:
+def slow_repeats(trials: pd.DataFrame) -> set[Repeat]:
     """The repeats (run, machine, repeat) whose canary was slow, where it tells two states apart."""
-    slow: set[tuple[str, str, int]] = set()
+    return {one for slow, _ in _states(trials) for one in slow}
+
+
+def _states(trials: pd.DataFrame) -> Iterator[tuple[set[Repeat], set[Repeat]]]:
+    """Of each run, machine, device and canary that tells two states apart: the slow repeats, and the others."""
     for canary in CANARIES:
         seen = trials.dropna(subset=[canary])
         for (run_id, hostname, _), rows in seen.groupby(["run_id", "hostname", "device"]):
             times = np.log(rows.groupby("repeat")[canary].median())
             upper, gap, sds = two_groups(times.to_numpy())
             if gap > CHANGE and sds > CHANGE_PER_SD:
-                slow |= {(str(run_id), str(hostname), int(repeat)) for repeat in times.index[upper]}
-    return slow
+                slow, others = (
+                    {(str(run_id), str(hostname), int(repeat)) for repeat in times.index[of]} for of in (upper, ~upper)
+                )
+                yield slow, others
 
 
 def two_groups(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], float, float]:
@@ -55,13 +62,9 @@ def two_groups(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], float, f
 
 def changed(trials: pd.DataFrame) -> set[str]:
     """The trials of repeats in which the machine was in the state that it was in for the lesser part of its run."""
-    slow = slow_repeats(trials)
-    found: set[str] = set()
-    for (run_id, hostname), rows in trials.groupby(["run_id", "hostname"]):
-        is_slow = np.array([(run_id, hostname, repeat) in slow for repeat in rows["repeat"]])
-        lesser = is_slow if is_slow.mean() <= 0.5 else ~is_slow
-        found |= set(rows["trial_id"][lesser])
-    return found
+    lesser = {one for slow, others in _states(trials) for one in min(slow, others, key=len)}
+    of_row = zip(trials["run_id"], trials["hostname"], trials["repeat"], strict=True)
+    return set(trials["trial_id"][[repeat in lesser for repeat in of_row]])
 
 
 def split(
@@ -69,7 +72,7 @@ def split(
     cell_id: str,
     reference_cell_id: str,
     *,
-    slow: Collection[tuple[str, str, int]],
+    slow: Collection[Repeat],
     level: float = 0.95,
 ) -> tuple[Interval, Interval] | None:
     """The paired ratio of two cells while the machine was quiet, and while it was loaded, where the two differ.

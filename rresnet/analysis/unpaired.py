@@ -61,7 +61,8 @@ def speedup_across_machines(
     Raises:
         ValueError: there is no such column, or no ok row with the reference value, or no rows may be compared.
     """
-    ok = comparison.comparable(trials, over, reference)
+    floors = {host: comparison.noise_floor(rows) for host, rows in trials.groupby("hostname")}
+    ok = comparison.comparable(trials if over == "copy" else trials[trials["copy"] == 0], over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
     rows, columns = [], [*matched, *analysis.AVERAGED_WITHIN]
@@ -69,21 +70,23 @@ def speedup_across_machines(
     for key, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
         for other_key, other in references:
             alike = all(map(analysis.same, key[1 : 1 + len(matched)], other_key[: len(matched)]))
-            if not alike or side["hostname"].iloc[0] == other["hostname"].iloc[0]:
+            machine, reference_machine = side["hostname"].iloc[0], other["hostname"].iloc[0]
+            if not alike or machine == reference_machine:
                 continue
             _refuse_unlike(side, other, allow)
             found = ratio(side, other, level)
+            known = [floor for host in (machine, reference_machine) if (floor := floors[host]) is not None]
             rows.append(
                 {
                     **dict(zip([over, *matched], key, strict=False)),
                     "reference": reference,
-                    "machine": side["hostname"].iloc[0],
-                    "reference_machine": other["hostname"].iloc[0],
+                    "machine": machine,
+                    "reference_machine": reference_machine,
                     "speedup": found.estimate,
                     "low": found.low,
                     "high": found.high,
                     "repeats": found.count,
-                    "distinguishable": analysis.distinguishable(found),
+                    "distinguishable": analysis.distinguishable(found, max(known, default=None)),
                     "differs": "; ".join(differences(side, other, [*free, *TOLD])),
                 }
             )

@@ -51,7 +51,9 @@ def run(
             data.load, settings.dataset, image_size=settings.image_size, data_dir=settings.data_dir, seed=settings.seed
         )
         if images in wait([images], timeout=EARLY_SECONDS).done:  # what is wrong with it is told at once
-            planning.check_batches(settings, images.result())
+            images.result()
+            if settings.address is None:
+                planning.check_batches(planned, images.result())
         from rresnet.runner import cluster as ray_cluster
 
         with ray_cluster.connect(settings.address, here, _machines(settings), tell) as joined:
@@ -61,7 +63,7 @@ def run(
                 planning.show(planned, begin, console)
                 return True
             means = Means(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
-            planning.check_batches(settings, means.images)
+            planning.check_batches(planned, means.images)
             return _measure(experiment, settings, means)
 
 
@@ -129,13 +131,17 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
     from rresnet.experiments import search
 
     begin = search.first(settings, again=not settings.fresh)
-    feasible = running.feasible_cells(experiment, begin, means)
+    probing = replace(
+        experiment,
+        name=f"{settings.name or experiment.name}-sizes",
+        cells=lambda *of: [replace(cell, epochs=None) for cell in experiment.cells(*of)],  # a probe is a timed trial
+    )
+    feasible = running.feasible_cells(probing, begin, means)
 
     def probe(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:
         search.probe(sweep, feasible, writer, progress, most=len(means.images.train.labels))
 
-    name = f"{settings.name or experiment.name}-sizes"
-    done = running.measured(replace(experiment, name=name), begin, means, probe)
+    done = running.measured(probing, begin, means, probe)
     found = search.found(done.trials, most=len(means.images.train.labels))
     for line in found.told:
         say(means.console, line)

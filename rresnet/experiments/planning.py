@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rresnet import data, grid, hardware
-from rresnet.config import AUTO, FLAGGED, Cell, Device, Settings, Trial, UsageError
+from rresnet.config import FLAGGED, Cell, Device, Settings, Trial, UsageError
 from rresnet.tables import store
 from rresnet.terminal import duration, print_table, say
 
@@ -59,14 +59,16 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
     return f"nothing that was asked for can run here: {reasons[wanted[0].cell_id]}"
 
 
-def check_batches(settings: Settings, images: data.ImageData) -> None:
-    """Raise UsageError where a batch is larger than the data set."""
-    count = len(images.train.labels)
-    for batch_size in settings.batch_size if settings.batch_size != AUTO else ():
-        if batch_size > count:
+def check_batches(planned: Planned, images: data.ImageData) -> None:
+    """Raise UsageError where a batch is larger than a worker's share of the data set."""
+    for cell in {trial.cell for trial, _ in planned}:
+        share = len(images.train.labels) // cell.num_workers
+        if cell.batch_size > share:
+            whose = f"the {share} training images that each of {cell.num_workers} workers has"
+            what = f"the {share} training images" if cell.num_workers == 1 else whose
             raise UsageError(
-                f"--batch-size {batch_size} is more than the {count} training images of {settings.dataset}: "
-                f"give at most {count}, or a larger --dataset"
+                f"--batch-size {cell.batch_size} is more than {what} of {cell.dataset}: "
+                f"give at most {share}, or a larger --dataset"
             )
 
 

@@ -82,18 +82,19 @@ def points(trials: "pd.DataFrame") -> "pd.DataFrame":
         trials: rows of a scaling run.
 
     Returns:
-        One row a point: `kind` (weak or strong), `device`, `recipe`, `precision`, `base_batch_size`, `num_nodes`,
-        `num_workers`, `batch_size` (each worker's), `images_per_second`, the paired `speedup` over the base with `low`
-        and `high`, `efficiency` (the speedup over how many times as many GPUs, or cores, there are) with
-        `efficiency_low` and `efficiency_high`, `step_seconds`, `communication_seconds` and `communication_share` (what
-        exchanging gradients adds to a step). Null where it was not measured.
+        One row a point: `kind` (weak or strong), `setting` (the base's name), `device`, `recipe`, `precision`,
+        `base_batch_size`, `num_nodes`, `num_workers`, `batch_size` (each worker's), `images_per_second`, the paired
+        `speedup` over the base with `low` and `high`, `efficiency` (the speedup over how many times as many GPUs, or
+        cores, there are) with `efficiency_low` and `efficiency_high`, `step_seconds`, `communication_seconds` and
+        `communication_share` (what exchanging gradients adds to a step). Null where it was not measured.
     """
     import pandas as pd
 
     from rresnet import analysis
+    from rresnet.analysis import answer
 
-    ok = trials[trials["status"] == "ok"]
-    rates = analysis.rates(ok).to_dict("records")
+    ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
+    rates: list[dict[Any, Any]] = analysis.rates(ok).to_dict("records")
     seconds = ok.groupby("cell_id")[["step_seconds", "communication_seconds"]].median()
     axes = [axis for axis in CELL_COLUMNS if axis not in _SPREAD]
     rows = []
@@ -101,10 +102,14 @@ def points(trials: "pd.DataFrame") -> "pd.DataFrame":
         series = [cell for cell in rates if all(analysis.same(cell[axis], base[axis]) for axis in axes)]
         if base["num_workers"] != min(cell["num_workers"] for cell in series):
             continue
+        setting = answer.name(base, [one for one in rates if one["num_workers"] == base["num_workers"]])
         for kind, of_kind in _kinds(base, series).items():
-            rows += [_point(ok, kind, base, cell, *seconds.loc[cell["cell_id"]]) for cell in of_kind]
-    order = ["kind", "device", "recipe", "precision", "base_batch_size", "num_nodes", "num_workers"]
-    return pd.DataFrame(rows).sort_values(order, ascending=[False, *[True] * 6]).reset_index(drop=True)
+            rows += [
+                {"kind": kind, "setting": setting, **_point(ok, base, cell, *seconds.loc[cell["cell_id"]])}
+                for cell in of_kind
+            ]
+    order = ["kind", "device", "recipe", "precision", "base_batch_size", "setting", "num_nodes", "num_workers"]
+    return pd.DataFrame(rows).sort_values(order, ascending=[False, *[True] * 7]).reset_index(drop=True)
 
 
 def _kinds(base: Mapping[Any, Any], series: list[dict[Any, Any]]) -> dict[Kind, list[dict[Any, Any]]]:
@@ -117,7 +122,6 @@ def _kinds(base: Mapping[Any, Any], series: list[dict[Any, Any]]) -> dict[Kind, 
 
 def _point(
     ok: "pd.DataFrame",
-    kind: Kind,
     base: Mapping[Any, Any],
     cell: Mapping[Any, Any],
     step_seconds: float,
@@ -127,7 +131,6 @@ def _point(
 
     ratio = analysis.ratio(ok, cell["cell_id"], base["cell_id"])
     return {
-        "kind": kind,
         **{axis: cell[axis] for axis in ("device", "recipe", "precision")},
         "base_batch_size": base["batch_size"],
         **{axis: cell[axis] for axis in ("num_nodes", "num_workers", "batch_size")},
@@ -173,7 +176,7 @@ def fit(series: "pd.DataFrame") -> Model | None:
     """The model of one weakly scaled series of `points`; None without a point of several workers.
 
     Computing is the mean of what the measured communication leaves of a step of several workers; latency and transfer
-    are the non-negative least-squares fit of the communication (a single point tells one of them only: the transfer).
+    are the non-negative least-squares fit of the communication (one number of workers tells one of them: the transfer).
     """
     import numpy as np
     from scipy import optimize
@@ -184,7 +187,7 @@ def fit(series: "pd.DataFrame") -> Model | None:
     workers = several["num_workers"].to_numpy(dtype=float)
     communication = several["communication_seconds"].to_numpy(dtype=float)
     terms = np.column_stack([workers - 1, (workers - 1) / workers])
-    if len(several) == 1:
+    if several["num_workers"].nunique() == 1:
         terms[:, 0] = 0.0
     (latency, transfer), _ = optimize.nnls(terms, communication)
     computing = float((several["step_seconds"] - several["communication_seconds"]).mean())
@@ -221,11 +224,8 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     rows = found.to_dict("records")
     columns = {
         "scaling": [row["kind"] for row in rows],
-        "setting": [f"{row['device']} {row['recipe']} {row['precision']} batch {row['batch_size']}" for row in rows],
-        "workers": [
-            f"{row['num_workers']}" + (f" on {row['num_nodes']} machines" if row["num_nodes"] > 1 else "")
-            for row in rows
-        ],
+        "setting": [row["setting"] for row in rows],
+        "workers": [_workers(row) for row in rows],
         "images/s": [f"{row['images_per_second']:,.0f}" for row in rows],
         "speedup": [ratio_text(row["speedup"], row["low"], row["high"]) for row in rows],
         "efficiency": [ratio_text(row["efficiency"], row["efficiency_low"], row["efficiency_high"]) for row in rows],
@@ -237,6 +237,11 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
         say(console, line)
 
 
+def _workers(row: Mapping[Any, Any]) -> str:
+    where = f" on {row['num_nodes']} machines" if row["num_nodes"] > 1 else ""
+    return f"{row['num_workers']} x batch {row['batch_size']}{where}"
+
+
 def _share(row: Mapping[Any, Any]) -> str:
     share = row["communication_share"]
     return "" if row["num_workers"] == 1 else "not measured" if share != share else percent(share)
@@ -246,8 +251,7 @@ def predictions(found: "pd.DataFrame") -> list[str]:
     """What the model says of more workers than were measured, marked as a prediction."""
     lines = []
     weak = found[found["kind"] == "weak"]
-    axes = ["device", "recipe", "precision", "base_batch_size"]
-    for (device, recipe, precision, size), series in weak.groupby(axes):
+    for (setting, size), series in weak.groupby(["setting", "base_batch_size"]):
         model = fit(series)
         if model is None:
             continue
@@ -270,7 +274,7 @@ def predictions(found: "pd.DataFrame") -> list[str]:
             )
         )
         lines.append(
-            f"Prediction, not measured, images/s of {device} {recipe} {precision} batch {size} a worker: {rates}. A "
+            f"Prediction, not measured, images/s of {setting} per worker: {rates}. A "
             f"step of n workers takes {terms} ({checked}), each worker being as those measured, and all links alike."
         )
     return lines

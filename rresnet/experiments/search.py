@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from rresnet.analysis.answer import number
 from rresnet.config import AUTO, CELL_COLUMNS, Cell, Settings, Trial, UsageError, stable_hash
 from rresnet.experiments.growth import rows_so_far
 from rresnet.progress import Progress
@@ -90,7 +91,11 @@ def probe(sweep: Sweep, cells: Sequence[Cell], writer: store.Writer, progress: P
     """
     while True:
         probes = _probes(rows_so_far(writer))
-        wanted = [(size, cell) for cell in cells for size in next_sizes(probes.get(_series(vars(cell)), {}), most)]
+        wanted = [
+            (size, cell)
+            for cell in cells
+            for size in next_sizes(probes.get(_series(vars(cell)), {}), most // cell.num_workers)
+        ]
         if not wanted:
             return
         sizes = sorted({size for size, _ in wanted})
@@ -114,13 +119,13 @@ def found(trials: pd.DataFrame, *, most: int) -> Found:
         if len(failed):
             worst = failed.iloc[0]
             why = f"{worst['batch_size']} ended {worst['status']}"
-        elif top["batch_size"] >= most:
+        elif top["batch_size"] >= most // one["num_workers"]:
             why = "the data set has no more images"
         else:
             why = f"a step of twice as many would take over {STEP_SECONDS:g} s, and was not tried"
         told.append(
             f"{name}: the largest batch that ran is {top['batch_size']} ({why}); the fastest of {len(ok)}, each "
-            f"measured once, {best['batch_size']} with {best['images_per_second']:,.0f} images/s"
+            f"measured once, {best['batch_size']} with {number(best['images_per_second'])} images/s"
         )
         largest[str(series)] = int(top["batch_size"])
         sizes |= {int(best["batch_size"]), int(top["batch_size"])}

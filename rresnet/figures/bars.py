@@ -99,7 +99,9 @@ def amounts(values: Mapping[str, float], unit: str, *, notes: Mapping[str, str] 
     with style():
         figure, axis = _lines(list(values))
         for number, (setting, value) in enumerate(values.items()):
-            told = " ".join(filter(None, (f"{value:,.3g}", (notes or {}).get(setting))))
+            told = " ".join(
+                filter(None, (f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (notes or {}).get(setting)))
+            )
             (bar,) = axis.barh(number, value, color=SERIES[0], height=0.62)
             tip(bar, f"{setting}: {told} {unit}")
             _beside(axis, told, number)

@@ -2,6 +2,7 @@
 
 import functools
 import io
+import re
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree  # nosec B405 - of what Matplotlib has drawn
@@ -12,6 +13,7 @@ from matplotlib.figure import Figure
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 TIP = "tip:"
+CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 # Paul Tol's bright and high-contrast colours, told apart by the colour-blind, each at least 3:1 on white.
 SERIES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#997700", "#777777")
@@ -70,7 +72,7 @@ def svg(figure: Figure) -> bytes:
     with style():
         figure.savefig(file, format="svg", metadata={"Date": None})
         figure.set_layout_engine("none")  # laid out now; it takes as long again as the drawing
-    return file.getvalue()
+    return CONTROLS.sub(b"?", file.getvalue())  # names may hold them; XML may not
 
 
 def save(figure: Figure, path: Path, drawn: bytes) -> list[Path]:
@@ -141,5 +143,5 @@ def _themed(declarations: str) -> str:
 
 def _words(tag: str, text: str) -> ElementTree.Element:
     element = ElementTree.Element(f"{{{SVG}}}{tag}")
-    element.text = text
+    element.text = CONTROLS.sub(b"?", text.encode()).decode()
     return element

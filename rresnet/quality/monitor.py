@@ -105,12 +105,17 @@ class Monitor:
 class _Gpu:
     """One GPU's readings through NVML, which stays open for the life of the process.
 
-    Not every GPU has an answer to every question: a part of one (MIG) tells no utilization, an old one no energy.
+    Not every GPU has an answer to every question: a part of one (MIG) tells no utilization, an old one no energy. One
+    that NVML does not know by PyTorch's name for it answers none.
     """
 
     def __init__(self, uuid: str) -> None:
         pynvml.nvmlInit()
-        self._handle = pynvml.nvmlDeviceGetHandleByUUID(uuid if uuid.startswith(("GPU-", "MIG-")) else f"GPU-{uuid}")
+        self._handle: Any = None
+        for name in [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]:
+            with contextlib.suppress(pynvml.NVMLError):
+                self._handle = pynvml.nvmlDeviceGetHandleByUUID(name)
+                break
 
     def energy_joules(self) -> float | None:
         millijoules = self._ask(pynvml.nvmlDeviceGetTotalEnergyConsumption)
@@ -134,7 +139,7 @@ class _Gpu:
 
     def _ask(self, question: Callable[[Any], Any]) -> Any:
         try:
-            return question(self._handle)
+            return None if self._handle is None else question(self._handle)
         except pynvml.NVMLError:
             return None
 

@@ -8,6 +8,7 @@ WARMUP_LEVEL = 1 / 6  # the smallest that three values allow: all three falling
 UNSTEADY_LEVEL = 0.01
 UNSTEADY_CHANGE = 0.05  # a trend that changes less than this over a trial is not worth a flag
 FEWEST_VALUES = 3
+MOST_VALUES = 200  # that a trend is looked for in: it takes all pairs of them
 
 
 def falls(values: Sequence[float], level: float = WARMUP_LEVEL) -> bool:
@@ -31,10 +32,17 @@ def trends(values: Sequence[float]) -> bool:
     """
     if len(values) < FEWEST_VALUES:
         return False
+    values = _thinned(values)
     chance = 2 * _chance_of_at_most(-abs(kendall_score(values)), len(values))
     slopes = sorted((b - a) / (j - i) for i, a in enumerate(values) for j, b in enumerate(values) if j > i)
     change = abs(slopes[len(slopes) // 2]) * (len(values) - 1)
     return chance <= UNSTEADY_LEVEL and change > UNSTEADY_CHANGE * sorted(values)[len(values) // 2]
+
+
+def _thinned(values: Sequence[float]) -> Sequence[float]:
+    """At most `MOST_VALUES` means of as many neighbours each; a trend shows in them as in the values."""
+    each = -(-len(values) // MOST_VALUES)
+    return [sum(values[i : i + each]) / each for i in range(0, len(values) - each + 1, each)]
 
 
 def kendall_score(values: Sequence[float]) -> int:

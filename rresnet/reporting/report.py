@@ -11,7 +11,7 @@ from rich.console import Console
 import rresnet
 from rresnet import scratch
 from rresnet.analysis import decision
-from rresnet.analysis.prices import Price
+from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
 from rresnet.figures import drawing
 from rresnet.reporting import page, parts
@@ -79,7 +79,9 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     trials = pd.concat([part.trials for part in own], ignore_index=True)
     verdicts = decision.verdicts(trials.drop_duplicates(TRIAL_KEY), prices)  # a folder may be another's copy
     wanted = verdicts if len(own) > 1 else [verdict for verdict in verdicts if verdict.question != "fastest"]
-    return [verdict.sentence() for verdict in wanted]
+    unused = [price.what for price in prices if price not in used(trials, prices)]
+    told = [f"No trial ran on what a price was given for: {', '.join(unused)}."] if unused else []
+    return [*(verdict.sentence() for verdict in wanted), *told]
 
 
 def _chapter(number: int, part: Part, prices: Sequence[Price]) -> Chapter:

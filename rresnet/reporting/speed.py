@@ -10,7 +10,7 @@ from rresnet.figures import amounts, bars
 from rresnet.figures.amounts import MOST_SERIES
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section, limited
-from rresnet.terminal import percent
+from rresnet.terminal import duration, percent
 
 KNEE = 0.9  # of a series' highest rate
 FEWEST_SIZES = 3  # batch sizes of a line that is worth telling: two fix it, wherever they lie
@@ -20,7 +20,7 @@ def speedups(measured: pd.DataFrame) -> Section:
     """Each setting over the reference."""
     compared = measured.dropna(subset=["speedup"])
     reference = measured.loc[measured["is_reference"], "setting"]
-    if compared.empty:
+    if compared.empty or reference.empty:  # of identical cells the second copy may be the reference: no setting here
         return Section(key="speedup", title="Speedup", absent="no two settings were measured in the same repeat")
     columns = ["setting", "device", "batch_size", "speedup", "speedup_low", "speedup_high", "pairs", "distinguishable"]
     against = str(reference.iloc[0])
@@ -112,7 +112,10 @@ def predictions(trials: pd.DataFrame) -> list[str]:
         checked = (
             "unchecked under 4 sizes" if pd.isna(error) else f"a size left out is missed by up to {percent(error)}"
         )
-        peak, size = f"{row['peak_images_per_second']:,.0f} images/s", f"{row['batch_size_at_90_percent']:,.0f}"
+        peak, size = (
+            f"{answer.number(row['peak_images_per_second'])} images/s",
+            f"{row['batch_size_at_90_percent']:,.0f}",
+        )
         name = answer.name(row, rows).replace(" batch 0", "", 1)
         told.append(f"{name} at batch {size}, of {peak} ({checked})")
     line = "Predicted, not measured: a line through the step times reaches 90 % of its peak rate with"
@@ -176,5 +179,5 @@ def time_to_accuracy(table: pd.DataFrame) -> list[str]:
     """
     target = table.groupby("setting")["test_accuracy"].max().min()
     first = table[table["test_accuracy"] >= target].groupby("setting")["elapsed_seconds"].min().sort_values()
-    told = ", ".join(f"{setting} {seconds:,.3g} s" for setting, seconds in first.items())
+    told = ", ".join(f"{setting} {duration(seconds)}" for setting, seconds in first.items())
     return [f"To a test accuracy of {target:.3f}, the highest that every setting reached: {told}."]

@@ -98,10 +98,10 @@ def to_tensorboard(tables: Tables, folder: Path) -> int:
 
 
 def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
-    """Write runs to an MLflow store, one a series; one that is there already is left alone.
+    """Write runs to an MLflow store, one a series; one that is there already gets the points that it lacks.
 
     Returns:
-        How many runs were added.
+        How many runs were added or got more points.
 
     Raises:
         UsageError: the extra is not installed, or the store can't be used.
@@ -119,13 +119,27 @@ def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
         added = 0
         for one in series(tables):
             key = f"{one.run_id}/{one.cell_id}"
-            if client.search_runs([home], filter_string=f"tags.`rresnet.series` = '{key}'"):
-                continue
+            there = client.search_runs([home], filter_string=f"tags.`rresnet.series` = '{key}'")
             starts, ends = (int(f(p.at for p in one.points).timestamp() * 1000) for f in (min, max))
-            tags = one.tags | {"rresnet.series": key, "rresnet.run_id": one.run_id}
-            run = client.create_run(home, start_time=starts, run_name=one.setting, tags=tags).info.run_id
-            metrics = [Metric(p.tag, p.value, int(p.at.timestamp() * 1000), p.step) for p in one.points]
-            client.log_batch(run, params=[Param(k, str(v)) for k, v in one.axes.items()])
+            known = {
+                (tag, metric.step)
+                for run in there
+                for tag in {p.tag for p in one.points}
+                for metric in client.get_metric_history(run.info.run_id, tag)
+            }
+            metrics = [
+                Metric(p.tag, p.value, int(p.at.timestamp() * 1000), p.step)
+                for p in one.points
+                if (p.tag, p.step) not in known
+            ]
+            if there and not metrics:
+                continue
+            if there:
+                run = there[0].info.run_id
+            else:
+                tags = one.tags | {"rresnet.series": key, "rresnet.run_id": one.run_id}
+                run = client.create_run(home, start_time=starts, run_name=one.setting, tags=tags).info.run_id
+                client.log_batch(run, params=[Param(k, str(v)) for k, v in one.axes.items()])
             for i in range(0, len(metrics), 1000):  # MLflow takes no more at once
                 client.log_batch(run, metrics=metrics[i : i + 1000])
             client.set_terminated(run, end_time=ends)

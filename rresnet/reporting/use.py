@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pandas as pd
 
-from rresnet.analysis.prices import Price
+from rresnet.analysis.prices import Price, used
 from rresnet.figures import amounts, bars
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import Section, limited
@@ -142,7 +142,7 @@ def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
         title="Cost",
         reading="What an epoch takes and costs, the number of machines counted. Nearer the corner is better; filled "
         "marks are settings that no other beats in time, cost and energy at once.",
-        findings=tuple(_price_text(price) for price in prices),
+        findings=tuple(_price_text(price) for price in used(costs, prices)),
         figure=amounts.costs(priced, priced["currency"].iloc[0] or "price"),
         data=priced[columns],
     )

@@ -23,11 +23,16 @@ class StepClock:
 
     seconds: float  # of one step, steps being given to the device one after the other
     optimizer_seconds: float | None  # of that in optimizer.step; None where the step doesn't call it (a graph)
-    launch_share: float | None  # of a single step until the CPU had launched it all; None on a CPU
+    launch_share: float | None  # of a single step until the CPU had launched it all; None where it can't be told
 
 
-def step_alone(step: Step, optimizer: torch.optim.Optimizer, batch: Raw, steps: int) -> StepClock:
-    """Take `steps` steps on `batch`, on the device (on a GPU one more, by itself, for the share of launching)."""
+def step_alone(step: Eager, optimizer: torch.optim.Optimizer, batch: Raw, steps: int) -> StepClock:
+    """Take `steps` steps on `batch`, on the device (on a GPU one more, by itself, for the share of launching).
+
+    Where the step itself waits for the GPU, as the loss scaler does for an optimizer that is not fused, how long it was
+    launching can't be told.
+    """
+    waits = step.scaler.is_enabled() and not optimizer.defaults.get("fused")
     device = batch[0].device
     marks: list[Any] = []
     hooks = [
@@ -48,7 +53,7 @@ def step_alone(step: Step, optimizer: torch.optim.Optimizer, batch: Raw, steps: 
     return StepClock(
         seconds=seconds,
         optimizer_seconds=sum(spent) / steps if spent else None,
-        launch_share=_launch_share(step, batch) if device.type == "cuda" else None,
+        launch_share=_launch_share(step, batch) if device.type == "cuda" and not waits else None,
     )
 
 

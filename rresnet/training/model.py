@@ -13,6 +13,7 @@ from rresnet.training import convolution
 from rresnet.training.inputs import memory_format
 
 LEARNING_RATE = 1e-3  # the blog's
+AUXILIARY = ("googlenet", "inception_v3")  # return scores of auxiliary classifiers, too, while they are trained
 
 
 def network(name: str, classes: int) -> nn.Module:
@@ -40,6 +41,9 @@ def _check_name(name: str) -> None:
         raise UsageError(
             f"--model {name} is not a torchvision classification model: {hint}For your own give package.module:function"
         )
+
+    if name in AUXILIARY:
+        raise UsageError(f"--model {name} has auxiliary classifiers, whose losses are not trained here: take another")
 
 
 def _own(name: str, classes: int) -> nn.Module:

@@ -65,7 +65,7 @@ class Eager:
     def __init__(self, cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer, load: Load) -> None:
         self.model, self.optimizer = model, optimizer
         # fp16's range is too small for gradients: they are scaled up and back (Micikevicius et al. 2018). Else a no-op.
-        self._scaler = torch.amp.GradScaler("cuda", enabled=cell.precision == "fp16")
+        self.scaler = torch.amp.GradScaler("cuda", enabled=cell.precision == "fp16")
         loss_fn = nn.CrossEntropyLoss()
 
         def forward(*raw: torch.Tensor) -> torch.Tensor:
@@ -84,9 +84,9 @@ class Eager:
         """One step of the optimizer down the gradient of `forward`."""
         loss = forward(*raw)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.autograd.backward(self._scaler.scale(loss))
-        self._scaler.step(self.optimizer)
-        self._scaler.update()
+        torch.autograd.backward(self.scaler.scale(loss))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
         return loss.detach()
 
 
@@ -133,7 +133,7 @@ class Compiler:
 
     def __init__(self) -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.cache_folder() / "inductor"))
-        self._missed = self._misses()
+        self._before = self._seen()
 
     @staticmethod
     def compile(forward: Step) -> Step:
@@ -149,14 +149,17 @@ class Compiler:
 
     @property
     def cache(self) -> str:
-        """Whether all that was compiled since lay in the cache: "warm", else "cold"."""
-        return "cold" if self._misses() > self._missed else "warm"
+        """Whether all that was compiled since lay in the cache: "warm", else "cold", also where the cache is off."""
+        hits, misses = (now - before for now, before in zip(self._seen(), self._before, strict=True))
+        return "warm" if hits and not misses else "cold"
 
     @staticmethod
-    def _misses() -> int:
+    def _seen() -> tuple[int, int]:
+        """Hits and misses so far."""
         from torch._dynamo.utils import counters
 
-        return int(counters["inductor"]["fxgraph_cache_miss"])
+        hits = counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+        return int(hits), int(counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_bypass"])
 
 
 Capture = Callable[[Step, Raw, Callable[[], None]], tuple[Step, int]]  # step, example, restore -> replay, bytes held
@@ -208,8 +211,11 @@ def build(
 class State:
     """A copy of all that a step changes, so that a warm-up can be undone and has not trained the model."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self._optimizer = optimizer
+    def __init__(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
+    ) -> None:
+        self._optimizer, self._scaler = optimizer, scaler
+        self._scaling = scaler.state_dict() if scaler else {}
         self._copies = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
         self._before = {id(t): t.clone() for t in optimizer_tensors(optimizer)}
         self._random = torch.get_rng_state()
@@ -224,6 +230,8 @@ class State:
         for tensor in optimizer_tensors(self._optimizer):  # Adam's state starts at zero when it did not exist yet
             before = self._before.get(id(tensor))
             tensor.zero_() if before is None else tensor.copy_(before)
+        if self._scaler and self._scaling:  # empty where it is off
+            self._scaler.load_state_dict(self._scaling)
         torch.set_rng_state(self._random)
         torch.cuda.set_rng_state_all(self._cuda_random)
 

@@ -4,6 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -108,7 +109,7 @@ def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progr
     """Train whole epochs from the cell's seed, evaluating after each, outside the clock."""
     canary = _canary(bench.device)
     watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
-    state = step.State(bench.network, bench.optimizer)
+    state = step.State(bench.network, bench.optimizer, bench.train_step.scaler)
     settled = _warm_up(bench, watch)
     state.restore()
     del state
@@ -182,7 +183,7 @@ def _record(
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     start = time.perf_counter()
-    others, work, limit = bench.other_clocks(measured), bench.work, bench.limit
+    others, work, limit = _clocks(bench, measured)
     communication_seconds = bench.communication_seconds()
     clocks_seconds = sum(canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
@@ -204,9 +205,9 @@ def _record(
         **others,
         communication_seconds=communication_seconds,
         flops_per_image=work.flops if work else None,
-        matrix_flops_per_second=limit.matrix_flops_per_second,
-        copy_bytes_per_second=limit.copy_bytes_per_second,
-        percent_of_limit=100 * achieved / limit.matrix_flops_per_second if achieved else None,
+        matrix_flops_per_second=limit.matrix_flops_per_second if limit else None,
+        copy_bytes_per_second=limit.copy_bytes_per_second if limit else None,
+        percent_of_limit=100 * achieved / limit.matrix_flops_per_second if achieved and limit else None,
         canary_matrix_seconds=canary[0],
         canary_copy_seconds=canary[1],
         peak_memory_bytes=bench.peak_memory_bytes,
@@ -237,6 +238,19 @@ def _record(
     )
     made.compile_seconds = made.compile_cache = None  # told once: later trials of the process did not wait for it
     return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
+
+
+def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.Work | None, limits.Limits | None]:
+    """The other clocks, an image's work and the device's limits; what memory is too short for is not told.
+
+    The trial itself has been trained by now, and is not to be lost for what is looked at beside it.
+    """
+    try:
+        return bench.other_clocks(measured), bench.work, bench.limit
+    except torch.OutOfMemoryError:
+        if bench.world > 1:  # the other workers wait for this one
+            raise
+        return {}, bench.work, None
 
 
 def _canary(device: torch.device) -> tuple[float, float]:

@@ -173,7 +173,8 @@ class Workbench:
     def state_dict_bytes(self) -> bytes:
         """The network's state_dict as `torch.save` writes it, on the CPU."""
         content = io.BytesIO()
-        torch.save({name: tensor.cpu() for name, tensor in self.network.state_dict().items()}, content)
+        network: nn.Module = getattr(self.network, "module", self.network)  # DDP's wrapper is not the user's network
+        torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, content)
         return content.getvalue()
 
     def trace(self, steps: int) -> bytes:
