@@ -1,8 +1,9 @@
 """What cluster.yaml needs on AWS before `ray up`, and what is left there after `ray down`.
 
-python clusters/aws.py prepare --ssh-from 203.0.113.7   # a firewall for your address, the newest image: into the file
-python clusters/aws.py left                             # what still exists, and may still cost
-python clusters/aws.py remove                           # the firewall, when no machine is left
+Examples:
+  python clusters/aws.py prepare --ssh-from 203.0.113.7  a firewall for your address and the newest image, into the file
+  python clusters/aws.py left                            what still exists, and may still cost
+  python clusters/aws.py remove                          the firewall, when no machine is left
 """
 
 import ipaddress
@@ -25,8 +26,8 @@ def prepare(ssh_from: str, file: Path = FILE) -> None:
     """Make the security group, or make it anew for another address, find the newest image, and write both to the file.
 
     Args:
-        ssh_from: the one address that may reach the machines, yours as the internet sees it.
-        file: the cluster's.
+        ssh_from: the one address that may reach the machines: yours, as the internet sees it.
+        file: the cluster's YAML file.
     """
     try:
         address = ipaddress.IPv4Address(ssh_from)

@@ -38,9 +38,9 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annota
       rresnet doctor --seconds 10 --results-dir /mnt/results
 
     Args:
-        seconds: how long to watch what goes on.
+        seconds: how long to watch the machine.
         results_dir: where results would be written: a folder or a URL.
-        advice: say what to do about each finding.
+        advice: --no-advice names the findings without saying what to do about them.
     """
     if not 0 < seconds < float("inf"):
         raise UsageError(f"--seconds must be above 0, got {seconds}")
@@ -63,14 +63,14 @@ def report(
 
     Examples:
       rresnet report results
-      rresnet report results --price "gpu=4.10/h" --price "cpu=0.40/h"
+      rresnet report results --price "gpu=4.10 USD/h" --price "cpu=0.40 USD/h"
       rresnet report mine theirs --out page
 
     Args:
         results: results folders. Runs and machines are kept apart.
         out: folder to write to. Default: report in the first results folder.
-        run: ids of the runs that are wanted. Default: all of them, the newest first.
-        price: what an hour of a machine costs, as "gpu=4.10/h", or a .toml file with date and source.
+        run: ids of the runs to report. Default: all of them, the newest first.
+        price: what an hour of a machine costs, for example "gpu=4.10 USD/h", or a .toml file with date and source.
         with_reference: show the package's reference results too, marked as measured elsewhere.
     """
     if not results:
@@ -88,7 +88,7 @@ def diff(
     format: Literal["text", "markdown", "json"] = "text",
     fail_on_regression: Annotated[str | None, UNSET] = None,
 ) -> bool:
-    """Tell of two result sets what is better, worse or not distinguishable.
+    """Compare two sets of results: what is better, worse or not distinguishable.
 
     Examples:
       rresnet diff before after
@@ -96,10 +96,10 @@ def diff(
       rresnet diff before after --fail-on-regression 5%
 
     Args:
-        a: results folder, FOLDER@RUN_ID or FOLDER@COMMIT: what is compared with.
-        b: the same of what is compared.
+        a: the baseline: a results folder, FOLDER@RUN_ID or FOLDER@COMMIT.
+        b: the candidate, likewise.
         format: how to print it.
-        fail_on_regression: exit code 1 when a setting is told to be slower by more than this, for example 5%.
+        fail_on_regression: exit code 1 if a setting is distinguishably slower by more than this (5%), or fails.
     """
     from rresnet.analysis import diff as diffs
     from rresnet.analysis import diff_text
@@ -126,10 +126,11 @@ def export(
 
     Args:
         results: results folder.
-        format: csv and json give one table; tensorboard and mlflow what they can show of the trials.
+        format: csv and json write one table; tensorboard and mlflow what they can show of the trials.
         table: which table, for csv and json.
-        out: file for csv and json (default: print); folder for tensorboard (default: RESULTS/tensorboard); URI of the
-            store for mlflow (default: sqlite:///RESULTS/mlflow.db).
+        out: csv and json: the file (default: print).
+            tensorboard: the folder (default: RESULTS/tensorboard).
+            mlflow: the URI of its store (default: sqlite:///RESULTS/mlflow.db).
     """
     from rresnet.reporting import export as exports
 

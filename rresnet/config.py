@@ -46,11 +46,13 @@ class Group(NamedTuple):
     doc: str
 
 
-SETTING = Group("setting", "What is measured. Of flags that take several values, every combination is.")
+SETTING = Group(
+    "setting", "What is measured. Flags that take several values are combined: every combination is measured."
+)
 MEASURING = Group("measuring", "How it is measured.")
-RESULTS = Group("results", "Where what is found goes.")
+RESULTS = Group("results", "Where the results go.")
 CLUSTER = Group("cluster", "Which machines measure.")
-RUN = Group("run", "How this run goes on, and what it tells.")
+RUN = Group("run", "How this run goes on, and what it prints.")
 
 _SECONDS = Must("must be a number of seconds above 0", lambda value: 0 < value < float("inf"))
 _MINUTES = Must("must be a number of minutes above 0", _SECONDS.holds)
@@ -103,27 +105,27 @@ class Settings:
     """
 
     device: Annotated[tuple[Device, ...], SETTING] = ()
-    """Device kinds to measure. Default: every kind the cluster has."""
+    """Device kinds to measure. Default: every kind that the machine or cluster has."""
     recipe: Annotated[tuple[str, ...], SETTING] = ("blog", "tuned")
-    """Named settings: the blog's script as written, or the fastest known that learn the same."""
+    """blog: the blog post's script unchanged. tuned: the fastest options known for the same model, data, optimizer."""
     batch_size: Annotated[tuple[int, ...] | Literal["auto"], SETTING, AT_LEAST_1] = (32, 64, 128)
-    """Images a step and worker; auto finds the largest that fits and the fastest."""
+    """Images per step and worker; auto finds the largest batch that fits and the fastest one."""
     num_workers: Annotated[tuple[int, ...], SETTING, AT_LEAST_1] = (1,)
-    """Data-parallel workers (several use Ray Train's worker group and DDP)."""
+    """Data-parallel workers, not the DataLoader's (several use Ray Train's worker group and DDP)."""
     num_nodes: Annotated[tuple[int, ...], SETTING, AT_LEAST_1] = ()
-    """Machines that the workers are spread over. Default: as few as have a GPU, or a core, for each."""
+    """Machines that the workers are spread over. Default: the fewest that have a GPU, or a core, for each worker."""
     cpu_threads: Annotated[int | None, SETTING, AT_LEAST_1] = None
     """Threads of each worker. Default: the machine's cores divided by its workers."""
     model: Annotated[str, SETTING] = "resnet50"
-    """torchvision classification model, or your own: package.module:function of the number of classes."""
+    """torchvision classification model, or your own: package.module:function, called with the number of classes."""
     image_size: Annotated[int, SETTING, AT_LEAST_1] = 32
-    """Images are brought to this height and width, pixels."""
+    """Height and width, in pixels, that every image is brought to."""
     dataset: Annotated[str, SETTING, _DATASET] = "fashion-mnist-12k"
     """An image folder, a .parquet file, or a name."""
     data_dir: Annotated[Path | None, SETTING] = None
-    """Folder with already downloaded files of a named data set."""
+    """Folder that already holds the downloaded files of a named data set."""
     repeats: Annotated[int | None, MEASURING, AT_LEAST_1] = None
-    """Times each cell is measured. Default: 12, or 1 with --epochs."""
+    """Times each setting is measured. Default: 12, or 1 with --epochs."""
     processes: Annotated[int, MEASURING, AT_LEAST_1] = 3
     """Fresh trial processes that the repeats are spread over."""
     seconds: Annotated[float, MEASURING, _SECONDS] = 1.0
@@ -131,39 +133,39 @@ class Settings:
     epochs: Annotated[int | None, MEASURING, AT_LEAST_1] = None
     """Train whole epochs instead, and evaluate after each."""
     target_interval: Annotated[float | None, MEASURING, _SHARE] = None
-    """Go on with more repeats until each speedup's interval is at most so wide to each side (0.02 is 2 %)."""
+    """Go on with more repeats until the interval of each speedup is at most this wide to each side (0.02 is 2 %)."""
     aa: Annotated[bool, MEASURING] = False
-    """Measure each cell against an identical copy of itself (A/A): the noise floor."""
+    """Measure each setting against an identical copy of itself (A/A): the noise floor."""
     seed: Annotated[int, MEASURING, _SEED] = 42
-    """Seed of weights, data order and the order of cells."""
+    """Seed of the weights, of the data order and of the order of settings."""
     timeout_seconds: Annotated[float | None, MEASURING, _SECONDS] = None
-    """A trial that takes longer is ended. Default: 600, or 3600 an epoch with --epochs."""
+    """A trial that takes longer is ended. Default: 600, or 3600 per epoch with --epochs."""
     results_dir: Annotated[str, RESULTS, _RESULTS] = "results"
     """Folder of the Parquet tables, or a URL in object storage: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER."""
     name: Annotated[str | None, RESULTS, _NAME] = None
     """Name of the run. Default: the experiment's."""
     profile: Annotated[bool, RESULTS] = False
-    """Keep a PyTorch profiler trace of each cell in RESULTS_DIR/files, taken outside the measured windows."""
+    """Keep a PyTorch profiler trace of each setting in RESULTS_DIR/files, taken outside the measured windows."""
     save_model: Annotated[bool, RESULTS] = False
     """With --epochs: keep each trained model's state_dict in RESULTS_DIR/files."""
     address: Annotated[str | None, CLUSTER] = None
     """Ray cluster to join: "auto" or host:port. Default: start Ray on this machine alone."""
     machines: Annotated[int | None, CLUSTER, AT_LEAST_1] = None
-    """With --address: machines that measure side by side; an autoscaler is asked for those that lack. Default: all."""
+    """With --address: machines that measure side by side; an autoscaler is asked for the missing ones. Default: all."""
     accelerator_type: Annotated[str | None, CLUSTER] = None
-    """With --address: only machines with this accelerator, by Ray's name of it, for example A100."""
+    """With --address: only machines with this accelerator, by Ray's name for it, for example A100."""
     wait_seconds: Annotated[float, CLUSTER, _SECONDS] = 900.0
-    """With --address: how long machines that an autoscaler starts are waited for."""
+    """With --address: how long to wait for machines that an autoscaler starts."""
     fresh: Annotated[bool, RUN] = False
-    """Start a new run instead of continuing an unfinished one of the same name and configuration."""
+    """Start a new run instead of continuing an unfinished one of the same name and settings."""
     retry: Annotated[Literal["failed", "all"] | None, RUN] = None
-    """Run the newest run's trials again, also where it is complete: those that failed, or all of them."""
+    """Run trials of the newest run again, even if it is complete: those that failed, or all of them."""
     mix_environments: Annotated[bool, RUN] = False
     """Continue a run that was begun with other software or on another machine."""
     max_minutes: Annotated[float, RUN, _MINUTES] = 30.0
-    """With --target-interval: start no more repeats after so many minutes."""
+    """With --target-interval: start no more repeats after this many minutes."""
     advice: Annotated[bool, RUN] = True
-    """Say what to do about each quality flag."""
+    """--no-advice names the quality flags without saying what to do about them."""
     dry_run: Annotated[bool, RUN] = False
     """Print the planned trials and stop."""
     if TYPE_CHECKING:  # of the axes' flags, the one that the code itself names

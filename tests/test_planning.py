@@ -23,7 +23,7 @@ def test_the_opening_says_what_is_trained_on_what(done, told):
     assert lines[:2] == ["laptop: A CPU, 8 CPUs, no GPU", "a100: B CPU, 16 CPUs, 1 x NVIDIA A100"]
     assert lines[4:] == [
         "resnet18 on 1,234 training images of photos, 64 x 64, 3 classes",
-        "8 trials: 2 cells x 4 repeats, 2 processes",
+        "8 trials: 2 settings x 4 repeats, 2 processes",
         *told,
     ]
 

@@ -25,17 +25,17 @@ class BlogSettings(Settings):
     """The flags, and one more."""
 
     batch_size: tuple[int, ...] = (64,)
-    """Images a step and worker. The blog's: 64."""
+    """Images per step and worker. The blog's: 64."""
     dataset: str = "synthetic"
-    """Default: CIFAR-10's shape and size, seeded. The real one: --dataset cifar10."""
+    """Default: random images with CIFAR-10's shape and count. For the real data: --dataset cifar10."""
     seconds: float = 3.0
     """Measured seconds of each trial that is projected."""
     repeats: int | None = 3
-    """Times each cell is measured."""
+    """Times each setting is measured."""
     full: bool = False
     """Train the ten epochs on the CPU too, instead of projecting them (an hour or more)."""
     save_model: bool = True
-    """--no-save-model keeps no state_dict of a trained model in RESULTS_DIR/files."""
+    """--no-save-model does not keep the trained models' state_dicts in RESULTS_DIR/files."""
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:

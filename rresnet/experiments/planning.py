@@ -81,13 +81,14 @@ def opening(
     images: data.ImageData,
 ) -> str:
     """What is told before the first trial: what it runs on, and what runs."""
-    cells = len({trial.cell.cell_id for trial, _ in planned})
+    count = len({trial.cell.cell_id for trial, _ in planned})
     size = f"{settings.image_size} x {settings.image_size}"
     lines = [
         *machine_lines(machines),
         f"{settings.model} on {len(images.train.labels):,} training images of {settings.dataset}, {size}, "
         f"{len(images.classes)} classes",
-        f"{len(planned)} trials: {cells} cells x {settings.repeats_planned} repeats, {_processes(settings)} processes",
+        f"{len(planned)} trials: {count} settings x {settings.repeats_planned} repeats, "
+        f"{_processes(settings)} processes",
     ]
     if len(todo) < len(planned):
         lines.append(f"Continuing run {this.run_id}: {len(planned) - len(todo)} trials are done (--fresh starts anew)")

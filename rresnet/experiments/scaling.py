@@ -27,19 +27,19 @@ class ScalingSettings(Settings):
     """The flags, and one more."""
 
     scaling: tuple[Kind, ...] = ("weak", "strong")
-    """weak: each worker keeps the batch size; strong: the workers share it out."""
+    """weak: each worker keeps the batch size; strong: the workers share it."""
     recipe: tuple[str, ...] = ("tuned",)
-    """Named settings. The step is eager, as several workers need it, unless --execution says otherwise."""
+    """blog or tuned, as in compare. Steps run eagerly, as several workers need, unless --execution says otherwise."""
     batch_size: tuple[int, ...] = (64,)
-    """Images a step of the one worker that the others are compared with."""
+    """Images per step of the single worker that the others are compared with."""
     num_workers: tuple[int, ...] = ()
-    """Data-parallel workers beside the one. Default: 2, 4 ... up to the machine's GPUs, or cores."""
+    """Data-parallel workers, besides the single one. Default: 2, 4 ... up to the machine's GPUs, or cores."""
     seconds: float = 3.0
     """Measured seconds of each trial."""
     repeats: int | None = 5
-    """Times each cell is measured."""
+    """Times each setting is measured."""
     processes: int = 5
-    """Fresh trial processes that the repeats are spread over: as many, so that a repeat's cells are near in time."""
+    """Fresh trial processes that the repeats are spread over. One per repeat keeps its settings close in time."""
 
 
 def worker_counts(device: Device, hardware: Hardware) -> tuple[int, ...]:
@@ -275,6 +275,6 @@ def predictions(found: "pd.DataFrame") -> list[str]:
         )
         lines.append(
             f"Prediction, not measured, images/s of {setting} per worker: {rates}. A "
-            f"step of n workers takes {terms} ({checked}), each worker being as those measured, and all links alike."
+            f"step of n workers takes {terms} ({checked}), each worker like those measured, all links alike."
         )
     return lines
