@@ -8,7 +8,7 @@
 PYTHON ?= python3
 STAMP := .venv/.set-up
 
-.PHONY: compare test test-cluster coverage mutants lint docs package setup clean
+.PHONY: compare test test-cluster chaos fuzz intervals coverage mutants lint docs package setup clean
 
 compare: $(STAMP)
 	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 8 16 32 --seconds 0.5)
@@ -20,6 +20,16 @@ test: $(STAMP)
 # Needs root, and Debian's iproute2, openssh-server and rsync; without them every test says why it is skipped.
 test-cluster: $(STAMP)
 	.venv/bin/python -m pytest -m cluster -s -rs tests/cluster $(ARGS)
+
+# What can die is killed, what is read is damaged, and the intervals are held against a known truth: their short forms.
+chaos: $(STAMP)
+	.venv/bin/python benchmarks/chaos.py --checks "writers disk trials drivers" --drivers 2 --trials 3
+
+fuzz: $(STAMP)
+	.venv/bin/python benchmarks/fuzz.py --minutes 0.35
+
+intervals: $(STAMP)
+	.venv/bin/python benchmarks/coverage.py --draws 2000
 
 # Fails under what the tests are to cover of the package (pyproject.toml).
 coverage: $(STAMP)
