@@ -83,14 +83,14 @@ def first_gradients(axes: dict[str, object]) -> None:
         print(f"{name}: first gradient {error / torch.linalg.vector_norm(exact):.1e} from float64's", flush=True)
 
 
-def steps_in_float64(axes: dict[str, object], steps: int) -> bool:
+def steps_in_float64(axes: dict[str, object], steps: int) -> int:
     pair = {name: in_float64(workbench(cell(**axes, **RECIPES[name]))) for name in ("blog", "tuned")}
     exactly = losses_of(pair, steps)
     worst = max(abs(tuned / blog - 1) for blog, tuned in zip(exactly["blog"], exactly["tuned"], strict=True))
     return verdict(f"{steps} steps in float64: no loss of tuned lies over {worst:.1e} from blog's", worst <= 1e-3)
 
 
-def steps_in_fp32(axes: dict[str, object], steps: int) -> bool:
+def steps_in_fp32(axes: dict[str, object], steps: int) -> int:
     benches = {name: workbench(cell(**axes, **changes)) for name, changes in RECIPES.items()}
     means = {name: statistics.fmean(seen) for name, seen in losses_of(benches, steps).items()}
     apart = {name: abs(mean / means["blog"] - 1) for name, mean in means.items()}
@@ -99,7 +99,7 @@ def steps_in_fp32(axes: dict[str, object], steps: int) -> bool:
     return verdict(told, apart["tuned"] <= 1e-3)
 
 
-def accuracies(axes: dict[str, object], epochs: int, seeds: range) -> bool:
+def accuracies(axes: dict[str, object], epochs: int, seeds: range) -> int:
     found: dict[str, list[float]] = {}
     for seed in seeds:
         for name, changes in AXES.items():
@@ -124,7 +124,7 @@ def main() -> int:
         __doc__, model="resnet50", batch_size=64, exact_steps=10, steps=200, epochs=3, seeds=1, first_seed=42
     )
     axes: dict[str, object] = {"model": options.model, "batch_size": options.batch_size}
-    missed = False
+    missed = 0
     if options.exact_steps:
         first_gradients(axes)
         missed |= steps_in_float64(axes, options.exact_steps)

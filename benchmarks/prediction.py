@@ -16,13 +16,13 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet.analysis import MACHINE_AND_SOFTWARE, Tables, prediction, read, reference
+from rresnet.analysis import AVERAGED_WITHIN, Tables, prediction, read, reference
 
 
 def rows(trials: pd.DataFrame) -> list[list[str]]:
     """A row a series and batch size left out: series, batch size, measured, predicted, error."""
     found = []
-    for _, series in trials.groupby([*prediction.SERIES, *MACHINE_AND_SOFTWARE], dropna=False, sort=False):
+    for _, series in trials.groupby([*prediction.SERIES, *AVERAGED_WITHIN], dropna=False, sort=False):
         sizes = sorted(series["batch_size"].unique())
         for size in sizes if len(sizes) >= prediction.FEWEST_TO_LEAVE_ONE_OUT else ():
             measured = float(np.exp(np.log(series[series["batch_size"] == size]["images_per_second"]).mean()))

@@ -85,3 +85,12 @@ def test_ray_stands_at_the_edge():
     for module in ORDER:
         if not module.startswith("runner.") and module not in ("training.workbench", "experiments.running"):
             assert not re.search(r"^\s*(import|from) ray\b", path_of(module).read_text(), re.MULTILINE), module
+
+
+def test_every_benchmark_can_be_imported():
+    """They are started by hand, months apart: what they import must still be there then."""
+    names = [path.stem for path in (PACKAGE.parent / "benchmarks").glob("*.py")]
+    code = f"import sys; sys.path.insert(0, 'benchmarks'); import {', '.join(names)}"
+    line = [sys.executable, "-W", "ignore", "-c", code]
+    done = subprocess.run(line, cwd=PACKAGE.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
