@@ -18,7 +18,7 @@ HOUSE = [
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff reference decision costs prediction answer regimes unpaired comparison __init__"),
     ("analysis", "prices statistics"),
-    ("runner", "trial sweep lane handout agenda cluster machines"),
+    ("runner", "trial sweep lane events handout agenda cluster machines"),
     ("training", "train workbench clocks limits timing step model convolution inputs"),
     ("quality", "flags monitor steady"),
     ("tables", "environment store reading objects place measurement"),
@@ -30,6 +30,7 @@ ORDER = [f"{folder}.{name}".strip(".").removesuffix(".__init__") for folder, nam
 LATE = {  # imported where they run, or for their types alone
     ("runner.lane", "runner.trial"),
     ("runner.lane", "runner.sweep"),
+    ("runner.events", "runner.lane"),
     ("tables.place", "tables.objects"),
     ("data", "data.files"),
     ("data", "data.named"),

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pyarrow as pa
 
@@ -137,36 +138,79 @@ def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
 
     No pairing shields a rate from the machine's drift: its interval allows for more of it (`RATE_DRIFT_LIMIT`).
     """
+    trials = with_all_axes(trials)
+    ok = trials[trials["status"] == "ok"]
+    intervals = _rate_intervals(ok, level)
+    found = _summed_up(ok)
+    statuses = trials.groupby("cell_id")["status"].value_counts()
     rows = []
-    for cell_id, of_cell in with_all_axes(trials).groupby("cell_id", sort=False):
-        ok = of_cell[of_cell["status"] == "ok"]
-        interval = repeats_interval(ok["images_per_second"], ok, level, RATE_DRIFT_LIMIT) if len(ok) else None
-        epoch_images = ok["epoch_seconds"] * ok["images_per_second"]
-        energy = ok["energy_joules"].where(ok["energy_joules"] > 0) / ok["measured_images"] * epoch_images
-        kind = ok["epoch_seconds_kind"].iloc[0] if len(ok) else None
-        projected = epoch_images.median() / interval.estimate if interval and kind == "projected" else None
+    cells: dict[Any, dict[Any, Any]] = (
+        trials.drop_duplicates("cell_id").set_index("cell_id")[list(CELL_COLUMNS)].to_dict("index")
+    )
+    for cell_id, cell in cells.items():
+        interval, of_cell = intervals.get(cell_id), found.get(cell_id, dict.fromkeys(SUMMED_UP))
+        images = of_cell.pop("epoch_images", None)
+        projected = interval is not None and of_cell["epoch_seconds_kind"] == "projected"
+        if interval and projected:
+            of_cell["epoch_seconds"] = images / interval.estimate
         rows.append(
             {
                 "cell_id": cell_id,
-                **{c: of_cell[c].iloc[0] for c in CELL_COLUMNS},
+                **cell,
                 "images_per_second": interval.estimate if interval else None,
                 "low": interval.low if interval else None,
                 "high": interval.high if interval else None,
-                "epoch_seconds": projected or (ok["epoch_seconds"].median() if len(ok) else None),
-                "epoch_seconds_kind": kind,
-                "epoch_low": epoch_images.median() / interval.high if interval and interval.high else None,
-                "epoch_high": epoch_images.median() / interval.low if interval and interval.low else None,
-                "epoch_joules": energy.mean() if energy.notna().any() else None,
-                "peak_memory_bytes": ok["peak_memory_bytes"].max() if len(ok) else None,
-                "percent_of_limit": ok["percent_of_limit"].median() if len(ok) else None,
-                "bottleneck": next(iter(ok["bottleneck"].mode()), None),
-                "test_accuracy": ok["test_accuracy"].mean() if len(ok) else None,
-                "statuses": ", ".join(f"{n} {status}" for status, n in of_cell["status"].value_counts().items()),
-                "repeats": len(ok),
+                **of_cell,
+                "epoch_low": images / interval.high if interval and interval.high else None,
+                "epoch_high": images / interval.low if interval and interval.low else None,
+                "statuses": ", ".join(f"{n} {status}" for status, n in statuses[cell_id].items()),
+                "repeats": interval.count if interval else 0,
             }
         )
     numbers = dict.fromkeys(("images_per_second", "low", "high"), "float64")  # also where all of them are null
     return pd.DataFrame(rows).astype(numbers) if rows else pd.DataFrame()
+
+
+def _rate_intervals(ok: pd.DataFrame, level: float) -> dict[Any, Interval]:
+    """By cell the mean of its rates."""
+    if ok.empty:
+        return {}
+    values, repeats, processes = (np.asarray(of) for of in (ok["images_per_second"], *in_series(ok)))
+    intervals = {}
+    for cell_id, at in ok.groupby("cell_id").indices.items():
+        of_cell = values[at].tolist(), repeats[at].tolist(), processes[at].tolist()
+        intervals[cell_id] = log_mean_interval(*of_cell, level, drift_limit=RATE_DRIFT_LIMIT)
+    return intervals
+
+
+SUMMED_UP = [
+    "epoch_seconds", "epoch_seconds_kind", "epoch_images", "epoch_joules", "peak_memory_bytes", "percent_of_limit",
+    "bottleneck", "test_accuracy",
+]  # fmt: skip
+
+
+def _summed_up(ok: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
+    """By cell what its ok rows tell together, `SUMMED_UP`."""
+    measured = ["epoch_seconds", "images_per_second", "energy_joules", "measured_images", "peak_memory_bytes"]
+    numbers = ok[[*measured, "percent_of_limit", "test_accuracy"]].astype("float64")
+    numbers["epoch_images"] = numbers["epoch_seconds"] * numbers["images_per_second"]
+    energy = numbers["energy_joules"].where(numbers["energy_joules"] > 0)
+    numbers["epoch_joules"] = energy / numbers["measured_images"] * numbers["epoch_images"]
+    of_cell = numbers.groupby(ok["cell_id"])
+    votes = ok.groupby(["cell_id", "bottleneck"]).size().reset_index(name="trials")
+    votes = votes.sort_values(["trials", "bottleneck"], ascending=[False, True]).drop_duplicates("cell_id")
+    found = pd.DataFrame(
+        {
+            **of_cell[["epoch_seconds", "epoch_images", "percent_of_limit"]].median(),
+            **of_cell[["epoch_joules", "test_accuracy"]].mean(),
+            "peak_memory_bytes": of_cell["peak_memory_bytes"].max(),
+            "epoch_seconds_kind": ok.groupby("cell_id")["epoch_seconds_kind"].first(),
+            "bottleneck": votes.set_index("cell_id")["bottleneck"],
+        }
+    )
+    known = found[SUMMED_UP].astype(object)
+    told: dict[Any, dict[Any, Any]] = known.where(known.notna(), None).to_dict("index")
+    return told
 
 
 def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str, *, level: float = 0.95) -> Interval | None:
@@ -182,8 +226,8 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
         `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`
         and `quality_flags` (the second's with `_reference` behind).
     """
-    ok = trials.loc[trials["status"] == "ok", ["cell_id", *PAIR, "process", "images_per_second", "quality_flags"]]
-    one, other = (ok[ok["cell_id"] == of].drop(columns="cell_id") for of in (cell_id, reference_cell_id))
+    ok, told = trials["status"] == "ok", [*PAIR, "process", "images_per_second", "quality_flags"]
+    one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
     pairs = one.merge(other, on=PAIR, suffixes=("", "_reference"))
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
 

@@ -43,11 +43,13 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     ok = first_copies["status"] == "ok"
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])
     # A trial that failed may not know its machine: it tells only of a cell that never ended ok.
-    rows = [
-        row | _costs_of(row, of_machine[of_machine["cell_id"] == row["cell_id"]], prices)
-        for _, of_machine in first_copies[ok | never].groupby(analysis.AVERAGED_WITHIN, dropna=False, sort=False)
-        for row in analysis.rates(of_machine).to_dict("records")
-    ]
+    rows: list[dict[Any, Any]] = []
+    for _, of_machine in first_copies[ok | never].groupby(analysis.AVERAGED_WITHIN, dropna=False, sort=False):
+        of_cell = dict(list(of_machine.groupby("cell_id")))
+        rows += [
+            row | _costs_of(row, of_cell[row["cell_id"]], prices)
+            for row in analysis.rates(of_machine).to_dict("records")
+        ]
     if rows and prices and all(row["price_per_hour"] is None for row in rows):
         there = sorted({str(v) for c in ("device", "gpu_name", "cpu_model", "hostname") for v in trials[c].dropna()})
         raise UsageError(

@@ -6,16 +6,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
-from ray.air._internal import usage
 
 from rresnet import scratch
 from rresnet.config import How, Trial
 from rresnet.runner.agenda import Agenda
+from rresnet.runner.events import Events
 from rresnet.runner.handout import AsGiven, Handout
 from rresnet.runner.machines import Machine
 from rresnet.tables.measurement import Measurement
@@ -32,9 +31,6 @@ DEATH_SECONDS = 60.0  # in which a machine answers, or Ray finds out that it is 
 KILLED_FOR_MEMORY = (
     "OutOfMemoryError: the kernel ended the trial process: the machine, or its part of it, ran out of memory"
 )
-# Tune counts callbacks by their kind for usage statistics, which are off, and imports MLflow for it where that is
-# installed: seconds before the first trial.
-usage.tag_callbacks = lambda callbacks: False
 
 
 def run_trial(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]) -> None:
@@ -109,7 +105,7 @@ class Lane:
     ) -> None:
         """Run trials, as long as there are, in a fresh process; those that one ends with, in the next."""
         while not self.lost and (first := next_trial()):
-            waiting, callback = deque([first]), _Callback(self, attempt)
+            waiting, callback = deque([first]), Events(self, attempt)
 
             def left(waiting: deque[Trial] = waiting) -> Trial | None:
                 return waiting.popleft() if waiting else None if self.lost else next_trial()
@@ -120,7 +116,7 @@ class Lane:
             except RuntimeError as error:
                 self._survive(error, planned.given or first, callback)
 
-    def _survive(self, error: RuntimeError, given: Trial | None, callback: "_Callback") -> None:
+    def _survive(self, error: RuntimeError, given: Trial | None, callback: "Events") -> None:
         """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error.
 
         A trial that was handed out but never begun goes back to those that wait.
@@ -135,7 +131,7 @@ class Lane:
         if given and given is not callback.begun:
             (self._hot if given.cell.num_workers == 1 else self._groups).appendleft(given)
 
-    def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: "_Callback") -> None:
+    def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: "Events") -> None:
         self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
         with scratch.folder() as storage, planned:
             trainable = tune.with_resources(
@@ -232,59 +228,6 @@ class Lane:
         message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
         found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
         self.sweep.finish(trial, found, attempt=2)
-
-
-class _Callback(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
-    """Tune's events, as calls of the lane."""
-
-    def __init__(self, lane: Lane, attempt: int) -> None:
-        self._lane, self._attempt = lane, attempt
-        self._process_id: int | None = None  # of the trial process, once it has said so
-        self._kills = 0  # for want of memory, before the trial
-        self._started: float | None = None
-        self._ended: Trial | None = None  # the latest that has its row, or is to be tried again
-        self.begun: Trial | None = None  # the latest
-
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
-        return {}
-
-    @property
-    def running(self) -> Trial | None:
-        """The trial that has begun and not ended."""
-        return None if self.begun is self._ended else self.begun
-
-    def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
-        self._lane.check()
-
-    def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        self.begun = trial.planned
-        self._started = time.monotonic() if self._process_id else None  # a new process tells when it is ready
-        self._kills = self._lane.machine.kills_for_memory()
-        self._lane.sweep.progress.running(trial.planned)
-
-    def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        if "outcome" in result:
-            self._ended = trial.planned
-            self._lane.reported(trial.planned, self._attempt, *result["outcome"])
-        elif "process_id" in result:
-            self._started, self._process_id = time.monotonic(), result["process_id"]
-        elif "images_per_second" in result:
-            self._lane.sweep.progress.rate(result["images_per_second"])
-
-    def evicted(self, account: str) -> None:
-        """Record the trial in whose time Ray's memory monitor ended the process."""
-        if trial := self.running:
-            self._lane.evicted(trial, self._attempt, account, self._process_id)
-
-    def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        process_id, self._process_id = self._process_id, None
-        if trial.planned is self._ended:  # it had its row; the process was ended on purpose
-            return
-        self._ended = trial.planned
-        elapsed = time.monotonic() - self._started if self._started else 0.0
-        text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        self._lane.died(trial.planned, self._attempt, text, elapsed, process_id, self._kills)
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:
