@@ -6,10 +6,14 @@ No operation of a step can take less time than its FLOPs at the machine's matrix
 rate (the roofline: Williams, Waterman, Patterson, Communications of the ACM 52(4), 2009). The sum over the operations
 of a step that fuses nothing, and Adam's 28 bytes a parameter, is what there is to reach; it allows less than the matrix
 rate, which a step of mere products would reach. Both are taken one after the other, again and again, for the machine's
-rates drift. Prints what share of the matrix rate that allows, and how much of it the recipe reaches, as medians.
+rates drift. Prints what share of the matrix rate that allows, and how much of it the recipe reaches, as medians; then
+for each kind of operation its share of a step (PyTorch's profiler), and how much of its own roofline it reaches.
 """
 
+import itertools
 import sys
+from collections import defaultdict
+from collections.abc import Mapping
 from statistics import median
 from typing import Any
 
@@ -22,7 +26,11 @@ from torch.utils.flop_counter import flop_registry
 from rresnet import grid, hardware
 from rresnet.config import Cell
 from rresnet.training import limits, model
+from rresnet.training.workbench import Workbench
 
+PROFILED_STEPS = 4
+OPERATIONS = 8  # that are told, those that take longest
+ALIASES = {"aten::mkldnn_convolution": "aten::convolution"}  # what the profiler calls it on a CPU
 ADAM_BYTES = 28  # a parameter: weight, gradient and both moments read, all but the gradient written
 
 
@@ -32,7 +40,7 @@ class Floor(TorchDispatchMode):
     def __init__(self, matrix_rate: float, copy_rate: float, bytes_share: float) -> None:
         super().__init__()
         self.matrix_rate, self.copy_rate, self.bytes_share = matrix_rate, copy_rate, bytes_share
-        self.seconds, self.flops = 0.0, 0.0
+        self.seconds, self.flops = defaultdict[str, float](float), 0.0  # seconds by operation
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
@@ -42,12 +50,13 @@ class Floor(TorchDispatchMode):
             touched = [*args, *(kwargs or {}).values(), *(result if isinstance(result, tuple | list) else [result])]
             moved = sum(t.numel() * t.element_size() for t in touched if isinstance(t, torch.Tensor))
             self.flops += flops
-            self.seconds += max(flops / self.matrix_rate, self.bytes_share * moved / self.copy_rate)
+            least = max(flops / self.matrix_rate, self.bytes_share * moved / self.copy_rate)
+            self.seconds[str(func._overloadpacket).replace(".", "::")] += least
         return result
 
 
-def floor_of_a_step(one: Cell, limit: limits.Limits) -> tuple[float, float]:
-    """Least seconds of a step of the cell, and its FLOPs."""
+def floor_of_a_step(one: Cell, limit: limits.Limits) -> tuple[Mapping[str, float], float]:
+    """Least seconds of a step of the cell by operation, and its FLOPs."""
     with torch.device("meta"):
         network = model.of(one, 10)
         images = torch.empty(one.batch_size, 3, one.image_size, one.image_size)
@@ -55,8 +64,21 @@ def floor_of_a_step(one: Cell, limit: limits.Limits) -> tuple[float, float]:
     share = 0.5 if one.precision == "bf16" else 1.0
     with Floor(limit.matrix_flops_per_second, limit.copy_bytes_per_second, share) as floor:
         torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
-    adam = ADAM_BYTES * sum(p.numel() for p in network.parameters()) / limit.copy_bytes_per_second
-    return floor.seconds + adam, floor.flops
+    parameters = sum(p.numel() for p in network.parameters())
+    floor.seconds["aten::_fused_adam_"] = ADAM_BYTES * parameters / limit.copy_bytes_per_second
+    return floor.seconds, floor.flops
+
+
+def by_operation(bench: Workbench, floor: Mapping[str, float]) -> None:
+    """Print what a step spends its time on, and how near each kind of operation comes to its own least time."""
+    bench.apply_process_settings()
+    with torch.profiler.profile() as profile:
+        for raw in itertools.islice(bench.batches, PROFILED_STEPS):
+            bench.take_step(raw)
+    spent = {event.key: event.self_cpu_time_total / 1e6 / PROFILED_STEPS for event in profile.key_averages()}
+    for name, seconds in sorted(spent.items(), key=lambda one: -one[1])[:OPERATIONS]:
+        reached = f"{floor.get(ALIASES.get(name, name), 0.0) / seconds:.0%} of its roofline"
+        print(f"{name}: {seconds / sum(spent.values()):.1%} of a step, {reached}")
 
 
 def main() -> int:
@@ -70,7 +92,7 @@ def main() -> int:
         seconds, flops = floor_of_a_step(one, limit)
         all_products = limit.matrix_flops_per_second * one.batch_size / flops
         shares.append(rate / all_products)
-        allowed.append(one.batch_size / seconds / all_products)
+        allowed.append(one.batch_size / sum(seconds.values()) / all_products)
         print(
             f"{rate:.1f} images/s; matrix product {limit.matrix_flops_per_second / 1e9:.0f} GFLOP/s, copy "
             f"{limit.copy_bytes_per_second / 1e9:.1f} GB/s; {shares[-1]:.0%} of the matrix rate, where the roofline "
@@ -78,6 +100,7 @@ def main() -> int:
             flush=True,
         )
     reached = median(share / most for share, most in zip(shares, allowed, strict=True))
+    by_operation(bench, seconds)
     print(f"{one.precision}, {median(shares):.0%} of the matrix rate, where {median(allowed):.0%} is allowed")
     return verdict(f"{reached:.0%} of what the roofline allows", reached >= 0.65)
 

@@ -11,7 +11,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from rresnet.config import Trial
-from rresnet.terminal import duration, say
+from rresnet.terminal import duration, number, say
 
 QUIET_SECONDS = 30.0  # a long trial says something at least this often where there is no live line
 
@@ -21,7 +21,7 @@ class Progress:
 
     def __init__(self, console: Console, total: int, done: int = 0) -> None:
         """Of `total` trials so many are `done`, by a run that is continued."""
-        self._console, self._total, self._done, self._before = console, total, done, done
+        self._console, self._total, self._done, self._measured = console, total, done, 0
         self._first_end: float | None = None
         self._last_line, self._cell = time.monotonic(), ""
         self._bar = RichProgress(
@@ -69,17 +69,16 @@ class Progress:
         """The running trial tells its speed so far."""
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= QUIET_SECONDS:
-            self.note(f"{self._done}/{self._total}  running {self._cell}  {images_per_second:,.0f} img/s so far")
-        self._bar.update(self._task, rate=f"{images_per_second:,.0f} img/s")
+            self.note(f"{self._done}/{self._total}  running {self._cell}  {number(images_per_second)} img/s so far")
+        self._bar.update(self._task, rate=f"{number(images_per_second)} img/s")
 
     def finished(self, trial: Trial, measurement: Mapping[str, Any]) -> None:
         """A trial has its row."""
         self._done += 1
-        if measurement["status"] == "infeasible":
-            self._before += 1  # takes no time, and tells nothing of the time that is left
+        self._measured += measurement["status"] != "infeasible"  # that takes no time, and tells nothing of what is left
         ok = measurement["status"] == "ok"
         speed = (
-            f"{measurement['images_per_second']:,.0f} img/s"
+            f"{number(measurement['images_per_second'])} img/s"
             if ok
             else f"{measurement['status']}: {measurement['error_message']}"
         )
@@ -92,10 +91,9 @@ class Progress:
 
     def _time_left(self) -> str:
         now = time.monotonic()
-        if self._done == self._before:
-            return "time left not known yet"
-        if self._first_end is None:  # the first trial carries the start of Ray and tells nothing of the others
+        if self._measured and self._first_end is None:
             self._first_end = now
+        if self._first_end is None or self._measured < 2:  # the first carries the start of Ray: it tells nothing
             return "time left not known yet"
-        seconds = (now - self._first_end) / (self._done - self._before - 1) * (self._total - self._done)
+        seconds = (now - self._first_end) / (self._measured - 1) * (self._total - self._done)
         return f"about {duration(seconds)} left"

@@ -1,11 +1,11 @@
 """How things are told in a terminal: text as it is, tables that fit into it, seconds as a person says them."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Literal
 
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 UNLIMITED = 10_000  # columns
 
@@ -25,42 +25,60 @@ def print_table(
     left_out: Sequence[str] = (),
     red: Collection[int] = (),
 ) -> None:
-    """Print a table without cutting off a value: where the terminal is too narrow, some columns are not shown.
+    """Print a table without cutting off a value.
+
+    In a narrow terminal some columns are not shown; where that is not enough, values go over several lines.
 
     Args:
         console: where.
         columns: the texts of each, by heading; all of one length.
         caption: what stands below.
         left: headings of the columns that are words; the others are numbers, to the right.
-        broken: heading of the column whose texts may be broken into lines.
+        broken: heading of the column whose texts are broken into lines before any other's.
         left_out: headings of those that the reader can do without, what is least missed first.
         red: the numbers of lines that are to be red.
     """
     boundless = console.options.update(max_width=UNLIMITED)
     shown = dict(columns)
-    table = _table(shown, caption, left, broken, red)
+
+    def table(*, whole: bool = True) -> Table:
+        found = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+        for heading in shown:
+            found.add_column(
+                heading,
+                justify="left" if heading in left else "right",
+                no_wrap=whole and heading != broken,
+                overflow="fold",
+                min_width=len(heading) if heading == broken else None,
+            )
+        for number, row in enumerate(zip(*shown.values(), strict=True)):
+            found.add_row(*map(Text, row), style="red" if number in red else None)
+        return found
+
+    def width() -> int:
+        return console.measure(table(), options=boundless).maximum
+
     for heading in left_out:
-        if console.measure(table, options=boundless).maximum > console.width:
-            del shown[heading]
-            table = _table(shown, caption, left, broken, red)
-    console.print(table)
+        if width() > console.width:
+            shown.pop(heading, None)
+    to_spare = _spare(broken, shown[broken]) if broken in shown else 0
+    console.print(table(whole=width() - to_spare <= console.width))
 
 
-def _table(
-    columns: Mapping[str, Sequence[str]], caption: str | None, left: Collection[str], broken: str, red: Collection[int]
-) -> Table:
-    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
-    for heading in columns:
-        justify: Literal["left", "right"] = "left" if heading in left else "right"
-        table.add_column(heading, justify=justify, no_wrap=heading != broken, overflow="fold", min_width=len(heading))
-    for number, row in enumerate(zip(*columns.values(), strict=True)):
-        table.add_row(*row, style="red" if number in red else None)
-    return table
+def _spare(heading: str, texts: Sequence[str]) -> int:
+    """How much narrower a column becomes when its texts are broken between words."""
+    words = [word for text in texts for word in text.split()]
+    return max(map(len, [heading, *texts])) - max(map(len, [heading, *words]))
 
 
 def percent(share: float, digits: int = 0) -> str:
     """A share as the project writes it: 0.198 is 20 %, or 19.8 % to a tenth."""
     return f"{share * 100:.{digits}f} %"
+
+
+def number(images_per_second: float) -> str:
+    """A rate to the whole image; under ten, to two digits."""
+    return f"{images_per_second:,.0f}" if images_per_second >= 9.95 else f"{images_per_second:.2g}"
 
 
 def duration(seconds: float) -> str:

@@ -15,6 +15,7 @@ from rresnet import analysis
 from rresnet.analysis import answer
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 from rresnet.tables.measurement import TRIALS
+from rresnet.terminal import number
 
 T2 = 4.302652729911275  # Student's t at 97.5 %, 2 degrees of freedom
 
@@ -254,7 +255,7 @@ def test_a_projected_epoch_is_that_of_the_rate():
 
 
 def test_a_slow_rate_is_told_to_two_digits():
-    assert [answer.number(rate) for rate in (0.84, 3.26, 9.96, 1234.5)] == ["0.84", "3.3", "10", "1,234"]
+    assert [number(rate) for rate in (0.84, 3.26, 9.96, 1234.5)] == ["0.84", "3.3", "10", "1,234"]
 
 
 def test_failed_cells_are_shown_as_not_measured():
@@ -300,3 +301,9 @@ def test_why_more_repeats_would_not_do_is_told_truly():
     assert "No 10,000 repeats would halve its interval, as long as they come from 2 processes" in printed(apart)
     steady = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 4))
     assert "Half as wide an interval takes about " in printed(steady)
+
+
+def test_rows_that_tell_no_epoch_have_a_rate_all_the_same():
+    (found,) = analysis.rates(trials((BLOG, [100.0] * 3)).assign(epoch_seconds=None)).to_dict("records")
+    assert found["images_per_second"] == pytest.approx(100)
+    assert pd.isna(found["epoch_low"])

@@ -47,3 +47,20 @@ def test_communication_is_never_negative(monkeypatch):
     faster = [1.0, *[1.0, 2.0] * 100]  # passes that exchange take less than those that do not
     step = Passes(monkeypatch, faster, exchanging=0.0)
     assert clocks.communication(step, (torch.zeros(1),), 1) == 0.0
+
+
+@pytest.mark.parametrize(("scaled", "fused", "told"), [(True, False, False), (True, True, True), (False, False, True)])
+def test_how_long_a_step_launches_is_not_told_where_the_step_itself_waits(monkeypatch, scaled, fused, told):
+    """The loss scaler waits for the GPU, unless the optimizer is fused."""
+
+    class Step:
+        scaler = SimpleNamespace(is_enabled=lambda: scaled)
+
+        def __call__(self, *batch):
+            return None
+
+    monkeypatch.setattr(clocks, "_launch_share", lambda *_: 0.5)
+    monkeypatch.setattr(clocks, "synchronize", lambda device: None)
+    batch = (SimpleNamespace(device=torch.device("cuda")),)
+    optimizer = torch.optim.Adam([torch.ones(1, requires_grad=True)], fused=fused)
+    assert clocks.step_alone(Step(), optimizer, batch, 1).launch_share == (0.5 if told else None)

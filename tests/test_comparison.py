@@ -62,3 +62,42 @@ def test_rows_that_are_older_than_an_axis_are_compared_by_its_default():
     (found,) = rresnet.speedup(table, over="recipe", reference="blog").to_dict("records")
     assert found["speedup"] == pytest.approx(2)
     assert len(decision.costs(table)) == 2
+
+
+def test_runs_that_were_each_given_one_value_are_told_apart():
+    slow, fast = replace(BLOG, precision="bf16"), replace(TUNED, precision="bf16")
+    whole = replace(TUNED, precision="fp32")
+    first = trials((BLOG, [100.0] * 3), (whole, [200.0] * 3), run_id="fp32")
+    second = trials((slow, [50.0] * 3), (fast, [400.0] * 3), run_id="bf16")
+    both = pd.concat([first, second])
+    found = rresnet.speedup(both, over="recipe", reference="blog").set_index("precision")
+    assert found["speedup"].to_dict() == pytest.approx({"fp32": 2.0, "bf16": 8.0})
+    assert found["pairs"].tolist() == [3, 3]
+    mixed = trials((BLOG, [100.0] * 3), (fast, [400.0] * 3), run_id="mixed")
+    found = rresnet.speedup(pd.concat([first, mixed]), over="recipe", reference="blog").sort_values("speedup")
+    assert found["speedup"].tolist() == pytest.approx([2.0, 4.0])
+    assert found["differs"].iloc[1].startswith("precision: bf16 vs fp32")
+
+
+def test_identical_cells_on_unlike_machines_are_told_all_the_same():
+    cells = (BLOG, [100.0] * 3), (replace(BLOG, copy=1), [101.0] * 3)
+    table = pd.concat([trials(*cells, hostname=host).assign(cpu_model=host) for host in ("one", "other")])
+    assert "Identical settings against each other" in printed(table)
+
+
+def test_without_its_lower_end_a_ladder_tells_nothing_of_the_recipes():
+    rung = replace(BLOG, input="resident")
+    failed = trials((BLOG, [100.0] * 3), run_id="l", status="error")
+    table = pd.concat([failed, trials((rung, [150.0] * 3), (TUNED, [200.0] * 3), run_id="l")])
+    table["experiment"] = "ladder"
+    with pytest.raises(ValueError, match="no ok rows with recipe = 'blog'"):
+        rresnet.speedup(table, over="recipe", reference="blog")
+
+
+def test_what_may_differ_is_not_averaged_with_what_does_not():
+    blog, two, four = replace(BLOG, cpu_threads=2), replace(TUNED, cpu_threads=2), replace(TUNED, cpu_threads=4)
+    runs = ("r1", two, 200.0), ("r2", four, 300.0)
+    table = pd.concat([trials((blog, [100.0] * 3), (of, [rate] * 3), run_id=run) for run, of, rate in runs])
+    found = rresnet.speedup(table, over="recipe", reference="blog", allow=("cpu_threads",)).sort_values("speedup")
+    assert found["speedup"].tolist() == pytest.approx([2.0, 3.0])
+    assert "cpu_threads: 4 vs 2" in found["differs"].iloc[1]

@@ -246,6 +246,10 @@ def test_unlike_commits_and_data_are_not_averaged(column):
         "git commit b)", "dataset fingerprint a)", "dataset fingerprint b)",
     }  # fmt: skip
     assert len([v for v in decision.verdicts(table) if v.question == "fastest"]) == (1 if column == "git_commit" else 2)
+    unknown = table.assign(**{column: table[column].where(table["run_id"] == "a", None)})
+    told = [v.sentence() for v in decision.verdicts(unknown) if v.question == "fastest"]
+    assert len(set(told)) == len(told)
+    assert any("not known" in sentence for sentence in told)
 
 
 def test_prices_by_kind_are_so_in_any_case_and_what_fits_nothing_is_known():

@@ -196,6 +196,8 @@ def test_what_fails_mostly_since_is_a_regression():
     found = diff.compare(side((BLOG, QUIET), (TUNED, QUIET)), b)
     assert verdicts(found)["cpu blog batch 64"] == "failed"
     assert verdicts(diff.compare(b, b))["cpu blog batch 64"] != "failed"  # it did before
+    gone = b.assign(status=b["status"].where(b["recipe"] != "blog", "error"))
+    assert verdicts(diff.compare(b, gone))["cpu blog batch 64"] == "failed"
 
 
 def test_settings_of_two_data_sets_have_names_of_their_own():

@@ -71,7 +71,7 @@ def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
     sweep = FakeSweep(settings, scatter=0.02)
     ((added, why),) = grow(monkeypatch, sweep, settings, clock=61.0)
     assert added == 0
-    assert "repeats would do, but --max-minutes 1 is over" in why
+    assert "10,000 repeats would not do either; --max-minutes 1 is over" in why
     assert sweep.parts == []
 
 

@@ -37,7 +37,7 @@ def test_the_opening_says_what_is_trained_on_what(done, told):
         ),
         (
             {"batch_size": (618,), "num_workers": (1, 2)},
-            "618 is more than the 617 training images that each of 2",
+            "618 images per step and worker are more than the 617 training images of photos that each of 2",
         ),
     ],
 )
@@ -48,3 +48,11 @@ def test_a_batch_larger_than_a_workers_share_is_refused(flags, message):
         planning.check_batches(planning.plan(settings, grid.cells, LAPTOP), images)
     fine = Settings(dataset="photos", cpu_threads=1, **{**flags, "batch_size": (617,)})
     planning.check_batches(planning.plan(fine, grid.cells, LAPTOP), images)
+
+
+def test_what_can_not_run_anyway_is_not_judged_by_its_batch():
+    images = SimpleNamespace(train=SimpleNamespace(labels=range(1000)))
+    settings = Settings(batch_size=(64,), num_workers=(1, 64), cpu_threads=1)
+    planned = planning.plan(settings, grid.cells, LAPTOP)
+    assert {trial.cell.num_workers for trial, reason in planned if reason} == {64}
+    planning.check_batches(planned, images)  # 15 images for each of 64 workers

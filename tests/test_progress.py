@@ -93,7 +93,7 @@ def test_what_is_infeasible_tells_nothing_of_the_time_that_is_left(clock):
     console = shown(terminal=False)
     impossible = {"status": "infeasible", "images_per_second": None, "error_message": "no GPU"}
     with Progress(console, 5) as display:
-        for clock.now, outcome in ((1.0, impossible), (1.0, impossible), (50.0, OK), (60.0, OK)):
+        for clock.now, outcome in ((1.0, impossible), (50.0, OK), (50.0, impossible), (60.0, OK)):
             display.finished(TRIAL, outcome)
     lines = console.file.getvalue().splitlines()
     assert [line.endswith("time left not known yet") for line in lines] == [True, True, True, False]

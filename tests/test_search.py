@@ -110,3 +110,8 @@ def test_workers_share_the_images(monkeypatch):
     sweep = SimpleNamespace(execute=lambda trials: probed.extend(trial.cell.batch_size for trial in trials))
     search.probe(sweep, [make_cell(num_workers=2)], None, SimpleNamespace(more=lambda *_: None), most=100)
     assert probed == [32, 50]
+
+
+def test_small_data_is_probed_from_what_it_has():
+    assert search.first(Settings(batch_size="auto"), most=10).batch_size == (10,)
+    assert search.first(Settings(batch_size="auto"), most=10_000).batch_size == (search.FIRST_SIZE,)

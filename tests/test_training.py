@@ -399,9 +399,13 @@ def test_an_unknown_model_suggests_the_right_one():
     model.check("squeezenet1_1", 32)
 
 
-def test_memory_that_is_short_for_the_other_clocks_does_not_cost_the_trial(monkeypatch):
+@pytest.mark.parametrize(
+    "error",
+    [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("DefaultCPUAllocator: can't allocate memory")],
+)
+def test_memory_that_is_short_for_the_other_clocks_does_not_cost_the_trial(monkeypatch, error):
     def short(*_, **__):
-        raise torch.OutOfMemoryError("CUDA out of memory")
+        raise error
 
     monkeypatch.setattr(limits, "measure", short)
     monkeypatch.setattr(limits, "_fastest_looks", {})
@@ -418,7 +422,12 @@ def test_a_model_that_is_wrapped_for_several_workers_is_saved_as_itself():
     assert list(torch.load(io.BytesIO(found.state_dict_bytes()))) == names
 
 
-def test_the_loss_scale_of_a_warm_up_is_undone():
+def test_the_loss_scale_of_a_warm_up_is_undone(monkeypatch):
+    kept, made = [], step.State.__init__
+    monkeypatch.setattr(step.State, "__init__", lambda self, *of: kept.append(of[2:]) or made(self, *of))
+    whole = bench(input="resident")
+    train_epochs(whole, epochs=1, startup_seconds=0.0, progress=lambda rate: None)
+    assert kept == [(whole.train_step.scaler,)]
     found = bench()
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
     state = step.State(found.network, found.optimizer, scaler)

@@ -149,7 +149,7 @@ def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
     )
     for cell_id, cell in cells.items():
         interval, of_cell = intervals.get(cell_id), found.get(cell_id, dict.fromkeys(SUMMED_UP))
-        images = of_cell.pop("epoch_images", None)
+        images = of_cell.pop("epoch_images") or float("nan")
         projected = interval is not None and of_cell["epoch_seconds_kind"] == "projected"
         if interval and projected:
             of_cell["epoch_seconds"] = images / interval.estimate

@@ -11,7 +11,7 @@ from rresnet.analysis import comparison, regimes
 from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS
 from rresnet.config import AXES
 from rresnet.quality.flags import ADVICE
-from rresnet.terminal import duration, percent, print_table, say
+from rresnet.terminal import duration, number, percent, print_table, say
 
 ALIKE = "~ "  # marks a speedup that can't be told from 1
 
@@ -135,11 +135,6 @@ def rate(cell: Mapping[str, Any]) -> str:
     return f"{number(cell['images_per_second'])} ({number(cell['low'])} - {number(cell['high'])})"
 
 
-def number(images_per_second: float) -> str:
-    """A rate to the whole image; under ten, to two digits."""
-    return f"{images_per_second:,.0f}" if images_per_second >= 9.95 else f"{images_per_second:.2g}"
-
-
 def epoch(cell: Mapping[str, Any]) -> str:
     """How long a cell takes for an epoch, and whether that is projected."""
     if not cell["repeats"]:
@@ -234,7 +229,7 @@ def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]
         return []
     told = f"a speedup below {percent(floor, 1)}, the noise floor, is not distinguishable"
     lines = [f"Identical settings against each other (A/A; the truth is 1; {told}):"]
-    for row in comparison.speedup(trials, over="copy", reference=0).to_dict("records"):
+    for row in comparison.speedup(trials, over="copy", reference=0, allow=comparison.ALIKE).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
         lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")
     return lines

@@ -43,7 +43,7 @@ def speedup(
         allow: columns in which the two sides may differ all the same, for example `cpu_threads` or `torch_version`.
 
     Returns:
-        One row for each value of `over` and setting of the other axes: the axes (null where left to the recipes),
+        One row for each value of `over` and setting of the other axes: the axes (null where the two sides differ),
         `speedup` (ratio of images a second), `low`, `high` (null under 3 pairs), `pairs`, `distinguishable` (the
         interval leaves out 1 and the speedup is beyond the noise floor; null without an interval), `differs`, and what
         one repeat and one process add to the scatter of the log ratio (`repeat_sd`, `process_sd`; null where it can't
@@ -55,28 +55,33 @@ def speedup(
     ok = comparable(trials, over, reference)
     runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False)]
     in_any = {axis for of_run in runs for axis in matched_axes(of_run, over, allow)[0]}
-    matched = [axis for axis in CELL_COLUMNS if axis in in_any]
     pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs])
     is_reference = ok[over] == reference
     if pairs.empty and not is_reference.all():
-        raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], [*PAIR, *matched]))
+        columns = [*PAIR, *(axis for axis in CELL_COLUMNS if axis in in_any)]
+        raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
     floor = None if over == "copy" else noise_floor(trials)
-    rows = []
-    for group, side in pairs.groupby([over, *(f"{axis}_matched" for axis in matched)], dropna=False, sort=True):
+    axes = [axis for axis in CELL_COLUMNS if axis != over]
+    rows, alike = [], []
+    # Each side's axes, those too in which the two may differ: one number is of pairs of the same two settings.
+    for _, side in pairs.groupby([over, *axes, *(f"{axis}_reference" for axis in axes)], dropna=False, sort=True):
         _refuse_unlike(side, allow)
         ratio = side["images_per_second"] / side["images_per_second_reference"]
         # Identical cells do the same work, so the machine's drift can't move their ratio.
         interval = repeats_interval(ratio, side, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
         parts = variance_components(ratio.tolist(), *in_series(side))
-        of_pair = side.iloc[0]
+        first = side.iloc[0]
+        shared = {axis: first[axis] if same(first[axis], first[f"{axis}_reference"]) else None for axis in axes}
         differs = [
-            f"{c}: {of_pair[c]} vs {of_pair[c + '_reference']}"
-            for c in CELL_COLUMNS
-            if c != over and not same(of_pair[c], of_pair[f"{c}_reference"])
+            f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}"
+            for axis in axes
+            if not same(first[axis], first[f"{axis}_reference"])
         ]
+        alike.append(shared)
         rows.append(
             {
-                **dict(zip([over, *matched], group, strict=True)),
+                over: first[over],
+                **shared,
                 "reference": reference,
                 "speedup": interval.estimate,
                 "low": interval.low,
@@ -88,19 +93,20 @@ def speedup(
                 "process_sd": parts.process_sd,
             }
         )
+    telling = [axis for axis in axes if axis in in_any or len({str(shared[axis]) for shared in alike}) > 1]
     found = ["speedup", "low", "high", "pairs", "distinguishable", "differs", "repeat_sd", "process_sd"]
-    return pd.DataFrame(rows, columns=[over, *matched, "reference", *found])
+    return pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
 
 
 def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> pd.DataFrame:
     """The rows of one run and machine, each beside the reference's row of the same repeat that is alike in all else.
 
-    Each axis thrice: the row's, the `_reference`'s, and as `_matched`, null where the two sides may differ in it.
+    Every column twice: the row's, and the reference's with `_reference` behind.
     """
     matched, _ = matched_axes(of_run, over, allow)
-    keyed = of_run.assign(**{f"{axis}_matched": of_run[axis] if axis in matched else None for axis in CELL_COLUMNS})
+    keyed = of_run.assign(**{f"{axis} matched": of_run[axis] for axis in matched})
     is_reference = keyed[over] == reference
-    keys = [*PAIR, *(f"{axis}_matched" for axis in CELL_COLUMNS)]
+    keys = [*PAIR, *(f"{axis} matched" for axis in matched)]
     return keyed[~is_reference].merge(keyed[is_reference], on=keys, suffixes=("", "_reference"))
 
 
@@ -112,21 +118,23 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     """
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
-    ok = with_all_axes(trials[trials["status"] == "ok"])
+    known = with_all_axes(trials)
     if over in ("device", "recipe"):
-        ok = _without_rungs(ok)
+        known = _without_rungs(known)
+    ok = known[known["status"] == "ok"]
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
     return ok
 
 
-def _without_rungs(ok: pd.DataFrame) -> pd.DataFrame:
+def _without_rungs(trials: pd.DataFrame) -> pd.DataFrame:
     """Of a ladder's cells the two ends: those between them are called by the blog's recipe and are neither."""
-    away = sum(((ok[axis] != value).astype(int) for axis, value in vars(AS_WRITTEN).items()), pd.Series(0, ok.index))
-    alike = [ok[c] for c in ("run_id", "device", *(c for c in CELL_COLUMNS if c not in AXES))]
+    written = vars(AS_WRITTEN)
+    away = sum(((trials[axis] != value).astype(int) for axis, value in written.items()), pd.Series(0, trials.index))
+    alike = [trials[c] for c in ("run_id", "device", *(c for c in CELL_COLUMNS if c not in AXES))]
     nearest = away.groupby(alike, dropna=False).transform("min")
-    return ok[(ok["experiment"] != "ladder") | (ok["recipe"] != "blog") | (away == nearest)]
+    return trials[(trials["experiment"] != "ladder") | (trials["recipe"] != "blog") | (away == nearest)]
 
 
 def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:

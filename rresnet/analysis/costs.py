@@ -29,12 +29,13 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
         prices: from `prices`.
 
     Returns:
-        One row for each cell, machine and its software: `cell_id`, `setting` (its name), the axes, `hostname`,
-        `images_per_second`, `low`, `high`, `epoch_seconds`, `epoch_low`, `epoch_high`, `nodes`, `price_per_hour`,
-        `epoch_cost`, `epoch_cost_low`, `epoch_cost_high`, `cost_per_1000_images`, `epoch_joules`,
-        `joules_per_1000_images`, `currency`, `on_front`. `on_front`: no other cell of the same model, data and image
-        size is at least as good in whatever of time, cost and energy is known of both, and better in one (estimates,
-        without their intervals). What was not measured or has no price is null.
+        One row for each cell, machine and its software, commit and data: `cell_id`, `setting` (its name), the axes,
+        `hostname`, `environment_fingerprint`, `git_commit`, `dataset_fingerprint`, `images_per_second`, `low`, `high`,
+        `epoch_seconds`, `epoch_low`, `epoch_high`, `nodes`, `price_per_hour`, `epoch_cost`, `epoch_cost_low`,
+        `epoch_cost_high`, `cost_per_1000_images`, `epoch_joules`, `joules_per_1000_images`, `currency`, `on_front`.
+        `on_front`: no other cell of the same model, data (by content) and image size is at least as good in whatever
+        of time, cost and energy is known of both, and better in one (estimates, without their intervals). What was not
+        measured or has no price is null.
 
     Raises:
         UsageError: no price fits any of the trials.
@@ -94,9 +95,16 @@ def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
     if pd.notna(row["hostname"]) and len(there) < len(rows):
         parts.append(f"on {row['hostname']}")
     twice = [r for r in there if r["cell_id"] == row["cell_id"]]
-    known = {c: {r[c] for r in twice if pd.notna(r[c])} for c in TELLING}
-    told = [f"{c.removesuffix('_version').replace('_', ' ')} {str(row[c])[:10]}" for c in TELLING if len(known[c]) > 1]
+    told = [
+        f"{c.removesuffix('_version').replace('_', ' ')} {_version(row[c])}"
+        for c in TELLING
+        if len({_version(r[c]) for r in twice}) > 1
+    ]
     return " ".join([*parts, *([f"({', '.join(told)})"] if told else [])])
+
+
+def _version(value: Any) -> str:
+    return "not known" if pd.isna(value) else str(value)[:10]
 
 
 def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:

@@ -8,13 +8,12 @@ import pandas as pd
 
 from rresnet import analysis
 from rresnet.analysis import comparison, unpaired
-from rresnet.analysis.answer import number
 from rresnet.analysis.costs import TASK
 from rresnet.analysis.costs import costs as costs
 from rresnet.analysis.prices import Price as Price
 from rresnet.analysis.prices import prices as prices
 from rresnet.analysis.statistics import Interval
-from rresnet.terminal import percent
+from rresnet.terminal import number, percent
 
 Question = Literal["fastest", "cheapest", "least energy"]
 
@@ -66,8 +65,9 @@ def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict
     found = []
     tasks = table.dropna(subset=["images_per_second"]).groupby(TASK, dropna=False, sort=False)
     for (model, dataset, fingerprint, size), cells in tasks:
-        same_name = table.loc[table["dataset"] == dataset, "dataset_fingerprint"].nunique() > 1
-        data = f"{dataset} ({fingerprint})" if same_name else dataset
+        content = fingerprint if isinstance(fingerprint, str) else "content not known"
+        alone = len({str(key[2]) for key, _ in tasks if key[1] == dataset}) == 1
+        data = dataset if alone else f"{dataset} ({content})"
         named = None if len(tasks) == 1 else f"{model} on {data} at {size} pixels"
         for question in get_args(Question):
             column = _MEASURES[question].column
@@ -150,7 +150,7 @@ def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) ->
 
 
 def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
-    """The trials of the cell's machine and software."""
+    """The trials that are alike with the cell in what may be averaged."""
     for column in analysis.AVERAGED_WITHIN:
         trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
     return trials

@@ -171,7 +171,7 @@ def _of_failures(a: pd.DataFrame, b: pd.DataFrame) -> Verdict | None:
     shares = [float((side["status"] == "ok").mean()) for side in (a, b)]
     if not shares[0]:
         return "ok now" if shares[1] else "failed in both"
-    return "failed" if shares[1] < MOSTLY <= shares[0] else None
+    return "failed" if not shares[1] or shares[1] < MOSTLY <= shares[0] else None
 
 
 def _of_ratio(ratio: Interval, floor: float | None) -> Verdict:

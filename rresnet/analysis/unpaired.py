@@ -7,6 +7,7 @@ import pandas as pd
 from rresnet import analysis
 from rresnet.analysis import comparison
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
+from rresnet.config import CELL_COLUMNS
 
 MACHINE = ["cpu_model", "cpu_count", "gpu_name"]  # rows alike in these ran on one kind of machine
 # What two machines may differ in without its being said that they may: it is what they are compared in.
@@ -65,20 +66,22 @@ def speedup_across_machines(
     ok = comparison.comparable(trials if over == "copy" else trials[trials["copy"] == 0], over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
-    rows, columns = [], [*matched, *analysis.AVERAGED_WITHIN]
+    axes = [axis for axis in CELL_COLUMNS if axis != over]
+    rows, columns = [], [*axes, *analysis.AVERAGED_WITHIN]
     references = list(ok[is_reference].groupby(columns, dropna=False))
-    for key, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
-        for other_key, other in references:
-            alike = all(map(analysis.same, key[1 : 1 + len(matched)], other_key[: len(matched)]))
-            machine, reference_machine = side["hostname"].iloc[0], other["hostname"].iloc[0]
-            if not alike or machine == reference_machine:
+    for _, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
+        for _, other in references:
+            one, its = side.iloc[0], other.iloc[0]
+            machine, reference_machine = one["hostname"], its["hostname"]
+            if machine == reference_machine or not all(analysis.same(one[axis], its[axis]) for axis in matched):
                 continue
             _refuse_unlike(side, other, allow)
             found = ratio(side, other, level)
-            known = [floor for host in (machine, reference_machine) if (floor := floors[host]) is not None]
+            known = [floor for host in (machine, reference_machine) if (floor := floors.get(host)) is not None]
             rows.append(
                 {
-                    **dict(zip([over, *matched], key, strict=False)),
+                    over: one[over],
+                    **{axis: one[axis] for axis in matched},
                     "reference": reference,
                     "machine": machine,
                     "reference_machine": reference_machine,

@@ -52,7 +52,7 @@ def run(
         )
         if images in wait([images], timeout=EARLY_SECONDS).done:  # what is wrong with it is told at once
             images.result()
-            if settings.address is None:
+            if settings.address is None and settings.batch_size != AUTO:
                 planning.check_batches(planned, images.result())
         from rresnet.runner import cluster as ray_cluster
 
@@ -63,7 +63,8 @@ def run(
                 planning.show(planned, begin, console)
                 return True
             means = Means(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
-            planning.check_batches(planned, means.images)
+            if settings.batch_size != AUTO:  # those are found among what there are images for
+                planning.check_batches(planned, means.images)
             return _measure(experiment, settings, means)
 
 
@@ -130,7 +131,8 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
     """Probe batch sizes in a run of their own; the experiment and settings of those that are worth measuring."""
     from rresnet.experiments import search
 
-    begin = search.first(settings, again=not settings.fresh)
+    share = len(means.images.train.labels) // max(settings.num_workers)
+    begin = search.first(settings, again=not settings.fresh, most=max(1, share))
     probing = replace(
         experiment,
         name=f"{settings.name or experiment.name}-sizes",

@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 import pandas as pd
 
 from rresnet import analysis, grid
-from rresnet.analysis.statistics import MINIMUM_REPEATS
+from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS
 from rresnet.config import Cell, Settings
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
@@ -50,8 +50,8 @@ def grow(
         told = _told(widest.half_width, target) if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
             needed = widest.repeats_for(target) if widest else None
-            repeats = f"about {needed}" if needed else "more than 10,000"
-            progress.more(0, f"{told}: {repeats} repeats would do, but --max-minutes {settings.max_minutes:g} is over")
+            would = f"about {needed} repeats would do" if needed else f"{MOST_REPEATS:,} repeats would not do either"
+            progress.more(0, f"{told}: {would}; --max-minutes {settings.max_minutes:g} is over")
             return
         progress.more(len(todo), f"{told}: {len(todo)} trials more")
         start = time.monotonic()

@@ -10,7 +10,7 @@ from rresnet import grid
 from rresnet.config import AUTO, AXES, FLAGGED, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
 from rresnet.tables.place import Location
-from rresnet.terminal import print_table, say
+from rresnet.terminal import number, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -111,12 +111,7 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
         "device": [row["device"] for row in rows],
         "batch size": [str(row["batch_size"]) for row in rows],
         "change": [row["change"] for row in rows],
-        "images/s": [
-            "not measured"
-            if row["images_per_second"] != row["images_per_second"]
-            else f"{row['images_per_second']:,.0f}"
-            for row in rows
-        ],
+        "images/s": ["not measured" if rate != rate else number(rate) for rate in found["images_per_second"]],
         "over the one before": [ratio_text(row["step"], row["step_low"], row["step_high"], none="") for row in rows],
         "over blog": [ratio_text(row["total"], row["total_low"], row["total_high"], none="") for row in rows],
     }

@@ -60,15 +60,19 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
 
 
 def check_batches(planned: Planned, images: data.ImageData) -> None:
-    """Raise UsageError where a batch is larger than a worker's share of the data set."""
-    for cell in {trial.cell for trial, _ in planned}:
+    """Raise UsageError where a batch of what can run is larger than a worker's share of the data set."""
+    for cell in dict.fromkeys(trial.cell for trial, reason in planned if reason is None):
         share = len(images.train.labels) // cell.num_workers
-        if cell.batch_size > share:
-            whose = f"the {share} training images that each of {cell.num_workers} workers has"
-            what = f"the {share} training images" if cell.num_workers == 1 else whose
+        if cell.batch_size > share and cell.num_workers == 1:
             raise UsageError(
-                f"--batch-size {cell.batch_size} is more than {what} of {cell.dataset}: "
+                f"--batch-size {cell.batch_size} is more than the {share} training images of {cell.dataset}: "
                 f"give at most {share}, or a larger --dataset"
+            )
+        if cell.batch_size > share:
+            raise UsageError(
+                f"{cell.batch_size} images per step and worker are more than the {share} training images of "
+                f"{cell.dataset} that each of {cell.num_workers} workers has: lower --batch-size or --num-workers, or "
+                "give a larger --dataset"
             )
 
 

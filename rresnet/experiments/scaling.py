@@ -9,7 +9,7 @@ from rich.console import Console
 from rresnet import grid
 from rresnet.config import CELL_COLUMNS, Cell, Device, Settings, UsageError
 from rresnet.hardware import Hardware
-from rresnet.terminal import percent, print_table, say
+from rresnet.terminal import number, percent, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -226,7 +226,7 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
         "scaling": [row["kind"] for row in rows],
         "setting": [row["setting"] for row in rows],
         "workers": [_workers(row) for row in rows],
-        "images/s": [f"{row['images_per_second']:,.0f}" for row in rows],
+        "images/s": [number(row["images_per_second"]) for row in rows],
         "speedup": [ratio_text(row["speedup"], row["low"], row["high"]) for row in rows],
         "efficiency": [ratio_text(row["efficiency"], row["efficiency_low"], row["efficiency_high"]) for row in rows],
         "communication": [_share(row) for row in rows],
@@ -257,7 +257,9 @@ def predictions(found: "pd.DataFrame") -> list[str]:
             continue
         largest = int(series["num_workers"].max())
         rates = ", ".join(
-            f"{n} workers {n * int(str(size)) / model.step_seconds(n):,.0f}" for n in PREDICTED_WORKERS if n > largest
+            f"{n} workers {number(n * int(str(size)) / model.step_seconds(n))}"
+            for n in PREDICTED_WORKERS
+            if n > largest
         )
         error = held_out_error(series)
         checked = (

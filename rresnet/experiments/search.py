@@ -6,12 +6,12 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis.answer import number
 from rresnet.config import AUTO, CELL_COLUMNS, Cell, Settings, Trial, UsageError, stable_hash
 from rresnet.experiments.growth import rows_so_far
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
 from rresnet.tables import store
+from rresnet.terminal import number
 
 FIRST_SIZE = 16
 STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
@@ -34,16 +34,24 @@ class Found:
         return cell.batch_size <= self.largest.get(_series(vars(cell)), 0)
 
 
-def first(settings: Settings, *, again: bool = False) -> Settings:
+def first(settings: Settings, *, again: bool = False, most: int = FIRST_SIZE) -> Settings:
     """The settings of the first probes: one repeat of a small size.
 
     Args:
         settings: with `batch_size` auto.
         again: go on with the newest such run even where it is complete: sizes that are known are not probed again.
+        most: the largest size there are images for.
     """
     retry = "failed" if again and settings.retry is None else settings.retry
     return replace(
-        settings, batch_size=(FIRST_SIZE,), repeats=1, processes=1, epochs=None, aa=False, profile=False, retry=retry
+        settings,
+        batch_size=(min(FIRST_SIZE, most),),
+        repeats=1,
+        processes=1,
+        epochs=None,
+        aa=False,
+        profile=False,
+        retry=retry,
     )
 
 

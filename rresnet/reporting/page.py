@@ -36,10 +36,10 @@ class Chapter:
     without_figures: bool  # an older run, of which the figures are left out
 
     @property
-    def reference(self) -> str:
-        """The setting that the others are compared with."""
+    def reference(self) -> str | None:
+        """The setting that the others are compared with; None where none was measured."""
         names = self.cells.loc[self.cells["is_reference"], "setting"]
-        return str(next(iter(names), "the reference"))
+        return next(iter(names), None)
 
     @property
     def title(self) -> str:

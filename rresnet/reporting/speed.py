@@ -10,7 +10,7 @@ from rresnet.figures import amounts, bars
 from rresnet.figures.amounts import MOST_SERIES
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section, limited
-from rresnet.terminal import duration, percent
+from rresnet.terminal import duration, number, percent
 
 KNEE = 0.9  # of a series' highest rate
 FEWEST_SIZES = 3  # batch sizes of a line that is worth telling: two fix it, wherever they lie
@@ -113,7 +113,7 @@ def predictions(trials: pd.DataFrame) -> list[str]:
             "unchecked under 4 sizes" if pd.isna(error) else f"a size left out is missed by up to {percent(error)}"
         )
         peak, size = (
-            f"{answer.number(row['peak_images_per_second'])} images/s",
+            f"{number(row['peak_images_per_second'])} images/s",
             f"{row['batch_size_at_90_percent']:,.0f}",
         )
         name = answer.name(row, rows).replace(" batch 0", "", 1)

@@ -73,7 +73,7 @@ def clocks(part: Part, shown: pd.DataFrame) -> Section:
 def _told_by(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
     """Of how many trials each setting's bottleneck is: few are weak evidence, and they may disagree."""
     told = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
-    known = shown.dropna(subset=["bottleneck"])
+    known = shown[shown["bottleneck"].notna() & shown["cell_id"].isin(list(told.groups))]
     counts = [
         f"{setting} {what} in {int((told.get_group(cell) == what).sum())} of {len(told.get_group(cell))}"
         for cell, setting, what in zip(known["cell_id"], known["setting"], known["bottleneck"], strict=True)
@@ -151,7 +151,8 @@ def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
 def _price_text(price: Price) -> str:
     """A price with what is known of where it comes from."""
     about = ", ".join(filter(None, (price.date, price.source)))
-    per_hour = f"{price.per_hour:.2f}" if price.per_hour >= 0.1 else f"{price.per_hour:g}"
+    whole_cents = round(price.per_hour, 2) == price.per_hour
+    per_hour = f"{price.per_hour:.2f}" if whole_cents else f"{price.per_hour:g}"
     amount = " ".join(filter(None, (per_hour, price.currency)))
     return f"Price: {price.what} {amount} an hour{f' ({about})' if about else ''}."
 

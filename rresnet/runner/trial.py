@@ -25,7 +25,7 @@ from rresnet.runner.lane import TrialProcessSpentError
 from rresnet.runner.machines import NODE_ID
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement
-from rresnet.training.train import Progress, Record, train
+from rresnet.training.train import Progress, Record, is_out_of_memory, train
 from rresnet.training.workbench import Workbench
 
 MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
@@ -189,13 +189,8 @@ def failure(error: BaseException) -> Measurement:
     cause = next(iter(failures.values())) if failures else error
     message = str(cause) or repr(cause)
     return Measurement(
-        status="out_of_memory" if _is_out_of_memory(cause) else "error",
+        status="out_of_memory" if is_out_of_memory(cause) else "error",
         error_type=type(cause).__name__,
         error_message=message[:TEXT_CHARACTERS],
         output_tail="".join(traceback.format_exception(cause))[-TEXT_CHARACTERS:],
     )
-
-
-def _is_out_of_memory(error: BaseException) -> bool:
-    # PyTorch's CPU allocator raises a plain RuntimeError, known by its text alone.
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -206,7 +206,7 @@ SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOS
 
 
 def filled(trials: pa.Table) -> pa.Table:
-    """The trials table with each axis that some rows are older than at its default, as which they were measured."""
+    """The trials table with each axis that some rows are older than at its default: as they were measured, on a CPU."""
     for axis in fields(Cell):
         column: Any = trials[axis.name]
         if column.null_count and axis.default not in (MISSING, None):

@@ -245,12 +245,19 @@ def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.W
 
     The trial itself has been trained by now, and is not to be lost for what is looked at beside it.
     """
+    others, limit = {}, None
     try:
-        return bench.other_clocks(measured), bench.work, bench.limit
-    except torch.OutOfMemoryError:
-        if bench.world > 1:  # the other workers wait for this one
+        others = bench.other_clocks(measured)
+        limit = bench.limit
+    except (MemoryError, RuntimeError) as error:
+        if bench.world > 1 or not is_out_of_memory(error):  # the other workers wait for this one
             raise
-        return {}, bench.work, None
+    return others, bench.work, limit
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory was short; PyTorch's CPU allocator raises a plain RuntimeError, known by its text alone."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
 
 
 def _canary(device: torch.device) -> tuple[float, float]:

@@ -200,15 +200,16 @@ class Workbench:
         cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
         if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
             return {}
-        start = time.perf_counter()
+        start, before = time.perf_counter(), self._clocks_seconds
+        self._clocks_seconds += cost  # also where memory is short for them
         batch = tuple(tensor.to(self.device) for tensor in self._first[0])
         clock = clocks.step_alone(self.train_step, self.optimizer, batch, steps)
         if self._clock_batches is None:  # its own stream: the cell's goes on where it was
             self._clock_batches = itertools.starmap(self.inputs.load, self._new_inputs().forever())
         rate = clocks.input_alone(self._clock_batches, INPUT_CLOCK_SECONDS)
-        if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - self._clocks_seconds:
+        if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - before:
             self._look(again=True)
-        self._clocks_seconds += time.perf_counter() - start
+        self._clocks_seconds = before + time.perf_counter() - start
         verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
         return {
             "compute_images_per_second": self.cell.global_batch_size / clock.seconds,
