@@ -2,11 +2,14 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
-from rresnet.analysis import PAIR, distinguishable, in_series, repeats_interval, same, with_all_axes
-from rresnet.analysis.statistics import DRIFT_LIMIT, variance_components
+from rresnet.analysis import PAIR, distinguishable, in_series, same, with_all_axes
+from rresnet.analysis.statistics import DRIFT_LIMIT, log_mean_interval, variance_components
 from rresnet.config import AXES, CELL_COLUMNS
 from rresnet.grid import AS_WRITTEN
 
@@ -62,26 +65,24 @@ def speedup(
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
     floor = None if over == "copy" else noise_floor(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
-    rows, alike = [], []
-    # Each side's axes, those too in which the two may differ: one number is of pairs of the same two settings.
-    for _, side in pairs.groupby([over, *axes, *(f"{axis}_reference" for axis in axes)], dropna=False, sort=True):
-        _refuse_unlike(side, allow)
-        ratio = side["images_per_second"] / side["images_per_second_reference"]
+    unlike = [c for c in ALIKE if c not in allow and len(_kinds(pairs, c)) > 1]
+    ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
+    repeats, processes = map(np.asarray, in_series(pairs) if len(pairs) else ([], []))
+    rows: list[dict[str, Any]] = []
+    for at in _of_the_same_two(pairs, over, axes):
+        for column in unlike:
+            _refuse_unlike(pairs.iloc[at], column)
+        values = ratios[at].tolist(), repeats[at].tolist(), processes[at].tolist()
         # Identical cells do the same work, so the machine's drift can't move their ratio.
-        interval = repeats_interval(ratio, side, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
-        parts = variance_components(ratio.tolist(), *in_series(side))
-        first = side.iloc[0]
-        shared = {axis: first[axis] if same(first[axis], first[f"{axis}_reference"]) else None for axis in axes}
-        differs = [
-            f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}"
-            for axis in axes
-            if not same(first[axis], first[f"{axis}_reference"])
-        ]
-        alike.append(shared)
+        interval = log_mean_interval(*values, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
+        parts = variance_components(*values)
+        first = pairs.iloc[at[0]]
+        apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
+        differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]
         rows.append(
             {
                 over: first[over],
-                **shared,
+                **{axis: None if axis in apart else first[axis] for axis in axes},
                 "reference": reference,
                 "speedup": interval.estimate,
                 "low": interval.low,
@@ -93,7 +94,7 @@ def speedup(
                 "process_sd": parts.process_sd,
             }
         )
-    telling = [axis for axis in axes if axis in in_any or len({str(shared[axis]) for shared in alike}) > 1]
+    telling = [axis for axis in axes if axis in in_any or len({str(row[axis]) for row in rows}) > 1]
     found = ["speedup", "low", "high", "pairs", "distinguishable", "differs", "repeat_sd", "process_sd"]
     return pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
 
@@ -108,6 +109,13 @@ def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[
     is_reference = keyed[over] == reference
     keys = [*PAIR, *(f"{axis} matched" for axis in matched)]
     return keyed[~is_reference].merge(keyed[is_reference], on=keys, suffixes=("", "_reference"))
+
+
+def _of_the_same_two(pairs: pd.DataFrame, over: str, axes: Sequence[str]) -> list[NDArray[np.intp]]:
+    """Which pairs are of the same two settings: alike on either side in every axis, those too that may differ."""
+    columns = [over, *axes, *(f"{axis}_reference" for axis in axes)]
+    group = pairs.groupby(columns, dropna=False, sort=True).ngroup().to_numpy()
+    return [np.flatnonzero(group == number) for number in range(len(set(group)))]
 
 
 def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFrame:
@@ -165,15 +173,20 @@ def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
     return f"no rows to compare: {reason}. Axes may be allowed to differ by name: allow=(...)"
 
 
-def _refuse_unlike(pairs: pd.DataFrame, allow: Sequence[str]) -> None:
+def _kinds(pairs: pd.DataFrame, column: str) -> list[Any]:
+    """The values that a column has on either side."""
+    both = [pairs[c] for c in (column, f"{column}_reference") if c in pairs]
+    return list(pd.concat(both).dropna().unique()) if both else []
+
+
+def _refuse_unlike(pairs: pd.DataFrame, column: str) -> None:
     """Raise where one number would be made of rows of unlike data, machines or software."""
-    for column in (c for c in ALIKE if c in pairs and c not in allow):
-        kinds = pd.concat([pairs[column], pairs[f"{column}_reference"]]).dropna().unique()
-        if len(kinds) > 1:
-            raise ValueError(
-                f"rows of unlike {column} ({' and '.join(map(str, kinds))}) may not be compared or averaged: "
-                f'choose those of one, or give allow=("{column}",)'
-            )
+    kinds = _kinds(pairs, column)
+    if len(kinds) > 1:
+        raise ValueError(
+            f"rows of unlike {column} ({' and '.join(map(str, kinds))}) may not be compared or averaged: "
+            f'choose those of one, or give allow=("{column}",)'
+        )
 
 
 def noise_floor(trials: pd.DataFrame) -> float | None:
