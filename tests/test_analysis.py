@@ -12,7 +12,7 @@ from samples import make_cell
 
 import rresnet
 from rresnet import analysis
-from rresnet.analysis import answer
+from rresnet.analysis import answer, statistics
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 from rresnet.tables.measurement import TRIALS
 from rresnet.terminal import number
@@ -294,11 +294,16 @@ def test_analysis_needs_neither_ray_nor_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
-def test_why_more_repeats_would_not_do_is_told_truly():
+def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
     # Two processes, each steady in itself and 20 % from the other: repeats in them tell no more.
     apart = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 2 + [240.0, 241.0, 239.0] * 2))
     apart["process"] = apart["repeat"] // 6
     assert "No 10,000 repeats would halve its interval, as long as they come from 2 processes" in printed(apart)
+    # Repeats scatter, processes do not: what is left is the allowance for drift, which the run's length alone lessens.
+    even = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 260.0, 160.0] * 4))
+    monkeypatch.setattr(statistics, "DRIFT_REPEATS", 10.0**9)
+    assert "repeats would halve its interval, for the machine's slow drift" in printed(even)
+    monkeypatch.undo()
     steady = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 4))
     assert "Half as wide an interval takes about " in printed(steady)
 

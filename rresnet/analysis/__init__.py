@@ -22,7 +22,7 @@ from rresnet.analysis.statistics import (
 )
 from rresnet.config import CELL_COLUMNS, DEVICES
 from rresnet.grid import AS_WRITTEN
-from rresnet.tables.measurement import TRIAL_KEY, filled
+from rresnet.tables.measurement import DEFAULTS, TRIAL_KEY, filled
 from rresnet.tables.place import Location
 from rresnet.tables.reading import StoreError, check_there, read_tables
 
@@ -128,9 +128,8 @@ def same(one: Any, other: Any) -> bool:
 
 def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     """Rows that another reader than `read` has read: with axes that they are older than at their defaults."""
-    told = {axis: trials.get(axis, pd.Series(None, trials.index, object)) for axis in vars(AS_WRITTEN)}
-    known = {axis: told[axis].where(told[axis].notna(), value) for axis, value in vars(AS_WRITTEN).items()}
-    return trials.assign(**known)
+    told = {axis: trials.get(axis, pd.Series(None, trials.index, object)) for axis in DEFAULTS}
+    return trials.assign(**{axis: told[axis].where(told[axis].notna(), value) for axis, value in DEFAULTS.items()})
 
 
 def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
@@ -148,10 +147,9 @@ def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
         trials.drop_duplicates("cell_id").set_index("cell_id")[list(CELL_COLUMNS)].to_dict("index")
     )
     for cell_id, cell in cells.items():
-        interval, of_cell = intervals.get(cell_id), found.get(cell_id, dict.fromkeys(SUMMED_UP))
+        interval, of_cell = intervals.get(cell_id), found.get(cell_id, dict.fromkeys(_SUMMED_UP))
         images = of_cell.pop("epoch_images") or float("nan")
-        projected = interval is not None and of_cell["epoch_seconds_kind"] == "projected"
-        if interval and projected:
+        if interval and of_cell["epoch_seconds_kind"] == "projected":
             of_cell["epoch_seconds"] = images / interval.estimate
         rows.append(
             {
@@ -183,14 +181,14 @@ def _rate_intervals(ok: pd.DataFrame, level: float) -> dict[Any, Interval]:
     return intervals
 
 
-SUMMED_UP = [
+_SUMMED_UP = [
     "epoch_seconds", "epoch_seconds_kind", "epoch_images", "epoch_joules", "peak_memory_bytes", "percent_of_limit",
     "bottleneck", "test_accuracy",
 ]  # fmt: skip
 
 
 def _summed_up(ok: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
-    """By cell what its ok rows tell together, `SUMMED_UP`."""
+    """By cell what its ok rows tell together, `_SUMMED_UP`."""
     measured = ["epoch_seconds", "images_per_second", "energy_joules", "measured_images", "peak_memory_bytes"]
     numbers = ok[[*measured, "percent_of_limit", "test_accuracy"]].astype("float64")
     numbers["epoch_images"] = numbers["epoch_seconds"] * numbers["images_per_second"]
@@ -208,7 +206,7 @@ def _summed_up(ok: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
             "bottleneck": votes.set_index("cell_id")["bottleneck"],
         }
     )
-    known = found[SUMMED_UP].astype(object)
+    known = found[_SUMMED_UP].astype(object)
     told: dict[Any, dict[Any, Any]] = known.where(known.notna(), None).to_dict("index")
     return told
 

@@ -133,11 +133,7 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
 
     share = len(means.images.train.labels) // max(settings.num_workers)
     begin = search.first(settings, again=not settings.fresh, most=max(1, share))
-    probing = replace(
-        experiment,
-        name=f"{settings.name or experiment.name}-sizes",
-        cells=lambda *of: [replace(cell, epochs=None) for cell in experiment.cells(*of)],  # a probe is a timed trial
-    )
+    probing = replace(experiment, name=f"{settings.name or experiment.name}-sizes")
     feasible = running.feasible_cells(probing, begin, means)
 
     def probe(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:

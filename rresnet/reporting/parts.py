@@ -50,9 +50,10 @@ class Part:
 
     @property
     def remarks(self) -> list[str]:
-        """How the first answer scatters, and where the machine changed, as the terminal tells it."""
+        """How the ratio of the answer scatters, and where the machine changed, as the terminal tells it."""
         cells = answer.ranked(self.trials)
-        return [*answer.scatter(self.trials, cells), *answer.states(self.trials, cells)]
+        scatter = [] if self.experiment == "ladder" else answer.scatter(self.trials, cells)  # whose answer is another
+        return [*scatter, *answer.states(self.trials, cells)]
 
     @property
     def hardware(self) -> str:

@@ -112,10 +112,8 @@ def predictions(trials: pd.DataFrame) -> list[str]:
         checked = (
             "unchecked under 4 sizes" if pd.isna(error) else f"a size left out is missed by up to {percent(error)}"
         )
-        peak, size = (
-            f"{number(row['peak_images_per_second'])} images/s",
-            f"{row['batch_size_at_90_percent']:,.0f}",
-        )
+        peak = f"{number(row['peak_images_per_second'])} images/s"
+        size = f"{row['batch_size_at_90_percent']:,.0f}"
         name = answer.name(row, rows).replace(" batch 0", "", 1)
         told.append(f"{name} at batch {size}, of {peak} ({checked})")
     line = "Predicted, not measured: a line through the step times reaches 90 % of its peak rate with"

@@ -116,7 +116,7 @@ class Lane:
             except RuntimeError as error:
                 self._survive(error, planned.given or first, callback)
 
-    def _survive(self, error: RuntimeError, given: Trial | None, callback: "Events") -> None:
+    def _survive(self, error: RuntimeError, given: Trial | None, callback: Events) -> None:
         """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error.
 
         A trial that was handed out but never begun goes back to those that wait.
@@ -131,7 +131,7 @@ class Lane:
         if given and given is not callback.begun:
             (self._hot if given.cell.num_workers == 1 else self._groups).appendleft(given)
 
-    def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: "Events") -> None:
+    def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: Events) -> None:
         self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
         with scratch.folder() as storage, planned:
             trainable = tune.with_resources(

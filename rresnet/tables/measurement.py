@@ -205,11 +205,15 @@ TRIAL_KEY = [f.name for f in fields(TrialKey)]
 SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOSSES}
 
 
+# What a row is read with that is older than an axis: as it was measured, on a CPU.
+DEFAULTS = {axis.name: axis.default for axis in fields(Cell) if axis.default not in (MISSING, None)}
+
+
 def filled(trials: pa.Table) -> pa.Table:
-    """The trials table with each axis that some rows are older than at its default: as they were measured, on a CPU."""
-    for axis in fields(Cell):
-        column: Any = trials[axis.name]
-        if column.null_count and axis.default not in (MISSING, None):
-            place = trials.column_names.index(axis.name)
-            trials = trials.set_column(place, trials.schema.field(place), pc.fill_null(column, axis.default))
+    """The trials table with each axis that some rows are older than at its default."""
+    for axis, value in DEFAULTS.items():
+        column: Any = trials[axis]
+        if column.null_count:
+            place = trials.column_names.index(axis)
+            trials = trials.set_column(place, trials.schema.field(place), pc.fill_null(column, value))
     return trials

@@ -148,6 +148,10 @@ def test_the_table_sorts_filters_and_turns_its_pages(visit):
     assert rows_of(page) == 2
     page.get_by_label("Filter").fill("nothing like that")
     assert status.inner_text() == "No row matches, of 37"
+    page.get_by_label("Filter").fill("nonsense_column>3")
+    assert status.inner_text() == "No column nonsense_column: no row matches, of 37"
+    page.get_by_label("Filter").fill("")
+    assert status.inner_text() == "Rows 1 to 25 of 37"
 
 
 def test_columns_can_be_chosen_and_the_rows_saved(visit):

@@ -1,0 +1,63 @@
+"""What a report says beside its figures: on which machine, over what, how sure, and of how many trials."""
+
+from test_report import made, part_of, two
+
+from results import BLOG, TUNED, trials, write
+from rresnet.reporting import use
+
+
+def on(rows, **columns):
+    return [row | columns for row in rows]
+
+
+def test_the_page_names_the_machine_and_what_was_measured_on_it(tmp_path):
+    rows = on(two(), cpu_model="Some CPU", cpu_count=12)
+    page, _, _ = made(tmp_path, write(tmp_path / "a", rows))
+    assert (
+        "resnet18 on fashion-mnist-12k, 32 x 32 · compare on vm, 01 Mar 2026 12:00 UTC · Some CPU, 12 CPUs" in page.text
+    )
+    assert "GPU: none was measured here." in page.text
+    gpu = on(
+        trials((BLOG | {"device": "gpu"}, [300.0] * 4)), gpu_name="NVIDIA A100", cpu_model="Some CPU", cpu_count=12
+    )
+    page, _, _ = made(tmp_path, write(tmp_path / "b", rows + gpu))
+    assert "Some CPU, 12 CPUs, NVIDIA A100" in page.text
+    assert "GPU: none was measured here." not in page.text
+
+
+def test_the_table_names_what_it_compares_with(tmp_path):
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", two()))
+    assert "Speedups are over cpu blog batch 64, paired by repeat; in brackets" in page.text
+    assert "Speedups are over cpu blog batch 64, paired by repeat; in brackets" in summary
+    failed = trials((BLOG, [None] * 3))
+    page, summary, _ = made(tmp_path, write(tmp_path / "b", failed))
+    assert "Speedups are over" not in page.text
+    assert "Speedups are over" not in summary
+
+
+def test_the_answers_scatter_stands_beside_it_but_not_beside_a_ladders(tmp_path):
+    rows = on(trials((BLOG, [100.0, 110.0, 90.0, 100.0]), (TUNED, [210.0, 200.0, 190.0, 200.0])), process=0)
+    page, _, _ = made(tmp_path, write(tmp_path / "a", rows))
+    assert page.text.index(told := "That ratio scatters by") < page.text.index("Settings")
+    page, _, _ = made(tmp_path, write(tmp_path / "b", on(rows, experiment="ladder")))
+    assert "tuned over blog" in page.text
+    assert told not in page.text
+
+
+def test_prices_that_fit_nothing_are_named_and_not_told_as_used(tmp_path):
+    page, _, _ = made(tmp_path, write(tmp_path / "a", two()), prices=["cpu=0.125 EUR/h", "NVIDA A100=4 EUR/h"])
+    assert "No trial ran on what a price was given for: NVIDA A100." in page.text
+    assert "Price: cpu 0.125 EUR an hour." in page.text
+    assert "Price: NVIDA" not in page.text
+
+
+def test_clocks_are_compared_within_the_trials_that_timed_them_and_their_number_is_told(tmp_path):
+    rows = trials((BLOG, [100.0, 50.0, 50.0, 90.0]))
+    for row, alone, what in ((rows[0], 120.0, "compute"), (rows[3], 100.0, "memory")):
+        row |= {"compute_images_per_second": alone, "input_images_per_second": 900.0, "bottleneck": what}
+    rows[1] |= {"compute_images_per_second": 55.0, "input_images_per_second": 900.0, "bottleneck": "compute"}
+    part, measured = part_of(tmp_path, rows)
+    section = use.clocks(part, measured)
+    assert section.data["training"].tolist() == [90.0]  # of 100, 50 and 90: the second 50 was not timed
+    assert section.data["step alone"].tolist() == [100.0]
+    assert "Trials that say so: cpu blog batch 64 compute in 2 of 3." in section.findings
