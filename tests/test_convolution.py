@@ -30,7 +30,8 @@ def results(module: nn.Module, images: torch.Tensor) -> list[torch.Tensor]:
 @pytest.mark.parametrize(
     ("kernel", "stride", "padding", "size"),
     [(1, 1, 0, 4), (1, 2, 0, 5), (3, 1, 1, 1), (3, 1, 1, 2), (3, 2, 1, 2), (3, 1, 1, 3), (3, 2, 1, 3), (3, 1, 0, 3),
-     (5, 1, 2, 5), (5, 2, 2, 4), (5, 3, 4, 2), (2, 2, 0, 2), (3, 1, 1, 4), (3, 2, 1, 8)],
+     (5, 1, 2, 5), (5, 2, 2, 4), (5, 3, 4, 2), (2, 2, 0, 2), (3, 1, 1, 4), (3, 2, 1, 8),
+     (3, 2, 1, 4), (3, 2, 0, 5), (5, 3, 2, 8), (5, 4, 4, 6)],
 )  # fmt: skip
 def test_a_product_gives_what_the_convolution_gives(kernel, stride, padding, size, bias, memory_format):
     conv, product = pair(3, 5, kernel, stride, padding, bias=bias)
@@ -44,6 +45,22 @@ def test_a_map_need_not_be_square():
     images = torch.randn(2, 3, 2, 6, dtype=torch.float64)
     for expected, found in zip(results(conv, images), results(product, images), strict=True):
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-10)
+
+
+@pytest.mark.parametrize(("size", "stride"), [(1, 1), (2, 1), (2, 2), (4, 1), (4, 2), (8, 2), (8, 1)])
+def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_convolution_is(size, stride):
+    conv, product = (module.float() for module in pair(16, 24, 3, stride, 1, bias=False))
+    images = torch.randn(32, 16, size, size).bfloat16().contiguous(memory_format=torch.channels_last)
+    truth = results(pair(16, 24, 3, stride, 1, bias=False)[0], images.double())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        errors = [
+            [
+                float((found - true).norm() / true.norm())
+                for found, true in zip(results(module, images), truth, strict=True)
+            ]
+            for module in (conv, product)
+        ]
+    assert all(of_product < 1.5 * of_conv for of_conv, of_product in zip(*errors, strict=True)), errors
 
 
 @pytest.mark.parametrize(("size", "share"), [(1, 1 / 9), (2, 4 / 9), (3, 1.0), (4, 1.0)])

@@ -1,12 +1,16 @@
 """Convolutions computed as the matrix products that they are: the same functions of the same parameters.
 
-On CPUs oneDNN's backward pass of a convolution takes longer than that of the product, over maps of 1 x 1 and 2 x 2
-pixels up to twenty times as long (`docs/performance.md`); and in such maps ResNet-50 ends on images of 32 x 32.
+On CPUs oneDNN's backward pass of a convolution takes longer than that of the product, over maps of few pixels up to
+twenty times as long (`docs/performance.md`); and in such maps ResNet-50 ends on images of 32 x 32.
 """
+
+from collections.abc import Iterator
+from itertools import product
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, pad
+from torch.nn.functional import linear
 
 
 class PointwiseConv2d(nn.Conv2d):
@@ -14,40 +18,168 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to [N, D, H / stride, W / stride]; without a copy where they are channels-last."""
-        high, wide = self.stride
-        pixels = x[:, :, ::high, ::wide].permute(0, 2, 3, 1)
-        return linear(pixels, self.weight.flatten(1), self.bias).permute(0, 3, 1, 2)
+        pixels = x.permute(0, 2, 3, 1)
+        if self.stride != (1, 1):  # once they are permuted, so that their gradient is channels-last, too
+            pixels = pixels[:, :: self.stride[0], :: self.stride[1]]
+        return _images(linear(pixels, self.weight.flatten(1), self.bias))
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution that takes a map of no more pixels than its kernel has taps as one product over the whole map.
+    """A convolution that is one product where its maps are small, as far as that is faster.
 
-    Each output pixel is then each input pixel times the tap that meets it: no more products than the convolution has,
-    and none with the padding. Larger maps are convolved.
+    A map of no more pixels than the kernel has taps is multiplied whole: each output pixel is each input pixel times
+    the tap that meets it, which is no more products than the convolution has, and none with the padding. Of a larger
+    map from which at most half as many pixels come out, the patches under the kernel are multiplied; where up to twice
+    as many come out, and in bfloat16, only for the gradient of the weights. Others are convolved.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to [N, D, H', W'], as `nn.Conv2d`; without a copy where they are channels-last."""
-        high, wide = x.shape[2:]
-        if high * wide > self.kernel_size[0] * self.kernel_size[1]:
+        rows, columns = (
+            Axis(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in range(2)
+        )
+        outputs, taps = rows.outputs * columns.outputs, rows.kernel * columns.kernel
+        pixels, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)
+        result: torch.Tensor
+        if rows.size * columns.size <= taps:
+            whole = Whole.apply(weight, rows, columns, x.dtype)
+            bias = None if self.bias is None else self.bias.repeat(outputs)
+            result = linear(pixels.flatten(1), whole, bias).view(len(x), rows.outputs, columns.outputs, -1)
+        elif 2 * outputs <= taps:
+            patches = Patches.apply(pixels, rows, columns)
+            result = linear(patches.flatten(3), weight.flatten(1), self.bias)
+        elif outputs <= 2 * taps and x.dtype == torch.bfloat16 and self.bias is None:
+            result = Convolved.apply(pixels, weight.to(x.dtype), rows, columns)
+        else:
             return super().forward(x)
-        rows, above, below = self._met(high, 0)
-        columns, left, right = self._met(wide, 1)
-        taps = self.weight.permute(0, 2, 3, 1)
-        if above or below or left or right:
-            taps = pad(taps, (0, 0, left, right, above, below))
-        product = torch.cat([taps[:, row, column].flatten(1) for row in rows for column in columns])
-        bias = None if self.bias is None else self.bias.repeat(len(rows) * len(columns))
-        flat = linear(x.permute(0, 2, 3, 1).flatten(1), product, bias)
-        return flat.view(len(x), len(rows), len(columns), -1).permute(0, 3, 1, 2)
+        return _images(result)
 
-    def _met(self, size: int, axis: int) -> tuple[list[slice], int, int]:
-        """Along one axis, the taps that `size` pixels meet for each output; and the zeros they need at each end."""
-        kernel, stride, padding = self.kernel_size[axis], self.stride[axis], int(self.padding[axis])
-        outputs = (size + 2 * padding - kernel) // stride + 1
-        before, after = max(0, (outputs - 1) * stride - padding), max(0, padding + size - kernel)
-        starts = [before + padding - stride * output for output in range(outputs)]
-        return [slice(start, start + size) for start in starts], before, after
+
+def _images(pixels: torch.Tensor) -> torch.Tensor:
+    """Pixels [N, H, W, C] as channels-last images [N, C, H, W].
+
+    PyTorch's batch norm gives back images of one pixel with strides of one for its two axes, and takes ten times as
+    long backward where its input's strides are others: so they are the same from the start.
+    """
+    images, high, wide, channels = pixels.shape
+    return pixels.reshape(images, channels, 1, 1) if high == wide == 1 else pixels.permute(0, 3, 1, 2)
+
+
+class Axis(NamedTuple):
+    """One axis of a convolution: which of its pixels meet which taps of the kernel."""
+
+    size: int  # pixels
+    kernel: int  # taps
+    stride: int
+    padding: int
+
+    @property
+    def outputs(self) -> int:
+        """Pixels that come out."""
+        return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
+
+    def of_outputs(self) -> Iterator[tuple[slice, slice]]:
+        """For each output the taps that meet a pixel, and those pixels."""
+        for output in range(self.outputs):
+            first = output * self.stride - self.padding  # the pixel under the first tap
+            start, stop = max(0, first), max(0, min(self.size, first + self.kernel))
+            yield (slice(start - first, stop - first), slice(start, stop)) if start < stop else (slice(0), slice(0))
+
+    def of_taps(self) -> Iterator[tuple[slice, slice]]:
+        """For each tap the outputs for which it meets a pixel, and those pixels."""
+        for tap in range(self.kernel):
+            first = tap - self.padding  # the pixel that it meets for the first output
+            start = max(0, -(first // self.stride))
+            stop = min(self.outputs, (self.size - 1 - first) // self.stride + 1)
+            pixels = slice(first + start * self.stride, first + stop * self.stride, self.stride)
+            yield (slice(start, stop), pixels) if start < stop else (slice(0), slice(0))
+
+
+class Whole(torch.autograd.Function):
+    """The product over a whole map that a convolution is: taps [D, KH, KW, C] to [H' W' D, H W C].
+
+    Written and differentiated in place: slices that PyTorch differentiates fill a tensor of zeros each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, taps: torch.Tensor, rows: Axis, columns: Axis, dtype: torch.dtype) -> torch.Tensor:
+        """The product's matrix, of the type that it will be multiplied in."""
+        ctx.rows, ctx.columns, ctx.shape, ctx.dtype = rows, columns, taps.shape, taps.dtype
+        whole = taps.new_zeros(Whole.shape(taps.shape, rows, columns), dtype=dtype)
+        for output, ((tap, pixel), (across, beside)) in enumerate(product(rows.of_outputs(), columns.of_outputs())):
+            whole[output, :, pixel, beside] = taps[:, tap, across]
+        return whole.view(-1, rows.size * columns.size * taps.shape[3])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
+        """The taps' gradient: of each, the sum over where it stands in the product."""
+        whole = gradient.reshape(Whole.shape(ctx.shape, ctx.rows, ctx.columns))
+        taps = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
+        outputs = product(ctx.rows.of_outputs(), ctx.columns.of_outputs())
+        for output, ((tap, pixel), (across, beside)) in enumerate(outputs):
+            taps[:, tap, across] += whole[output, :, pixel, beside]
+        return taps, None, None, None
+
+    @staticmethod
+    def shape(taps: torch.Size, rows: Axis, columns: Axis) -> tuple[int, ...]:
+        """Of the product: outputs, D, H, W, C."""
+        return rows.outputs * columns.outputs, taps[0], rows.size, columns.size, taps[3]
+
+
+class Patches(torch.autograd.Function):
+    """What lies under the kernel for each output pixel: [N, H, W, C] to [N, H', W', KH, KW, C], zeros in padding."""
+
+    @staticmethod
+    def forward(ctx: Any, pixels: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
+        """The patches."""
+        ctx.rows, ctx.columns, ctx.shape = rows, columns, pixels.shape
+        return Patches.of(pixels, rows, columns)
+
+    @staticmethod
+    def of(pixels: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
+        """The same, not to be differentiated."""
+        images, _, _, channels = pixels.shape
+        shape = images, rows.outputs, columns.outputs, rows.kernel, columns.kernel, channels
+        patches = pixels.new_zeros(shape)
+        for (i, (row, high)), (j, (column, wide)) in product(enumerate(rows.of_taps()), enumerate(columns.of_taps())):
+            patches[:, row, column, i, j] = pixels[:, high, wide]
+        return patches
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
+        """The pixels' gradient: of each, the sum over the patches that it is in."""
+        pixels = gradient.new_zeros(ctx.shape)
+        taps = product(enumerate(ctx.rows.of_taps()), enumerate(ctx.columns.of_taps()))
+        for (i, (row, high)), (j, (column, wide)) in taps:
+            pixels[:, high, wide] += gradient[:, row, column, i, j]
+        return pixels, None, None
+
+
+class Convolved(torch.autograd.Function):
+    """A convolution, of which only the gradient of the weights is computed as a product, over patches.
+
+    That is what oneDNN takes longest for in bfloat16. [N, H, W, C] and [D, KH, KW, C] to [N, H', W', D].
+    """
+
+    @staticmethod
+    def forward(ctx: Any, pixels: torch.Tensor, weight: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
+        """The convolution."""
+        ctx.save_for_backward(pixels, weight)
+        ctx.rows, ctx.columns = rows, columns
+        strides, paddings = zip(rows[2:], columns[2:], strict=True)
+        images, kernels = pixels.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2)
+        return torch.conv2d(images, kernels, None, strides, paddings).permute(0, 2, 3, 1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
+        """The gradients of pixels and weights."""
+        pixels, weight = ctx.saved_tensors
+        images, kernels, outputs = (tensor.permute(0, 3, 1, 2) for tensor in (pixels, weight, gradient))
+        geometry = (*zip(ctx.rows[2:], ctx.columns[2:], strict=True), (1, 1), False, (0, 0), 1)
+        images = torch.ops.aten.convolution_backward(outputs, images, kernels, None, *geometry, (True, False, False))[0]
+        patches = Patches.of(pixels, ctx.rows, ctx.columns)
+        weights = gradient.flatten(0, 2).t() @ patches.flatten(3).flatten(0, 2)
+        return images.permute(0, 2, 3, 1), weights.view(weight.shape), None, None
 
 
 def as_products(model: nn.Module, *, pointwise: bool = True, small_maps: bool = True) -> None:
@@ -56,7 +188,7 @@ def as_products(model: nn.Module, *, pointwise: bool = True, small_maps: bool = 
     Args:
         model: is changed. Convolutions with groups, dilation or another padding than zeros stay as they are.
         pointwise: those of 1x1.
-        small_maps: the others, where the map that comes in is small enough.
+        small_maps: the others, as far as their maps are small.
     """
     for module in model.modules():
         plain = type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1)
