@@ -29,7 +29,7 @@ from deaths import deaths
 from place import Place, Verdict, rows, show
 
 import rresnet
-from rresnet.config import Trial
+from rresnet.cell import Trial
 from rresnet.runner import sweep
 from rresnet.tables import store
 from rresnet.tables.measurement import Measurement

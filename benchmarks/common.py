@@ -12,7 +12,7 @@ import torch
 
 from rresnet import data, hardware
 from rresnet.analysis.statistics import log_mean_interval
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.data import ImageData
 from rresnet.tables.measurement import TRIALS, Measurement
 from rresnet.training.step import Eager

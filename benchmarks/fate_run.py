@@ -24,7 +24,8 @@ from typing import Any
 from unittest import mock
 
 from rresnet import cli, grid
-from rresnet.config import Cell, Device, How, Settings, Trial
+from rresnet.cell import Cell, Device, Trial
+from rresnet.config import How, Settings
 from rresnet.hardware import Hardware
 
 FIRST_SIZE = 8  # batch size of the first fate

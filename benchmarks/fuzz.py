@@ -35,7 +35,7 @@ import pyarrow.parquet as pq
 from hypothesis import strategies as st
 from PIL import Image
 
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 from rresnet.data import DataError, files
 from rresnet.tables import reading, store
 from rresnet.tables.measurement import TRIALS

@@ -17,7 +17,7 @@ import torch
 from common import arguments, cell, images, verdict
 from torch import nn
 
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.hardware import probe
 from rresnet.training.train import train_epochs
 from rresnet.training.workbench import Workbench

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from common import arguments, cell, verdict
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 from rresnet.tables.measurement import SCHEMAS
 
 RUN = "20260101T000000000000Z-compare-abcdef"

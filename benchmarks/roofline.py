@@ -25,7 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from rresnet import grid, hardware
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.training import limits, model
 from rresnet.training.workbench import Workbench
 

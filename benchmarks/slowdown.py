@@ -20,7 +20,8 @@ from pathlib import Path
 from common import cell, verdict
 
 from rresnet import command
-from rresnet.config import SCHEMA_VERSION, Trial
+from rresnet.cell import Trial
+from rresnet.config import SCHEMA_VERSION
 from rresnet.tables.store import Run, Writer
 
 STEP_SECONDS, STEPS, REPEATS, PROCESSES = 0.2, 3, 12, 3

@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from rresnet import cli, grid
-from rresnet.config import Cell, Device, How, Settings, Trial
+from rresnet.cell import Cell, Device, Trial
+from rresnet.config import How, Settings
 from rresnet.hardware import Hardware
 from rresnet.tables.measurement import Environment, Measurement
 

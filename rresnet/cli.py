@@ -10,10 +10,10 @@ from types import FrameType
 
 from rich.console import Console
 
-from rresnet import data, grid, usage
-from rresnet.config import Settings, UsageError
+from rresnet import grid, usage
+from rresnet.cell import UsageError
+from rresnet.config import Settings
 from rresnet.experiments import experiment, planning, running
-from rresnet.tables import store
 from rresnet.terminal import say
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
@@ -46,7 +46,7 @@ def main(
         # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
         console = Console(file=sys.stdout)
         return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
-    except (UsageError, data.DataError, store.StoreError) as error:
+    except UsageError as error:
         say(errors, f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:

@@ -9,10 +9,9 @@ import tyro
 from rich.console import Console
 
 from rresnet import __version__, usage
+from rresnet.cell import UsageError
 from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
-from rresnet.config import UsageError
 from rresnet.tables import place
-from rresnet.tables.place import StoreError
 from rresnet.terminal import say
 
 DESCRIPTION = """What should you train on? Measure it, then look at it with the commands below.
@@ -55,9 +54,8 @@ def report(
     ),
     *,
     out: Annotated[Path | None, UNSET] = None,
-    run: Annotated[tuple[str, ...], UNSET] = (),
-    price: Annotated[tuple[str, ...], UNSET] = (),
-    with_reference: Annotated[bool, UNSET] = False,
+    run: Annotated[tuple[str, ...], UNSET, tyro.conf.arg(metavar="ID ...")] = (),
+    price: Annotated[tuple[str, ...], UNSET, tyro.conf.arg(metavar="PRICE ...")] = (),
 ) -> bool:
     """Write one HTML page, its figures as files, and a Markdown summary of results.
 
@@ -71,13 +69,12 @@ def report(
         out: folder to write to. Default: report in the first results folder.
         run: ids of the runs to report. Default: all of them, the newest first.
         price: what an hour of a machine costs, for example "gpu=4.10 USD/h", or a .toml file with date and source.
-        with_reference: show the package's reference results too, marked as measured elsewhere.
     """
     if not results:
         raise UsageError("rresnet report needs at least one results folder")
     from rresnet.reporting import report as reporting  # imports pandas and matplotlib, which takes seconds
 
-    reporting.write(results, Console(), out=out, runs=run, prices=price, with_reference=with_reference)
+    reporting.write(results, Console(), out=out, runs=run, prices=price)
     return True
 
 
@@ -186,7 +183,7 @@ def main(arguments: list[str] | None = None) -> int:
         commands: dict[str, Callable[..., bool]] = {"doctor": doctor, "report": report, "diff": diff, "export": export}
         fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED
-    except (UsageError, StoreError) as error:
+    except UsageError as error:
         say(Console(stderr=True), f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:

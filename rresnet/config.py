@@ -5,29 +5,7 @@ from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
-from rresnet.cell import (
-    AT_LEAST_1,
-    AXES,
-    CELL_COLUMNS,
-    DEVICES,
-    FLAGGED,
-    LATER,
-    Axes,
-    Cell,
-    Device,
-    Execution,
-    Must,
-    Precision,
-    Trial,
-    UsageError,
-    nearest,
-    stable_hash,
-)
-
-__all__ = [
-    "AUTO", "AXES", "CELL_COLUMNS", "DEVICES", "FLAGGED", "SCHEMA_VERSION", "Axes", "Cell", "Device", "Group", "How",
-    "Precision", "Settings", "Trial", "UsageError", "nearest", "stable_hash",
-]  # fmt: skip
+from rresnet.cell import AT_LEAST_1, LATER, Axes, Cell, Device, Execution, Must, UsageError, stable_hash
 
 SCHEMA_VERSION = 1
 AUTO: Literal["auto"] = "auto"

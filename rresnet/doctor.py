@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rresnet import hardware
-from rresnet.config import Precision
+from rresnet.cell import Precision
 from rresnet.hardware import Hardware
 from rresnet.quality import flags
 from rresnet.quality.monitor import Monitor

@@ -5,7 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
-from rresnet.config import AUTO, FLAGGED, Axes, Cell, Device, Settings, Trial, UsageError, nearest
+from rresnet.cell import FLAGGED, Axes, Cell, Device, Trial, UsageError, nearest
+from rresnet.config import AUTO, Settings
 from rresnet.hardware import Hardware
 
 AS_WRITTEN = Axes()  # the blog's script: what PyTorch does unless told otherwise
@@ -53,7 +54,21 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
             # A recipe never asks for what can't be run: a step that is not eager is one worker's, and not fp16's.
             if "execution" not in asked and (num_workers > 1 or chosen.precision == "fp16"):
                 chosen = replace(chosen, execution="eager")
-            one = cell(settings, hardware, device, name, chosen, batch_size, num_workers, num_nodes, copy)
+            one = Cell(
+                device=device,
+                recipe=name,
+                **vars(chosen),
+                model=settings.model,
+                dataset=settings.dataset,
+                image_size=settings.image_size,
+                batch_size=batch_size,
+                num_workers=num_workers,
+                num_nodes=num_nodes,
+                cpu_threads=settings.cpu_threads or max(1, hardware.cpu_cores * num_nodes // num_workers),
+                seed=settings.seed,
+                epochs=settings.epochs,
+                copy=copy,
+            )
             found[one.cell_id] = one
     return list(found.values())
 
@@ -73,45 +88,14 @@ def fewest_nodes(device: Device, num_workers: int, hardware: Hardware) -> int:
     )
 
 
-def cell(
-    settings: Settings,
-    hardware: Hardware,
-    device: Device,
-    recipe: str,
-    axes: Axes,
-    batch_size: int,
-    num_workers: int = 1,
-    num_nodes: int = 1,
-    copy: int = 0,
-) -> Cell:
-    """One cell of the settings, with the axes that a recipe resolved to."""
-    return Cell(
-        device=device,
-        recipe=recipe,
-        **vars(axes),
-        model=settings.model,
-        dataset=settings.dataset,
-        image_size=settings.image_size,
-        batch_size=batch_size,
-        num_workers=num_workers,
-        num_nodes=num_nodes,
-        cpu_threads=settings.cpu_threads or max(1, hardware.cpu_cores * num_nodes // num_workers),
-        seed=settings.seed,
-        epochs=settings.epochs,
-        copy=copy,
-    )
-
-
 def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> list[Trial]:
     """Every cell once in each repeat, in the order they run.
 
     Repeats are outermost, so that slow drift of the machine meets every cell alike; the order within a repeat is
     shuffled by the seed, so that no cell always follows the same neighbour. Consecutive repeats share a trial process.
     """
-    trials = []
-    for repeat in range(repeats):
-        trials += _repeat(cells, repeat, repeat * min(processes, repeats) // repeats, seed)
-    return trials
+    process_of = [repeat * min(processes, repeats) // repeats for repeat in range(repeats)]
+    return [trial for repeat, process in enumerate(process_of) for trial in _repeat(cells, repeat, process, seed)]
 
 
 def more(cells: Sequence[Cell], part: int, *, repeats: int, processes: int, seed: int) -> list[Trial]:

@@ -10,7 +10,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 from rresnet.terminal import duration, number, say
 
 QUIET_SECONDS = 30.0  # a long trial says something at least this often where there is no live line

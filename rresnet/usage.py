@@ -17,7 +17,8 @@ import tyro
 from rich.console import Console
 
 from rresnet import data, grid
-from rresnet.config import Axes, Group, Settings
+from rresnet.cell import Axes
+from rresnet.config import Group, Settings
 from rresnet.terminal import say
 
 S = TypeVar("S", bound=Settings)

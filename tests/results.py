@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from samples import make_cell
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 from rresnet.tables.measurement import SCHEMAS
 
 START = datetime(2026, 3, 1, 12, tzinfo=UTC)

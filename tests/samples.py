@@ -1,6 +1,6 @@
 """Machines, cells and a model that the tests share."""
 
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.hardware import Hardware
 
 LAPTOP = Hardware(

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from samples import make_cell
 
 from rresnet import grid
-from rresnet.config import CELL_COLUMNS, How, Settings, Trial, UsageError, stable_hash
+from rresnet.cell import CELL_COLUMNS, Trial, UsageError, stable_hash
+from rresnet.config import How, Settings
 from rresnet.experiments.blog import BlogSettings
 
 

@@ -10,7 +10,7 @@ from rresnet.analysis import decision
 from rresnet.analysis.decision import Price
 from rresnet.analysis.prices import used
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 
 CPU_PRICE, GPU_PRICE = Price(what="cpu", per_hour=0.36), Price(what="gpu", per_hour=3.6)
 

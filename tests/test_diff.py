@@ -11,7 +11,7 @@ import rresnet
 from rresnet.analysis import diff, unpaired
 from rresnet.analysis.diff_text import render
 from rresnet.analysis.statistics import Interval, independent_ratio
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 
 QUIET = [100.0, 101.0, 99.0, 100.5, 99.5, 100.0]
 

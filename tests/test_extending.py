@@ -69,7 +69,8 @@ import rresnet
 from rresnet import grid
 from rresnet.analysis import reference
 from rresnet.training import model
-from rresnet.config import Cell, CELL_COLUMNS, Settings, Trial
+from rresnet.cell import Cell, CELL_COLUMNS, Trial
+from rresnet.config import Settings
 from rresnet.tables.measurement import TRIALS
 
 kept = reference.read(reference.Path(sys.argv[1])).trials

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from samples import make_cell
 
 from rresnet import grid
-from rresnet.config import Axes, Cell, Settings, UsageError
+from rresnet.cell import Axes, Cell, UsageError
+from rresnet.config import Settings
 
 
 def test_the_grid_is_the_product_of_its_axes(laptop):
@@ -51,18 +52,15 @@ def test_tuned_is_what_the_device_can(laptop, a100):
 
 
 def test_a_cell_is_what_the_settings_say(laptop):
-    axes = Axes(channels_last=True)
-    settings = Settings(model="vgg11", dataset="mnist", image_size=64, seed=7, epochs=2, cpu_threads=3)
-    found = grid.cell(settings, laptop, "cpu", "blog", axes, 16)
-    assert found == Cell(
-        device="cpu", recipe="blog", channels_last=True, model="vgg11", dataset="mnist", image_size=64, batch_size=16,
-        num_workers=1, num_nodes=1, cpu_threads=3, seed=7, epochs=2, copy=0,
-    )  # fmt: skip
-    (whole,) = grid.cells(replace(settings, recipe=("blog",), batch_size=(16,)), ["cpu"], laptop)
-    assert whole == replace(found, channels_last=False)
-    spread = grid.cell(Settings(), laptop, "cpu", "blog", axes, 16, 3, 3, 1)
+    asked = {"model": "vgg11", "dataset": "mnist", "image_size": 64, "seed": 7, "epochs": 2}
+    settings = Settings(recipe=("blog",), batch_size=(16,), cpu_threads=3, **asked)
+    (found,) = grid.cells(settings, ["cpu"], laptop)
+    assert found == Cell(device="cpu", recipe="blog", batch_size=16, num_workers=1, cpu_threads=3, **asked)
+    three = replace(settings, cpu_threads=None, num_workers=(3,), num_nodes=(3,), aa=True)
+    _, spread = grid.cells(three, ["cpu"], laptop)
     assert (spread.num_workers, spread.num_nodes, spread.cpu_threads, spread.copy) == (3, 3, 4, 1)
-    assert grid.cell(Settings(), laptop, "cpu", "blog", axes, 16, 3).cpu_threads == 1  # 4 cores, whole ones
+    (together,) = grid.cells(replace(three, num_nodes=(1,), aa=False), ["cpu"], laptop)
+    assert together.cpu_threads == 1  # 4 cores, whole ones
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,8 @@ import pytest
 from samples import make_cell
 
 from rresnet import grid
-from rresnet.config import Settings, UsageError
+from rresnet.cell import UsageError
+from rresnet.config import Settings
 from rresnet.experiments import growth
 from rresnet.tables.measurement import TRIALS
 
@@ -45,7 +46,7 @@ def grow(monkeypatch, sweep, settings, began=0.0, clock=0.0, again=()):
     monkeypatch.setattr(growth, "rows_so_far", lambda *_: pd.DataFrame(sweep.rows).reindex(columns=columns))
     monkeypatch.setattr(growth.time, "monotonic", lambda: clock)
     progress = FakeProgress()
-    growth.grow(sweep, settings, CELLS, None, progress, again=again, began=began)
+    growth.grow(sweep, CELLS, None, progress, again, settings=settings, began=began)
     return progress.lines
 
 

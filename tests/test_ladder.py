@@ -8,7 +8,8 @@ from rich.console import Console
 from samples import make_cell
 
 from rresnet import grid
-from rresnet.config import Settings, UsageError
+from rresnet.cell import UsageError
+from rresnet.config import Settings
 from rresnet.experiments import blog, ladder
 
 

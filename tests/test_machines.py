@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 from rresnet.runner import machines
 from rresnet.runner.machines import Wanted
 

@@ -182,7 +182,7 @@ def test_a_damaged_object_is_named_and_stays(url):
 )
 def test_a_place_that_is_none_is_told(url, results, message):
     with pytest.raises(StoreError, match=message):
-        store.check_writable(results)
+        place.at(results).check_writable()
 
 
 def test_a_network_that_does_not_answer_is_told(url, monkeypatch):
@@ -194,7 +194,7 @@ def test_a_network_that_does_not_answer_is_told(url, monkeypatch):
 def test_no_results_there_are_told(url):
     with pytest.raises(StoreError, match="no results in s3://"):
         rresnet.read(url)
-    store.check_writable(url)
+    place.at(url).check_writable()
     assert place.at(url).names("runs") == []  # the trial object is gone
 
 

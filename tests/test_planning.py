@@ -6,7 +6,8 @@ import pytest
 from samples import A100, LAPTOP
 
 from rresnet import grid
-from rresnet.config import Settings, UsageError
+from rresnet.cell import UsageError
+from rresnet.config import Settings
 from rresnet.experiments import planning
 
 

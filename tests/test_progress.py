@@ -5,7 +5,7 @@ from rich.console import Console
 from samples import make_cell
 
 from rresnet import progress
-from rresnet.config import Trial
+from rresnet.cell import Trial
 from rresnet.progress import Progress
 
 

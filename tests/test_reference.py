@@ -4,7 +4,7 @@ from test_export import BLOG, TUNED, row, written
 
 import rresnet
 from rresnet.analysis import reference
-from rresnet.config import CELL_COLUMNS, Cell, Trial
+from rresnet.cell import CELL_COLUMNS, Cell, Trial
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from samples import make_cell
 
 from results import BLOG, START, TUNED, epochs, trial, trials, write
 from rresnet import command
+from rresnet.analysis import answer
 from rresnet.reporting import parts, report, speed, use
 
 
@@ -274,7 +275,7 @@ def test_many_settings_are_drawn_in_part_and_it_says_so(tmp_path):
 
 def part_of(tmp_path, rows, epochs_of_rows=()):
     (part,) = parts.read([write(tmp_path / "a", rows, epochs_of_rows)])
-    cells = parts.cells(part.trials)
+    cells = pd.DataFrame(answer.compared(part.trials))
     return part, cells[cells["repeats"] > 0]
 
 

@@ -10,7 +10,7 @@ from samples import A100, LAPTOP, make_cell
 from test_analysis import trials as made
 
 from rresnet import grid
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 from rresnet.experiments import scaling
 from rresnet.experiments.scaling import Model, ScalingSettings
 

@@ -7,7 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_cell
 
-from rresnet.config import Settings, UsageError
+from rresnet.cell import UsageError
+from rresnet.config import Settings
 from rresnet.experiments import search
 
 

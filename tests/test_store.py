@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 import pytest
 from samples import make_cell
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 from rresnet.runner.sweep import rows_of
 from rresnet.tables import reading, store
 from rresnet.tables.measurement import SCHEMAS, Measurement

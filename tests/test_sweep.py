@@ -234,9 +234,7 @@ def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts
     (trial, *_) = grid.plan(CELLS, repeats=1, processes=1, seed=4)
     agenda, attempts = Agenda([trial]), []
     agenda.lose(trial)
-    sweep = SimpleNamespace(
-        record=lambda trial, found, attempt, known, record: attempts.append(attempt), how=How(seconds=1)
-    )
+    sweep = SimpleNamespace(finish=lambda trial, found, attempt: attempts.append(attempt), how=How(seconds=1))
     lane = Lane(sweep, FakeMachine(node_id="a", hardware=LAPTOP), agenda)
     lane.died(trial, 1, "has died", 0.0, None, FakeMachine.killed)
     lane.evicted(trial, 2, "OutOfMemoryError", None)

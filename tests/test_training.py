@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_cell
 
-from rresnet.config import How, UsageError
+from rresnet.cell import UsageError
+from rresnet.config import How
 from rresnet.data import ImageData, Split
 from rresnet.quality.monitor import Usage
 from rresnet.training import convolution, limits, model, step

@@ -3,7 +3,7 @@ import pytest
 import torch
 from samples import make_cell
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 from rresnet.data import ImageData, Split
 from rresnet.runner import lane, sweep, trial
 from rresnet.tables.measurement import Measurement

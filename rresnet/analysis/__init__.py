@@ -20,9 +20,9 @@ from rresnet.analysis.statistics import (
     repeats_needed,
     variance_components,
 )
-from rresnet.config import CELL_COLUMNS, DEVICES
+from rresnet.cell import CELL_COLUMNS, DEVICES
 from rresnet.grid import AS_WRITTEN
-from rresnet.tables.measurement import DEFAULTS, TRIAL_KEY, filled
+from rresnet.tables.measurement import DEFAULTS, TRIAL_KEY
 from rresnet.tables.place import Location
 from rresnet.tables.reading import StoreError, check_there, read_tables
 
@@ -72,14 +72,12 @@ def read(results: Location | Sequence[Location] = "results") -> Tables:
         raise StoreError("no results folder was named: give at least one")
     tables = [read_tables(folder) for folder in folders]
     joined = tables[0] if len(tables) == 1 else _joined(tables)
-    return Tables(
-        **{name: table.to_pandas() for name, table in (joined | {"trials": filled(joined["trials"])}).items()}
-    )
+    return Tables(**{name: table.to_pandas() for name, table in joined.items()})
 
 
 def trials_of(results: Location, run_id: str) -> pd.DataFrame:
     """One run's rows of the trials table."""
-    return filled(read_tables(results, ["trials"], run_id=run_id)["trials"]).to_pandas()
+    return read_tables(results, ["trials"], run_id=run_id)["trials"].to_pandas()
 
 
 def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
@@ -98,7 +96,7 @@ def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
 
 
 def repeats_interval(
-    values: "pd.Series[float]", rows: pd.DataFrame, level: float, drift_limit: float = DRIFT_LIMIT
+    values: "pd.Series[float]", rows: pd.DataFrame, level: float = 0.95, drift_limit: float = DRIFT_LIMIT
 ) -> Interval:
     """The geometric mean of `values`, one for each of `rows`, with its interval over repeats."""
     return log_mean_interval(values.tolist(), *in_series(rows), level, drift_limit=drift_limit)
@@ -132,63 +130,38 @@ def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(**{axis: told[axis].where(told[axis].notna(), value) for axis, value in DEFAULTS.items()})
 
 
-def rates(trials: pd.DataFrame, *, level: float = 0.95) -> pd.DataFrame:
+def rates(trials: pd.DataFrame) -> pd.DataFrame:
     """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
 
     No pairing shields a rate from the machine's drift: its interval allows for more of it (`RATE_DRIFT_LIMIT`).
     """
     trials = with_all_axes(trials)
     ok = trials[trials["status"] == "ok"]
-    intervals = _rate_intervals(ok, level)
-    found = _summed_up(ok)
     statuses = trials.groupby("cell_id")["status"].value_counts()
-    rows = []
-    cells: dict[Any, dict[Any, Any]] = (
-        trials.drop_duplicates("cell_id").set_index("cell_id")[list(CELL_COLUMNS)].to_dict("index")
-    )
-    for cell_id, cell in cells.items():
-        interval, of_cell = intervals.get(cell_id), found.get(cell_id, dict.fromkeys(_SUMMED_UP))
-        images = of_cell.pop("epoch_images") or float("nan")
-        if interval and of_cell["epoch_seconds_kind"] == "projected":
-            of_cell["epoch_seconds"] = images / interval.estimate
-        rows.append(
-            {
-                "cell_id": cell_id,
-                **cell,
-                "images_per_second": interval.estimate if interval else None,
-                "low": interval.low if interval else None,
-                "high": interval.high if interval else None,
-                **of_cell,
-                "epoch_low": images / interval.high if interval and interval.high else None,
-                "epoch_high": images / interval.low if interval and interval.low else None,
-                "statuses": ", ".join(f"{n} {status}" for status, n in statuses[cell_id].items()),
-                "repeats": interval.count if interval else 0,
-            }
-        )
-    numbers = dict.fromkeys(("images_per_second", "low", "high"), "float64")  # also where all of them are null
-    return pd.DataFrame(rows).astype(numbers) if rows else pd.DataFrame()
+    found = trials.drop_duplicates("cell_id").set_index("cell_id")[list(CELL_COLUMNS)]
+    found = found.join(_rate_intervals(ok)).join(_summed_up(ok))
+    rate = found["images_per_second"].where(found["epoch_seconds_kind"] == "projected")
+    found["epoch_seconds"] = (found["epoch_images"] / rate).fillna(found["epoch_seconds"])
+    found["epoch_low"], found["epoch_high"] = (found["epoch_images"] / found[bound] for bound in ("high", "low"))
+    found["statuses"] = [", ".join(f"{n} {status}" for status, n in statuses[cell].items()) for cell in found.index]
+    return found.assign(repeats=found["repeats"].fillna(0).astype(int)).drop(columns="epoch_images").reset_index()
 
 
-def _rate_intervals(ok: pd.DataFrame, level: float) -> dict[Any, Interval]:
-    """By cell the mean of its rates."""
-    if ok.empty:
-        return {}
-    values, repeats, processes = (np.asarray(of) for of in (ok["images_per_second"], *in_series(ok)))
-    intervals = {}
+def _rate_intervals(ok: pd.DataFrame) -> pd.DataFrame:
+    """By cell the mean of its rates, with its interval and how many repeats entered."""
+    series = in_series(ok) if len(ok) else ([], [])
+    values, repeats, processes = (np.asarray(of) for of in (ok["images_per_second"], *series))
+    rows = {}
     for cell_id, at in ok.groupby("cell_id").indices.items():
         of_cell = values[at].tolist(), repeats[at].tolist(), processes[at].tolist()
-        intervals[cell_id] = log_mean_interval(*of_cell, level, drift_limit=RATE_DRIFT_LIMIT)
-    return intervals
+        found = log_mean_interval(*of_cell, drift_limit=RATE_DRIFT_LIMIT)
+        rows[cell_id] = (found.estimate, found.low, found.high, found.count)
+    columns = ["images_per_second", "low", "high", "repeats"]
+    return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype="float64")
 
 
-_SUMMED_UP = [
-    "epoch_seconds", "epoch_seconds_kind", "epoch_images", "epoch_joules", "peak_memory_bytes", "percent_of_limit",
-    "bottleneck", "test_accuracy",
-]  # fmt: skip
-
-
-def _summed_up(ok: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
-    """By cell what its ok rows tell together, `_SUMMED_UP`."""
+def _summed_up(ok: pd.DataFrame) -> pd.DataFrame:
+    """By cell what else its ok rows tell together."""
     measured = ["epoch_seconds", "images_per_second", "energy_joules", "measured_images", "peak_memory_bytes"]
     numbers = ok[[*measured, "percent_of_limit", "test_accuracy"]].astype("float64")
     numbers["epoch_images"] = numbers["epoch_seconds"] * numbers["images_per_second"]
@@ -197,7 +170,7 @@ def _summed_up(ok: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
     of_cell = numbers.groupby(ok["cell_id"])
     votes = ok.groupby(["cell_id", "bottleneck"]).size().reset_index(name="trials")
     votes = votes.sort_values(["trials", "bottleneck"], ascending=[False, True]).drop_duplicates("cell_id")
-    found = pd.DataFrame(
+    return pd.DataFrame(
         {
             **of_cell[["epoch_seconds", "epoch_images", "percent_of_limit"]].median(),
             **of_cell[["epoch_joules", "test_accuracy"]].mean(),
@@ -206,15 +179,12 @@ def _summed_up(ok: pd.DataFrame) -> dict[Any, dict[Any, Any]]:
             "bottleneck": votes.set_index("cell_id")["bottleneck"],
         }
     )
-    known = found[_SUMMED_UP].astype(object)
-    told: dict[Any, dict[Any, Any]] = known.where(known.notna(), None).to_dict("index")
-    return told
 
 
-def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str, *, level: float = 0.95) -> Interval | None:
+def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> Interval | None:
     """The paired ratio of two cells' images a second, or None when no repeat holds both."""
     pairs = paired(trials, cell_id, reference_cell_id)
-    return None if pairs.empty else repeats_interval(pairs["ratio"], pairs, level)
+    return None if pairs.empty else repeats_interval(pairs["ratio"], pairs)
 
 
 def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.DataFrame:
@@ -261,17 +231,17 @@ def widest(trials: pd.DataFrame) -> Lead | None:
     return max(found, key=lambda one: one.half_width, default=None)
 
 
-def lead(pairs: pd.DataFrame, *, level: float = 0.95) -> Lead:
+def lead(pairs: pd.DataFrame) -> Lead:
     """What `paired` rows tell of their ratio. At least `MINIMUM_REPEATS` of them."""
-    interval = repeats_interval(pairs["ratio"], pairs, level)
+    interval = repeats_interval(pairs["ratio"], pairs)
     assert interval.low is not None
     assert interval.high is not None
     values, order = pairs["ratio"].tolist(), in_series(pairs)
     return Lead(
         half_width=math.sqrt(interval.high / interval.low) - 1,
         parts=variance_components(values, *order),
-        repeats_for=lambda target: repeats_needed(values, *order, target, level),
-        processes_differ=lambda target: repeats_needed(values, *order, target, level, drift_limit=0.0) is None,
+        repeats_for=lambda target: repeats_needed(values, *order, target),
+        processes_differ=lambda target: repeats_needed(values, *order, target, drift_limit=0.0) is None,
     )
 
 

@@ -8,8 +8,8 @@ from rich.console import Console
 
 from rresnet import analysis
 from rresnet.analysis import comparison, regimes
-from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS
-from rresnet.config import AXES
+from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS, Interval
+from rresnet.cell import AXES
 from rresnet.quality.flags import ADVICE
 from rresnet.terminal import duration, number, percent, print_table, say
 
@@ -23,15 +23,15 @@ NO_GPU = (
 
 def findings(trials: pd.DataFrame, console: Console) -> None:
     """Print the table of one run's cells, and the fastest of them in a sentence."""
-    cells = ranked(trials)
-    _print_table(trials, cells, analysis.reference_cell(cells), console)
+    cells = compared(trials)
+    _print_table(cells, console)
     for line in (sentence(trials, cells), *scatter(trials, cells), *_noise_floor(trials, cells)):
         say(console, line)
 
 
 def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
     """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
-    cells = ranked(trials)
+    cells = compared(trials)
     for line in states(trials, cells):
         say(console, line)
     for flag, count, what in flagged(trials):
@@ -41,10 +41,29 @@ def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> N
         say(console, NO_GPU, "dim")
 
 
-def ranked(trials: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The cells as `analysis.rates` gives them, the fastest first, those that never ended ok last."""
-    rates = analysis.rates(trials)
-    return rates.sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
+def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
+    """The cells of a run on one machine, the fastest first, those that never ended ok last.
+
+    Beside the columns of `analysis.rates`: `setting`, its name; the paired ratio to the reference cell (`speedup`,
+    `speedup_low`, `speedup_high`, `pairs`, `distinguishable`), None where there is none; and `is_reference`.
+    """
+    cells: list[dict[Any, Any]] = (
+        analysis.rates(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
+    )
+    reference, floor = analysis.reference_cell(cells), comparison.noise_floor(trials)
+    for cell in cells:
+        apart = reference and cell["repeats"] and cell is not reference
+        ratio = analysis.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference and apart else None
+        cell |= {
+            "setting": name(cell, cells),
+            "speedup": ratio and ratio.estimate,
+            "speedup_low": ratio and ratio.low,
+            "speedup_high": ratio and ratio.high,
+            "pairs": ratio and ratio.count,
+            "distinguishable": ratio and analysis.distinguishable(ratio, floor),
+            "is_reference": cell is reference,
+        }
+    return cells
 
 
 def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
@@ -69,35 +88,41 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     apart = analysis.distinguishable(lead, floor)
     if apart is None:
         return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
-    verdict = "distinguishable" if apart else "not distinguishable"
-    if not apart and analysis.distinguishable(lead):
-        assert floor is not None
-        verdict += f", for identical settings came out up to {percent(floor, 1)} apart"
-    return f"{told}. That is {than} (95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs): {verdict}."
+    interval = f"95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs"
+    return f"{told}. That is {than} ({interval}): {verdict(lead, apart, floor)}."
 
 
-def _print_table(
-    trials: pd.DataFrame, cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None, console: Console
-) -> None:
-    floor = comparison.noise_floor(trials)
+def verdict(ratio: Interval, apart: bool, floor: float | None) -> str:
+    """Whether two settings are `apart`; where the noise floor alone says that they are not, it is named."""
+    if apart:
+        return "distinguishable"
+    by_floor = floor is not None and analysis.distinguishable(ratio)
+    why = f", for identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
+    return f"not distinguishable{why}"
+
+
+def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     columns = {
-        "setting": [name(cell, cells) for cell in cells],
+        "setting": [cell["setting"] for cell in cells],
         "images/s": [rate(cell) for cell in cells],
         "epoch": [epoch(cell) for cell in cells],
-        "speedup": [_speedup(trials, cell, reference, floor) for cell in cells],
-        "test accuracy": [_told(cell["test_accuracy"], "{:.3f}") for cell in cells],
-        "of limit": [_told(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
-        "bound by": [_told(cell["bottleneck"], "{}") for cell in cells],
+        "speedup": [(ALIKE if cell["distinguishable"] is False else "") + speedup(cell) for cell in cells],
+        "test accuracy": [known(cell["test_accuracy"], "{:.3f}") for cell in cells],
+        "of limit": [known(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
+        "bound by": [known(cell["bottleneck"], "{}") for cell in cells],
         "trials": [cell["statuses"] for cell in cells],
     }
     optional = ["bound by", "of limit", "test accuracy", "epoch"]
     if not any(columns["test accuracy"]):
         del columns["test accuracy"]
         optional.remove("test accuracy")
+    against = "".join(f"Speedup over {c['setting']}, paired by repeat. " for c in cells if c["is_reference"])
+    marked = any(cell["distinguishable"] is False for cell in cells)
+    mark = f"\n{ALIKE.strip()}: not distinguishable from the reference." if marked else ""
     print_table(
         console,
         columns,
-        caption=_caption(cells, reference, marked=any(told.startswith(ALIKE) for told in columns["speedup"])),
+        caption=f"{against}In brackets: 95 % intervals over repeats.{mark}",
         left=("setting", "bound by", "trials"),
         broken="setting",
         left_out=optional,
@@ -105,25 +130,20 @@ def _print_table(
     )
 
 
-def _told(value: Any, form: str) -> str:
+def known(value: Any, form: str) -> str:
+    """The value in that form; nothing where it is null."""
     return "" if pd.isna(value) else form.format(value)
 
 
-def _caption(cells: list[dict[Any, Any]], reference: Mapping[str, Any] | None, *, marked: bool) -> str:
-    against = f"Speedup over {name(reference, cells)}, paired by repeat. " if reference else ""
-    mark = f"\n{ALIKE.strip()}: not distinguishable from the reference." if marked else ""
-    return f"{against}In brackets: 95 % intervals over repeats.{mark}"
-
-
-def name(cell: Mapping[str, Any], cells: list[dict[Any, Any]]) -> str:
-    """What tells the cell from the others: device, recipe, batch size, and each other axis that varies."""
-    parts = [cell["device"], cell["recipe"], f"batch {cell['batch_size']}"]
+def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = True) -> str:
+    """What tells the cell from the others: device, recipe, batch size if `sized`, and each other axis that varies."""
+    parts = [cell["device"], cell["recipe"], *([f"batch {cell['batch_size']}"] if sized else [])]
     alike = [c for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])]
     for axis in (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed"):
         if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1:
             value = "none" if pd.isna(cell[axis]) else int(cell[axis]) if axis == "epochs" else cell[axis]
             parts.append(str(value) if axis == "precision" else f"{axis.replace('_', ' ')} {value}")
-    return " ".join([*parts, *(["again"] if cell["copy"] else [])])
+    return " ".join([*parts, *(["again"] if cell.get("copy") else [])])
 
 
 def rate(cell: Mapping[str, Any]) -> str:
@@ -142,18 +162,11 @@ def epoch(cell: Mapping[str, Any]) -> str:
     return duration(cell["epoch_seconds"]) + (" projected" if cell["epoch_seconds_kind"] == "projected" else "")
 
 
-def _speedup(
-    trials: pd.DataFrame, cell: Mapping[str, Any], reference: Mapping[str, Any] | None, floor: float | None
-) -> str:
-    if reference is None or not cell["repeats"]:
-        return ""
-    if cell["cell_id"] == reference["cell_id"]:
-        return "reference"
-    found = analysis.ratio(trials, cell["cell_id"], reference["cell_id"])
-    if found is None:
-        return "no pair"
-    mark = ALIKE if analysis.distinguishable(found, floor) is False else ""
-    return mark + ratio_text(found.estimate, found.low, found.high)
+def speedup(cell: Mapping[str, Any]) -> str:
+    """A cell's ratio to the reference, where it was measured."""
+    if not cell["repeats"] or cell["is_reference"]:
+        return "reference" if cell["is_reference"] else ""
+    return ratio_text(cell["speedup"], cell["speedup_low"], cell["speedup_high"])
 
 
 def ratio_text(estimate: float | None, low: float | None, high: float | None, none: str = "no pair") -> str:
@@ -189,17 +202,17 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
 
 def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """Where the machine changed, and which speedups depend on that."""
-    reference = analysis.reference_cell(cells)
+    reference = next((cell for cell in cells if cell["is_reference"]), None)
     slow = regimes.slow_repeats(trials)
     told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
     lines = [f"The machine changed: its canary was slow where the column repeat is {told}."] if slow else []
     for cell in cells:
-        if reference is None or not cell["repeats"] or cell["cell_id"] == reference["cell_id"]:
+        if reference is None or not cell["repeats"] or cell is reference:
             continue
         found = regimes.split(trials, cell["cell_id"], reference["cell_id"], slow=slow)
         if found:
             quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in found)
-            which = f"{name(cell, cells)} over {name(reference, cells)}"
+            which = f"{cell['setting']} over {reference['setting']}"
             counts = f"{found[0].count} and {found[1].count} repeats"
             lines.append(
                 f"It depends on the machine's state: {which} is {quiet} while quiet, {loaded} while loaded ({counts})."

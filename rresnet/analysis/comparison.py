@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from rresnet.analysis import PAIR, distinguishable, in_series, same, with_all_axes
 from rresnet.analysis.statistics import DRIFT_LIMIT, log_mean_interval, variance_components
-from rresnet.config import AXES, CELL_COLUMNS
+from rresnet.cell import AXES, CELL_COLUMNS
 from rresnet.grid import AS_WRITTEN
 
 # What must be alike for a ratio to mean anything, whatever is compared.

@@ -9,7 +9,7 @@ import pandas as pd
 from rresnet import analysis
 from rresnet.analysis.answer import name
 from rresnet.analysis.prices import Price, price_of
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 
 # Settings that differ in these do not train the same, so none beats another.
 TASK = ["model", "dataset", "dataset_fingerprint", "image_size"]

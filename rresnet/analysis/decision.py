@@ -7,13 +7,13 @@ from typing import Any, Literal, get_args
 import pandas as pd
 
 from rresnet import analysis
-from rresnet.analysis import comparison, unpaired
+from rresnet.analysis import answer, comparison, unpaired
 from rresnet.analysis.costs import TASK
 from rresnet.analysis.costs import costs as costs
 from rresnet.analysis.prices import Price as Price
 from rresnet.analysis.prices import prices as prices
 from rresnet.analysis.statistics import Interval
-from rresnet.terminal import number, percent
+from rresnet.terminal import number
 
 Question = Literal["fastest", "cheapest", "least energy"]
 
@@ -44,9 +44,7 @@ class Verdict:
             return f"{told}; {'; '.join(filter(None, (apart, few)))}."
         bounds = f"95 % interval {self.ratio.low:.2f} - {self.ratio.high:.2f}"
         count = f"{self.ratio.count} {'pairs' if self.side_by_side else 'repeats'}"
-        verdict = "distinguishable" if self.distinguishable else "not distinguishable"
-        if not self.distinguishable and self.floor is not None and analysis.distinguishable(self.ratio):
-            verdict += f", for identical settings came out up to {percent(self.floor, 1)} apart"
+        verdict = answer.verdict(self.ratio, self.distinguishable, self.floor)
         return f"{told} ({', '.join(filter(None, (bounds, count, apart)))}): {verdict}."
 
 

@@ -1,7 +1,7 @@
 """Two result sets matched on configuration: is each setting faster or slower than it was?"""
 
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,7 +12,7 @@ from rresnet.analysis import comparison, unpaired
 from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.analysis.unpaired import MACHINE
-from rresnet.config import CELL_COLUMNS, UsageError
+from rresnet.cell import CELL_COLUMNS, UsageError
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
 MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]  # rows of the two sides alike in these are compared
@@ -52,10 +52,6 @@ class Diff:
             for c in self.changes
             if c.verdict == "failed" or (c.verdict == "worse" and c.ratio is not None and c.ratio < 1 - share)
         ]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
 
 
 def rows_of(text: str) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import asdict
 from typing import Literal
 
 from rresnet.analysis.diff import Change, Diff
@@ -17,7 +18,7 @@ def render(diff: Diff, format: Format, *, share: float | None = None) -> str:
 
 
 def _json(diff: Diff, share: float | None) -> str:
-    found = diff.to_dict()
+    found = asdict(diff)
     if share is not None:
         found |= {"fail_on_regression": share, "regressions": [c.setting for c in diff.regressions(share)]}
     return json.dumps(found, indent=1)

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from rresnet.analysis import AVERAGED_WITHIN, with_all_axes
-from rresnet.config import CELL_COLUMNS
+from rresnet.cell import CELL_COLUMNS
 
 SERIES = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
 FEWEST_TO_LEAVE_ONE_OUT = 4  # three points are left: two fix the line, so it takes a third to be wrong

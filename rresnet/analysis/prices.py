@@ -9,7 +9,7 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.config import DEVICES, UsageError
+from rresnet.cell import DEVICES, UsageError
 
 EXPECTED = (
     'WHAT=AMOUNT [CURRENCY]/h, WHAT being cpu, gpu or a part of a name, for example "gpu=4.10 USD/h" or '

@@ -73,12 +73,11 @@ def split(
     reference_cell_id: str,
     *,
     slow: Collection[Repeat],
-    level: float = 0.95,
 ) -> tuple[Interval, Interval] | None:
     """The paired ratio of two cells while the machine was quiet, and while it was loaded, where the two differ.
 
     A repeat is loaded when it is in `slow` (`slow_repeats`: its canary was slow) or a row of the pair carries one of
-    `LOAD_FLAGS`. The two differ when Welch's t-test (1947) says so at `level`; else, or with fewer than 3 repeats in
+    `LOAD_FLAGS`. The two differ when Welch's t-test (1947) says so at 95 %; else, or with fewer than 3 repeats in
     either state, None.
     """
     pairs = paired(trials, cell_id, reference_cell_id)
@@ -93,13 +92,13 @@ def split(
     if loaded.sum() < MINIMUM_REPEATS or (~loaded).sum() < MINIMUM_REPEATS:
         return None
     logs = np.log(pairs["ratio"].to_numpy())
-    if not _differ(logs[loaded], logs[~loaded], level):
+    if not _differ(logs[loaded], logs[~loaded]):
         return None
-    quiet, busy = (repeats_interval(side["ratio"], side, level) for side in (pairs[~loaded], pairs[loaded]))
+    quiet, busy = (repeats_interval(side["ratio"], side) for side in (pairs[~loaded], pairs[loaded]))
     return quiet, busy
 
 
-def _differ(a: NDArray[np.float64], b: NDArray[np.float64], level: float) -> bool:
+def _differ(a: NDArray[np.float64], b: NDArray[np.float64], level: float = 0.95) -> bool:
     errors = a.var(ddof=1) / len(a), b.var(ddof=1) / len(b)
     if not sum(errors):
         return bool(a.mean() != b.mean())

@@ -7,7 +7,7 @@ import pandas as pd
 from rresnet import analysis
 from rresnet.analysis import comparison
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
-from rresnet.config import CELL_COLUMNS
+from rresnet.cell import CELL_COLUMNS
 
 MACHINE = ["cpu_model", "cpu_count", "gpu_name"]  # rows alike in these ran on one kind of machine
 # What two machines may differ in without its being said that they may: it is what they are compared in.

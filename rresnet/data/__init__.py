@@ -11,13 +11,13 @@ import psutil
 from numpy.typing import NDArray
 from PIL import Image
 
-from rresnet.cell import nearest
+from rresnet.cell import UsageError, nearest
 
 Pixels = NDArray[np.uint8]
 Labels = NDArray[np.int64]
 
 
-class DataError(ValueError):
+class DataError(UsageError):
     """Data that can't be used; the message names the file, what was expected and what to do."""
 
 

@@ -13,17 +13,11 @@ from typing import Any
 
 import numpy as np
 import torchvision
-from numpy.typing import NDArray
 
 from rresnet import scratch
-from rresnet.data import DataError, Labels, Pixels, Source, Split
+from rresnet.data import DataError, Pixels, Source, Split
 
 _IDX_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
-
-
-def default_data_dir() -> Path:
-    """Where downloads go: rresnet/data in the user's cache folder."""
-    return scratch.cache_folder() / "data"
 
 
 def load(of_class: str, data_dir: Path | None) -> Source:
@@ -31,12 +25,12 @@ def load(of_class: str, data_dir: Path | None) -> Source:
 
     Args:
         of_class: MNIST or CIFAR10, or a class derived from one of them.
-        data_dir: where its files lie, or go.
+        data_dir: where its files lie, or go; by default rresnet/data in the user's cache folder.
 
     Raises:
         DataError: files are damaged, or can't be downloaded.
     """
-    folder, dataset = data_dir or default_data_dir(), getattr(torchvision.datasets, of_class)
+    folder, dataset = data_dir or scratch.cache_folder() / "data", getattr(torchvision.datasets, of_class)
     return (_idx if issubclass(dataset, torchvision.datasets.MNIST) else _cifar)(dataset, folder)
 
 
@@ -116,16 +110,10 @@ def _cifar(dataset: Any, folder: Path) -> Source:
             f"{folder / dataset.base_folder} is damaged ({error}): "
             f"remove it, and put {name} from {dataset.url} into {folder}"
         ) from error
-    splits = [Split(images=_channels_first(p.data), labels=_as_labels(p.targets)) for p in parts]
+    splits = [
+        Split(images=p.data.transpose(0, 3, 1, 2).copy(), labels=np.asarray(p.targets, dtype=np.int64)) for p in parts
+    ]
     return Source(train=splits[0], test=splits[1], classes=tuple(parts[0].classes))
-
-
-def _channels_first(images: NDArray[np.uint8]) -> Pixels:
-    return np.ascontiguousarray(images.transpose(0, 3, 1, 2))
-
-
-def _as_labels(values: list[int]) -> Labels:
-    return np.asarray(values, dtype=np.int64)
 
 
 def _download(dataset: Any, folder: Path) -> None:

@@ -2,16 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from rich import box
 from rich.console import Console
-from rich.table import Table
 
 from rresnet import grid
-from rresnet.config import Cell, Device, Settings
+from rresnet.cell import Cell, Device
+from rresnet.config import Settings
 from rresnet.hardware import Hardware
-from rresnet.terminal import duration, say
+from rresnet.terminal import duration, print_table, say
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -40,7 +39,8 @@ class BlogSettings(Settings):
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """The grid, with whole epochs on a GPU, and on a CPU where they were asked for."""
-    whole = settings.epochs is not None or (isinstance(settings, BlogSettings) and settings.full)
+    assert isinstance(settings, BlogSettings)
+    whole = settings.epochs is not None or settings.full
     return [
         replace(cell, epochs=settings.epochs or EPOCHS) if whole or cell.device == "gpu" else cell
         for cell in grid.cells(settings, devices, hardware)
@@ -54,20 +54,21 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
 
     answer.findings(trials, console)
     epochs = int(trials["epochs"].max()) if trials["epochs"].notna().any() else EPOCHS
-    table = Table(box=box.SIMPLE_HEAD)
-    for heading in ("setting", f"{epochs} epochs", "", "images/s"):
-        table.add_column(heading, justify="left" if heading in ("setting", "") else "right", no_wrap=True)
-    rates = analysis.rates(trials).sort_values("epoch_seconds").to_dict("records")
-    for cell in rates:
-        if not cell["repeats"]:
-            continue
-        seconds = cell["epoch_seconds"] * epochs
-        name = f"{cell['device']} {cell['recipe']} {cell['precision']} batch {cell['batch_size']}"
-        table.add_row(name, duration(seconds), str(cell["epoch_seconds_kind"]), f"{cell['images_per_second']:,.0f}")
-    table.add_section()
-    for where, seconds in PUBLISHED.items():
-        table.add_row(f"the blog's {where}", duration(seconds), "published", "not given", style="dim")
-    console.print(table)
+    rates: list[dict[Any, Any]] = analysis.rates(trials).sort_values("epoch_seconds").to_dict("records")
+    rows = [
+        (
+            answer.name(cell, rates),
+            duration(cell["epoch_seconds"] * epochs),
+            cell["epoch_seconds_kind"],
+            answer.rate(cell),
+        )
+        for cell in rates
+        if cell["repeats"]
+    ]
+    rows += [(f"the blog's {where}", duration(s), "published", "not given") for where, s in PUBLISHED.items()]
+    headings = ("setting", f"{epochs} epochs", "", "images/s")
+    columns = dict(zip(headings, map(list, zip(*rows, strict=True)), strict=True))
+    print_table(console, columns, left=("setting", ""), broken="setting")
     ratio = PUBLISHED["CPU"] / PUBLISHED["A100"]
     say(
         console,

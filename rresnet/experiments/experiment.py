@@ -2,7 +2,7 @@
 
 import functools
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -13,16 +13,13 @@ from rresnet import data, hardware
 from rresnet.config import AUTO, Settings
 from rresnet.experiments import planning, running
 from rresnet.experiments.running import Experiment, Extend, Means
-from rresnet.progress import Progress
-from rresnet.tables import place, store
+from rresnet.tables import place
 from rresnet.terminal import say
 
 if TYPE_CHECKING:
     import pandas as pd
 
     from rresnet.runner.cluster import Cluster
-    from rresnet.runner.machines import Wanted
-    from rresnet.runner.sweep import Sweep
 
 EARLY_SECONDS = 0.5  # for data that can be read, or refused, before Ray is started
 
@@ -45,7 +42,7 @@ def run(
         if settings.dry_run:
             planning.show(planned, begin, console)
             return True
-    store.check_writable(settings.results_dir)
+    place.at(settings.results_dir).check_writable()
     with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
         images = pool.submit(
             data.load, settings.dataset, image_size=settings.image_size, data_dir=settings.data_dir, seed=settings.seed
@@ -55,8 +52,15 @@ def run(
             if settings.address is None and settings.batch_size != AUTO:
                 planning.check_batches(planned, images.result())
         from rresnet.runner import cluster as ray_cluster
+        from rresnet.runner.machines import Wanted
 
-        with ray_cluster.connect(settings.address, here, _machines(settings), tell) as joined:
+        wanted = Wanted(
+            gpu="gpu" in settings.device,
+            accelerator_type=settings.accelerator_type,
+            count=settings.machines,
+            wait_seconds=settings.wait_seconds,
+        )
+        with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
             cluster = _alike(joined, begin, experiment.cells, tell)
             planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
             if settings.dry_run:
@@ -66,17 +70,6 @@ def run(
             if settings.batch_size != AUTO:  # those are found among what there are images for
                 planning.check_batches(planned, means.images)
             return _measure(experiment, settings, means)
-
-
-def _machines(settings: Settings) -> "Wanted":
-    from rresnet.runner.machines import Wanted
-
-    return Wanted(
-        gpu="gpu" in settings.device,
-        accelerator_type=settings.accelerator_type,
-        count=settings.machines,
-        wait_seconds=settings.wait_seconds,
-    )
 
 
 def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: Callable[[str], None]) -> "Cluster":
@@ -109,11 +102,7 @@ def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
     if settings.target_interval:
         from rresnet.experiments import growth
 
-        began, feasible = time.monotonic(), running.feasible_cells(experiment, settings, means)
-
-        def extend(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:
-            growth.grow(sweep, settings, feasible, writer, progress, again=again, began=began)
-
+        extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
     done = running.measured(experiment, settings, means, extend)
     from rresnet.analysis import answer  # pandas and scipy: seconds that the start need not wait for
 
@@ -131,16 +120,11 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
     """Probe batch sizes in a run of their own; the experiment and settings of those that are worth measuring."""
     from rresnet.experiments import search
 
-    share = len(means.images.train.labels) // max(settings.num_workers)
-    begin = search.first(settings, again=not settings.fresh, most=max(1, share))
+    most = len(means.images.train.labels)
+    begin = search.first(settings, again=not settings.fresh, most=max(1, most // max(settings.num_workers)))
     probing = replace(experiment, name=f"{settings.name or experiment.name}-sizes")
-    feasible = running.feasible_cells(probing, begin, means)
-
-    def probe(sweep: "Sweep", writer: store.Writer, progress: Progress, again: Collection[str]) -> None:
-        search.probe(sweep, feasible, writer, progress, most=len(means.images.train.labels))
-
-    done = running.measured(probing, begin, means, probe)
-    found = search.found(done.trials, most=len(means.images.train.labels))
+    done = running.measured(probing, begin, means, functools.partial(search.probe, most=most))
+    found = search.found(done.trials, most=most)
     for line in found.told:
         say(means.console, line)
     return (

@@ -8,7 +8,8 @@ import pandas as pd
 
 from rresnet import analysis, grid
 from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS
-from rresnet.config import Cell, Settings
+from rresnet.cell import Cell
+from rresnet.config import Settings
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
 from rresnet.tables import store
@@ -17,12 +18,12 @@ from rresnet.terminal import percent
 
 def grow(
     sweep: Sweep,
-    settings: Settings,
     cells: Sequence[Cell],
     writer: store.Writer,
     progress: Progress,
+    again: Collection[str],
     *,
-    again: Collection[str] = (),
+    settings: Settings,
     began: float,
 ) -> None:
     """Measure part after part, each in a fresh process, until every speedup is known well enough or time is over.

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rresnet import grid
-from rresnet.config import AUTO, AXES, FLAGGED, Cell, Device, Settings, UsageError
+from rresnet.cell import AXES, FLAGGED, Cell, Device, UsageError
+from rresnet.config import Settings
 from rresnet.hardware import Hardware
 from rresnet.tables.place import Location
 from rresnet.terminal import number, print_table, say
@@ -42,12 +43,8 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
         for axis in CHANGES:
             if getattr(rungs[-1], axis) != getattr(tuned, axis):
                 rungs.append(replace(rungs[-1], **{axis: getattr(tuned, axis)}))
-        assert settings.batch_size != AUTO, "batch sizes are found first"
-        for batch_size in settings.batch_size:
-            found += [
-                grid.cell(settings, hardware, device, "tuned" if axes == tuned else "blog", axes, batch_size)
-                for axes in rungs
-            ]
+        for cell in grid.cells(replace(settings, recipe=("blog",)), [device], hardware):  # one a batch size
+            found += [replace(cell, recipe="tuned" if axes == tuned else "blog", **vars(axes)) for axes in rungs]
     return found
 
 

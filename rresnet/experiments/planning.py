@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rresnet import data, grid, hardware
-from rresnet.config import FLAGGED, Cell, Device, Settings, Trial, UsageError
+from rresnet.cell import FLAGGED, Cell, Device, Trial, UsageError
+from rresnet.config import Settings
 from rresnet.tables import store
 from rresnet.terminal import duration, print_table, say
 

@@ -2,7 +2,7 @@
 
 import contextlib
 import tempfile
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rresnet import data, grid, hardware
-from rresnet.config import Cell, How, Settings, UsageError, stable_hash
+from rresnet.cell import Cell, UsageError, stable_hash
+from rresnet.config import How, Settings
 from rresnet.experiments import planning
 from rresnet.experiments.planning import Cells, Planned
 from rresnet.progress import Progress
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
     from rresnet.runner.sweep import Sweep
 
 Show = Callable[["pd.DataFrame", Console, str], None]  # a run's trials, where to print, the results folder or its URL
-# Runs more trials, by what the first ones told; the last are ids of trials that are to be run once more.
-Extend = Callable[["Sweep", store.Writer, Progress, Collection[str]], None]
+# Runs more trials of the cells that can run, by what the first ones told; the last are ids of trials to be run again.
+Extend = Callable[["Sweep", Sequence[Cell], store.Writer, Progress, Collection[str]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +84,14 @@ def measured(experiment: Experiment, settings: Settings, means: Means, extend: E
         with _quiet_ray(console), Progress(console, total=len(planned), done=len(planned) - len(todo)) as progress:
             try:
                 sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
-                _execute(sweep, todo)
+                for trial, reason in todo:
+                    if reason:
+                        found = Measurement(status="infeasible", error_type="Infeasible", error_message=reason)
+                        sweep.finish(trial, found)
+                sweep.execute([trial for trial, reason in todo if reason is None])
                 if extend:
-                    extend(sweep, writer, progress, attempts.keys() - done if settings.retry else ())
+                    cells = list(dict.fromkeys(trial.cell for trial, reason in planned if reason is None))
+                    extend(sweep, cells, writer, progress, attempts.keys() - done if settings.retry else ())
                 writer.flush()
             except Exception:
                 writer.check()  # a full disk, say, which Tune tells as a failure of its own
@@ -131,20 +137,6 @@ def _sweep(
     )
 
 
-def _execute(sweep: "Sweep", todo: Planned) -> None:
-    for trial, reason in todo:
-        if reason:
-            sweep.finish(trial, Measurement(status="infeasible", error_type="Infeasible", error_message=reason))
-    sweep.execute([trial for trial, reason in todo if reason is None])
-
-
-def feasible_cells(experiment: Experiment, settings: Settings, means: Means) -> list[Cell]:
-    """The cells of the plan that the first machine can run."""
-    machines = means.cluster.machines
-    planned = planning.plan(settings, experiment.cells, machines[0].hardware, len(machines))
-    return list({trial.cell.cell_id: trial.cell for trial, reason in planned if reason is None}.values())
-
-
 def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.Hardware) -> store.Run:
     plan_id = stable_hash([trial.to_dict() for trial, _ in planned])
     started, run_name = datetime.now(UTC), settings.name or name
@@ -174,7 +166,7 @@ def _quiet_ray(console: Console) -> Iterator[None]:
         try:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):
                 yield
-        except (store.StoreError, UsageError):
+        except UsageError:
             raise
         except Exception:
             log.seek(0)

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from rich.console import Console
 
 from rresnet import grid
-from rresnet.config import CELL_COLUMNS, Cell, Device, Settings, UsageError
+from rresnet.cell import CELL_COLUMNS, Cell, Device, UsageError
+from rresnet.config import Settings
 from rresnet.hardware import Hardware
 from rresnet.terminal import number, percent, print_table, say
 

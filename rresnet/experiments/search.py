@@ -1,12 +1,13 @@
 """`--batch-size auto`: the largest batch that fits and the fastest; every probe is a trial with its row."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import pandas as pd
 
-from rresnet.config import AUTO, CELL_COLUMNS, Cell, Settings, Trial, UsageError, stable_hash
+from rresnet.cell import CELL_COLUMNS, Cell, Trial, UsageError, stable_hash
+from rresnet.config import AUTO, Settings
 from rresnet.experiments.growth import rows_so_far
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
@@ -92,10 +93,18 @@ def next_sizes(probes: Mapping[int, float | None], most: int) -> list[int]:
     return sizes
 
 
-def probe(sweep: Sweep, cells: Sequence[Cell], writer: store.Writer, progress: Progress, *, most: int) -> None:
+def probe(
+    sweep: Sweep,
+    cells: Sequence[Cell],
+    writer: store.Writer,
+    progress: Progress,
+    again: Collection[str] = (),
+    *,
+    most: int,
+) -> None:
     """Probe size after size of every series, each in its turn, until all are known.
 
-    `cells` has one of each series, `most` is the largest size there are images for.
+    `cells` has one of each series, `most` is the largest size there are images for. What is to be run `again` has been.
     """
     while True:
         probes = _probes(rows_so_far(writer))

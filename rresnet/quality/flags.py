@@ -3,7 +3,7 @@
 import math
 from collections.abc import Sequence
 
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.quality import steady
 from rresnet.quality.monitor import Usage
 

@@ -11,7 +11,6 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from rresnet.tables import place
-from rresnet.tables.measurement import filled
 from rresnet.tables.reading import StoreError, check_there, read_tables
 
 Table = Literal["trials", "windows", "epochs", "losses"]
@@ -24,8 +23,7 @@ def table(results: place.Location, name: Table) -> pa.Table:
         StoreError: there is no such folder, or a file in it can't be used.
     """
     check_there(results)
-    rows = read_tables(results, [name])[name]
-    return filled(rows) if name == "trials" else rows
+    return read_tables(results, [name])[name]
 
 
 def to_csv(rows: pa.Table) -> bytes:

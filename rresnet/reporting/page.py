@@ -30,8 +30,9 @@ class Chapter:
 
     number: int  # from 1, as in the table of all rows
     part: Part
-    answers: Sequence[str]
-    cells: pd.DataFrame  # of `parts.cells`
+    answers: Sequence[str]  # what was found, in sentences: the ladder's climbs, or the fastest setting
+    remarks: Sequence[str]  # how the ratio of the answer scatters, and where the machine changed
+    cells: pd.DataFrame  # of `answer.compared`
     sections: Sequence[Section]
     without_figures: bool  # an older run, of which the figures are left out
 
@@ -86,16 +87,14 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
     """A cell as texts under `HEADINGS`."""
     if not cell["repeats"]:
         return (cell["setting"], "not measured", "", "", "", "", "", cell["statuses"])
-    ratio = answer.ratio_text(cell["speedup"], cell["speedup_low"], cell["speedup_high"])
-    speedup = "reference" if cell["is_reference"] else ratio
     return (
         cell["setting"],
         answer.rate(cell),
         answer.epoch(cell),
-        speedup + (", not distinguishable" if cell["distinguishable"] is False else ""),
-        _known(cell["percent_of_limit"], "{:.0f} %"),
-        _known(cell["bottleneck"], "{}"),
-        _known(cell["peak_memory_bytes"], "{:,.0f} MiB", 2**-20),
+        answer.speedup(cell) + (", not distinguishable" if cell["distinguishable"] is False else ""),
+        answer.known(cell["percent_of_limit"], "{:.0f} %"),
+        answer.known(cell["bottleneck"], "{}"),
+        answer.known(cell["peak_memory_bytes"] / 2**20, "{:,.0f} MiB"),
         cell["statuses"],
     )
 
@@ -127,10 +126,6 @@ def csv(section: Section) -> str:
     """The data of the section's figure as the address of a CSV file."""
     content = base64.b64encode(section.data.to_csv(index=False).encode("utf-8", "replace")).decode()
     return f"data:text/csv;charset=utf-8;base64,{content}"
-
-
-def _known(value: Any, form: str, scale: float | None = None) -> str:
-    return "" if pd.isna(value) else form.format(value if scale is None else value * scale)
 
 
 def _markdown_text(text: object) -> str:

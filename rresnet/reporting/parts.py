@@ -1,16 +1,14 @@
-"""What a report is about: runs of results folders, each on one machine, kept apart; and a run's cells as one table."""
+"""What a report is about: runs of results folders, each on one machine, kept apart."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 
 from rresnet import analysis
-from rresnet.analysis import Tables, answer, comparison
-from rresnet.experiments import ladder
+from rresnet.analysis import Tables, answer
 from rresnet.tables import store
 
 
@@ -23,7 +21,6 @@ class Part:
     machine: str
     tables: Tables
     unfinished: str = ""  # what is missing from the run
-    elsewhere: bool = False  # reference results, not the user's own
 
     @property
     def trials(self) -> pd.DataFrame:
@@ -40,20 +37,6 @@ class Part:
         """When its first trial started."""
         first = self.trials["started_at"].min()
         return None if pd.isna(first) else first
-
-    @property
-    def answers(self) -> list[str]:
-        """What was found, in sentences: the ladder's climbs, or the fastest setting."""
-        if self.experiment == "ladder" and (found := ladder.summary(ladder.rungs(self.trials))):
-            return found
-        return [answer.sentence(self.trials, answer.ranked(self.trials))]
-
-    @property
-    def remarks(self) -> list[str]:
-        """How the ratio of the answer scatters, and where the machine changed, as the terminal tells it."""
-        cells = answer.ranked(self.trials)
-        scatter = [] if self.experiment == "ladder" else answer.scatter(self.trials, cells)  # whose answer is another
-        return [*scatter, *answer.states(self.trials, cells)]
 
     @property
     def hardware(self) -> str:
@@ -100,7 +83,7 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
     return sorted(wanted, key=lambda part: (part.started_at is not None, part.started_at), reverse=True)
 
 
-def split(tables: Tables, source: str, runs: Sequence[store.Run] = (), *, elsewhere: bool = False) -> Iterator[Part]:
+def split(tables: Tables, source: str, runs: Sequence[store.Run] = ()) -> Iterator[Part]:
     """The tables' runs and machines, kept apart.
 
     A row that names no machine (its trial never started) goes to the run's machine where there is but one.
@@ -119,7 +102,6 @@ def split(tables: Tables, source: str, runs: Sequence[store.Run] = (), *, elsewh
                     **{name: _of(getattr(tables, name), trials) for name in ("windows", "epochs", "losses")},
                 ),
                 unfinished=_unfinished(planned.get(str(run_id)), len(of_run)),
-                elsewhere=elsewhere,
             )
 
 
@@ -135,40 +117,3 @@ def _unfinished(run: store.Run | None, rows: int) -> str:
     if rows >= run.planned:  # of a run that adds trials as it goes
         return f"Not finished: {rows} rows so far."
     return f"Not finished: {rows} of {run.planned} planned trials have a row yet."
-
-
-def cells(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell, the fastest first, as `analysis.rates` gives it, with its name and speedup.
-
-    Args:
-        trials: rows of one run on one machine.
-
-    Returns:
-        Beside the columns of `analysis.rates`: `setting`; the paired ratio to the reference cell (`speedup`,
-        `speedup_low`, `speedup_high`, `pairs`, `distinguishable`), null where there is none; and `is_reference`.
-    """
-    ranked = answer.ranked(trials)
-    reference = analysis.reference_cell(ranked)
-    floor = comparison.noise_floor(trials)
-    return pd.DataFrame([cell | _compared(trials, cell, ranked, reference, floor) for cell in ranked])
-
-
-def _compared(
-    trials: pd.DataFrame,
-    cell: Mapping[Any, Any],
-    ranked: list[dict[Any, Any]],
-    reference: Mapping[Any, Any] | None,
-    floor: float | None,
-) -> dict[str, object]:
-    is_reference = reference is not None and cell["cell_id"] == reference["cell_id"]
-    apart = reference is not None and cell["repeats"] and not is_reference
-    ratio = analysis.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference is not None and apart else None
-    return {
-        "setting": answer.name(cell, ranked),
-        "speedup": ratio and ratio.estimate,
-        "speedup_low": ratio and ratio.low,
-        "speedup_high": ratio and ratio.high,
-        "pairs": ratio and ratio.count,
-        "distinguishable": ratio and analysis.distinguishable(ratio, floor),
-        "is_reference": is_reference,
-    }

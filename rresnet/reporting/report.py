@@ -10,9 +10,10 @@ from rich.console import Console
 
 import rresnet
 from rresnet import scratch
-from rresnet.analysis import decision
+from rresnet.analysis import answer, decision
 from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
+from rresnet.experiments import ladder
 from rresnet.figures import drawing
 from rresnet.reporting import page, parts
 from rresnet.reporting.page import Chapter
@@ -32,7 +33,6 @@ def write(
     out: Path | None = None,
     runs: Sequence[str] = (),
     prices: Sequence[str] = (),
-    with_reference: bool = False,
 ) -> str:
     """Write the report and tell where it is; returns the page's path, or its URL.
 
@@ -43,9 +43,8 @@ def write(
         UsageError, StoreError: a folder, run or price is not there, or `out` can't be written to.
     """
     known, own = read_prices(prices), parts.read(folders, runs)
-    found = own + (_reference() if with_reference else [])
     decisions = _decisions(own, known)
-    chapters = [_chapter(number, part, known) for number, part in enumerate(found, start=1)]
+    chapters = [_chapter(number, part, known) for number, part in enumerate(own, start=1)]
     summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
     whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
     to = place.at(out or folders[0] / "report")
@@ -66,12 +65,6 @@ def write(
     return to.told("index.html")
 
 
-def _reference() -> list[Part]:
-    from rresnet.analysis import reference
-
-    return list(parts.split(reference.read(), "the package", elsewhere=True))
-
-
 def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     """What is fastest, cheapest and least energy over all of the user's own parts; nothing where one says it all."""
     if not own:
@@ -85,12 +78,15 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
 
 
 def _chapter(number: int, part: Part, prices: Sequence[Price]) -> Chapter:
-    cells = parts.cells(part.trials)
-    without = number > MOST_WITH_FIGURES
+    ranked, is_ladder = answer.compared(part.trials), part.experiment == "ladder"
+    climbs = ladder.summary(ladder.rungs(part.trials)) if is_ladder else []
+    scatter = [] if is_ladder else answer.scatter(part.trials, ranked)  # a ladder's answer is another ratio
+    cells, without = pd.DataFrame(ranked), number > MOST_WITH_FIGURES
     return Chapter(
         number=number,
         part=part,
-        answers=part.answers,
+        answers=climbs or [answer.sentence(part.trials, ranked)],
+        remarks=[*scatter, *answer.states(part.trials, ranked)],
         cells=cells,
         sections=[] if without else sections(part, cells, prices),
         without_figures=without,

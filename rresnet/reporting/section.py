@@ -33,8 +33,3 @@ class Section:
     def description(self) -> str:
         """The figure in words, for who can't see it."""
         return " ".join([self.reading, *self.findings])
-
-
-def limited(cells: pd.DataFrame) -> list[str]:
-    """Says so where not all of the settings are drawn."""
-    return [f"The {MOST_LINES} fastest of {len(cells)} settings are drawn."] if len(cells) > MOST_LINES else []

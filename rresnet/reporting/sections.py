@@ -6,14 +6,14 @@ import pandas as pd
 
 from rresnet.analysis.costs import costs as costs_of
 from rresnet.analysis.prices import Price
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 from rresnet.reporting import speed, use
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section
 
 
 def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
-    """Every section of a part and its `parts.cells`, those without anything to show included."""
+    """Every section of a part and its `answer.compared`, those without anything to show included."""
     measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
     if measured.empty:
         return []

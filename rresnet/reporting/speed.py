@@ -9,7 +9,7 @@ from rresnet.experiments import ladder
 from rresnet.figures import amounts, bars
 from rresnet.figures.amounts import MOST_SERIES
 from rresnet.reporting.parts import Part
-from rresnet.reporting.section import MOST_LINES, Section, limited
+from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.terminal import duration, number, percent
 
 KNEE = 0.9  # of a series' highest rate
@@ -24,7 +24,7 @@ def speedups(measured: pd.DataFrame) -> Section:
         return Section(key="speedup", title="Speedup", absent="no two settings were measured in the same repeat")
     columns = ["setting", "device", "batch_size", "speedup", "speedup_low", "speedup_high", "pairs", "distinguishable"]
     against = str(reference.iloc[0])
-    same = compared[compared["distinguishable"].eq(False)]["setting"]
+    same, drawn = compared[compared["distinguishable"].eq(False)]["setting"], compared.head(MOST_LINES)
     return Section(
         key="speedup",
         title="Speedup",
@@ -32,10 +32,14 @@ def speedups(measured: pd.DataFrame) -> Section:
         "interval. Where the bar crosses 1, the two can't be told apart. A hollow mark has under 3 pairs, and no "
         "interval.",
         findings=(
-            *limited(compared),
+            *(
+                [f"The {len(drawn)} fastest of {len(compared)} settings are drawn."]
+                if len(drawn) < len(compared)
+                else []
+            ),
             *([f"Not distinguishable from {against}: {', '.join(same)}."] if len(same) else []),
         ),
-        figure=bars.speedups(compared.head(MOST_LINES), against),
+        figure=bars.speedups(drawn, against),
         data=compared[columns],
     )
 
@@ -69,11 +73,8 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
 
 def series(cells: pd.DataFrame) -> "pd.Series[str]":
     """The name of each cell without its batch size: what a line through batch sizes is called."""
-    names = [
-        " ".join(setting.replace(f"batch {size}", "", 1).split())
-        for setting, size in zip(cells["setting"], cells["batch_size"], strict=True)
-    ]
-    return pd.Series(names, index=cells.index)
+    rows: list[dict[Any, Any]] = cells.to_dict("records")
+    return pd.Series([answer.name(row, rows, sized=False) for row in rows], index=cells.index)
 
 
 def knee(rates: pd.DataFrame) -> pd.DataFrame:
@@ -105,7 +106,7 @@ def predictions(trials: pd.DataFrame) -> list[str]:
     """What a straight line through the step times of each series predicts; marked as predicted."""
     fits = prediction.fit(trials).dropna(subset=["batch_size_at_90_percent"])
     fits = fits[fits["sizes"] >= FEWEST_SIZES].head(MOST_SERIES)
-    rows: list[dict[Any, Any]] = [row | {"batch_size": 0, "copy": 0} for row in fits.to_dict("records")]
+    rows: list[dict[Any, Any]] = fits.to_dict("records")
     told = []
     for row in rows:
         error = row["leave_one_out_error"]
@@ -114,8 +115,7 @@ def predictions(trials: pd.DataFrame) -> list[str]:
         )
         peak = f"{number(row['peak_images_per_second'])} images/s"
         size = f"{row['batch_size_at_90_percent']:,.0f}"
-        name = answer.name(row, rows).replace(" batch 0", "", 1)
-        told.append(f"{name} at batch {size}, of {peak} ({checked})")
+        told.append(f"{answer.name(row, rows, sized=False)} at batch {size}, of {peak} ({checked})")
     line = "Predicted, not measured: a line through the step times reaches 90 % of its peak rate with"
     return [f"{line} {'; '.join(told)}."] if told else []
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from rresnet.analysis import Tables
 from rresnet.analysis.answer import name
-from rresnet.config import CELL_COLUMNS, UsageError
+from rresnet.cell import CELL_COLUMNS, UsageError
 from rresnet.tables.measurement import TRIAL_KEY
 
 # What of a trial is followed over its cell's repeats, and of an epoch over epochs.

@@ -8,7 +8,7 @@ import pandas as pd
 from rresnet.analysis.prices import Price, used
 from rresnet.figures import amounts, bars
 from rresnet.reporting.parts import Part
-from rresnet.reporting.section import Section, limited
+from rresnet.reporting.section import Section
 from rresnet.terminal import percent
 
 PHASES = {
@@ -42,7 +42,7 @@ def time(part: Part, shown: pd.DataFrame) -> Section:
         title=title,
         reading="Seconds of all the trials of a setting that ended ok, one kind after another. A setting starts, "
         "compiles and warms up once in each process; only training enters the speeds.",
-        findings=(f"{percent(training / whole)} of {whole:,.0f} s was measured training.", *limited(shown)),
+        findings=(f"{percent(training / whole)} of {whole:,.0f} s was measured training.",),
         figure=bars.stacked(table, "seconds, over all its trials"),
         data=table.reset_index(),
     )
@@ -64,7 +64,7 @@ def clocks(part: Part, shown: pd.DataFrame) -> Section:
         reading="Images/s of training, of the training step alone on a batch that is already there, and of the input "
         "alone: medians over the trials that timed all of them. But for noise, training does not pass the lower of the "
         "two hollow marks: that one deserves the work.",
-        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *_told_by(timed, shown), *limited(shown)),
+        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *_told_by(timed, shown)),
         figure=bars.clocks(table),
         data=table.reset_index(),
     )
@@ -168,7 +168,6 @@ def _amounts(
     return replace(
         section,
         absent="",
-        findings=tuple(limited(cells)),
         figure=bars.amounts(values, unit, notes=notes),
         data=known[["setting", column]],
     )

@@ -5,7 +5,7 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 
 
 class Agenda:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from rresnet import scratch
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 from rresnet.hardware import Hardware
 from rresnet.runner import machines
 from rresnet.runner.machines import Machine, Wanted

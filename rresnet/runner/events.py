@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from ray import tune
 from ray.air._internal import usage
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 
 if TYPE_CHECKING:
     from rresnet.runner.lane import Lane

@@ -12,7 +12,7 @@ from ray.tune import experiment, registry
 from ray.tune.schedulers import FIFOScheduler
 from ray.tune.search import SearchAlgorithm
 
-from rresnet.config import Trial
+from rresnet.cell import Trial
 
 _STARTING = threading.Lock()  # Tune's registry of trainables is not made for several Tuners that start at once
 

@@ -5,14 +5,15 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import ray
 from ray import tune
 
 from rresnet import scratch
-from rresnet.config import How, Trial
+from rresnet.cell import Trial
+from rresnet.config import How
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.events import Events
 from rresnet.runner.handout import AsGiven, Handout
@@ -203,7 +204,7 @@ class Lane:
             return
         found = replace(death(account, 0.0, math.inf), output_tail=self.machine.output_tail(process_id))
         self._too_large[trial.cell.cell_id] = str(found.error_message)
-        self.sweep.record(trial, asdict(found), self._made(trial, attempt), {}, {})
+        self.sweep.finish(trial, found, attempt=self._made(trial, attempt))
 
     def died(
         self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None, kills: int
@@ -217,8 +218,8 @@ class Lane:
         if found.status == "killed" and self.machine.kills_for_memory() > kills:
             self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
             return
-        tail = self.machine.output_tail(process_id)
-        self.sweep.record(trial, asdict(replace(found, output_tail=tail)), self._made(trial, attempt), {}, {})
+        found = replace(found, output_tail=self.machine.output_tail(process_id))
+        self.sweep.finish(trial, found, attempt=self._made(trial, attempt))
 
     def _lose(self, trial: Trial) -> None:
         """The machine died with the trial: another one gets it, once."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rresnet.config import UsageError
+from rresnet.cell import UsageError
 from rresnet.hardware import Hardware, probe
 
 if TYPE_CHECKING:

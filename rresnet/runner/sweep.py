@@ -6,7 +6,8 @@ from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from rresnet.config import SCHEMA_VERSION, How, Trial
+from rresnet.cell import Trial
+from rresnet.config import SCHEMA_VERSION, How
 from rresnet.progress import Progress
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import Cluster, ClusterLostError
@@ -123,7 +124,7 @@ class Sweep:
             raise KeyboardInterrupt
 
     def finish(self, trial: Trial, measurement: Measurement, *, attempt: int = 1) -> None:
-        """Record a trial that never ran."""
+        """Record a trial that sent no record: it never ran, or its process ended."""
         self.record(trial, asdict(measurement), attempt, {}, {})
 
     def record(

@@ -19,7 +19,8 @@ from ray import tune
 from ray.train.torch import TorchTrainer, get_device
 
 from rresnet import scratch
-from rresnet.config import Cell, How, Trial
+from rresnet.cell import Cell, Trial
+from rresnet.config import How
 from rresnet.data import ImageData
 from rresnet.runner.lane import TrialProcessSpentError
 from rresnet.runner.machines import NODE_ID

@@ -6,7 +6,7 @@ import subprocess
 from importlib.metadata import version
 from pathlib import Path
 
-from rresnet.config import Device, stable_hash
+from rresnet.cell import Device, stable_hash
 from rresnet.hardware import Hardware, probe
 from rresnet.tables.measurement import Environment
 

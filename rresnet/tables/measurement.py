@@ -6,9 +6,9 @@ from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from rresnet.config import SCHEMA_VERSION, Cell
+from rresnet.cell import Cell
+from rresnet.config import SCHEMA_VERSION
 
 Status = Literal["ok", "out_of_memory", "timeout", "error", "killed", "infeasible"]
 
@@ -207,13 +207,3 @@ SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOS
 
 # What a row is read with that is older than an axis: as it was measured, on a CPU.
 DEFAULTS = {axis.name: axis.default for axis in fields(Cell) if axis.default not in (MISSING, None)}
-
-
-def filled(trials: pa.Table) -> pa.Table:
-    """The trials table with each axis that some rows are older than at its default."""
-    for axis, value in DEFAULTS.items():
-        column: Any = trials[axis]
-        if column.null_count:
-            place = trials.column_names.index(axis)
-            trials = trials.set_column(place, trials.schema.field(place), pc.fill_null(column, value))
-    return trials

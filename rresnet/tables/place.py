@@ -10,6 +10,8 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
 
+from rresnet.cell import UsageError
+
 Location = str | Path  # a folder, or a URL of object storage
 LEAST_FREE_BYTES = 2**20  # with less than this a run is not begun
 
@@ -17,7 +19,7 @@ LEAST_FREE_BYTES = 2**20  # with less than this a run is not begun
 _URL = re.compile(r"([A-Za-z][A-Za-z0-9.+-]+):/+(.*)", re.DOTALL)
 
 
-class StoreError(ValueError):
+class StoreError(UsageError):
     """Results that can't be written or read; the message says why and what to do."""
 
 

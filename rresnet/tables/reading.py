@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rresnet.config import SCHEMA_VERSION
-from rresnet.tables.measurement import SCHEMAS, TRIAL_KEY
+from rresnet.tables.measurement import DEFAULTS, SCHEMAS, TRIAL_KEY
 from rresnet.tables.place import Location, Place, StoreError, at
 
 __all__ = ["DamagedFileWarning", "StoreError", "check_there", "content_of", "matching", "read_files", "read_tables"]
@@ -100,10 +100,13 @@ def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the columns of `schema`: one that an older version did not write is null."""
+    """`table` with the columns of `schema`: what an older version did not write is null, an axis at its default."""
     if lacking := [name for name in TRIAL_KEY if name not in table.column_names or table[name].null_count]:
         raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
     columns = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
     ]
-    return pa.table(columns, schema=schema)
+    known = [
+        pc.fill_null(c, DEFAULTS[f.name]) if f.name in DEFAULTS else c for c, f in zip(columns, schema, strict=True)
+    ]
+    return pa.table(known, schema=schema)

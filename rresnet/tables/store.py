@@ -17,7 +17,7 @@ from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import Location, Place, StoreError, at
 from rresnet.tables.reading import content_of, matching, read_files
 
-__all__ = ["Run", "StoreError", "Writer", "check_writable", "open_run", "runs"]
+__all__ = ["Run", "StoreError", "Writer", "open_run", "runs"]
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 PAUSE_SECONDS = 0.25  # after a write, at most: trials of milliseconds go together in the next one
@@ -229,11 +229,6 @@ class Writer:
             table.flush()
 
 
-def check_writable(results: Location) -> None:
-    """Raise StoreError where results can't be written, before anything is begun."""
-    at(results).check_writable()
-
-
 def open_run(results: Location, run: Run, *, fresh: bool, again: bool = False, mix: bool = False) -> Run:
     """`run`, or the newest run of the same name and request in `results` that is to be continued.
 
@@ -247,7 +242,7 @@ def open_run(results: Location, run: Run, *, fresh: bool, again: bool = False, m
     Raises:
         StoreError: the folder can't be written to, or the run to continue was begun in another environment.
     """
-    check_writable(results)
+    at(results).check_writable()
     same = [r for r in runs(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)]
     candidates = [r for r in same if again or r.finished_at is None]
     if fresh or not candidates:

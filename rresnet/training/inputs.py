@@ -12,7 +12,7 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset, Sampler
 from torchvision import transforms
 
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.data import Split
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images float [N, 3, S, S] normalised to -1 .. 1, labels int64 [N]

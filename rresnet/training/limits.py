@@ -12,7 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from rresnet.config import Cell, Precision
+from rresnet.cell import Cell, Precision
 from rresnet.training import model as models
 from rresnet.training.timing import synchronize
 

@@ -8,7 +8,7 @@ import torch
 import torchvision
 from torch import nn
 
-from rresnet.config import Cell, UsageError, nearest
+from rresnet.cell import Cell, UsageError, nearest
 from rresnet.training import convolution
 from rresnet.training.inputs import memory_format
 

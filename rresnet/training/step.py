@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from rresnet import scratch
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.training.inputs import Batch, Raw
 
 Step = Callable[..., torch.Tensor]  # the tensors of a batch, as `Inputs.epoch` gives them -> loss []

@@ -183,7 +183,7 @@ def _record(
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     start = time.perf_counter()
-    others, work, limit = _clocks(bench, measured)
+    (others, limit), work = _clocks(bench, measured), bench.work
     communication_seconds = bench.communication_seconds()
     clocks_seconds = sum(canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
@@ -240,19 +240,19 @@ def _record(
     return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
 
 
-def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.Work | None, limits.Limits | None]:
-    """The other clocks, an image's work and the device's limits; what memory is too short for is not told.
+def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.Limits | None]:
+    """The other clocks and the device's limits; what memory is too short for is not told.
 
     The trial itself has been trained by now, and is not to be lost for what is looked at beside it.
     """
     others, limit = {}, None
     try:
         others = bench.other_clocks(measured)
-        limit = bench.limit
+        limit = bench.limit()
     except (MemoryError, RuntimeError) as error:
         if bench.world > 1 or not is_out_of_memory(error):  # the other workers wait for this one
             raise
-    return others, bench.work, limit
+    return others, limit
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from rresnet import scratch
-from rresnet.config import Cell
+from rresnet.cell import Cell
 from rresnet.data import ImageData
 from rresnet.quality import monitor
 from rresnet.training import clocks, limits, model, step
@@ -66,13 +66,9 @@ class Workbench:
             cell, self.network, self.optimizer, self.inputs.load, lambda: next(self._new_inputs().epoch())
         )
 
-    @property
-    def limit(self) -> Limits:
+    def limit(self, *, look: bool = False) -> Limits:
         """The device's limits in the cell's precision; measured when first asked for, so that no start waits for it."""
-        return self._look()
-
-    def _look(self, again: bool = False) -> Limits:
-        return limits.seen(self.device.type, self.cell.precision, self.cell.cpu_threads, look=again)
+        return limits.seen(self.device.type, self.cell.precision, self.cell.cpu_threads, look=look)
 
     @functools.cached_property
     def work(self) -> Work | None:
@@ -196,7 +192,7 @@ class Workbench:
         assert self.step_seconds is not None
         assert self._first is not None
         self._measured_seconds += measured_seconds
-        steps = self.agreed(steps_in(WINDOW_SECONDS, self.step_seconds))
+        steps = self.agreed(self.steps_in_window())
         cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
         if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
             return {}
@@ -208,9 +204,9 @@ class Workbench:
             self._clock_batches = itertools.starmap(self.inputs.load, self._new_inputs().forever())
         rate = clocks.input_alone(self._clock_batches, INPUT_CLOCK_SECONDS)
         if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - before:
-            self._look(again=True)
+            self.limit(look=True)
         self._clocks_seconds = before + time.perf_counter() - start
-        verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit)
+        verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit())
         return {
             "compute_images_per_second": self.cell.global_batch_size / clock.seconds,
             "input_images_per_second": rate * self.world,
@@ -226,7 +222,6 @@ class Workbench:
         """
         if self.world == 1:
             return None
-        assert self.step_seconds is not None
         assert self._first is not None
-        steps = self.agreed(steps_in(WINDOW_SECONDS, self.step_seconds))
+        steps = self.agreed(self.steps_in_window())
         return clocks.communication(self.train_step, tuple(tensor.to(self.device) for tensor in self._first[0]), steps)

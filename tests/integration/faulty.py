@@ -11,7 +11,8 @@ from unittest import mock
 
 import pandas as pd
 
-from rresnet.config import How, Trial
+from rresnet.cell import Trial
+from rresnet.config import How
 
 BREAKS, KILLED, HANGS, TOO_LARGE, LEAKS = 2, 3, 4, 5, 6  # batch sizes that choose the fate
 LIMIT = 30.0  # seconds; other tests run beside this one
