@@ -8,6 +8,7 @@ from samples import make_cell
 from test_analysis import BLOG, TUNED, printed, trials
 
 import rresnet
+from rresnet import analysis
 from rresnet.analysis import comparison, decision
 
 
@@ -50,10 +51,59 @@ def test_rows_of_unlike_machines_software_or_data_are_not_averaged(column):
     assert (found["speedup"], found["pairs"]) == (pytest.approx(2), 6)
 
 
+def test_runs_of_unlike_commits_are_told_apart():
+    one = trials((BLOG, [100.0] * 3), (TUNED, [150.0] * 3), run_id="one").assign(git_commit="aaa")
+    other = trials((BLOG, [100.0] * 3), (TUNED, [300.0] * 3), run_id="other").assign(git_commit="bbb")
+    found = rresnet.speedup(pd.concat([one, other]), over="recipe", reference="blog")
+    assert dict(zip(found["git_commit"], found["speedup"], strict=True)) == pytest.approx({"aaa": 1.5, "bbb": 3.0})
+    assert "git_commit" not in rresnet.speedup(one, over="recipe", reference="blog")
+
+
+def at(table, minutes, seconds=60):
+    """The rows, begun so many minutes after each other's zero and ended so many seconds later."""
+    began = pd.Timestamp("2026-11-01", tz="UTC") + pd.to_timedelta(pd.Series(minutes, index=table.index), unit="min")
+    return table.assign(started_at=began, finished_at=began + pd.Timedelta(seconds=seconds))
+
+
+def test_a_trial_that_was_tried_again_the_next_day_is_no_pair():
+    table = trials((BLOG, [100.0] * 4), (TUNED, [200.0] * 4))
+    together = at(table, [0, 2, 4, 6, 1, 3, 5, 7])
+    assert analysis.ratio(together, TUNED.cell_id, BLOG.cell_id).count == 4
+    again = at(table, [0, 2, 4, 6, 1440, 3, 5, 7])
+    assert analysis.ratio(again, TUNED.cell_id, BLOG.cell_id).count == 3
+    assert rresnet.speedup(again, over="recipe", reference="blog")["pairs"].tolist() == [3]
+    never = at(table, [0, 2, 4, 6, 1440, 1441, 1442, 1443])
+    assert "never measured side by side with the second, cpu blog batch 64: --fresh" in printed(never)
+    with pytest.raises(ValueError, match="no rows to compare"):
+        rresnet.speedup(never, over="recipe", reference="blog")
+
+
+def test_a_repeat_that_takes_long_is_not_left_off():
+    two = trials((BLOG, [100.0]), (TUNED, [200.0]))
+    between = trials((replace(TUNED, batch_size=256), [1.0]), status="timeout")
+    busy = at(pd.concat([two, between], ignore_index=True), [0, 30, 1], seconds=28 * 60)
+    assert analysis.ratio(busy, TUNED.cell_id, BLOG.cell_id).count == 1
+    assert rresnet.speedup(busy, over="recipe", reference="blog")["pairs"].tolist() == [1]
+    idle = at(two, [0, 30])
+    assert analysis.ratio(idle, TUNED.cell_id, BLOG.cell_id) is None
+
+
+def test_the_noise_of_one_device_does_not_silence_the_others():
+    copy, gpu = make_cell(batch_size=64, copy=1), replace(BLOG, device="gpu")
+    cpus = trials((BLOG, [100.0] * 3), (copy, [145.0] * 3))
+    gpus = trials((gpu, [100.0] * 3), (replace(gpu, copy=1), [101.0] * 3), (replace(gpu, recipe="tuned"), [115.0] * 3))
+    found = rresnet.speedup(pd.concat([cpus, gpus]), over="recipe", reference="blog")
+    assert found["distinguishable"].tolist() == [True]
+    across = rresnet.speedup(pd.concat([cpus, gpus.assign(images_per_second=130.0)]), over="device", reference="cpu")
+    assert set(across["distinguishable"]) == {False}  # the CPU's noise is in this ratio
+    told = printed(pd.concat([cpus, gpus]))
+    assert "below 45.0 % on cpu and 1.0 % on gpu" in told
+
+
 @pytest.mark.parametrize("repeats", [1, 2])
 def test_identical_cells_under_3_repeats_give_a_floor_without_intervals(repeats):
     table = trials((BLOG, [100.0] * repeats), (make_cell(batch_size=64, copy=1), [110.0] * repeats))
-    assert comparison.noise_floor(table) == pytest.approx(0.1)
+    assert comparison.noise_floors(table) == {"cpu": pytest.approx(0.1)}
     assert "no interval under 3 pairs" in printed(table)
 
 

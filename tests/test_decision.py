@@ -1,10 +1,11 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import pytest
 from samples import make_cell
-from test_analysis import BLOG, GPU, TUNED, trials
+from test_analysis import BLOG, GPU, TUNED, printed, trials
 
 from rresnet.analysis import decision
 from rresnet.analysis.decision import Price
@@ -212,6 +213,16 @@ def test_a_verdict_names_no_setting_that_is_behind_in_its_pairs():
     (fastest,) = decision.verdicts(table)
     assert "blog" in fastest.setting
     assert fastest.ratio.estimate == pytest.approx(1 / 0.9)
+
+
+def test_the_fastest_is_not_beaten_in_its_pairs_by_any_other_setting():
+    fast, slow = [100.0] * 3, [50.0] * 3
+    third = replace(TUNED, batch_size=256)
+    table = trials((BLOG, fast + slow), (TUNED, [98.0] * 3 + [49.0] * 3), (third, [None] * 3 + [60.0] * 3))
+    (fastest,) = decision.verdicts(table)
+    assert fastest.setting == "cpu tuned batch 256"
+    assert fastest.ratio.estimate == pytest.approx(1.2)
+    assert "Fastest in the repeats that both have: cpu tuned batch 256" in printed(table)
 
 
 def test_the_noise_floor_grades_a_verdict():

@@ -19,7 +19,7 @@ from rresnet.quality.monitor import Usage
 from rresnet.training import convolution, limits, model, step
 from rresnet.training.inputs import EpochSampler, Inputs, normalise
 from rresnet.training.timing import Stopwatch, steps_in
-from rresnet.training.train import NonFiniteLossError, train, train_epochs, visit
+from rresnet.training.train import NonFiniteLossError, evaluate, train, train_epochs, visit
 from rresnet.training.workbench import Workbench
 
 CPU = torch.device("cpu")
@@ -288,6 +288,19 @@ def test_a_trained_model_and_its_trace_are_kept_where_they_are_asked_for():
     assert record.losses == ()  # ten steps: no hundredth
     timed = train(bench(), How(seconds=0.01, save_model=True), startup_seconds=0.0, progress=lambda rate: None)
     assert timed.files == {}  # a timed trial has trained no model worth keeping
+
+
+def test_the_model_that_is_kept_is_the_one_that_was_evaluated(monkeypatch):
+    def other_clocks(self, measured):
+        for raw in itertools.islice(self.batches, 5):  # as the real ones do: they train on
+            self.take_step(raw)
+        return {}
+
+    monkeypatch.setattr(Workbench, "other_clocks", other_clocks)
+    found = bench(input="resident", epochs=1)
+    record = train(found, How(seconds=0.01, save_model=True), startup_seconds=0.0, progress=lambda rate: None)
+    found.network.load_state_dict(torch.load(io.BytesIO(record.files[".pt"]), weights_only=True))
+    assert evaluate(found) == (record.epochs[-1].test_loss, record.epochs[-1].test_accuracy)
 
 
 def test_the_loss_of_every_hundredth_step_is_kept(monkeypatch):

@@ -27,6 +27,7 @@ from rresnet.tables.place import Location
 from rresnet.tables.reading import StoreError, check_there, read_tables
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
+LEFT_OFF_SECONDS = 600.0  # without a trial of a repeat, and it was left off: the machine may have changed meanwhile
 # Rows alike in these may be averaged: the machine, its software, our own, and the data.
 AVERAGED_WITHIN = ["hostname", "environment_fingerprint", "git_commit", "dataset_fingerprint"]
 
@@ -191,13 +192,37 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
     """The ok rows of two cells side by side, one row for each repeat that holds both.
 
     Returns:
-        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`
-        and `quality_flags` (the second's with `_reference` behind).
+        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`,
+        `quality_flags` and `started_at` (the second's with `_reference` behind).
     """
-    ok, told = trials["status"] == "ok", [*PAIR, "process", "images_per_second", "quality_flags"]
+    ok, told = trials["status"] == "ok", [*PAIR, "process", "images_per_second", "quality_flags", "started_at"]
     one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
-    pairs = one.merge(other, on=PAIR, suffixes=("", "_reference"))
+    pairs = side_by_side(one.merge(other, on=PAIR, suffixes=("", "_reference")), trials)
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
+
+
+def side_by_side(pairs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
+    """The pairs without those whose repeat was left off between the two, and gone on with later.
+
+    A trial that failed and was tried again the next day (`--retry`) is no pair with what its repeat measured before.
+
+    Args:
+        pairs: columns `PAIR`, `started_at` and `started_at_reference`.
+        trials: all trials of these repeats, however they ended.
+    """
+    one, other = (pd.to_datetime(pairs[c], utc=True) for c in ("started_at", "started_at_reference"))
+    idle = pd.Timedelta(seconds=LEFT_OFF_SECONDS)
+    far = pairs.index[(one - other).abs() > idle]  # few, as a rule: the trials between are looked at for these alone
+    if far.empty:
+        return pairs
+    repeats = dict(list(trials.groupby(PAIR)))
+    left_off = []
+    for index in far:
+        rows = repeats[tuple(pairs.loc[index, PAIR])].sort_values("started_at")
+        between = rows[rows["started_at"].between(*sorted([one[index], other[index]]))]
+        gaps = between["started_at"] - pd.to_datetime(between["finished_at"], utc=True).cummax().shift()
+        left_off += [index] if (gaps > idle).any() else []
+    return pairs.drop(index=left_off)
 
 
 def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
@@ -215,6 +240,24 @@ def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
         ),
     )
     return order[0] if order else None
+
+
+def leader(
+    ranked: Sequence[dict[Any, Any]], ratio_of: Callable[[dict[Any, Any], dict[Any, Any]], Interval | None]
+) -> dict[Any, Any]:
+    """Of cells, ranked by their means, the first that no other beats in the repeats that both have.
+
+    A mean also counts repeats that another cell lacks, fast or slow ones. Cells without a gap are ranked by it rightly.
+    """
+    most, best, beaten = max(cell["repeats"] for cell in ranked), 0, set[int]()
+    while True:
+        rivals = (n for n in range(len(ranked)) if n != best and n not in beaten)
+        gaps = (n for n in rivals if min(ranked[n]["repeats"], ranked[best]["repeats"]) < most)
+        found = next((n for n in gaps if (ratio := ratio_of(ranked[n], ranked[best])) and ratio.estimate > 1), None)
+        if found is None:
+            return ranked[best]
+        beaten.add(best)
+        best = found
 
 
 def widest(trials: pd.DataFrame) -> Lead | None:

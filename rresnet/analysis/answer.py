@@ -50,10 +50,11 @@ def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
     cells: list[dict[Any, Any]] = (
         analysis.rates(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
     )
-    reference, floor = analysis.reference_cell(cells), comparison.noise_floor(trials)
+    reference, floors = analysis.reference_cell(cells), comparison.noise_floors(trials)
     for cell in cells:
         apart = reference and cell["repeats"] and cell is not reference
         ratio = analysis.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference and apart else None
+        floor = comparison.floor_of(floors, cell["device"], reference["device"]) if reference else None
         cell |= {
             "setting": name(cell, cells),
             "speedup": ratio and ratio.estimate,
@@ -74,17 +75,16 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if len(measured) == 1:
         only = measured[0]
         return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
-    first, second = measured[:2]
+    first = analysis.leader(measured, lambda a, b: analysis.ratio(trials, a["cell_id"], b["cell_id"]))
+    second = next(cell for cell in measured if cell is not first)
     lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
-    by = "Fastest"
-    if lead is not None and lead.estimate < 1:  # a rate also counts repeats that the other one lacks
-        first, second, by = second, first, "Fastest in the repeats that both have"
-        lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
+    by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
     told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
     if lead is None:
-        return f"{told}; it was never measured in the same repeat as the second, {name(second, measured)}."
+        never = f"it was never measured side by side with the second, {name(second, measured)}"
+        return f"{told}; {never}: --fresh measures all anew."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
-    floor = comparison.noise_floor(trials)
+    floor = comparison.floor_of(comparison.noise_floors(trials), first["device"], second["device"])
     apart = analysis.distinguishable(lead, floor)
     if apart is None:
         return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
@@ -237,10 +237,13 @@ def doubts(trials: pd.DataFrame) -> list[str]:
 
 def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
-    floor = comparison.noise_floor(trials)
-    if floor is None:
+    floors = comparison.noise_floors(trials)
+    if not floors:
         return []
-    told = f"a speedup below {percent(floor, 1)}, the noise floor, is not distinguishable"
+    each = " and ".join(
+        percent(floor, 1) + (f" on {device}" if len(floors) > 1 else "") for device, floor in floors.items()
+    )
+    told = f"a speedup below {each}, the noise floor, is not distinguishable"
     lines = [f"Identical settings against each other (A/A; the truth is 1; {told}):"]
     for row in comparison.speedup(trials, over="copy", reference=0, allow=comparison.ALIKE).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"

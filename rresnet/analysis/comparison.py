@@ -1,14 +1,14 @@
 """How much faster one value of an axis is than another, all else equal; and how far apart identical cells come out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rresnet.analysis import PAIR, distinguishable, in_series, same, with_all_axes
+from rresnet.analysis import PAIR, distinguishable, in_series, same, side_by_side, with_all_axes
 from rresnet.analysis.statistics import DRIFT_LIMIT, log_mean_interval, variance_components
 from rresnet.cell import AXES, CELL_COLUMNS
 from rresnet.grid import AS_WRITTEN
@@ -23,6 +23,7 @@ ALIKE = (
     "torch_version",
     "torchvision_version",
     "cuda_version",
+    "driver_version",
     "rresnet_version",
 )
 
@@ -32,11 +33,12 @@ def speedup(
 ) -> pd.DataFrame:
     """How much faster each value of a column is than a reference value, all else equal.
 
-    Trials are paired within one run, machine and repeat, where they ran right after one another; the interval is over
-    repeats (see `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that a run left to the
-    recipes may differ between the two sides; `differs` names them. Of a ladder its two ends are then compared. Where
-    `trials` hold identical cells (`--aa`), their ratios give the noise floor, and a speedup below it is not
-    distinguishable, whatever its interval says.
+    Trials are paired within one run, machine and repeat, where they ran right after one another: not across ten minutes
+    without a trial, where a run was interrupted or tried again. The interval is over repeats (see
+    `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that a run left to the recipes may differ
+    between the two sides; `differs` names them. Of a ladder its two ends are then compared. Where `trials` hold
+    identical cells (`--aa`), their ratios give the noise floor, and a speedup below it is not distinguishable, whatever
+    its interval says.
 
     Args:
         trials: rows of the trials table; only those with status ok enter.
@@ -47,10 +49,11 @@ def speedup(
 
     Returns:
         One row for each value of `over` and setting of the other axes: the axes (null where the two sides differ),
-        `speedup` (ratio of images a second), `low`, `high` (null under 3 pairs), `pairs`, `distinguishable` (the
-        interval leaves out 1 and the speedup is beyond the noise floor; null without an interval), `differs`, and what
-        one repeat and one process add to the scatter of the log ratio (`repeat_sd`, `process_sd`; null where it can't
-        be told).
+        `git_commit` where there are runs of several commits of this package, which are never averaged, `speedup` (ratio
+        of images a second), `low`, `high` (null under 3 pairs), `pairs`, `distinguishable` (the interval leaves out 1
+        and the speedup is beyond the noise floor of its devices; null without an interval), `differs`, and what one
+        repeat and one process add to the scatter of the log ratio (`repeat_sd`, `process_sd`; null where it can't be
+        told).
 
     Raises:
         ValueError: there is no such column, or no ok row with the reference value, or the rows may not be compared.
@@ -58,12 +61,13 @@ def speedup(
     ok = comparable(trials, over, reference)
     runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False)]
     in_any = {axis for of_run in runs for axis in matched_axes(of_run, over, allow)[0]}
-    pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs])
+    pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs], ignore_index=True)
+    pairs = side_by_side(pairs, trials).reset_index(drop=True)
     is_reference = ok[over] == reference
     if pairs.empty and not is_reference.all():
         columns = [*PAIR, *(axis for axis in CELL_COLUMNS if axis in in_any)]
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
-    floor = None if over == "copy" else noise_floor(trials)
+    floors = {} if over == "copy" else noise_floors(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
     unlike = [c for c in ALIKE if c not in allow and len(_kinds(pairs, c)) > 1]
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
@@ -83,18 +87,21 @@ def speedup(
             {
                 over: first[over],
                 **{axis: None if axis in apart else first[axis] for axis in axes},
+                "git_commit": first["git_commit"],
                 "reference": reference,
                 "speedup": interval.estimate,
                 "low": interval.low,
                 "high": interval.high,
                 "pairs": interval.count,
-                "distinguishable": distinguishable(interval, floor),
+                "distinguishable": distinguishable(
+                    interval, floor_of(floors, first["device"], first["device_reference"])
+                ),
                 "differs": "; ".join(differs),
                 "repeat_sd": parts.repeat_sd,
                 "process_sd": parts.process_sd,
             }
         )
-    telling = [axis for axis in axes if axis in in_any or len({str(row[axis]) for row in rows}) > 1]
+    telling = [c for c in (*axes, "git_commit") if c in in_any or len({str(row[c]) for row in rows}) > 1]
     found = ["speedup", "low", "high", "pairs", "distinguishable", "differs", "repeat_sd", "process_sd"]
     return pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
 
@@ -112,8 +119,11 @@ def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[
 
 
 def _of_the_same_two(pairs: pd.DataFrame, over: str, axes: Sequence[str]) -> list[NDArray[np.intp]]:
-    """Which pairs are of the same two settings: alike on either side in every axis, those too that may differ."""
-    columns = [over, *axes, *(f"{axis}_reference" for axis in axes)]
+    """Which pairs are of the same two settings: alike on either side in every axis, those too that may differ.
+
+    And of the same code: a run has one commit.
+    """
+    columns = [over, *axes, *(f"{axis}_reference" for axis in axes), "git_commit"]
     group = pairs.groupby(columns, dropna=False, sort=True).ngroup().to_numpy()
     return [np.flatnonzero(group == number) for number in range(len(set(group)))]
 
@@ -189,20 +199,30 @@ def _refuse_unlike(pairs: pd.DataFrame, column: str) -> None:
         )
 
 
-def noise_floor(trials: pd.DataFrame) -> float | None:
-    """How far apart identical cells came out, as a share (0.02 is 2 %); None where no identical cells were measured.
+def noise_floors(trials: pd.DataFrame) -> dict[str, float]:
+    """How far apart identical cells came out on each device where there were such, as a share (0.02 is 2 %).
 
     The larger of the largest ratio seen and the root mean square of the half-widths of their intervals.
     """
-    ok = trials[trials["status"] == "ok"]
+    known = with_all_axes(trials)
+    ok = known[known["status"] == "ok"]
     if not {0, 1} <= set(ok["copy"]):
-        return None
+        return {}
     try:
         ratios = speedup(ok, over="copy", reference=0, allow=ALIKE)
     except ValueError:  # never both in one repeat, so far
-        return None
+        return {}
+    return {str(device): _noise_floor(of_device) for device, of_device in ratios.groupby("device")}
+
+
+def _noise_floor(ratios: pd.DataFrame) -> float:
     logs = [abs(math.log(value)) for value in ratios["speedup"]]
     bounds = ratios.dropna(subset=["low"])
     halves = [math.log(high / low) / 2 for low, high in zip(bounds["low"], bounds["high"], strict=True)]
     scatter = math.sqrt(sum(h**2 for h in halves) / len(halves)) if halves else 0.0
     return math.expm1(max(*logs, scatter))
+
+
+def floor_of(floors: Mapping[str, float], *devices: str) -> float | None:
+    """The noise floor of a ratio between the devices: that of the noisier; None where it was measured on neither."""
+    return max((floors[device] for device in devices if device in floors), default=None)

@@ -107,14 +107,14 @@ _MEASURES: dict[Question, _Measure] = {
 }
 
 
-def _verdict(
-    question: Question, trials: pd.DataFrame, ranked: list[dict[Any, Any]], task: str | None, *, swapped: bool = False
-) -> Verdict:
-    first, *others = ranked
+def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, Any]], task: str | None) -> Verdict:
+    measure = _MEASURES[question]
+    first = analysis.leader(ranked, lambda one, other: _ratio(trials, one, other, measure)[0])
+    others = [cell for cell in ranked if cell is not first]
     found = Verdict(
         question=question,
         setting=first["setting"],
-        amount=_MEASURES[question].amount(first),
+        amount=measure.amount(first),
         next_setting=None,
         ratio=None,
         distinguishable=None,
@@ -122,21 +122,29 @@ def _verdict(
     )
     if not others:
         return found
-    one, other = (_valued(trials, cell, _MEASURES[question]) for cell in (first, others[0]))
-    one_machine = all(analysis.same(first[c], others[0][c]) for c in analysis.AVERAGED_WITHIN)
-    paired = analysis.ratio(pd.concat([one, other]), first["cell_id"], others[0]["cell_id"]) if one_machine else None
-    ratio = paired or unpaired.ratio(one, other)
-    if ratio is not None and ratio.estimate < 1 and not swapped:  # a mean also counts repeats that the other one lacks
-        return _verdict(question, trials, [others[0], first, *others[1:]], task, swapped=True)
-    floor = comparison.noise_floor(_at(trials, first))
+    ratio, paired = _ratio(trials, first, others[0], measure)
+    floors = comparison.noise_floors(_at(trials, first))
+    floor = comparison.floor_of(floors, first["device"], others[0]["device"])
     return replace(
         found,
         next_setting=others[0]["setting"],
         ratio=ratio,
         distinguishable=analysis.distinguishable(ratio, floor),
-        side_by_side=paired is not None,
+        side_by_side=paired,
         floor=floor,
     )
+
+
+def _ratio(
+    trials: pd.DataFrame, first: dict[Any, Any], second: dict[Any, Any], measure: _Measure
+) -> tuple[Interval, bool]:
+    """How many times better the first is, and whether that is of pairs."""
+    one, other = (_valued(trials, cell, measure) for cell in (first, second))
+    paired = None
+    if all(analysis.same(first[c], second[c]) for c in analysis.AVERAGED_WITHIN):
+        there, two = _at(trials, first), [first["cell_id"], second["cell_id"]]
+        paired = analysis.ratio(pd.concat([one, other, there[~there["cell_id"].isin(two)]]), *two)
+    return paired or unpaired.ratio(one, other), paired is not None
 
 
 def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """Two result sets matched on configuration: is each setting faster or slower than it was?"""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -17,7 +17,7 @@ from rresnet.cell import CELL_COLUMNS, UsageError
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
 MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]  # rows of the two sides alike in these are compared
 MOSTLY = 0.5  # a setting of whose trials a smaller share ends ok fails mostly
-ENVIRONMENT = ["hostname", *comparison.ALIKE, "ray_version", "driver_version", "git_commit"]
+ENVIRONMENT = ["hostname", *comparison.ALIKE, "ray_version", "git_commit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,7 +96,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     Raises:
         UsageError: nothing was measured by both, or one side mixes commits or software.
     """
-    floors = [floor for rows in (a, b) if (floor := comparison.noise_floor(rows)) is not None]
+    sides = [comparison.noise_floors(rows) for rows in (a, b)]
+    floors = {device: max(side[device] for side in sides if device in side) for side in sides for device in side}
     of_a, of_b = _by_key(a), _by_key(b)
     both = [key for key in of_a if key in of_b]
     if not both:
@@ -108,7 +109,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     return Diff(
         a=names[0],
         b=names[1],
-        changes=tuple(_change(of_a[key], of_b[key], cells, max(floors, default=None)) for key in both),
+        changes=tuple(_change(of_a[key], of_b[key], cells, floors) for key in both),
         only_a=tuple(_setting_on_machine(rows, cells) for key, rows in of_a.items() if key not in of_b),
         only_b=tuple(_setting_on_machine(rows, cells) for key, rows in of_b.items() if key not in of_a),
         differs=tuple(unpaired.differences(shared_a, shared_b, ENVIRONMENT)),
@@ -144,7 +145,8 @@ def _refuse_mixed(parts: Iterable[pd.DataFrame], told: str) -> None:
                 )
 
 
-def _change(a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floor: float | None) -> Change:
+def _change(a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Mapping[str, float]) -> Change:
+    floor = comparison.floor_of(floors, b["device"].iloc[0])
     ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
     found, verdict = None, _of_failures(a, b)
     if verdict is None:

@@ -62,7 +62,7 @@ def speedup_across_machines(
     Raises:
         ValueError: there is no such column, or no ok row with the reference value, or no rows may be compared.
     """
-    floors = {host: comparison.noise_floor(rows) for host, rows in trials.groupby("hostname")}
+    floors = {host: comparison.noise_floors(rows) for host, rows in trials.groupby("hostname")}
     ok = comparison.comparable(trials if over == "copy" else trials[trials["copy"] == 0], over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
@@ -77,7 +77,8 @@ def speedup_across_machines(
                 continue
             _refuse_unlike(side, other, allow)
             found = ratio(side, other, level)
-            known = [floor for host in (machine, reference_machine) if (floor := floors.get(host)) is not None]
+            sides = [comparison.floor_of(floors.get(row["hostname"], {}), row["device"]) for row in (one, its)]
+            floor = max((known for known in sides if known is not None), default=None)
             rows.append(
                 {
                     over: one[over],
@@ -89,7 +90,7 @@ def speedup_across_machines(
                     "low": found.low,
                     "high": found.high,
                     "repeats": found.count,
-                    "distinguishable": analysis.distinguishable(found, max(known, default=None)),
+                    "distinguishable": analysis.distinguishable(found, floor),
                     "differs": "; ".join(differences(side, other, [*free, *TOLD])),
                 }
             )

@@ -46,15 +46,18 @@ def train(bench: Workbench, how: How, *, startup_seconds: float, progress: Progr
     """Train the cell as it asks for, whole epochs or a timed visit, and make the files that were asked for."""
     new = bench.steps_trained == 0
     if bench.cell.epochs:
-        record = train_epochs(bench, epochs=bench.cell.epochs, startup_seconds=startup_seconds, progress=progress)
+        record = train_epochs(
+            bench,
+            epochs=bench.cell.epochs,
+            startup_seconds=startup_seconds,
+            progress=progress,
+            save_model=how.save_model,
+        )
     else:
         record = visit(bench, seconds=how.seconds, startup_seconds=startup_seconds, progress=progress)
-    files = {}
-    if how.save_model and bench.cell.epochs:
-        files[".pt"] = bench.state_dict_bytes()
     if how.profile and new:
-        files[".trace.json.gz"] = bench.trace(PROFILED_STEPS)
-    return replace(record, files=files)
+        record = replace(record, files={**record.files, ".trace.json.gz": bench.trace(PROFILED_STEPS)})
+    return record
 
 
 def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress: Progress) -> Record:
@@ -105,7 +108,9 @@ def _warm_up_window(bench: Workbench, watch: Stopwatch, steps: int) -> None:
     bench.step_seconds = window.seconds / window.steps
 
 
-def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progress: Progress) -> Record:
+def train_epochs(
+    bench: Workbench, *, epochs: int, startup_seconds: float, progress: Progress, save_model: bool = False
+) -> Record:
     """Train whole epochs from the cell's seed, evaluating after each, outside the clock."""
     canary = _canary(bench.device)
     watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
@@ -116,8 +121,9 @@ def train_epochs(bench: Workbench, *, epochs: int, startup_seconds: float, progr
     bench.start_over()
     losses: list[Loss] = []
     rows = [_train_epoch(bench, watch, monitor, epoch, progress, losses) for epoch in range(epochs)]
+    files = {".pt": bench.state_dict_bytes()} if save_model else {}  # as evaluated: the other clocks train on
     record = _record(bench, watch, monitor.usage(), canary, settled, startup_seconds, epochs=rows)
-    return replace(record, losses=tuple(losses))
+    return replace(record, losses=tuple(losses), files=files)
 
 
 def _train_epoch(
