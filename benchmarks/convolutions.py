@@ -1,10 +1,10 @@
 """What do ResNet-50's convolutions cost on this CPU, as convolutions and as the matrix products that they are?
 
-    python benchmarks/convolutions.py [--batch-size 256]          (about a minute on two cores)
+    python benchmarks/convolutions.py [--batch-size 256] [--precision fp32|bf16]          (about a minute on two cores)
 
-For each kind of convolution that the network has on images of 32 x 32, channels-last fp32: the fastest of 5 forward
-passes and of 5 backward passes, oneDNN's convolution beside `rresnet.training.convolution`. GFLOP/s count the
-convolution's own FLOPs, those with the padding included, on both sides.
+For each kind of convolution that the network has on images of 32 x 32, channels-last: the fastest of 5 forward passes
+and of 5 backward passes, oneDNN's convolution beside `rresnet.training.convolution`. GFLOP/s count the convolution's
+own FLOPs, those with the padding included, on both sides.
 """
 
 import sys
@@ -58,14 +58,16 @@ def cost(module: nn.Module, images: torch.Tensor) -> tuple[float, float]:
 
 
 def main() -> int:
-    options = arguments(__doc__, batch_size=256)
+    options = arguments(__doc__, batch_size=256, precision="fp32")
+    dtype = torch.bfloat16 if options.precision == "bf16" else torch.float32
     total = [0.0, 0.0]
-    print(f"batch {options.batch_size}; ms forward + backward, and GFLOP/s backward")
+    print(f"{options.precision}, batch {options.batch_size}; ms forward + backward, and GFLOP/s backward")
     for (c, d, kernel, stride, padding, size), count in kinds(torchvision.models.resnet50()).items():
-        conv = nn.Conv2d(c, d, kernel, stride, padding, bias=False).to(memory_format=torch.channels_last)
+        conv = nn.Conv2d(c, d, kernel, stride, padding, bias=False, dtype=dtype).to(memory_format=torch.channels_last)
         product = deepcopy(conv)
         convolution.as_products(product)
-        images = torch.randn(options.batch_size, c, size, size).contiguous(memory_format=torch.channels_last)
+        images = torch.randn(options.batch_size, c, size, size, dtype=dtype)
+        images = images.contiguous(memory_format=torch.channels_last)
         images.requires_grad_(c != 3)
         flops = 2 * 2 * conv(images).numel() * c * kernel**2
         told = []
