@@ -195,6 +195,47 @@ def test_a_machine_that_dies_before_tune_asks_for_its_first_trial_loses_none(mon
     assert {(row["status"], row["attempt"], row["hostname"]) for row in sweep.rows} == {("ok", 1, "a")}
 
 
+def test_a_trial_that_waits_to_be_tried_alone_outlives_its_machine(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset())
+    died = threading.Event()
+
+    class Hungry(FakeLane):
+        """On machine b the second trial runs out of memory beside the first, and the machine dies in the third."""
+
+        begun = 0
+
+        def run_one(self, trial, tunes, callback, alone):
+            if self.machine.node_id == "a":
+                assert died.wait(timeout=20)
+                return super().run_one(trial, tunes, callback, alone)
+            self.begun += 1
+            if self.begun == 2:
+                record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
+                outcome = {"record": record, "environment": {}, "when": {}, "alone": False}
+                return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+            if self.begun == 3:
+                FakeMachine.dead = frozenset("b")
+                self._looked = 0.0
+                died.set()
+                callback.on_step_begin(1, [])
+            return super().run_one(trial, tunes, callback, alone)
+
+    both = threading.Barrier(2, timeout=20)  # each has taken its repeat before either goes on
+    taken = Hungry._take
+
+    def take_together(self, process):
+        found = taken(self, process)
+        if not died.is_set():
+            both.wait()
+        return found
+
+    monkeypatch.setattr(Hungry, "_take", take_together)
+    sweep = swept(Hungry, repeats=2, machines=("a", "b"), processes=2)
+    assert len(sweep.rows) == len({row["trial_id"] for row in sweep.rows}) == 6
+    assert {row["status"] for row in sweep.rows} == {"ok"}
+    assert sweep.notes == ["laptop is lost: 2 of its trials go to another machine"]
+
+
 def test_trials_of_a_machine_that_dies_last_are_measured_by_one_that_had_ended(monkeypatch):
     monkeypatch.setattr(FakeMachine, "dead", frozenset())
     others_ended = threading.Event()

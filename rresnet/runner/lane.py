@@ -89,7 +89,7 @@ class Lane:
             return self._next_of(self._hot)
 
         self._fit(next_hot, self.machine.whole)
-        while self._unconfirmed:
+        while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
             alone = deque([self._unconfirmed.popleft()])
             self._fit(functools.partial(self._next_of, alone), self.machine.whole, attempt=2)
         self._fit(functools.partial(self._next_of, self._groups), WORKER_GROUP)
