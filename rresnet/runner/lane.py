@@ -238,7 +238,8 @@ def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurem
         return Measurement(status="timeout", error_type="TimeoutError", error_message=message)
     if "OutOfMemoryError" in text or "low on memory" in text:
         return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=text[:2000])
-    if "has died" in text or "is unavailable" in text:  # the latter of a process whose machine no longer answers
+    signs = ("has died", "died unexpectedly", "is unavailable")  # the last of a process whose machine no longer answers
+    if any(sign in text for sign in signs):
         detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
         return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
     return Measurement(status="error", error_type="RayTaskError", error_message=text[-2000:])

@@ -2,6 +2,7 @@
 
 import faulthandler
 import gc
+import math
 import os
 import time
 import traceback
@@ -22,7 +23,7 @@ from rresnet import scratch
 from rresnet.cell import Cell, Trial
 from rresnet.config import How
 from rresnet.data import ImageData
-from rresnet.runner.lane import TrialProcessSpentError
+from rresnet.runner.lane import TrialProcessSpentError, death
 from rresnet.runner.machines import NODE_ID
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement
@@ -85,7 +86,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
     """
     trial = Trial.from_json(config["trial"])
-    started, alone = datetime.now(UTC), not _HOT.benches
+    started, clock, alone = datetime.now(UTC), time.monotonic(), not _HOT.benches
     if not _HOT.announced:  # the driver's clock for the time limit starts here: importing torch does not count
         _HOT.announced = True
         tune.report({"process_id": os.getpid()})
@@ -93,7 +94,8 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     try:
         record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
     except (Exception, SystemExit) as error:
-        record = Record(measurement=failure(error))
+        elapsed, limit = time.monotonic() - clock, how.limit_seconds(trial.cell)  # the workers watch it themselves
+        record = Record(measurement=failure(error, elapsed, limit))
     finally:
         faulthandler.cancel_dump_traceback_later()
     outcome = {
@@ -184,14 +186,26 @@ def _train(bench: Workbench, config: dict[str, Any], start: float) -> Record:
     return train(bench, config["how"], startup_seconds=ready, progress=config["progress"])
 
 
-def failure(error: BaseException) -> Measurement:
-    """The measurement of a trial that raised."""
-    failures = getattr(error, "worker_failures", None)  # Ray Train wraps what its workers raised
-    cause = next(iter(failures.values())) if failures else error
-    message = str(cause) or repr(cause)
+def failure(error: BaseException, elapsed_seconds: float = 0.0, limit_seconds: float = math.inf) -> Measurement:
+    """The measurement of a trial that raised.
+
+    Where Ray Train tells that the process of a worker has ended, it is told from the time that the trial took, and its
+    limit, whether that was the worker's watchdog.
+    """
+    failures = getattr(error, "worker_failures", None) or {0: error}  # Ray Train wraps what its workers raised
+    polled = [getattr(one, "health_check_failure", None) for one in failures.values()]
+    deaths = [one for one in polled if isinstance(one, ray.exceptions.RayActorError | ray.exceptions.OutOfMemoryError)]
+    cause = next(iter([*deaths, *failures.values()]))  # where one has died, the others raise that it no longer answers
+    output_tail = "".join(traceback.format_exception(cause))[-TEXT_CHARACTERS:]
+    if deaths:
+        return replace(death(_told(cause), elapsed_seconds, limit_seconds), output_tail=output_tail)
     return Measurement(
         status="out_of_memory" if is_out_of_memory(cause) else "error",
         error_type=type(cause).__name__,
-        error_message=message[:TEXT_CHARACTERS],
-        output_tail="".join(traceback.format_exception(cause))[-TEXT_CHARACTERS:],
+        error_message=_told(cause)[:TEXT_CHARACTERS],
+        output_tail=output_tail,
     )
+
+
+def _told(error: BaseException) -> str:
+    return str(error) or repr(error)
