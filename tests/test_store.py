@@ -10,7 +10,7 @@ from samples import make_cell
 
 from rresnet.cell import Trial
 from rresnet.runner.sweep import rows_of
-from rresnet.tables import reading, store
+from rresnet.tables import place, reading, store
 from rresnet.tables.measurement import SCHEMAS, Measurement
 from rresnet.tables.store import Run, StoreError, Writer
 
@@ -238,6 +238,33 @@ def test_parts_left_beside_the_whole_count_once(tmp_path, monkeypatch):
     Writer(tmp_path, run).close()  # joins the parts
     (folder / "r1.part2.parquet").write_bytes(part)  # as if it had died between the join and the removal
     assert sorted(row["repeat"] for row in reading.read_tables(tmp_path)["trials"].to_pylist()) == [0, 1, 2]
+
+
+def test_a_reader_misses_no_row_of_a_run_that_ends_meanwhile(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "ROWS_PER_PART", 2)
+    writer = Writer(tmp_path, make_run())
+    with writer:
+        for repeat in range(6):
+            writer.write(*rows(writer.run, repeat))
+            writer.flush()
+    assert len(list((tmp_path / "trials").glob("*.part*.parquet"))) == 2
+    kept, read = place.at(tmp_path), []
+
+    def read_and_then_it_ends(name):
+        content = place._Folder.read(kept, name)
+        read.append(name)
+        if len(read) == ends_after:
+            writer.finish("2026-01-01T01:00:00+00:00")
+        return content
+
+    monkeypatch.setattr(kept, "read", read_and_then_it_ends)
+    parts = {name: (tmp_path / "trials" / name).read_bytes() for name in kept.names("trials")}
+    for ends_after in (1, 2, 3):
+        for name, content in parts.items():  # as before the end
+            (tmp_path / "trials" / name).write_bytes(content)
+        read.clear()
+        found = reading.read_files(kept, "trials", "*.parquet", SCHEMAS["trials"])
+        assert sorted(found["repeat"].to_pylist()) == list(range(6)), ends_after
 
 
 def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):

@@ -60,17 +60,28 @@ def content_of(place: Place, name: str) -> bytes | None:
 def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
     """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
     tables: dict[str, pa.Table] = {}
-    for name in matching(place, folder, pattern):
-        content = content_of(place, name)
+    for listed in matching(place, folder, pattern):
+        name, content = listed, content_of(place, listed)
+        if content is None and (whole := _whole(listed)):  # joined to it, perhaps after it was read: it is read again
+            name, content = whole, content_of(place, whole)
         table = None if content is None else _rows(place, name, content, schema)
-        if table is None:
-            continue
-        part = _PART.fullmatch(name)
-        whole = tables.get(f"{part[1]}.parquet") if part else None
-        if whole is not None:
-            table = table.filter(pc.invert(pc.is_in(table["trial_id"], whole["trial_id"].combine_chunks())))
-        tables[name] = table
-    return pa.concat_tables(tables.values()) if tables else schema.empty_table()
+        if table is not None:
+            tables[name] = table
+    found = [_without(table, tables.get(_whole(name) or "")) for name, table in tables.items()]
+    return pa.concat_tables(found) if found else schema.empty_table()
+
+
+def _whole(name: str) -> str | None:
+    """The first file of the run whose part this is."""
+    part = _PART.fullmatch(name)
+    return f"{part[1]}.parquet" if part else None
+
+
+def _without(table: pa.Table, whole: pa.Table | None) -> pa.Table:
+    """A part's rows that the whole does not have."""
+    if whole is None:
+        return table
+    return table.filter(pc.invert(pc.is_in(table["trial_id"], whole["trial_id"].combine_chunks())))
 
 
 def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
