@@ -94,11 +94,9 @@ def test_nothing_that_fits_is_a_wrong_request():
         search.found(rows((1, "out_of_memory", None)), most=100)
 
 
-def test_the_first_probes_are_one_repeat_and_known_sizes_are_not_probed_again():
-    settings = Settings(batch_size="auto", repeats=12, aa=True)
-    begin = search.first(settings, again=True)
-    assert (begin.batch_size, begin.repeats, begin.aa, begin.retry) == ((search.FIRST_SIZE,), 1, False, "failed")
-    assert search.first(settings).retry is None
+def test_the_first_probes_are_one_repeat():
+    begin = search.first(Settings(batch_size="auto", repeats=12, aa=True))
+    assert (begin.batch_size, begin.repeats, begin.aa, begin.retry) == ((search.FIRST_SIZE,), 1, False, None)
 
 
 def test_workers_share_the_images(monkeypatch):

@@ -304,6 +304,26 @@ def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
     assert store.open_run(tmp_path, same, fresh=False).run_id == "r1"
 
 
+def test_a_complete_run_is_reused_where_it_is_of_this_environment(tmp_path):
+    for run_id, commit in (("r1", "aaa"), ("r2", "bbb")):
+        run = make_run(run_id=run_id, environment={"commit": commit}, started_at=f"2026-01-0{run_id[1]}")
+        writer = Writer(tmp_path, run)
+        writer.close()
+        writer.finish("2026-01-03")
+
+    def opened(commit, **flags):
+        now = make_run(run_id="r3", environment={"commit": commit})
+        return store.open_run(tmp_path, now, fresh=False, **flags).run_id
+
+    assert [opened(commit, reuse=True) for commit in ("aaa", "bbb", "ccc")] == ["r1", "r2", "r3"]
+    assert opened("ccc", reuse=True, mix=True) == "r2"
+    with pytest.raises(StoreError, match="commit was bbb, is ccc"):  # --retry: that very run was asked for
+        opened("ccc", reuse=True, again=True)
+    Writer(tmp_path, make_run(run_id="r0", environment={"commit": "bbb"}, started_at="2026-01-04")).close()
+    with pytest.raises(StoreError, match=r"run r0 .*commit was bbb, is ccc"):  # one that is not complete
+        opened("ccc", reuse=True)
+
+
 def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:

@@ -121,9 +121,10 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
     from rresnet.experiments import search
 
     most = len(means.images.train.labels)
-    begin = search.first(settings, again=not settings.fresh, most=max(1, most // max(settings.num_workers)))
+    begin = search.first(settings, most=max(1, most // max(settings.num_workers)))
     probing = replace(experiment, name=f"{settings.name or experiment.name}-sizes")
-    done = running.measured(probing, begin, means, functools.partial(search.probe, most=most))
+    extend = functools.partial(search.probe, most=most)
+    done = running.measured(probing, begin, means, extend, reuse=True)  # sizes that are known are not probed again
     found = search.found(done.trials, most=most)
     for line in found.told:
         say(means.console, line)

@@ -59,8 +59,13 @@ class Done:
     failed: int  # of the trials that were run now
 
 
-def measured(experiment: Experiment, settings: Settings, means: Means, extend: Extend | None) -> Done:
-    """Run the plan, or what is missing of it in a run that is continued, and what extends it."""
+def measured(
+    experiment: Experiment, settings: Settings, means: Means, extend: Extend | None, *, reuse: bool = False
+) -> Done:
+    """Run the plan, or what is missing of it in a run that is continued, and what extends it.
+
+    With `reuse`, the newest run of this environment is gone on with even where it is complete.
+    """
     results, console, cluster = settings.results_dir, means.console, means.cluster
     planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
     this = store.open_run(
@@ -68,6 +73,7 @@ def measured(experiment: Experiment, settings: Settings, means: Means, extend: E
         _new_run(experiment.name, settings, planned, cluster.hardware),
         fresh=settings.fresh,
         again=settings.retry is not None,
+        reuse=reuse,
         mix=settings.mix_environments,
     )
     attempts, done = _ended(results, this)

@@ -35,15 +35,13 @@ class Found:
         return cell.batch_size <= self.largest.get(_series(vars(cell)), 0)
 
 
-def first(settings: Settings, *, again: bool = False, most: int = FIRST_SIZE) -> Settings:
+def first(settings: Settings, *, most: int = FIRST_SIZE) -> Settings:
     """The settings of the first probes: one repeat of a small size.
 
     Args:
         settings: with `batch_size` auto.
-        again: go on with the newest such run even where it is complete: sizes that are known are not probed again.
         most: the largest size there are images for.
     """
-    retry = "failed" if again and settings.retry is None else settings.retry
     return replace(
         settings,
         batch_size=(min(FIRST_SIZE, most),),
@@ -52,7 +50,6 @@ def first(settings: Settings, *, again: bool = False, most: int = FIRST_SIZE) ->
         epochs=None,
         aa=False,
         profile=False,
-        retry=retry,
     )
 
 

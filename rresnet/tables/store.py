@@ -229,7 +229,9 @@ class Writer:
             table.flush()
 
 
-def open_run(results: Location, run: Run, *, fresh: bool, again: bool = False, mix: bool = False) -> Run:
+def open_run(
+    results: Location, run: Run, *, fresh: bool, again: bool = False, reuse: bool = False, mix: bool = False
+) -> Run:
     """`run`, or the newest run of the same name and request in `results` that is to be continued.
 
     Args:
@@ -237,6 +239,7 @@ def open_run(results: Location, run: Run, *, fresh: bool, again: bool = False, m
         run: a new run.
         fresh: start it, whatever is there.
         again: continue the newest run even where it is complete.
+        reuse: likewise, but pass over a complete one that was begun in another environment.
         mix: continue a run that was begun in another environment.
 
     Raises:
@@ -244,11 +247,12 @@ def open_run(results: Location, run: Run, *, fresh: bool, again: bool = False, m
     """
     at(results).check_writable()
     same = [r for r in runs(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)]
-    candidates = [r for r in same if again or r.finished_at is None]
+    alike = [r for r in same if mix or not _changes(r, run)] if reuse else []
+    candidates = [r for r in same if again or r.finished_at is None or r in alike]
     if fresh or not candidates:
         return run
     found = candidates[-1]
-    changes = _changes(found.environment or {}, run.environment or {})
+    changes = _changes(found, run)
     if changes and not mix:
         raise StoreError(
             f"run {found.run_id} was begun with other means ({'; '.join(changes)}), and rows of both would be mixed: "
@@ -262,7 +266,8 @@ def _same_request(one: Run, other: Run) -> bool:
     return one.request_id == other.request_id if known else one.plan_id == other.plan_id
 
 
-def _changes(before: Mapping[str, str], now: Mapping[str, str]) -> list[str]:
+def _changes(one: Run, other: Run) -> list[str]:
+    before, now = one.environment or {}, other.environment or {}
     return [
         f"{name} was {before[name]}, is {now[name]}" for name in before if now.get(name, before[name]) != before[name]
     ]
