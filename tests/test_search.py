@@ -99,6 +99,30 @@ def test_the_first_probes_are_one_repeat():
     assert (begin.batch_size, begin.repeats, begin.aa, begin.retry) == ((search.FIRST_SIZE,), 1, False, None)
 
 
+@pytest.mark.parametrize(
+    ("again", "expected"),
+    [
+        ((), []),  # known sizes are not probed again
+        ((16,), []),  # the first size is planned, and has been
+        ((48, 64), [[48, 64], [128, 256, 512], [384], [320], [288]]),  # 64 runs now, so that the search goes on
+    ],
+)
+def test_probes_are_run_again_where_that_is_asked_for(again, expected, monkeypatch):
+    status, ran = {16: "ok", 32: "ok", 64: "killed", 48: "timeout", 40: "ok", 44: "ok"}, []
+    monkeypatch.setattr(
+        search, "rows_so_far", lambda _: rows(*((size, ended, 100.0) for size, ended in status.items()))
+    )
+
+    def execute(trials):
+        ran.append([trial.cell.batch_size for trial in trials])
+        status.update({size: "ok" if size < 280 else "out_of_memory" for size in ran[-1]})
+
+    ids = [search._trial(make_cell(), size).trial_id for size in again]
+    first, progress = make_cell(batch_size=search.FIRST_SIZE), SimpleNamespace(more=lambda *_: None)
+    search.probe(SimpleNamespace(execute=execute), [first], None, progress, ids, most=10_000)
+    assert ran == expected
+
+
 def test_workers_share_the_images(monkeypatch):
     probed = []
 

@@ -19,6 +19,7 @@ STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
 AHEAD = 3  # doublings that are tried in one process before the next are decided on
 FINENESS = 8  # the largest that fits is known when the next that does not is less than this share of it away
 
+_Probes = dict[str, dict[int, float | None]]  # series -> size -> seconds of a step, or None where it did not run
 _APART = ("batch_size", "epochs", "copy")  # cells that differ in nothing else are one series of probes
 
 
@@ -101,21 +102,31 @@ def probe(
 ) -> None:
     """Probe size after size of every series, each in its turn, until all are known.
 
-    `cells` has one of each series, `most` is the largest size there are images for. What is to be run `again` has been.
+    `cells` has one of each series, with its first size; `most` is the largest size there are images for. `again` are
+    ids of trials that have a row and are to be run once more; those of a first size have been.
     """
-    while True:
-        probes = _probes(rows_so_far(writer))
-        wanted = [
-            (size, cell)
-            for cell in cells
-            for size in next_sizes(probes.get(_series(vars(cell)), {}), most // cell.num_workers)
-        ]
-        if not wanted:
-            return
-        sizes = sorted({size for size, _ in wanted})
+    probes = _probes(rows_so_far(writer))
+    known = [
+        _trial(cell, size) for cell in cells for size in probes.get(_series(vars(cell)), {}) if size != cell.batch_size
+    ]
+    wanted = [trial for trial in known if trial.trial_id in again] or _next(probes, cells, most)
+    while wanted:
+        sizes = sorted({trial.cell.batch_size for trial in wanted})
         progress.more(len(wanted), f"Probing batch sizes {', '.join(map(str, sizes))}")
-        in_order = sorted(wanted, key=lambda one: one[0])
-        sweep.execute([Trial(cell=replace(cell, batch_size=size), repeat=0, process=0) for size, cell in in_order])
+        sweep.execute(sorted(wanted, key=lambda trial: trial.cell.batch_size))
+        wanted = _next(_probes(rows_so_far(writer)), cells, most)
+
+
+def _next(probes: _Probes, cells: Sequence[Cell], most: int) -> list[Trial]:
+    return [
+        _trial(cell, size)
+        for cell in cells
+        for size in next_sizes(probes.get(_series(vars(cell)), {}), most // cell.num_workers)
+    ]
+
+
+def _trial(cell: Cell, size: int) -> Trial:
+    return Trial(cell=replace(cell, batch_size=size), repeat=0, process=0)
 
 
 def found(trials: pd.DataFrame, *, most: int) -> Found:
@@ -148,8 +159,8 @@ def found(trials: pd.DataFrame, *, most: int) -> Found:
     return Found(sizes=tuple(sorted(sizes)), largest=largest, told=told)
 
 
-def _probes(trials: pd.DataFrame) -> dict[str, dict[int, float | None]]:
-    probes: dict[str, dict[int, float | None]] = {}
+def _probes(trials: pd.DataFrame) -> _Probes:
+    probes: _Probes = {}
     for row in trials.to_dict("records"):
         of_series = probes.setdefault(_series(row), {})
         of_series[row["batch_size"]] = row["step_seconds"] if row["status"] == "ok" else None
