@@ -5,11 +5,13 @@ import pandas as pd
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from samples import make_cell
 
 from rresnet.cell import UsageError
 from rresnet.config import Settings
-from rresnet.experiments import search
+from rresnet.experiments import experiment, search
+from rresnet.experiments.running import Experiment
 
 
 def climb(fits, most, seconds=lambda size: 0.001 * size):
@@ -133,6 +135,22 @@ def test_workers_share_the_images(monkeypatch):
     sweep = SimpleNamespace(execute=lambda trials: probed.extend(trial.cell.batch_size for trial in trials))
     search.probe(sweep, [make_cell(num_workers=2)], None, SimpleNamespace(more=lambda *_: None), most=100)
     assert probed == [32, 50]
+
+
+def test_the_probes_are_a_run_of_their_own_and_complete_ones_of_this_environment_are_reused(monkeypatch):
+    probed = rows((16, "ok", 100.0), (32, "out_of_memory", None), (24, "ok", 90.0))
+    asked = []
+
+    def measured(what, settings, means, extend, *, reuse):
+        asked.append((what.name, settings.batch_size, settings.retry, reuse))
+        return SimpleNamespace(trials=probed)
+
+    monkeypatch.setattr(experiment.running, "measured", measured)
+    images = SimpleNamespace(train=SimpleNamespace(labels=range(1000)))
+    means = SimpleNamespace(images=images, console=Console(quiet=True))
+    _, settings = experiment._find_batch_sizes(Experiment(name="compare"), Settings(batch_size="auto"), means)
+    assert asked == [("compare-sizes", (16,), None, True)]
+    assert settings.batch_size == (16, 24)
 
 
 def test_small_data_is_probed_from_what_it_has():
