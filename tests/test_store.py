@@ -1,16 +1,16 @@
 import json
 import multiprocessing
 import threading
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from samples import make_cell
+from samples import A100, make_cell
 
 from rresnet.cell import Trial
 from rresnet.runner.sweep import rows_of
-from rresnet.tables import place, reading, store
+from rresnet.tables import environment, place, reading, store
 from rresnet.tables.measurement import SCHEMAS, Measurement
 from rresnet.tables.store import Run, StoreError, Writer
 
@@ -302,6 +302,17 @@ def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
     assert store.open_run(tmp_path, now, fresh=False, mix=True).run_id == "r1"
     same = make_run(run_id="r2", request_id="q", environment=before)
     assert store.open_run(tmp_path, same, fresh=False).run_id == "r1"
+
+
+def test_an_update_of_the_system_or_the_driver_is_another_environment(tmp_path, monkeypatch):
+    Writer(tmp_path, make_run(environment=environment.means(A100))).close()
+    assert store.open_run(tmp_path, make_run(environment=environment.means(A100)), fresh=False).run_id == "r1"
+    updated = make_run(environment=environment.means(replace(A100, driver_version="580.2")))
+    with pytest.raises(StoreError, match=r"\(driver was 570\.1, is 580\.2\)"):
+        store.open_run(tmp_path, updated, fresh=False)
+    monkeypatch.setattr("platform.release", lambda: "7.0-1")
+    with pytest.raises(StoreError, match=r"operating system was Linux .*, is Linux 7\.0-1\)"):
+        store.open_run(tmp_path, make_run(environment=environment.means(A100)), fresh=False)
 
 
 def test_a_complete_run_is_reused_where_it_is_of_this_environment(tmp_path):

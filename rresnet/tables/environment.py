@@ -19,7 +19,7 @@ def describe(device: Device) -> Environment:
     hardware = probe(hidden=True)  # alike in every process of a run, whatever Ray shows it
     gpu = device == "gpu"
     software = {
-        "os_version": f"{platform.system()} {platform.release()}",
+        "os_version": _system(),
         "python_version": platform.python_version(),
         "torch_version": str(torch.__version__),  # a str subclass of torch's would make the driver import torch
         "torchvision_version": version("torchvision"),
@@ -43,10 +43,15 @@ def describe(device: Device) -> Environment:
 def means(hardware: Hardware) -> dict[str, str]:
     """What a run is begun with, by name, without importing any of it: for the run's manifest."""
     packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
+    system = {"operating system": _system(), "driver": str(hardware.driver_version)}
     machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
-    found = {"Python": platform.python_version(), **packages, **machine, "cores": str(hardware.cpu_cores)}
+    found = {"Python": platform.python_version(), **packages, **system, **machine, "cores": str(hardware.cpu_cores)}
     commit = git_commit()
     return found if commit is None else {**found, "rresnet's commit": commit}
+
+
+def _system() -> str:
+    return f"{platform.system()} {platform.release()}"
 
 
 @functools.cache
