@@ -350,6 +350,24 @@ def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
     assert pq.read_schema(file).field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata
 
 
+def test_a_run_that_is_gone_on_with_is_judged_anew(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        for repeat, flags in enumerate([["steal"], ["steal"], [], None]):
+            writer.write(*rows(run, repeat, quality_flags=flags))
+    ids = [rows(run, repeat)[0] for repeat in range(4)]
+
+    def judged(*flagged):
+        with Writer(tmp_path, run) as writer:
+            writer.finish("2026-01-01T01:00:00+00:00", {ids[repeat] for repeat in flagged}, "machine_changed")
+        found = reading.read_tables(tmp_path)["trials"].to_pylist()
+        return [row["quality_flags"] for row in sorted(found, key=lambda row: row["repeat"])]
+
+    assert judged(0, 2) == [["steal", "machine_changed"], ["steal"], ["machine_changed"], None]
+    assert judged(1, 2) == [["steal"], ["steal", "machine_changed"], ["machine_changed"], None]
+    assert judged() == [["steal"], ["steal"], [], None]
+
+
 def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):
     Writer(tmp_path, make_run()).close()
     assert store.open_run(tmp_path, make_run(run_id="r2", request_id="q"), fresh=False).run_id == "r1"

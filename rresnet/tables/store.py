@@ -88,13 +88,15 @@ class _TableWriter:
                 self.place.remove(part)
 
     def flag(self, trial_ids: Collection[str], flag: str) -> None:
-        """Add a quality flag to rows of the finished file."""
-        rows = self._read(f"{self.run_id}.parquet").to_pylist()
+        """Give these rows of the finished file a quality flag, and take it off the others: it may be judged again."""
+        rows, changed = self._read(f"{self.run_id}.parquet").to_pylist(), False
         for row in rows:
-            flags = row["quality_flags"] or []
-            if row["trial_id"] in trial_ids and flag not in flags:
-                row["quality_flags"] = [*flags, flag]
-        self._write(self.file(0), pa.Table.from_pylist(rows, schema=self.schema))
+            flags, flagged = row["quality_flags"] or [], row["trial_id"] in trial_ids
+            if flagged != (flag in flags):
+                row["quality_flags"] = [*flags, flag] if flagged else [one for one in flags if one != flag]
+                changed = True
+        if changed:
+            self._write(self.file(0), pa.Table.from_pylist(rows, schema=self.schema))
 
     def count(self) -> int:
         """Rows of the finished file."""
@@ -188,12 +190,12 @@ class Writer:
         Args:
             finished_at: when it ended, ISO 8601.
             flagged: ids of trials that the run as a whole makes doubtful.
-            flag: the quality flag that they get.
+            flag: the quality flag that they get, and that others lose.
         """
         with self._as_store_error():
             for table in self._tables.values():
                 table.finish()
-            if flagged:
+            if flag:
                 self._tables["trials"].flag(flagged, flag)
             planned = self._tables["trials"].count()
             self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned))
