@@ -1,13 +1,16 @@
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from samples import make_cell
 
 from rresnet import grid
 from rresnet.cell import UsageError
 from rresnet.config import Settings
-from rresnet.experiments import growth
+from rresnet.experiments import experiment, growth
+from rresnet.experiments.running import Experiment
 from rresnet.tables.measurement import TRIALS
 
 CELLS = [make_cell(recipe="blog"), make_cell(recipe="tuned")]
@@ -93,6 +96,20 @@ def test_a_part_that_was_interrupted_is_completed_even_if_the_interval_is_tight(
     sweep.parts.clear()
     grow(monkeypatch, sweep, settings)
     assert [len(part) for part in sweep.parts] == [3]
+
+
+@pytest.mark.parametrize(("status", "fine"), [("ok", True), ("error", False)])
+def test_what_failed_in_a_part_before_an_interruption_still_counts(status, fine, monkeypatch, tmp_path):
+    settings = Settings(repeats=6, processes=3, target_interval=0.5, results_dir=str(tmp_path))
+    sweep = FakeSweep(settings, scatter=0.0001)
+    sweep.execute(grid.more(CELLS, 0, repeats=6, processes=3, seed=42))
+    sweep.rows[-1]["status"] = status
+    rows = pd.DataFrame(sweep.rows).reindex(columns=[f.name for f in TRIALS])
+    done = SimpleNamespace(run=SimpleNamespace(run_id="r"), trials=rows)
+    monkeypatch.setattr(experiment.running, "measured", lambda *given, **named: done)
+    shown = Experiment(name="compare", show=lambda *of: None)
+    means = SimpleNamespace(console=Console(quiet=True))
+    assert experiment._measure(shown, settings, means) is fine
 
 
 def test_a_plan_too_small_for_an_interval_is_gone_on_with_until_there_is_one(monkeypatch):

@@ -27,7 +27,7 @@ EARLY_SECONDS = 0.5  # for data that can be read, or refused, before Ray is star
 def run(
     experiment: Experiment, settings: Settings, console: Console, stop_asked: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Run an experiment; returns whether every planned trial is ok.
+    """Run an experiment; returns whether every trial of the run is ok.
 
     `stop_asked` tells whether the person has asked to stop, where the exception that says so may have been swallowed.
 
@@ -113,7 +113,7 @@ def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
     answer.remarks(done.trials, means.console, advice=settings.advice)
     say(means.console, _completion(done.trials))
     say(means.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {done.run.run_id})", "dim")
-    return not done.failed
+    return bool((done.trials["status"] == "ok").all())  # also of those that an earlier command has run
 
 
 def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) -> tuple[Experiment, Settings]:

@@ -56,7 +56,6 @@ class Done:
 
     run: store.Run
     trials: "pd.DataFrame"
-    failed: int  # of the trials that were run now
 
 
 def measured(
@@ -107,7 +106,7 @@ def measured(
 
         changed = regimes.changed(analysis.trials_of(results, this.run_id))
         writer.finish(datetime.now(UTC).isoformat(), changed, "machine_changed")  # before another command may have it
-    return Done(run=this, trials=analysis.trials_of(results, this.run_id), failed=sweep.failed)
+    return Done(run=this, trials=analysis.trials_of(results, this.run_id))
 
 
 def _sweep(

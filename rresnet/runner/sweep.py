@@ -77,7 +77,6 @@ class Sweep:
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
     earlier: Mapping[str, int] = field(default_factory=dict)  # trial id -> attempts made before
     lane: type[Lane] = Lane
-    failed: int = 0
     _stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -139,6 +138,5 @@ class Sweep:
         attempt += self.earlier.get(trial.trial_id, 0)
         rows = rows_of(self.run, trial, measurement, attempt=attempt, known=known, record=record)
         with self._lock:
-            self.failed += measurement["status"] != "ok"
             self.write(trial.trial_id, rows)
             self.progress.finished(trial, measurement)
