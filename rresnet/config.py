@@ -40,7 +40,10 @@ _NAME = Must(
     "takes letters, digits and - _ . only, no . first",
     lambda name: name != "" and all(c.isalnum() or c in "-_." for c in name) and name[0] != ".",
 )
-_DATASET = Must("must be a name, a folder or a .parquet file", bool)
+_DATASET = Must(
+    "must be a name, a folder or a .parquet file, in UTF-8",  # it is a column of the tables
+    lambda name: name != "" and name.encode("utf-8", "replace").decode("utf-8") == name,
+)
 _RESULTS = Must("must be a folder or a URL such as s3://BUCKET/FOLDER", lambda value: str(value) != "")
 
 

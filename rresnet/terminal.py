@@ -11,8 +11,12 @@ UNLIMITED = 10_000  # columns
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print text as it is: no markup, no colours of its own, and no line broken where it was not."""
-    console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+    """Print text as it is: no markup, no colours of its own, and no line broken where it was not.
+
+    The bytes of a path that are no UTF-8 are told by their numbers.
+    """
+    printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    console.print(printable, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(

@@ -1,8 +1,11 @@
 """Whatever is wrong with a request or its files: exit code 2, one message that says what, and nothing written."""
 
+import errno
+import os
 import pickle
 import signal
 import struct
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -305,6 +308,51 @@ def test_results_where_one_may_not_write(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("rresnet.tables.place.os.access", lambda path, mode: False)  # root may write everywhere
     said = refused(["--results-dir", str(tmp_path / "closed" / "out")], tmp_path, monkeypatch, capsys)
     assert "no right to write" in said
+
+
+def test_results_and_data_where_one_may_not_look(tmp_path, monkeypatch, capsys):
+    closed = tmp_path / "closed"
+    allowed = Path.stat
+
+    def stat(path, **options):  # root may look everywhere
+        if closed in path.parents:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return allowed(path, **options)
+
+    monkeypatch.setattr(Path, "stat", stat)
+    said = refused(["--results-dir", str(closed / "out")], tmp_path, monkeypatch, capsys)
+    assert f"can't write to {closed}/out: Permission denied; choose another --results-dir" in said
+    said = refused(["--dataset", str(closed / "photos")], tmp_path, monkeypatch, capsys)
+    assert f"can't read {closed}/photos: Permission denied; get the right to, or name other data" in said
+    assert command.main(["report", str(closed / "out")]) == 2
+    assert f"can't read {closed}/out/trials: Permission denied" in capsys.readouterr().err
+
+
+def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("rresnet.experiments.experiment.EARLY_SECONDS", 60.0)
+    long = "a" * 300
+    for flags, message in [
+        (["--results-dir", long], "a: File name too long; choose another --results-dir"),
+        (["--dataset", long], "a: File name too long; get the right to, or name other data"),
+        (["--dataset", "cifar10", "--data-dir", long], "File name too long"),
+        (["--dataset", os.fsdecode(b"caf\xe9")], "a .parquet file, in UTF-8, got 'caf\\udce9'"),
+    ]:
+        assert message in refused(flags, tmp_path, monkeypatch, capsys)
+    written(tmp_path / "R", [row(BLOG, 0, 100.0)])
+    for line in (["report", long], ["diff", str(tmp_path / "R"), long], ["export", long, "--format", "csv"]):
+        assert command.main(line) == 2
+        assert "a/trials: File name too long" in capsys.readouterr().err
+
+
+def test_tables_that_one_may_not_list_are_not_told_as_none(tmp_path, monkeypatch, capsys):
+    written(tmp_path / "R", [row(BLOG, 0, 100.0)])
+
+    def scandir(path):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+    monkeypatch.setattr("rresnet.tables.place.os.scandir", scandir)
+    assert command.main(["report", str(tmp_path / "R")]) == 2
+    assert f"can't read {tmp_path}/R/trials: Permission denied" in capsys.readouterr().err.replace("\n", "")
 
 
 @pytest.mark.parametrize("mode", ["I;16", "CMYK", "1", "LA", "RGBA", "P"])

@@ -1,6 +1,7 @@
 """Text as it is, and tables that fit into the terminal."""
 
 import io
+import os
 
 import pytest
 from rich.console import Console
@@ -19,6 +20,13 @@ def test_what_a_program_says_is_printed_as_it_is():
     text = "[enforce fail at alloc_cpu.cpp:118] can't open [/usr/lib/a] " + "long " * 50
     say(console, text)
     assert console.file.getvalue() == f"{text}\n"
+
+
+def test_a_path_that_is_no_utf_8_is_printed_all_the_same():
+    printed = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
+    say(Console(file=printed, width=140), os.fsdecode(b"Rows: caf\xe9/trials"))
+    printed.seek(0)
+    assert printed.read() == "Rows: caf\\udce9/trials\n"
 
 
 COLUMNS = {"name": ["a long name"], "rate": ["123 (100 - 150)"], "more": ["12 %"], "least": ["memory"]}

@@ -1,8 +1,8 @@
 """Two result sets matched on configuration: is each setting faster or slower than it was?"""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -61,7 +61,7 @@ def rows_of(text: str) -> pd.DataFrame:
         StoreError: there are no results.
         UsageError: there are none of that run or commit.
     """
-    folder, _, part = text.partition("@") if not Path(text).is_dir() else (text, "", "")
+    folder, _, part = text.partition("@") if not os.path.isdir(text) else (text, "", "")
     trials = analysis.read(folder).trials
     if trials.empty:
         raise UsageError(f"{folder} holds no trials: run python experiments/compare.py first")

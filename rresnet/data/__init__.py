@@ -2,7 +2,7 @@
 
 import contextlib
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,8 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
     """
     check_known(dataset)
     loader = DATASETS.get(dataset)
-    source = loader(data_dir, image_size, seed) if loader else _own(dataset, image_size, seed)
+    with _as_data_error(dataset):
+        source = loader(data_dir, image_size, seed) if loader else _own(dataset, image_size, seed)
     for split in (source.train, source.test):
         check_memory(dataset, len(split.labels), split.images.shape[1], image_size)
     train, test = _resized(source.train, image_size), _resized(source.test, image_size)
@@ -112,8 +113,9 @@ DATASETS: dict[str, Loader] = {
 def check_known(dataset: str) -> None:
     """Raise DataError unless it is a known name, a folder or a file; nothing of it is read."""
     path = Path(dataset)
-    if dataset in DATASETS or path.is_dir() or path.is_file():
-        return
+    with _as_data_error(dataset):  # no right to look there, or a name that is too long for one
+        if dataset in DATASETS or path.is_dir() or path.is_file():
+            return
     beside: list[str] = []
     with contextlib.suppress(OSError):  # a folder that is not there, or not to be read
         beside = [str(entry) for entry in path.parent.iterdir()]
@@ -121,6 +123,16 @@ def check_known(dataset: str) -> None:
         f"--dataset {dataset} is neither a file or folder nor a known name: {nearest(dataset, [*DATASETS, *beside])}"
         f"Known names are {', '.join(DATASETS)}; else give an image folder (one folder a class) or a .parquet file"
     )
+
+
+@contextlib.contextmanager
+def _as_data_error(dataset: str) -> Iterator[None]:
+    """Let what the system refuses be a DataError."""
+    try:
+        yield
+    except OSError as error:
+        what, reason = error.filename or dataset, error.strerror or str(error)
+        raise DataError(f"can't read {what}: {reason}; get the right to, or name other data") from error
 
 
 def _own(dataset: str, image_size: int, seed: int) -> Source:

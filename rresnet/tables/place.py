@@ -53,7 +53,7 @@ class Place(ABC):
 
     @abstractmethod
     def names(self, folder: str) -> list[str]:
-        """Names of the files in a folder, sorted, hidden ones left out; none where there is no such folder."""
+        """Names of a folder's files, sorted, hidden ones left out; none where there is no folder. Raises OSError."""
 
     @abstractmethod
     def read(self, name: str) -> bytes:
@@ -113,10 +113,17 @@ class _Folder(Place):
         return str(self.path / name)
 
     def holds(self, folder: str) -> bool:
-        return (self.path / folder).is_dir()
+        try:
+            return (self.path / folder).is_dir()
+        except OSError as error:  # no right to look there, or a name that is too long for one
+            raise StoreError(f"can't read {self.told(folder)}: {self.reason(error)}") from error
 
     def names(self, folder: str) -> list[str]:
-        return sorted(path.name for path in (self.path / folder).glob("[!.]*") if path.is_file())
+        try:
+            with os.scandir(self.path / folder) as entries:
+                return sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_file())
+        except (FileNotFoundError, NotADirectoryError):
+            return []
 
     def read(self, name: str) -> bytes:
         return (self.path / name).read_bytes()
@@ -160,14 +167,18 @@ class _Folder(Place):
         return held
 
     def check_writable(self) -> None:
-        nearest = self._nearest()
+        try:
+            nearest, free = self._nearest(), self.free_bytes()
+        except OSError as error:
+            reason = self.reason(error)
+            raise StoreError(f"can't write to {self.path}: {reason}; choose another --results-dir") from error
         if not nearest.is_dir():
             raise StoreError(f"can't write to {self.path}: {nearest} is not a folder; choose another --results-dir")
         if not os.access(nearest, os.W_OK | os.X_OK):
             raise StoreError(
                 f"can't write to {self.path}: no right to write in {nearest}; choose another --results-dir"
             )
-        if self.free_bytes() < LEAST_FREE_BYTES:
+        if free < LEAST_FREE_BYTES:
             raise StoreError(
                 f"can't write to {self.path}: the disk is full (less than 1 MiB is free): "
                 "make space, or choose another --results-dir"
