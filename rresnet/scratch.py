@@ -30,13 +30,20 @@ def folder() -> Iterator[Path]:
 def remove_stale() -> None:
     """Remove folders whose owners are gone, killed before they could do it, and end what they started to work there."""
     for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
-        owner = path.name.removeprefix(_PREFIX).partition("-")[0]
-        if owner.isdigit() and not psutil.pid_exists(int(owner)):
+        if _is_left(path):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):
                     if _works_in(path, process):
                         process.kill()
             shutil.rmtree(path, ignore_errors=True)
+
+
+def _is_left(folder: Path) -> bool:
+    """Whether a folder of ours has lost its owner; any user may have made one whose name is like ours."""
+    owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
+    with contextlib.suppress(OverflowError):  # a number that no process can have
+        return owner.isdecimal() and not psutil.pid_exists(int(owner))
+    return False
 
 
 def _works_in(folder: Path, process: psutil.Process) -> bool:

@@ -24,8 +24,8 @@ def test_folders_of_the_dead_are_removed_and_others_are_not(tmp_path, monkeypatc
     child.wait()
     dead = tmp_path / f"rresnet-{child.pid}-abc"
     alive = tmp_path / f"rresnet-{os.getpid()}-abc"
-    foreign = tmp_path / "rresnet-notes-2026"
-    for path in (dead, alive, foreign):
+    foreign = [tmp_path / f"rresnet-{name}-2026" for name in ("notes", "9" * 20, "1_0", "²", "")]
+    for path in (dead, alive, *foreign):
         path.mkdir()
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
     orphan = subprocess.Popen([*sleep, f"--session-dir={dead}/session"])  # as Ray's helpers are called
@@ -42,4 +42,4 @@ def test_folders_of_the_dead_are_removed_and_others_are_not(tmp_path, monkeypatc
         other.wait()
     assert not dead.exists()
     assert alive.exists()
-    assert foreign.exists()
+    assert all(path.exists() for path in foreign)
