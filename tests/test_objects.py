@@ -111,6 +111,33 @@ def test_two_commands_never_continue_one_run_at_once(url, quick):
     assert place.at(url).names("runs") == ["r1.json"]
 
 
+def test_of_two_commands_at_the_same_moment_at_most_one_gets_the_run(url, quick, monkeypatch):
+    both, others, looked, told = threading.Barrier(2, timeout=20), objects._Beat._others, set(), []
+
+    def look(hold):
+        if hold not in looked:
+            looked.add(hold)
+            both.wait()  # each has written its lock before either looks
+        return others(hold)
+
+    monkeypatch.setattr(objects._Beat, "_others", look)
+
+    def start():
+        try:
+            Writer(url, make_run()).close()
+        except StoreError as error:
+            told.append(str(error))
+
+    commands = [threading.Thread(target=start) for _ in range(2)]
+    for one in commands:
+        one.start()
+    for one in commands:
+        one.join()
+    assert told
+    assert all("another process is at run r1" in text for text in told)
+    assert [name for name in place.at(url).names("runs") if name.endswith(".lock")] == []
+
+
 def test_the_run_of_a_killed_process_is_taken_over_and_it_can_write_no_more(url, quick):
     slept = Writer(url, make_run())
     slept.write(*rows(slept.run, 0))

@@ -115,7 +115,7 @@ class _Beat(Hold):
     """A lock object of our own, written again and again.
 
     Of two processes that each write theirs and then look for others one at least sees the other: object storage lists
-    at once what is written.
+    at once what is written. It beats while it looks: of two that see each other at least one gives way.
     """
 
     def __init__(self, place: _Objects, run_id: str, tell: Callable[[str], object]) -> None:
@@ -124,13 +124,13 @@ class _Beat(Hold):
         self._count, self._last, self._lost = 0, 0.0, False
         self._closed = threading.Event()
         self._write()
+        self._thread = threading.Thread(target=self._work, name="rresnet-hold", daemon=True)
+        self._thread.start()
         try:
             self._outlive(tell)
         except BaseException:
-            place.remove(self._name)
+            self.close()
             raise
-        self._thread = threading.Thread(target=self._work, name="rresnet-hold", daemon=True)
-        self._thread.start()
 
     def confirm(self) -> None:
         if time.time() - self._last > DEAD_SECONDS / 2:  # by the wall clock, which goes on while a machine sleeps
