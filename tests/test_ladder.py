@@ -110,6 +110,13 @@ def test_the_waterfall_is_drawn(tmp_path):
     assert all(text in drawn for text in ("100", "111", "1.10x", "166", "1.50x", "channels_last False", "cpu, batch"))
 
 
+def test_a_ladder_without_tuned_is_told_and_not_drawn(tmp_path):
+    trials, out = rows([100.0, 110.0, 165.0]), io.StringIO()
+    ladder.show(trials[trials["recipe"] == "blog"], Console(file=out, width=120), tmp_path)
+    assert out.getvalue() == "cpu batch 8: no ladder, for blog and tuned do not both have rows there.\n"
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_blogs_epochs_are_whole_on_a_gpu_and_projected_on_a_cpu(a100):
     found = blog.cells(blog.BlogSettings(), ["cpu", "gpu"], a100)
     assert [(c.device, c.recipe, c.batch_size, c.epochs) for c in found] == [

@@ -103,6 +103,11 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     from rresnet.tables import place
 
     found = rungs(trials)
+    lines = [*summary(found), *left_out(trials, found)]
+    if found.empty:
+        for line in lines:
+            say(console, line)
+        return
     rows = found.to_dict("records")
     columns = {
         "device": [row["device"] for row in rows],
@@ -116,7 +121,7 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     needless = [heading for heading in ("device", "batch size") if len(set(columns[heading])) == 1]
     words = ("device", "change")
     print_table(console, columns, caption=caption, left=words, broken="change", left_out=["images/s", *needless])
-    for line in summary(found):
+    for line in lines:
         say(console, line)
     kept, figure = place.at(results), amounts.waterfall(found)
     with scratch.folder() as drawn:
@@ -142,3 +147,13 @@ def summary(found: "pd.DataFrame") -> list[str]:
             f"{device} batch {batch_size}: tuned over blog {total}; the largest step is {most['change']}, {step}."
         )
     return lines
+
+
+def left_out(trials: "pd.DataFrame", found: "pd.DataFrame") -> list[str]:
+    """The devices and batch sizes that `rungs` of these trials has no ladder of, each in a sentence."""
+    axes = ["device", "batch_size"]
+    measured, told = (set(rows[axes].itertuples(index=False, name=None)) for rows in (trials, found))
+    return [
+        f"{device} batch {batch_size}: no ladder, for blog and tuned do not both have rows there."
+        for device, batch_size in sorted(measured - told)
+    ]

@@ -134,7 +134,7 @@ def climbs(part: Part) -> Section | None:
         reading="From the blog's recipe at the top to the tuned one, one change a line. Each bar goes from the rate "
         "before the change to the rate with it; beside it the rate, and the paired ratio to the line above with its "
         "95 % interval.",
-        findings=tuple(ladder.summary(rungs)),
+        findings=(*ladder.summary(rungs), *ladder.left_out(part.trials, rungs)),
         figure=amounts.waterfall(rungs),
         data=rungs,
     )
