@@ -142,6 +142,8 @@ def test_without_its_lower_end_a_ladder_tells_nothing_of_the_recipes():
     table["experiment"] = "ladder"
     with pytest.raises(ValueError, match="no ok rows with recipe = 'blog'"):
         rresnet.speedup(table, over="recipe", reference="blog")
+    with pytest.raises(ValueError, match="no ok rows with recipe = 'blog'"):  # nor where it has no row at all
+        rresnet.speedup(table[table["status"] == "ok"], over="recipe", reference="blog")
 
 
 def test_what_may_differ_is_not_averaged_with_what_does_not():

@@ -1,13 +1,15 @@
 import io
 import itertools
+import math
 from dataclasses import asdict
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
 from rich.console import Console
 from samples import make_cell
 
-from rresnet import grid
+from rresnet import analysis, grid
 from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import blog, ladder
@@ -115,6 +117,34 @@ def test_a_ladder_without_tuned_is_told_and_not_drawn(tmp_path):
     ladder.show(trials[trials["recipe"] == "blog"], Console(file=out, width=120), tmp_path)
     assert out.getvalue() == "cpu batch 8: no ladder, for blog and tuned do not both have rows there.\n"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_lowest_of_the_rungs_that_ran_is_not_called_the_blogs(tmp_path):
+    trials = rows([100.0, 110.0, 165.0])
+    whole, larger = (
+        trials.assign(cell_id=trials["cell_id"] + "64", batch_size=64),
+        trials[trials["input"] == "resident"],
+    )
+    found = ladder.rungs(pd.concat([whole, larger.assign(batch_size=128)]))
+    assert set(found["batch_size"]) == {64}
+    out = io.StringIO()
+    ladder.show(pd.concat([whole, larger.assign(batch_size=128)]), Console(file=out, width=120), tmp_path)
+    assert "cpu batch 64: tuned over blog 1.65" in out.getvalue()
+    assert "cpu batch 128: no ladder, for blog and tuned do not both have rows there." in out.getvalue()
+
+
+def test_the_blogs_cell_of_a_gpu_is_known_by_all_but_its_precision(a100, laptop):
+    for machine, device in ((a100, "gpu"), (a100, "cpu"), (laptop, "cpu")):
+        cells = ladder.cells(Settings(batch_size=(64,)), [device], machine)
+        blogs = analysis.as_written(pd.DataFrame(map(asdict, cells)))
+        assert blogs.tolist() == [True] + [False] * (len(cells) - 1)
+
+
+def test_an_axis_of_ones_own_may_be_none_in_the_blogs_script(monkeypatch):
+    monkeypatch.setattr(analysis, "AS_WRITTEN", SimpleNamespace(**vars(grid.AS_WRITTEN), bucket_bytes=None))
+    for of_table in ([math.nan, 4.0], [None, 4]):
+        cells = pd.DataFrame([asdict(make_cell())] * 2).assign(bucket_bytes=of_table)
+        assert analysis.as_written(cells).tolist() == [True, False]
 
 
 def test_the_blogs_epochs_are_whole_on_a_gpu_and_projected_on_a_cpu(a100):

@@ -131,6 +131,14 @@ def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(**{axis: told[axis].where(told[axis].notna(), value) for axis, value in DEFAULTS.items()})
 
 
+def as_written(cells: pd.DataFrame) -> "pd.Series[bool]":
+    """Which cells are computed as the blog's script has it: on a GPU with the precision that PyTorch takes there."""
+    # A table holds a missing number as NaN.
+    written = {axis: [None, math.nan] if value is None else [value] for axis, value in vars(AS_WRITTEN).items()}
+    written["precision"] = ["fp32", "tf32"]
+    return pd.DataFrame({axis: cells[axis].isin(values) for axis, values in written.items()}).all(axis="columns")
+
+
 def rates(trials: pd.DataFrame) -> pd.DataFrame:
     """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
 

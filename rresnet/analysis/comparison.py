@@ -8,10 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rresnet.analysis import PAIR, distinguishable, in_series, same, side_by_side, with_all_axes
+from rresnet.analysis import PAIR, as_written, distinguishable, in_series, same, side_by_side, with_all_axes
 from rresnet.analysis.statistics import DRIFT_LIMIT, log_mean_interval, variance_components
 from rresnet.cell import AXES, CELL_COLUMNS
-from rresnet.grid import AS_WRITTEN
 
 # What must be alike for a ratio to mean anything, whatever is compared.
 ALIKE = (
@@ -148,11 +147,7 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
 
 def _without_rungs(trials: pd.DataFrame) -> pd.DataFrame:
     """Of a ladder's cells the two ends: those between them are called by the blog's recipe and are neither."""
-    written = vars(AS_WRITTEN)
-    away = sum(((trials[axis] != value).astype(int) for axis, value in written.items()), pd.Series(0, trials.index))
-    alike = [trials[c] for c in ("run_id", "device", *(c for c in CELL_COLUMNS if c not in AXES))]
-    nearest = away.groupby(alike, dropna=False).transform("min")
-    return trials[(trials["experiment"] != "ladder") | (trials["recipe"] != "blog") | (away == nearest)]
+    return trials[(trials["experiment"] != "ladder") | (trials["recipe"] != "blog") | as_written(trials)]
 
 
 def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:

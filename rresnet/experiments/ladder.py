@@ -49,7 +49,7 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
 
 
 def rungs(trials: "pd.DataFrame") -> "pd.DataFrame":
-    """The rungs of each device and batch size, from the blog's up.
+    """The rungs of each device and batch size that has rows of both ends, from the blog's up.
 
     Args:
         trials: rows of a ladder's run.
@@ -66,9 +66,10 @@ def rungs(trials: "pd.DataFrame") -> "pd.DataFrame":
     rows = []
     rates = analysis.rates(trials)
     for (device, batch_size), group in rates.groupby(["device", "batch_size"], sort=True):
-        if "tuned" not in set(group["recipe"]):
-            continue  # a run that is not finished: the end that names the changes has no row yet
-        top = group[group["recipe"] == "tuned"].iloc[0]
+        is_top = group["recipe"] == "tuned"
+        if not (is_top.any() and analysis.as_written(group).any()):
+            continue  # an end has no row: the run is not finished, or the end does not run at that size (auto)
+        top = group[is_top].iloc[0]
         climbed = sum((group[axis] == top[axis]).astype(int) for axis in CHANGES)
         order = group.assign(climbed=climbed).sort_values("climbed").to_dict("records")
         for below, rung in zip([order[0], *order], order, strict=False):
