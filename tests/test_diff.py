@@ -101,6 +101,41 @@ def test_what_was_killed_did_not_tell_its_machine_and_is_a_regression_all_the_sa
     assert verdicts(diff.compare(a, b)) == {"cpu blog batch 64": "failed", "cpu tuned batch 64": "not distinguishable"}
 
 
+@pytest.mark.parametrize("untold", [["dataset_fingerprint"], ["cpu_model", "cpu_count", "dataset_fingerprint"]])
+def test_a_side_in_which_everything_fails_is_compared_all_the_same(untold):
+    whole = side((BLOG, QUIET), (TUNED, QUIET), dataset_fingerprint="data")
+    gone = side((BLOG, QUIET), (TUNED, QUIET), run_id="r2").assign(
+        status="error", images_per_second=math.nan, **{"dataset_fingerprint": "data", **dict.fromkeys(untold)}
+    )
+    found = diff.compare(whole, gone)
+    assert verdicts(found) == {"cpu blog batch 64": "failed", "cpu tuned batch 64": "failed"}
+    assert len(found.regressions(0.05)) == 2
+    assert {change.machine for change in found.changes} == {"A CPU, 2 CPUs"}
+    assert set(verdicts(diff.compare(gone, whole)).values()) == {"ok now"}
+    assert set(verdicts(diff.compare(gone, gone)).values()) == {"failed in both"}
+    kinds = pd.concat([whole, whole.assign(dataset_fingerprint="other", cpu_model="B CPU")])
+    with pytest.raises(UsageError, match="nothing was measured in both"):  # of which of them is not known
+        diff.compare(kinds, gone)
+
+
+@pytest.mark.parametrize("untold", [["dataset_fingerprint"], ["cpu_model", "cpu_count"]])
+def test_what_ended_ok_and_tells_no_data_or_machine_is_not_said_to_be_the_other_sides(untold):
+    a, b = (side((BLOG, QUIET), run_id=run, dataset_fingerprint="data") for run in ("r1", "r2"))
+    with pytest.raises(UsageError, match="nothing was measured in both"):
+        diff.compare(a, b.assign(**dict.fromkeys(untold)))
+
+
+def test_a_device_whose_trials_are_all_killed_is_compared_on_the_same_processor_alone():
+    gpu = {"gpu_name": "A GPU", "dataset_fingerprint": "data"}
+    a = pd.concat([side((BLOG, QUIET), dataset_fingerprint="data"), side((GPU, QUIET), **gpu)])
+    lost = side((GPU, QUIET), run_id="r2", status="killed", **dict.fromkeys(("cpu_model", "cpu_count")))
+    b = pd.concat([side((BLOG, QUIET), run_id="r2", dataset_fingerprint="data"), lost])
+    assert verdicts(diff.compare(a, b))["gpu blog batch 64"] == "failed"
+    elsewhere = pd.concat([a, side((BLOG, QUIET), run_id="r3", cpu_model="B CPU", dataset_fingerprint="data")])
+    found = diff.compare(elsewhere, b.assign(cpu_model=b["cpu_model"].replace("A CPU", "B CPU")))
+    assert verdicts(found) == {"cpu blog batch 64": "not distinguishable"}
+
+
 def test_unmatched_rows_and_what_differs_are_named():
     other = make_cell(batch_size=32)
     a = side((BLOG, QUIET), (other, QUIET), torch_version="2.11", hostname="one")

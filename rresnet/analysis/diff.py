@@ -98,7 +98,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     """
     sides = [comparison.noise_floors(rows) for rows in (a, b)]
     floors = {device: max(side[device] for side in sides if device in side) for side in sides for device in side}
-    of_a, of_b = _by_key(a), _by_key(b)
+    of_a, of_b = _by_key(a, b), _by_key(b, a)
     both = [key for key in of_a if key in of_b]
     if not both:
         raise UsageError(f"nothing was measured in both {names[0]} and {names[1]}: {_apart(a, b)}")
@@ -116,23 +116,32 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     )
 
 
-def _by_key(trials: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
+def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
     """First copies by `MATCHED`.
 
-    A trial that was killed did not tell its machine and data: they are those of the others on its device, and of its
-    data set, where these are of one kind.
+    A trial that failed did not tell its data, one that was killed not its machine either: they are those of the others
+    on its device, and of its data set, where these are of one kind. Where all of these failed and none told, they are
+    those of the `other` side, so that they are compared too; but no machine with another processor.
     """
-    rows = trials[trials["copy"] == 0].astype(dict.fromkeys(MATCHED, object))
-    of_device = {d: r.drop_duplicates(MACHINE) for d, r in rows.dropna(subset=["cpu_model"]).groupby("device")}
-    known = rows["cpu_model"].notna()
+    rows, others = (side[side["copy"] == 0].astype(dict.fromkeys(MATCHED, object)) for side in (trials, other))
+    known, ok = rows["cpu_model"].notna(), rows[rows["status"] == "ok"]
+    its = others[others["cpu_model"].isin(rows.loc[known, "cpu_model"])] if known.any() else others
+    machines = _told(its[~its["device"].isin(ok["device"])], "device", MACHINE) | _told(rows, "device", MACHINE)
     for column in MACHINE:
-        only = {device: kinds[column].iloc[0] for device, kinds in of_device.items() if len(kinds) == 1}
+        only = {device: kinds[column].iloc[0] for device, kinds in machines.items() if len(kinds) == 1}
         rows[column] = rows[column].where(known, rows["device"].map(only))
-    prints = {d: f.dropna().unique() for d, f in rows.groupby("dataset")["dataset_fingerprint"]}
-    told = rows["dataset"].map({d: found[0] for d, found in prints.items() if len(found) == 1})
-    rows["dataset_fingerprint"] = rows["dataset_fingerprint"].where(rows["dataset_fingerprint"].notna(), told)
+    column = "dataset_fingerprint"
+    lost = others[~others["dataset"].isin(ok["dataset"])]
+    prints = _told(lost, "dataset", [column]) | _told(rows, "dataset", [column])
+    only = {dataset: kinds[column].iloc[0] for dataset, kinds in prints.items() if len(kinds) == 1}
+    rows[column] = rows[column].where(rows[column].notna(), rows["dataset"].map(only))
     groups = rows.groupby(MATCHED, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
+
+
+def _told(rows: pd.DataFrame, of: str, columns: list[str]) -> dict[Any, pd.DataFrame]:
+    """By each value of a column the kinds there are of others, of the rows that tell the first of these."""
+    return {value: told.drop_duplicates(columns) for value, told in rows.dropna(subset=columns[:1]).groupby(of)}
 
 
 def _refuse_mixed(parts: Iterable[pd.DataFrame], told: str) -> None:
