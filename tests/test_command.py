@@ -118,6 +118,17 @@ def test_runs_of_one_folder_by_run_and_by_commit(tmp_path, capsys):
     assert found["differs"] == ["git_commit: aaa111 vs bbb222"]
 
 
+def test_the_path_of_a_run_may_have_an_at_of_its_own(tmp_path, capsys):
+    folder = results_with(tmp_path / "me@corp" / "results", QUIET, "r1")
+    assert command.main(["diff", f"{folder}@r1", folder]) == 0
+    assert command.main(["diff", folder, f"{folder}@abc"]) == 0
+    copy = results_with(tmp_path / "results@old", QUIET, "r1")
+    assert command.main(["diff", copy, f"{copy}@r1"]) == 0
+    capsys.readouterr()
+    assert command.main(["diff", folder, str(tmp_path / "me@corp" / "none")]) == 2
+    assert "me@corp/none" in capsys.readouterr().err.replace("\n", "")
+
+
 def test_a_gpu_that_pytorch_can_not_use_is_told(tmp_path, monkeypatch):
     monkeypatch.setattr(doctor.hardware, "probe", lambda: replace(A100, cpu_cores=1, cpu_bf16=False))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

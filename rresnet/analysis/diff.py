@@ -61,7 +61,7 @@ def rows_of(text: str) -> pd.DataFrame:
         StoreError: there are no results.
         UsageError: there are none of that run or commit.
     """
-    folder, _, part = text.partition("@") if not os.path.isdir(text) else (text, "", "")
+    folder, part = _split(text)
     trials = analysis.read(folder).trials
     if trials.empty:
         raise UsageError(f"{folder} holds no trials: run python experiments/compare.py first")
@@ -71,6 +71,12 @@ def rows_of(text: str) -> pd.DataFrame:
     if chosen.empty:
         raise UsageError(f"no run or commit in {folder} begins with {part!r}; there are: {'; '.join(_runs(trials))}")
     return chosen
+
+
+def _split(text: str) -> tuple[str, str]:
+    """The folder and what of it is meant, which has no slash: an @ before one is the folder's own."""
+    folder, at, part = text.rpartition("@")
+    return (text, "") if not at or "/" in part or os.path.isdir(text) else (folder, part)
 
 
 def _starts(column: "pd.Series[str]", part: str) -> "pd.Series[bool]":
@@ -150,7 +156,7 @@ def _refuse_mixed(parts: Iterable[pd.DataFrame], told: str) -> None:
             if rows[column].nunique() > 1:
                 raise UsageError(
                     f"{told} holds runs of unlike {column}, which can't be averaged: name one of them as "
-                    f"{told.partition('@')[0]}@RUN_ID or @COMMIT; there are: {'; '.join(_runs(rows))}"
+                    f"{_split(told)[0]}@RUN_ID or @COMMIT; there are: {'; '.join(_runs(rows))}"
                 )
 
 
