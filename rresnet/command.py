@@ -103,7 +103,10 @@ def diff(
 
     share = None if fail_on_regression is None else _share(fail_on_regression)
     found = diffs.compare(diffs.rows_of(a), diffs.rows_of(b), names=(a, b))
-    print(diff_text.render(found, format, share=share))
+    try:
+        print(diff_text.render(found, format, share=share), flush=True)
+    except BrokenPipeError:  # `| head`; the exit code tells the regressions all the same
+        usage.nobody_reads()
     return share is None or not found.regressions(share)
 
 

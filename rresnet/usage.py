@@ -72,12 +72,17 @@ def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[st
     try:
         return cli(args=arguments)
     except BrokenPipeError:  # `--help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # nothing more is to be written at the exit
+        nobody_reads()
         raise SystemExit(0) from None
     except SystemExit as stopped:
         if stopped.code and (meant := likely(arguments, valid)):
             say(Console(stderr=True), f"Did you mean {', '.join(meant)}?")
         raise
+
+
+def nobody_reads() -> None:
+    """Whoever read what is printed has gone: nothing more of it is to be written at the exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> list[str]:

@@ -1,5 +1,8 @@
 import io
 import json
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from importlib import metadata
 
@@ -104,6 +107,23 @@ def test_a_slowdown_fails_and_the_same_again_does_not(tmp_path, capsys):
     assert json.loads(capsys.readouterr().out)["changes"][0]["verdict"] == "worse"
     assert command.main(["diff", before, slow, "--format", "markdown"]) == 0
     assert "| cpu blog batch 8 | A CPU, 2 CPUs | 0.850 |" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("repeated", [1, 10_000])  # less, and more, than a pipe holds back
+def test_a_slowdown_fails_though_nobody_reads_on(tmp_path, repeated):
+    before = results_with(tmp_path / "before", QUIET, "r1")
+    slow = results_with(tmp_path / "slow", [r * 0.85 for r in QUIET], "r2")
+    code = f"""import sys
+from rresnet import command
+from rresnet.analysis import diff_text
+render = diff_text.render
+diff_text.render = lambda *of, **also: render(*of, **also) * {repeated}
+sys.exit(command.main(["diff", *sys.argv[1:], "--fail-on-regression", "5%"]))"""
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run([sys.executable, "-c", code, before, slow], stdout=writing, stderr=subprocess.PIPE, text=True)
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (1, "")
 
 
 def test_runs_of_one_folder_by_run_and_by_commit(tmp_path, capsys):
