@@ -11,6 +11,7 @@ SCHEMA_VERSION = 1
 AUTO: Literal["auto"] = "auto"
 DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
+TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: starting, warming up and the clocks take theirs besides
 EPOCH_TIMEOUT_SECONDS = 3600.0
 WORKERS_START_SECONDS = 120.0  # a worker group takes 20 s and more to start; its workers watch the limit themselves
 
@@ -58,8 +59,8 @@ class How:
 
     def limit_seconds(self, cell: Cell) -> float:
         """Time limit of a trial of `cell`, seconds."""
-        default = EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else DEFAULT_TIMEOUT_SECONDS
-        return self.timeout_seconds or default
+        timed = max(DEFAULT_TIMEOUT_SECONDS, TIMEOUT_OF_SECONDS * self.seconds)
+        return self.timeout_seconds or (EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else timed)
 
     def process_limit_seconds(self, cell: Cell) -> float:
         """Time limit of the process that runs it, which waits for a worker group's start, and then for its workers."""
@@ -120,7 +121,7 @@ class Settings:
     seed: Annotated[int, MEASURING, _SEED] = 42
     """Seed of the weights, of the data order and of the order of settings."""
     timeout_seconds: Annotated[float | None, MEASURING, _SECONDS] = None
-    """A trial that takes longer is ended. Default: 600, or 3600 per epoch with --epochs."""
+    """A trial that takes longer is ended. Default: 600, or 3 times --seconds if longer; with --epochs 3600 for each."""
     results_dir: Annotated[str, RESULTS, _RESULTS] = "results"
     """Folder of the Parquet tables, or a URL in object storage: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER."""
     name: Annotated[str | None, RESULTS, _NAME] = None
@@ -163,6 +164,11 @@ class Settings:
             for must in (one for one in told if isinstance(one, Must)):
                 for one in values:
                     must.check(text, one)
+        if self.timeout_seconds and not self.epochs and self.timeout_seconds <= self.seconds:
+            raise UsageError(
+                f"--timeout-seconds {self.timeout_seconds:g} ends each trial before its --seconds {self.seconds:g} are "
+                "measured: give a longer timeout, or fewer seconds"
+            )
         if self.fresh and self.retry:
             raise UsageError("--fresh starts a new run and --retry goes on with one: give one of them")
 

@@ -28,6 +28,7 @@ from rresnet.experiments.blog import BlogSettings
         ({"seconds": 0.0}, "--seconds must be a number of seconds above 0, got 0.0"),
         ({"seconds": float("nan")}, "--seconds must be a number of seconds above 0, got nan"),
         ({"timeout_seconds": -1.0}, "--timeout-seconds must be a number of seconds above 0, got -1.0"),
+        ({"seconds": 30.0, "timeout_seconds": 30.0}, "--timeout-seconds 30 ends each trial before its --seconds 30"),
         ({"seed": -1}, "--seed must be between 0 and 2**63 - 1, got -1"),
         ({"name": "../evil"}, "--name takes letters, digits and - _ . only"),
         ({"name": ".hidden"}, "--name takes letters, digits and - _ . only"),
@@ -45,10 +46,15 @@ def test_defaults_follow_the_kind_of_trial():
 
 def test_the_time_limit_follows_the_cell():
     assert How(seconds=1.0).limit_seconds(make_cell()) == 600.0
-    assert How(seconds=1.0).limit_seconds(make_cell(epochs=2)) == 7200.0
+    assert How(seconds=900.0).limit_seconds(make_cell()) == 2700.0  # a limit of less would end what was asked for
+    assert How(seconds=900.0).limit_seconds(make_cell(epochs=2)) == 7200.0
     assert How(seconds=1.0, timeout_seconds=5.0).limit_seconds(make_cell(epochs=2)) == 5.0
     assert How(seconds=1.0, timeout_seconds=5.0).process_limit_seconds(make_cell(num_workers=2)) == 125.0
     assert How(seconds=1.0, timeout_seconds=5.0).process_limit_seconds(make_cell()) == 5.0
+
+
+def test_a_timeout_may_be_shorter_than_the_seconds_that_whole_epochs_do_not_take():
+    assert Settings(epochs=1, seconds=30.0, timeout_seconds=5.0).timeout_seconds == 5.0
 
 
 def test_hashes_are_known_and_the_same_in_another_process():
