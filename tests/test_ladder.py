@@ -171,3 +171,11 @@ def test_the_blogs_own_figures_are_told_as_published(tmp_path):
     assert [line.split()[:3] for line in published] == [["the", "blog's", "A100"], ["the", "blog's", "CPU"]]
     assert all("not given" in line for line in published)
     assert not any("published" in line for line in lines if "img" in line or "cpu tuned" in line)
+
+
+@pytest.mark.parametrize(("epochs", "told"), [(2, "published, 10 epochs"), (10, "published "), (None, "published ")])
+def test_the_blogs_own_epochs_are_named_where_others_were_trained(epochs, told, tmp_path):
+    out = io.StringIO()
+    blog.show(rows([100.0, 110.0, 165.0]).assign(epochs=epochs), Console(file=out, width=120), tmp_path)
+    assert f"{epochs or 10} epochs" in out.getvalue()
+    assert out.getvalue().count(told) == 2

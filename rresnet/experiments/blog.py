@@ -65,7 +65,8 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
         for cell in rates
         if cell["repeats"]
     ]
-    rows += [(f"the blog's {where}", duration(s), "published", "not given") for where, s in PUBLISHED.items()]
+    of = "" if epochs == EPOCHS else f", {EPOCHS} epochs"
+    rows += [(f"the blog's {where}", duration(s), f"published{of}", "not given") for where, s in PUBLISHED.items()]
     headings = ("setting", f"{epochs} epochs", "", "images/s")
     columns = dict(zip(headings, map(list, zip(*rows, strict=True)), strict=True))
     print_table(console, columns, left=("setting", ""), broken="setting")
