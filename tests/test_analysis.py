@@ -284,6 +284,16 @@ def test_identical_cells_are_told_as_the_noise_floor():
     assert "cpu blog batch 64: 1.000 (0." in printed(table)
 
 
+def test_the_noise_floor_names_its_settings_as_the_table_does():
+    cells = [make_cell(batch_size=64, precision=of, copy=copy) for of in ("fp32", "bf16") for copy in (0, 1)]
+    lines = printed(trials(*((cell, [100.0, 101.0, 99.0]) for cell in cells))).splitlines()
+    floor = lines[next(n for n, line in enumerate(lines) if "Identical settings" in line) :]
+    assert [line.split(":")[0].strip() for line in floor if " 1.000 (" in line] == [
+        "cpu blog batch 64 bf16",
+        "cpu blog batch 64 fp32",
+    ]
+
+
 def test_there_is_no_noise_floor_before_a_repeat_has_both_of_the_identical_cells():
     table = trials((BLOG, [100.0, None]), (make_cell(batch_size=64, copy=1), [None, 100.0]))
     assert "Identical settings" not in printed(table)

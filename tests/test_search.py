@@ -91,6 +91,12 @@ def test_each_series_has_its_own_largest():
     assert not found.fits(make_cell(batch_size=32, precision="bf16"))
 
 
+def test_series_are_told_apart_by_what_differs():
+    found = search.found(pd.concat([rows((16, "ok", 1.0), execution=how) for how in ("eager", "compile")]), most=16)
+    assert [line.partition(":")[0] for line in found.told] == ["cpu blog execution eager", "cpu blog execution compile"]
+    assert search.found(rows((16, "ok", 1.0)), most=16).told[0].startswith("cpu blog: the largest batch that ran is 16")
+
+
 def test_nothing_that_fits_is_a_wrong_request():
     with pytest.raises(UsageError, match="no batch size runs"):
         search.found(rows((1, "out_of_memory", None)), most=100)

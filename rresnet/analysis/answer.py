@@ -247,5 +247,5 @@ def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]
     lines = [f"Identical settings against each other (A/A; the truth is 1; {told}):"]
     for row in comparison.speedup(trials, over="copy", reference=0, allow=comparison.ALIKE).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
-        lines.append(f"  {row['device']} {row['recipe']} batch {row['batch_size']}: {row['speedup']:.3f} ({interval})")
+        lines.append(f"  {name({**row, 'copy': 0}, cells)}: {row['speedup']:.3f} ({interval})")
     return lines

@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from rresnet.analysis import answer
 from rresnet.cell import CELL_COLUMNS, Cell, Trial, UsageError, stable_hash
 from rresnet.config import AUTO, Settings
 from rresnet.experiments.growth import rows_so_far
@@ -132,9 +133,10 @@ def _trial(cell: Cell, size: int) -> Trial:
 def found(trials: pd.DataFrame, *, most: int) -> Found:
     """What the probes' rows tell. Raises UsageError where no size runs."""
     sizes, largest, told = set[int](), {}, []
-    for series, rows in trials.groupby([_series(row) for row in trials.to_dict("records")], sort=False):
-        one, ok = rows.iloc[0], rows[rows["status"] == "ok"]
-        name = f"{one['device']} {one['recipe']} {one['precision']}"
+    probes: list[dict[Any, Any]] = trials.to_dict("records")
+    for series, rows in trials.groupby([_series(row) for row in probes], sort=False):
+        one, ok = rows.iloc[0].to_dict(), rows[rows["status"] == "ok"]
+        name = answer.name(one, probes, sized=False)
         if ok.empty:
             told.append(f"{name}: no batch size runs ({rows['error_message'].iloc[-1]})")
             continue
