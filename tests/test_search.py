@@ -159,6 +159,26 @@ def test_the_probes_are_a_run_of_their_own_and_complete_ones_of_this_environment
     assert settings.batch_size == (16, 24)
 
 
+@pytest.mark.parametrize("values", [[None], [2, None]])
+def test_an_axis_that_may_be_none_has_its_series_found_again(monkeypatch, values):
+    monkeypatch.setattr(search, "_APART", ("batch_size", "copy"))  # epochs stands for an axis of one's own
+    cells, probed = [make_cell(epochs=value) for value in values], []
+
+    def so_far(writer):
+        ran = [rows((16, "ok", 100.0), epochs=value) for value in values]
+        ran += [rows((cell.batch_size, "ok", 100.0), epochs=cell.epochs) for cell in probed]
+        return pd.concat(ran).astype({"epochs": float})  # as a table with a missing number is read
+
+    def execute(trials):
+        probed.extend(trial.cell for trial in trials)
+        assert len(probed) <= 2 * len(values), "probed without an end"
+
+    monkeypatch.setattr(search, "rows_so_far", so_far)
+    search.probe(SimpleNamespace(execute=execute), cells, None, SimpleNamespace(more=lambda *_: None), most=64)
+    assert [cell.batch_size for cell in probed] == sorted([32, 64] * len(values))
+    assert all(search.found(so_far(None), most=64).fits(cell) for cell in cells)
+
+
 def test_small_data_is_probed_from_what_it_has():
     assert search.first(Settings(batch_size="auto"), most=10).batch_size == (10,)
     assert search.first(Settings(batch_size="auto"), most=10_000).batch_size == (search.FIRST_SIZE,)

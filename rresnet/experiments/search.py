@@ -170,4 +170,11 @@ def _probes(trials: pd.DataFrame) -> _Probes:
 
 
 def _series(values: Mapping[Any, Any]) -> str:
-    return stable_hash([str(values[axis]) for axis in CELL_COLUMNS if axis not in _APART])
+    return stable_hash([_known(values[axis]) for axis in CELL_COLUMNS if axis not in _APART])
+
+
+def _known(value: Any) -> str:
+    """The same of a cell's value and of its row's, where what is missing is NaN, and makes floats of whole numbers."""
+    if pd.isna(value):
+        return "None"
+    return str(int(value) if isinstance(value, float) and value.is_integer() else value)
