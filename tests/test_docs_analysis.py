@@ -5,6 +5,8 @@ import io
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import nbformat
@@ -51,6 +53,15 @@ def test_the_python_blocks_run_one_after_another(place):
     assert names["line"]["sizes"] == 3
     assert "Fastest: cpu" in out.getvalue()
     assert "Cheapest: cpu" in out.getvalue()
+
+
+def test_what_the_page_names_is_there_once_rresnet_is_imported():
+    names = set(re.findall(r"(?<!from )\brresnet(?:\.[A-Za-z_]\w*)+", TEXT))
+    assert "rresnet.read" in names
+    deepest_first = sorted(names, key=lambda name: -name.count("."))  # before another has loaded what they are in
+    code = "\n".join(["import rresnet", *deepest_first])
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.filterwarnings("ignore")  # mlflow's own
