@@ -36,7 +36,14 @@ def test_a_gpus_ladder_ends_in_a_graph(a100):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"precision": ("fp32",)}, {"input": ("resident",)}, {"num_workers": (1, 2)}, {"num_nodes": (2,)}, {"aa": True}],
+    [
+        {"recipe": ("tuned",)},
+        {"precision": ("fp32",)},
+        {"input": ("resident",)},
+        {"num_workers": (1, 2)},
+        {"num_nodes": (2,)},
+        {"aa": True},
+    ],
 )
 def test_what_the_ladder_decides_can_not_be_given(laptop, changes):
     with pytest.raises(UsageError, match="can't be given here"):

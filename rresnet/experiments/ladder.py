@@ -26,8 +26,8 @@ CHANGES = (*_FIRST, *(axis for axis in AXES if axis not in _FIRST))
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """The rungs for each device and batch size: the blog's cell, then each with one axis more as tuned has it."""
-    for name in FLAGGED:
-        if getattr(settings, name):
+    for name in ("recipe", *FLAGGED):
+        if getattr(settings, name) != getattr(Settings, name):
             flag = f"--{name.replace('_', '-')}"
             raise UsageError(f"{flag} can't be given here, for the ladder goes from blog to tuned: leave it out")
     if settings.num_workers != (1,) or settings.num_nodes:
