@@ -1,14 +1,15 @@
-"""What is told before the first trial."""
+"""What is told before the first trial, and after the last."""
 
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 from samples import A100, LAPTOP
 
 from rresnet import grid
 from rresnet.cell import UsageError
 from rresnet.config import Settings
-from rresnet.experiments import planning
+from rresnet.experiments import experiment, planning
 
 
 @pytest.mark.parametrize(
@@ -57,3 +58,22 @@ def test_what_can_not_run_anyway_is_not_judged_by_its_batch():
     planned = planning.plan(settings, grid.cells, LAPTOP)
     assert {trial.cell.num_workers for trial, reason in planned if reason} == {64}
     planning.check_batches(planned, images)  # 15 images for each of 64 workers
+
+
+RETRY = " The same command with --retry failed tries the others again."
+
+
+@pytest.mark.parametrize(
+    ("statuses", "told"),
+    [
+        (["ok", "ok"], "Run complete: all 2 trials are ok."),
+        (["ok", "error"], f"Run complete: 1 of 2 trials are ok.{RETRY}"),
+        (["ok", "infeasible"], "Run complete: 1 of 2 trials are ok. 1 can't run here; their rows say why."),
+        (
+            ["ok", "infeasible", "infeasible", "killed"],
+            f"Run complete: 1 of 4 trials are ok. 2 can't run here; their rows say why.{RETRY}",
+        ),
+    ],
+)
+def test_a_retry_is_advised_where_it_may_help(statuses, told):
+    assert experiment._completion(pd.DataFrame({"status": statuses})) == told

@@ -135,8 +135,12 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
 
 
 def _completion(trials: "pd.DataFrame") -> str:
-    ok = int((trials["status"] == "ok").sum())
+    ok, infeasible = (int((trials["status"] == status).sum()) for status in ("ok", "infeasible"))
     if ok == len(trials):
         return f"Run complete: all {ok} trials are ok."
-    some = f"Run complete: {ok} of {len(trials)} trials are ok."
-    return f"{some} The same command with --retry failed tries the others again."
+    told = [f"Run complete: {ok} of {len(trials)} trials are ok."]
+    if infeasible:
+        told.append(f"{infeasible} can't run here; their rows say why.")
+    if ok + infeasible < len(trials):
+        told.append("The same command with --retry failed tries the others again.")
+    return " ".join(told)
