@@ -61,6 +61,17 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_refuses_batches_that_the_run_would_or_says_that_they_are_not_checked(tmp_path):
+    where = ["--dry-run", "--batch-size", "20000", "--repeats", "1", "--results-dir", str(tmp_path / "out")]
+    done = compare(*where)
+    assert done.returncode == 2
+    assert "--batch-size 20000 is more than the 10000 training images of fashion-mnist-12k" in done.stderr
+    assert "planned trials" not in done.stdout
+    done = compare(*where, "--dataset", "cifar10")
+    assert done.returncode == 0
+    assert "Not checked: whether cifar10 has images for each batch. A dry run does not load them." in done.stdout
+
+
 EXPERIMENTS = ["compare", "ladder", "blog", "scaling"]
 GROUPS = ["setting options", "measuring options", "results options", "cluster options", "run options"]
 

@@ -74,7 +74,7 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
 def _embedded(data_dir: Path | None, image_size: int, seed: int) -> Source:
     from rresnet.data import files
 
-    return files.parquet(Path(__file__).parent / "datasets" / "fashion-mnist-12k.parquet", image_size, seed)
+    return files.parquet(Path(__file__).parent / "datasets" / f"{EMBEDDED}.parquet", image_size, seed)
 
 
 def _synthetic(data_dir: Path | None, image_size: int, seed: int) -> Source:
@@ -101,8 +101,9 @@ def _torchvision(of_class: str) -> Loader:
     return loader
 
 
+EMBEDDED = "fashion-mnist-12k"
 DATASETS: dict[str, Loader] = {
-    "fashion-mnist-12k": _embedded,
+    EMBEDDED: _embedded,
     "fashion-mnist": _torchvision("FashionMNIST"),
     "mnist": _torchvision("MNIST"),
     "cifar10": _torchvision("CIFAR10"),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from rresnet.runner.cluster import Cluster
 
+EMBEDDED_SIZE = 28  # of the embedded images as they are stored, pixels
 EARLY_SECONDS = 0.5  # for data that can be read, or refused, before Ray is started
 
 
@@ -40,7 +41,10 @@ def run(
     if settings.address is None:  # a wrong request is told at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
+            unchecked = _unchecked(planned, settings)
             planning.show(planned, begin, console)
+            for line in unchecked:
+                tell(line)
             return True
     place.at(settings.results_dir).check_writable()
     with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
@@ -63,13 +67,23 @@ def run(
         with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
             cluster = _alike(joined, begin, experiment.cells, tell)
             planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
-            if settings.dry_run:
-                planning.show(planned, begin, console)
-                return True
             means = Means(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
             if settings.batch_size != AUTO:  # those are found among what there are images for
                 planning.check_batches(planned, means.images)
+            if settings.dry_run:
+                planning.show(planned, begin, console)
+                return True
             return _measure(experiment, settings, means)
+
+
+def _unchecked(planned: planning.Planned, settings: Settings) -> list[str]:
+    """Check the batches of a dry run, which waits for no data; in a sentence what that leaves unchecked."""
+    if settings.batch_size == AUTO:
+        return []
+    if settings.dataset != data.EMBEDDED:
+        return [f"Not checked: whether {settings.dataset} has images for each batch. A dry run does not load them."]
+    planning.check_batches(planned, data.load(data.EMBEDDED, image_size=EMBEDDED_SIZE))
+    return []
 
 
 def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: Callable[[str], None]) -> "Cluster":
