@@ -204,6 +204,7 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
         `quality_flags` and `started_at` (the second's with `_reference` behind).
     """
     ok, told = trials["status"] == "ok", [*PAIR, "process", "images_per_second", "quality_flags", "started_at"]
+    told = [column for column in told if column in trials]
     one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
     pairs = side_by_side(one.merge(other, on=PAIR, suffixes=("", "_reference")), trials)
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
@@ -216,8 +217,10 @@ def side_by_side(pairs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 
     Args:
         pairs: columns `PAIR`, `started_at` and `started_at_reference`.
-        trials: all trials of these repeats, however they ended.
+        trials: all trials of these repeats, however they ended. Without times they are believed to be side by side.
     """
+    if not {"started_at", "finished_at"} <= set(trials):
+        return pairs
     one, other = (pd.to_datetime(pairs[c], utc=True) for c in ("started_at", "started_at_reference"))
     idle = pd.Timedelta(seconds=LEFT_OFF_SECONDS)
     far = pairs.index[(one - other).abs() > idle]  # few, as a rule: the trials between are looked at for these alone
