@@ -78,6 +78,11 @@ def test_a_trial_that_was_tried_again_the_next_day_is_no_pair():
         rresnet.speedup(never, over="recipe", reference="blog")
 
 
+def test_rows_of_unlike_data_are_no_pair():
+    table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(dataset_fingerprint=["a"] * 5 + ["b"])
+    assert analysis.ratio(table, TUNED.cell_id, BLOG.cell_id).count == 2
+
+
 def test_a_repeat_that_takes_long_is_not_left_off():
     two = trials((BLOG, [100.0]), (TUNED, [200.0]))
     between = trials((replace(TUNED, batch_size=256), [1.0]), status="timeout")

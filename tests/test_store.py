@@ -304,15 +304,21 @@ def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
     assert store.open_run(tmp_path, same, fresh=False).run_id == "r1"
 
 
+def test_a_run_whose_data_changed_is_not_continued_unasked(tmp_path):
+    Writer(tmp_path, make_run(environment=environment.means(A100, "9f3a"))).close()
+    with pytest.raises(StoreError, match=r"other means \(images was 9f3a, is 11b0\)"):
+        store.open_run(tmp_path, make_run(environment=environment.means(A100, "11b0")), fresh=False)
+
+
 def test_an_update_of_the_system_or_the_driver_is_another_environment(tmp_path, monkeypatch):
-    Writer(tmp_path, make_run(environment=environment.means(A100))).close()
-    assert store.open_run(tmp_path, make_run(environment=environment.means(A100)), fresh=False).run_id == "r1"
-    updated = make_run(environment=environment.means(replace(A100, driver_version="580.2")))
+    Writer(tmp_path, make_run(environment=environment.means(A100, "data"))).close()
+    assert store.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False).run_id == "r1"
+    updated = make_run(environment=environment.means(replace(A100, driver_version="580.2"), "data"))
     with pytest.raises(StoreError, match=r"\(driver was 570\.1, is 580\.2\)"):
         store.open_run(tmp_path, updated, fresh=False)
     monkeypatch.setattr("platform.release", lambda: "7.0-1")
     with pytest.raises(StoreError, match=r"operating system was Linux .*, is Linux 7\.0-1\)"):
-        store.open_run(tmp_path, make_run(environment=environment.means(A100)), fresh=False)
+        store.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False)
 
 
 def test_a_complete_run_is_reused_where_it_is_of_this_environment(tmp_path):

@@ -204,9 +204,10 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
         `quality_flags` and `started_at` (the second's with `_reference` behind).
     """
     ok, told = trials["status"] == "ok", [*PAIR, "process", "images_per_second", "quality_flags", "started_at"]
-    told = [column for column in told if column in trials]
+    told = [column for column in (*told, "dataset_fingerprint") if column in trials]
     one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
-    pairs = side_by_side(one.merge(other, on=PAIR, suffixes=("", "_reference")), trials)
+    alike = [column for column in (*PAIR, "dataset_fingerprint") if column in trials]
+    pairs = side_by_side(one.merge(other, on=alike, suffixes=("", "_reference")), trials)
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from rresnet import data, grid, hardware
+from rresnet import data, grid
 from rresnet.cell import Cell, UsageError, stable_hash
 from rresnet.config import How, Settings
 from rresnet.experiments import planning
@@ -69,7 +69,7 @@ def measured(
     planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
     this = store.open_run(
         results,
-        _new_run(experiment.name, settings, planned, cluster.hardware),
+        _new_run(experiment.name, settings, planned, environment.means(cluster.hardware, means.images.fingerprint)),
         fresh=settings.fresh,
         again=settings.retry is not None,
         reuse=reuse,
@@ -142,7 +142,7 @@ def _sweep(
     )
 
 
-def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.Hardware) -> store.Run:
+def _new_run(name: str, settings: Settings, planned: Planned, begun_with: dict[str, str]) -> store.Run:
     plan_id = stable_hash([trial.to_dict() for trial, _ in planned])
     started, run_name = datetime.now(UTC), settings.name or name
     return store.Run(
@@ -153,7 +153,7 @@ def _new_run(name: str, settings: Settings, planned: Planned, machine: hardware.
         planned=len(planned),
         started_at=started.isoformat(),
         request_id=settings.request_id,
-        environment=environment.means(machine),
+        environment=begun_with,
     )
 
 

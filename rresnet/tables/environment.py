@@ -40,12 +40,18 @@ def describe(device: Device) -> Environment:
     )
 
 
-def means(hardware: Hardware) -> dict[str, str]:
-    """What a run is begun with, by name, without importing any of it: for the run's manifest."""
+def means(hardware: Hardware, images: str) -> dict[str, str]:
+    """What a run is begun with, by name, without importing any of it: for the run's manifest.
+
+    Args:
+        hardware: the first machine.
+        images: fingerprint of the data.
+    """
     packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
     system = {"operating system": _system(), "driver": str(hardware.driver_version)}
     machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
     found = {"Python": platform.python_version(), **packages, **system, **machine, "cores": str(hardware.cpu_cores)}
+    found["images"] = images
     commit = git_commit()
     return found if commit is None else {**found, "rresnet's commit": commit}
 
