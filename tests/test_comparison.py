@@ -57,40 +57,43 @@ def test_runs_of_unlike_commits_are_told_apart():
     found = rresnet.speedup(pd.concat([one, other]), over="recipe", reference="blog")
     assert dict(zip(found["git_commit"], found["speedup"], strict=True)) == pytest.approx({"aaa": 1.5, "bbb": 3.0})
     assert "git_commit" not in rresnet.speedup(one, over="recipe", reference="blog")
+    assert rresnet.speedup(one.drop(columns="git_commit"), over="recipe", reference="blog")["pairs"].tolist() == [3]
 
 
-def at(table, minutes, seconds=60):
-    """The rows, begun so many minutes after each other's zero and ended so many seconds later."""
-    began = pd.Timestamp("2026-11-01", tz="UTC") + pd.to_timedelta(pd.Series(minutes, index=table.index), unit="min")
-    return table.assign(started_at=began, finished_at=began + pd.Timedelta(seconds=seconds))
+def at(table, minutes, commands):
+    """The rows, begun so many minutes after a moment, by the commands of those numbers."""
+    moment = pd.Timestamp("2026-11-01", tz="UTC")
+    began, command = (
+        moment + pd.to_timedelta(pd.Series(of, index=table.index), unit="min") for of in (minutes, commands)
+    )
+    return table.assign(started_at=began, command_started_at=command)
 
 
 def test_a_trial_that_was_tried_again_the_next_day_is_no_pair():
     table = trials((BLOG, [100.0] * 4), (TUNED, [200.0] * 4))
-    together = at(table, [0, 2, 4, 6, 1, 3, 5, 7])
+    together = at(table, [0, 2, 4, 6, 1, 3, 5, 7], [0] * 8)
     assert analysis.ratio(together, TUNED.cell_id, BLOG.cell_id).count == 4
-    again = at(table, [0, 2, 4, 6, 1440, 3, 5, 7])
-    assert analysis.ratio(again, TUNED.cell_id, BLOG.cell_id).count == 3
-    assert rresnet.speedup(again, over="recipe", reference="blog")["pairs"].tolist() == [3]
-    never = at(table, [0, 2, 4, 6, 1440, 1441, 1442, 1443])
+    again = at(table, [0, 2, 4, 6, 1440, 3, 5, 7], [0] * 4 + [1439] + [0] * 3)
+    for rows in (again, again.astype({"started_at": str, "command_started_at": str})):  # as from a CSV file
+        assert analysis.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 3
+        assert rresnet.speedup(rows, over="recipe", reference="blog")["pairs"].tolist() == [3]
+    never = at(table, [0, 2, 4, 6, 1440, 1441, 1442, 1443], [0] * 4 + [1439] * 4)
     assert "never measured side by side with the second, cpu blog batch 64: --fresh" in printed(never)
-    with pytest.raises(ValueError, match="no rows to compare"):
+    with pytest.raises(ValueError, match="two commands measured them, more than ten minutes apart; use --fresh"):
         rresnet.speedup(never, over="recipe", reference="blog")
+
+
+@pytest.mark.parametrize("commands", [[0, 0], [None, 60], [0, 25]])
+def test_what_one_command_measured_is_a_pair_and_what_another_did_soon_after_or_nobody_knows(commands):
+    minutes = [0, 30] if commands != [0, 25] else [21, 30]
+    rows = at(trials((BLOG, [100.0]), (TUNED, [200.0])), minutes, commands)
+    assert analysis.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 1
+    assert rresnet.speedup(rows, over="recipe", reference="blog")["pairs"].tolist() == [1]
 
 
 def test_rows_of_unlike_data_are_no_pair():
     table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(dataset_fingerprint=["a"] * 5 + ["b"])
     assert analysis.ratio(table, TUNED.cell_id, BLOG.cell_id).count == 2
-
-
-def test_a_repeat_that_takes_long_is_not_left_off():
-    two = trials((BLOG, [100.0]), (TUNED, [200.0]))
-    between = trials((replace(TUNED, batch_size=256), [1.0]), status="timeout")
-    busy = at(pd.concat([two, between], ignore_index=True), [0, 30, 1], seconds=28 * 60)
-    assert analysis.ratio(busy, TUNED.cell_id, BLOG.cell_id).count == 1
-    assert rresnet.speedup(busy, over="recipe", reference="blog")["pairs"].tolist() == [1]
-    idle = at(two, [0, 30])
-    assert analysis.ratio(idle, TUNED.cell_id, BLOG.cell_id) is None
 
 
 def test_the_noise_of_one_device_does_not_silence_the_others():

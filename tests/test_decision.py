@@ -225,6 +225,14 @@ def test_the_fastest_is_not_beaten_in_its_pairs_by_any_other_setting():
     assert "Fastest in the repeats that both have: cpu tuned batch 256" in printed(table)
 
 
+def test_a_single_odd_pair_deposes_no_setting():
+    blog, tuned = [120.0] * 12, [None] + [200.0] * 11
+    odd = replace(TUNED, batch_size=256)
+    table = trials((BLOG, blog), (TUNED, tuned), (odd, [100.0] * 1 + [210.0] + [None] * 10))
+    assert decision.verdicts(table)[0].setting == "cpu tuned batch 64"
+    assert "Fastest: cpu tuned batch 64" in printed(table)
+
+
 def test_the_noise_floor_grades_a_verdict():
     copy = make_cell(batch_size=64, copy=1)
     table = trials((BLOG, [100.0] * 3), (copy, [130.0] * 3), (TUNED, [120.0] * 3))

@@ -27,7 +27,7 @@ from rresnet.tables.place import Location
 from rresnet.tables.reading import StoreError, check_there, read_tables
 
 PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
-LEFT_OFF_SECONDS = 600.0  # without a trial of a repeat, and it was left off: the machine may have changed meanwhile
+APART_SECONDS = 600.0  # and another command: the machine may have changed meanwhile
 # Rows alike in these may be averaged: the machine, its software, our own, and the data.
 AVERAGED_WITHIN = ["hostname", "environment_fingerprint", "git_commit", "dataset_fingerprint"]
 
@@ -201,40 +201,31 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
 
     Returns:
         `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`,
-        `quality_flags` and `started_at` (the second's with `_reference` behind).
+        `quality_flags`, `started_at` and `command_started_at` (the second's with `_reference` behind).
     """
-    ok, told = trials["status"] == "ok", [*PAIR, "process", "images_per_second", "quality_flags", "started_at"]
-    told = [column for column in (*told, "dataset_fingerprint") if column in trials]
+    ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
+    wanted = [*PAIR, "process", "images_per_second", "quality_flags", *times, "dataset_fingerprint"]
+    told = [column for column in wanted if column in trials]
     one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
     alike = [column for column in (*PAIR, "dataset_fingerprint") if column in trials]
-    pairs = side_by_side(one.merge(other, on=alike, suffixes=("", "_reference")), trials)
+    pairs = side_by_side(one.merge(other, on=alike, suffixes=("", "_reference")))
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
 
 
-def side_by_side(pairs: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    """The pairs without those whose repeat was left off between the two, and gone on with later.
+def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs without those that two commands measured, more than `APART_SECONDS` after one another.
 
-    A trial that failed and was tried again the next day (`--retry`) is no pair with what its repeat measured before.
-
-    Args:
-        pairs: columns `PAIR`, `started_at` and `started_at_reference`.
-        trials: all trials of these repeats, however they ended. Without times they are believed to be side by side.
+    A trial that was interrupted, or failed and was tried again (`--retry`) the next day, is no pair with what its
+    repeat measured before. Rows that do not tell their command are believed.
     """
-    if not {"started_at", "finished_at"} <= set(trials):
+    started, command = (
+        [pd.to_datetime(pairs[c], utc=True) for c in (name, f"{name}_reference") if c in pairs]
+        for name in ("started_at", "command_started_at")
+    )
+    if len(started) < 2 or len(command) < 2:
         return pairs
-    one, other = (pd.to_datetime(pairs[c], utc=True) for c in ("started_at", "started_at_reference"))
-    idle = pd.Timedelta(seconds=LEFT_OFF_SECONDS)
-    far = pairs.index[(one - other).abs() > idle]  # few, as a rule: the trials between are looked at for these alone
-    if far.empty:
-        return pairs
-    repeats = dict(list(trials.groupby(PAIR)))
-    left_off = []
-    for index in far:
-        rows = repeats[tuple(pairs.loc[index, PAIR])].sort_values("started_at")
-        between = rows[rows["started_at"].between(*sorted([one[index], other[index]]))]
-        gaps = between["started_at"] - pd.to_datetime(between["finished_at"], utc=True).cummax().shift()
-        left_off += [index] if (gaps > idle).any() else []
-    return pairs.drop(index=left_off)
+    another = (command[0] != command[1]) & command[0].notna() & command[1].notna()
+    return pairs[~(another & ((started[0] - started[1]).abs() > pd.Timedelta(seconds=APART_SECONDS)))]
 
 
 def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
@@ -254,22 +245,30 @@ def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
     return order[0] if order else None
 
 
-def leader(
-    ranked: Sequence[dict[Any, Any]], ratio_of: Callable[[dict[Any, Any], dict[Any, Any]], Interval | None]
-) -> dict[Any, Any]:
-    """Of cells, ranked by their means, the first that no other beats in the repeats that both have.
+def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int], Interval | None]) -> tuple[int, int]:
+    """Which of the cells, ranked by their means, is first, and which the next.
 
-    A mean also counts repeats that another cell lacks, fast or slow ones. Cells without a gap are ranked by it rightly.
+    A mean also counts repeats that another cell lacks, fast or slow ones: where a cell beats the first in the repeats
+    that both have, and the interval says so, it is first instead. Cells without gaps are ranked rightly by their means.
+
+    Args:
+        cells: two or more, with how many `repeats` they have.
+        ratio_of: how many times better one cell is than another, by their numbers; None where they share no repeat.
     """
-    most, best, beaten = max(cell["repeats"] for cell in ranked), 0, set[int]()
+    most, first, beaten = max(cell["repeats"] for cell in cells), 0, set[int]()
     while True:
-        rivals = (n for n in range(len(ranked)) if n != best and n not in beaten)
-        gaps = (n for n in rivals if min(ranked[n]["repeats"], ranked[best]["repeats"]) < most)
-        found = next((n for n in gaps if (ratio := ratio_of(ranked[n], ranked[best])) and ratio.estimate > 1), None)
+        rivals = (n for n in range(len(cells)) if n != first and n not in beaten)
+        gaps = (n for n in rivals if min(cells[n]["repeats"], cells[first]["repeats"]) < most)
+        better = (n for n in gaps if (ratio := ratio_of(n, first)) and ratio.low is not None and ratio.low > 1)
+        found = next(better, None)
         if found is None:
-            return ranked[best]
-        beaten.add(best)
-        best = found
+            break
+        beaten.add(first)
+        first = found
+    second = next(n for n in range(len(cells)) if n != first)
+    ratio = ratio_of(first, second)
+    behind = ratio is not None and ratio.estimate < 1 and (ratio.low is not None or most < MINIMUM_REPEATS)
+    return (second, first) if behind else (first, second)
 
 
 def widest(trials: pd.DataFrame) -> Lead | None:

@@ -75,8 +75,10 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if len(measured) == 1:
         only = measured[0]
         return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
-    first = analysis.leader(measured, lambda a, b: analysis.ratio(trials, a["cell_id"], b["cell_id"]))
-    second = next(cell for cell in measured if cell is not first)
+    ids = [cell["cell_id"] for cell in measured]
+    first, second = (
+        measured[n] for n in analysis.first_two(measured, lambda a, b: analysis.ratio(trials, ids[a], ids[b]))
+    )
     lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
     by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
     told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"

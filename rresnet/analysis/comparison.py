@@ -32,12 +32,12 @@ def speedup(
 ) -> pd.DataFrame:
     """How much faster each value of a column is than a reference value, all else equal.
 
-    Trials are paired within one run, machine and repeat, where they ran right after one another: not across ten minutes
-    without a trial, where a run was interrupted or tried again. The interval is over repeats (see
-    `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that a run left to the recipes may differ
-    between the two sides; `differs` names them. Of a ladder its two ends are then compared. Where `trials` hold
-    identical cells (`--aa`), their ratios give the noise floor, and a speedup below it is not distinguishable, whatever
-    its interval says.
+    Trials are paired within one run, machine and repeat, where they ran right after one another: not where a run was
+    interrupted, or tried again, and two commands measured them more than ten minutes apart. The interval is over
+    repeats (see `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that a run left to the
+    recipes may differ between the two sides; `differs` names them. Of a ladder its two ends are then compared. Where
+    `trials` hold identical cells (`--aa`), their ratios give the noise floor, and a speedup below it is not
+    distinguishable, whatever its interval says.
 
     Args:
         trials: rows of the trials table; only those with status ok enter.
@@ -61,10 +61,12 @@ def speedup(
     runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False)]
     in_any = {axis for of_run in runs for axis in matched_axes(of_run, over, allow)[0]}
     pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs], ignore_index=True)
-    pairs = side_by_side(pairs, trials).reset_index(drop=True)
+    met, pairs = len(pairs), side_by_side(pairs).reset_index(drop=True)
     is_reference = ok[over] == reference
     if pairs.empty and not is_reference.all():
         columns = [*PAIR, *(axis for axis in CELL_COLUMNS if axis in in_any)]
+        if met:
+            raise ValueError("no rows to compare: two commands measured them, more than ten minutes apart; use --fresh")
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
     floors = {} if over == "copy" else noise_floors(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
@@ -120,9 +122,9 @@ def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[
 def _of_the_same_two(pairs: pd.DataFrame, over: str, axes: Sequence[str]) -> list[NDArray[np.intp]]:
     """Which pairs are of the same two settings: alike on either side in every axis, those too that may differ.
 
-    And of the same code: a run has one commit.
+    And of the same code.
     """
-    columns = [over, *axes, *(f"{axis}_reference" for axis in axes), "git_commit"]
+    columns = [over, *axes, *(f"{axis}_reference" for axis in axes), "git_commit", "git_commit_reference"]
     group = pairs.groupby(columns, dropna=False, sort=True).ngroup().to_numpy()
     return [np.flatnonzero(group == number) for number in range(len(set(group)))]
 
@@ -136,6 +138,8 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
     known = with_all_axes(trials)
+    if "git_commit" not in known:
+        known = known.assign(git_commit=None)
     if over in ("device", "recipe"):
         known = _without_rungs(known)
     ok = known[known["status"] == "ok"]
@@ -172,7 +176,7 @@ def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
     apart = [
         f"{c} ({', '.join(map(str, side[c].unique()))} against {', '.join(map(str, reference[c].unique()))})"
         for c in columns
-        if not set(side[c]) & set(reference[c])
+        if not set(map(str, side[c])) & set(map(str, reference[c]))
     ]
     reason = f"they differ in {'; '.join(apart)}" if apart else "no two of them agree in everything else"
     return f"no rows to compare: {reason}. Axes may be allowed to differ by name: allow=(...)"

@@ -1,5 +1,6 @@
 """What to train on: the fastest, the cheapest, the least energy, and whether each can be told from the next."""
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
@@ -109,42 +110,43 @@ _MEASURES: dict[Question, _Measure] = {
 
 def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, Any]], task: str | None) -> Verdict:
     measure = _MEASURES[question]
-    first = analysis.leader(ranked, lambda one, other: _ratio(trials, one, other, measure)[0])
-    others = [cell for cell in ranked if cell is not first]
+    valued = functools.cache(lambda number: _valued(trials, ranked[number], measure))
+
+    def paired(one: int, other: int) -> Interval | None:
+        if not all(analysis.same(ranked[one][c], ranked[other][c]) for c in analysis.AVERAGED_WITHIN):
+            return None
+        return analysis.ratio(
+            pd.concat([valued(one), valued(other)]), *(ranked[number]["cell_id"] for number in (one, other))
+        )
+
+    def ratio(one: int, other: int) -> Interval:
+        return paired(one, other) or unpaired.ratio(valued(one), valued(other))
+
+    first, second = analysis.first_two(ranked, ratio) if len(ranked) > 1 else (0, None)
     found = Verdict(
         question=question,
-        setting=first["setting"],
-        amount=measure.amount(first),
+        setting=ranked[first]["setting"],
+        amount=measure.amount(ranked[first]),
         next_setting=None,
         ratio=None,
         distinguishable=None,
         task=task,
     )
-    if not others:
+    if second is None:
         return found
-    ratio, paired = _ratio(trials, first, others[0], measure)
-    floors = comparison.noise_floors(_at(trials, first))
-    floor = comparison.floor_of(floors, first["device"], others[0]["device"])
+    of_sides = (
+        comparison.floor_of(comparison.noise_floors(_at(trials, cell)), cell["device"])
+        for cell in (ranked[first], ranked[second])
+    )
+    floor = max((floor for floor in of_sides if floor is not None), default=None)
     return replace(
         found,
-        next_setting=others[0]["setting"],
-        ratio=ratio,
-        distinguishable=analysis.distinguishable(ratio, floor),
-        side_by_side=paired,
+        next_setting=ranked[second]["setting"],
+        ratio=ratio(first, second),
+        distinguishable=analysis.distinguishable(ratio(first, second), floor),
+        side_by_side=paired(first, second) is not None,
         floor=floor,
     )
-
-
-def _ratio(
-    trials: pd.DataFrame, first: dict[Any, Any], second: dict[Any, Any], measure: _Measure
-) -> tuple[Interval, bool]:
-    """How many times better the first is, and whether that is of pairs."""
-    one, other = (_valued(trials, cell, measure) for cell in (first, second))
-    paired = None
-    if all(analysis.same(first[c], second[c]) for c in analysis.AVERAGED_WITHIN):
-        there, two = _at(trials, first), [first["cell_id"], second["cell_id"]]
-        paired = analysis.ratio(pd.concat([one, other, there[~there["cell_id"].isin(two)]]), *two)
-    return paired or unpaired.ratio(one, other), paired is not None
 
 
 def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) -> pd.DataFrame:

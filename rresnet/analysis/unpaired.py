@@ -11,8 +11,8 @@ from rresnet.cell import CELL_COLUMNS
 
 MACHINE = ["cpu_model", "cpu_count", "gpu_name"]  # rows alike in these ran on one kind of machine
 # What two machines may differ in without its being said that they may: it is what they are compared in.
-OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version")
-TOLD = ["hostname", *MACHINE, "driver_version", *(c for c in comparison.ALIKE if c not in MACHINE)]
+OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version", "driver_version")
+TOLD = ["hostname", *MACHINE, *(c for c in comparison.ALIKE if c not in MACHINE)]
 
 
 def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:

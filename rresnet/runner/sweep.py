@@ -4,6 +4,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rresnet.cell import Trial
@@ -32,6 +33,7 @@ def rows_of(
     attempt: int,
     known: Mapping[str, Any],
     record: Mapping[str, Any],
+    command_started_at: datetime | None = None,
 ) -> Rows:
     """The rows of one trial in all tables. Pure."""
     identity = Identity(
@@ -47,10 +49,9 @@ def rows_of(
     planned = Planned(global_batch_size=trial.cell.global_batch_size)
     measured = {name: _text(value) if isinstance(value, str) else value for name, value in measurement.items()}
     key = {"run_id": run.run_id, "trial_id": trial.trial_id}
+    found = {**measured, **_NOTHING_KNOWN, **known, "command_started_at": command_started_at}
     return {
-        "trials": [
-            {**asdict(identity), **asdict(trial.cell), **asdict(planned), **measured, **_NOTHING_KNOWN, **known}
-        ],
+        "trials": [{**asdict(identity), **asdict(trial.cell), **asdict(planned), **found}],
         "windows": [{**key, **window} for window in record.get("windows", ())],
         "epochs": [{**key, **epoch} for epoch in record.get("epochs", ())],
         "losses": [{**key, **loss} for loss in record.get("losses", ())],
@@ -77,6 +78,7 @@ class Sweep:
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
     earlier: Mapping[str, int] = field(default_factory=dict)  # trial id -> attempts made before
     lane: type[Lane] = Lane
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     _stopped: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
@@ -136,7 +138,15 @@ class Sweep:
     ) -> None:
         """Write what became of a trial, and tell it."""
         attempt += self.earlier.get(trial.trial_id, 0)
-        rows = rows_of(self.run, trial, measurement, attempt=attempt, known=known, record=record)
+        rows = rows_of(
+            self.run,
+            trial,
+            measurement,
+            attempt=attempt,
+            known=known,
+            record=record,
+            command_started_at=self.started_at,
+        )
         with self._lock:
             self.write(trial.trial_id, rows)
             self.progress.finished(trial, measurement)

@@ -113,6 +113,9 @@ class When:
 
     started_at: datetime | None = column("start of the trial, UTC")
     finished_at: datetime | None = column("end of the trial, UTC")
+    command_started_at: datetime | None = column(
+        "start of the command that ran it, UTC; a run gone on with has several"
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -59,10 +59,13 @@ def content_of(place: Place, name: str) -> bytes | None:
 
 def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
     """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
-    tables: dict[str, pa.Table] = {}
+    tables, again = dict[str, pa.Table](), set[str]()
     for listed in matching(place, folder, pattern):
         name, content = listed, content_of(place, listed)
-        if content is None and (whole := _whole(listed)):  # joined to it, perhaps after it was read: it is read again
+        if (
+            content is None and (whole := _whole(listed)) and whole not in again
+        ):  # joined to it, perhaps after it was read
+            again.add(whole)
             name, content = whole, content_of(place, whole)
         table = None if content is None else _rows(place, name, content, schema)
         if table is not None:

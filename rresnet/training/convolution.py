@@ -171,15 +171,19 @@ class Convolved(torch.autograd.Function):
         return torch.conv2d(images, kernels, None, strides, paddings).permute(0, 2, 3, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, None, None]:
-        """The gradients of pixels and weights."""
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+        """The gradients of pixels and weights, of those that need one."""
         pixels, weight = ctx.saved_tensors
-        images, kernels, outputs = (tensor.permute(0, 3, 1, 2) for tensor in (pixels, weight, gradient))
-        geometry = (*zip(ctx.rows[2:], ctx.columns[2:], strict=True), (1, 1), False, (0, 0), 1)
-        images = torch.ops.aten.convolution_backward(outputs, images, kernels, None, *geometry, (True, False, False))[0]
-        patches = Patches.of(pixels, ctx.rows, ctx.columns)
-        weights = gradient.flatten(0, 2).t() @ patches.flatten(3).flatten(0, 2)
-        return images.permute(0, 2, 3, 1), weights.view(weight.shape), None, None
+        of_pixels = of_weights = None
+        if ctx.needs_input_grad[0]:
+            images, kernels, outputs = (tensor.permute(0, 3, 1, 2) for tensor in (pixels, weight, gradient))
+            geometry = (*zip(ctx.rows[2:], ctx.columns[2:], strict=True), (1, 1), False, (0, 0), 1)
+            found = torch.ops.aten.convolution_backward(outputs, images, kernels, None, *geometry, (True, False, False))
+            of_pixels = found[0].permute(0, 2, 3, 1)
+        if ctx.needs_input_grad[1]:
+            patches = Patches.of(pixels, ctx.rows, ctx.columns).flatten(3).flatten(0, 2)
+            of_weights = (gradient.flatten(0, 2).t() @ patches).view(weight.shape)
+        return of_pixels, of_weights, None, None
 
 
 def as_products(model: nn.Module, *, pointwise: bool = True, small_maps: bool = True) -> None:
