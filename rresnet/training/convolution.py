@@ -4,7 +4,7 @@ On CPUs oneDNN's backward pass of a convolution takes longer than that of the pr
 twenty times as long (`docs/performance.md`); and in such maps ResNet-50 ends on images of 32 x 32.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -96,34 +96,19 @@ class Axis(NamedTuple):
 
 
 class Whole(torch.autograd.Function):
-    """The product over a whole map that a convolution is: taps [D, KH, KW, C] to [H' W' D, H W C].
-
-    Written and differentiated in place: slices that PyTorch differentiates fill a tensor of zeros each.
-    """
+    """The product over a whole map that a convolution is: taps [D, KH, KW, C] to [H' W' D, H W C]."""
 
     @staticmethod
     def forward(ctx: Any, taps: torch.Tensor, rows: Axis, columns: Axis, dtype: torch.dtype) -> torch.Tensor:
         """The product's matrix, of the type that it will be multiplied in."""
-        ctx.rows, ctx.columns, ctx.shape, ctx.dtype = rows, columns, taps.shape, taps.dtype
-        whole = taps.new_zeros(Whole.shape(taps.shape, rows, columns), dtype=dtype)
-        for output, ((tap, pixel), (across, beside)) in enumerate(product(rows.of_outputs(), columns.of_outputs())):
-            whole[output, :, pixel, beside] = taps[:, tap, across]
-        return whole.view(-1, rows.size * columns.size * taps.shape[3])
+        ctx.rows, ctx.columns, ctx.dtype = rows, columns, taps.dtype
+        whole: torch.Tensor = written(taps, rows, columns, dtype)
+        return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """The taps' gradient: of each, the sum over where it stands in the product."""
-        whole = gradient.reshape(Whole.shape(ctx.shape, ctx.rows, ctx.columns))
-        taps = gradient.new_zeros(ctx.shape, dtype=ctx.dtype)
-        outputs = product(ctx.rows.of_outputs(), ctx.columns.of_outputs())
-        for output, ((tap, pixel), (across, beside)) in enumerate(outputs):
-            taps[:, tap, across] += whole[output, :, pixel, beside]
-        return taps, None, None, None
-
-    @staticmethod
-    def shape(taps: torch.Size, rows: Axis, columns: Axis) -> tuple[int, ...]:
-        """Of the product: outputs, D, H, W, C."""
-        return rows.outputs * columns.outputs, taps[0], rows.size, columns.size, taps[3]
+        return gathered(gradient, ctx.rows, ctx.columns, ctx.dtype), None, None, None
 
 
 class Patches(torch.autograd.Function):
@@ -132,27 +117,91 @@ class Patches(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pixels: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
         """The patches."""
-        ctx.rows, ctx.columns, ctx.shape = rows, columns, pixels.shape
-        return Patches.of(pixels, rows, columns)
-
-    @staticmethod
-    def of(pixels: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
-        """The same, not to be differentiated."""
-        images, _, _, channels = pixels.shape
-        shape = images, rows.outputs, columns.outputs, rows.kernel, columns.kernel, channels
-        patches = pixels.new_zeros(shape)
-        for (i, (row, high)), (j, (column, wide)) in product(enumerate(rows.of_taps()), enumerate(columns.of_taps())):
-            patches[:, row, column, i, j] = pixels[:, high, wide]
+        ctx.rows, ctx.columns = rows, columns
+        patches: torch.Tensor = patches_of(pixels, rows, columns)
         return patches
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
         """The pixels' gradient: of each, the sum over the patches that it is in."""
-        pixels = gradient.new_zeros(ctx.shape)
-        taps = product(enumerate(ctx.rows.of_taps()), enumerate(ctx.columns.of_taps()))
-        for (i, (row, high)), (j, (column, wide)) in taps:
-            pixels[:, high, wide] += gradient[:, row, column, i, j]
-        return pixels, None, None
+        return pixels_of(gradient, ctx.rows, ctx.columns), None, None
+
+
+# What moves slices is written in place: slices that PyTorch differentiates fill a tensor of zeros each. And it is
+# opaque to the compiler, which would make one expression of all slices, and take minutes for it.
+
+
+@torch.library.custom_op("rresnet::written", mutates_args=())
+def written(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """The matrix [H' W' D, H W C] of taps [D, KH, KW, C]."""
+    down, across = Axis(*rows), Axis(*columns)
+    shape = down.outputs * across.outputs, len(taps), down.size, across.size, taps.shape[3]
+    whole = taps.new_zeros(shape, dtype=dtype)
+    for output, ((tap, pixel), (beside, next_to)) in enumerate(product(down.of_outputs(), across.of_outputs())):
+        whole[output, :, pixel, next_to] = taps[:, tap, beside]
+    return whole.view(shape[0] * shape[1], -1)
+
+
+@written.register_fake
+def _(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    down, across = Axis(*rows), Axis(*columns)
+    products = down.outputs * across.outputs * taps.shape[0], down.size * across.size * taps.shape[3]
+    return taps.new_empty(products, dtype=dtype)
+
+
+@torch.library.custom_op("rresnet::gathered", mutates_args=())
+def gathered(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    """Taps [D, KH, KW, C]: of each the sum over where it stands in the matrix [H' W' D, H W C]."""
+    down, across = Axis(*rows), Axis(*columns)
+    parts = whole.reshape(down.outputs * across.outputs, -1, down.size, across.size, _channels(whole, down, across))
+    taps = whole.new_zeros((parts.shape[1], down.kernel, across.kernel, parts.shape[4]), dtype=dtype)
+    for output, ((tap, pixel), (beside, next_to)) in enumerate(product(down.of_outputs(), across.of_outputs())):
+        taps[:, tap, beside] += parts[output, :, pixel, next_to]
+    return taps
+
+
+@gathered.register_fake
+def _(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+    down, across = Axis(*rows), Axis(*columns)
+    kernels = whole.shape[0] // (down.outputs * across.outputs)
+    return whole.new_empty((kernels, down.kernel, across.kernel, _channels(whole, down, across)), dtype=dtype)
+
+
+def _channels(whole: torch.Tensor, down: Axis, across: Axis) -> int:
+    return whole.shape[1] // (down.size * across.size)
+
+
+@torch.library.custom_op("rresnet::patches_of", mutates_args=())
+def patches_of(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    """Patches [N, H', W', KH, KW, C] of pixels [N, H, W, C]."""
+    down, across = Axis(*rows), Axis(*columns)
+    shape = len(pixels), down.outputs, across.outputs, down.kernel, across.kernel, pixels.shape[3]
+    patches = pixels.new_zeros(shape)
+    for (i, (row, high)), (j, (column, wide)) in product(enumerate(down.of_taps()), enumerate(across.of_taps())):
+        patches[:, row, column, i, j] = pixels[:, high, wide]
+    return patches
+
+
+@patches_of.register_fake
+def _(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    down, across = Axis(*rows), Axis(*columns)
+    kernel = down.kernel, across.kernel
+    return pixels.new_empty((pixels.shape[0], down.outputs, across.outputs, *kernel, pixels.shape[3]))
+
+
+@torch.library.custom_op("rresnet::pixels_of", mutates_args=())
+def pixels_of(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    """Pixels [N, H, W, C]: of each the sum over the patches [N, H', W', KH, KW, C] that it is in."""
+    down, across = Axis(*rows), Axis(*columns)
+    pixels = patches.new_zeros((len(patches), down.size, across.size, patches.shape[5]))
+    for (i, (row, high)), (j, (column, wide)) in product(enumerate(down.of_taps()), enumerate(across.of_taps())):
+        pixels[:, high, wide] += patches[:, row, column, i, j]
+    return pixels
+
+
+@pixels_of.register_fake
+def _(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+    return patches.new_empty((patches.shape[0], rows[0], columns[0], patches.shape[5]))
 
 
 class Convolved(torch.autograd.Function):
@@ -181,7 +230,7 @@ class Convolved(torch.autograd.Function):
             found = torch.ops.aten.convolution_backward(outputs, images, kernels, None, *geometry, (True, False, False))
             of_pixels = found[0].permute(0, 2, 3, 1)
         if ctx.needs_input_grad[1]:
-            patches = Patches.of(pixels, ctx.rows, ctx.columns).flatten(3).flatten(0, 2)
+            patches = patches_of(pixels, ctx.rows, ctx.columns).flatten(3).flatten(0, 2)
             of_weights = (gradient.flatten(0, 2).t() @ patches).view(weight.shape)
         return of_pixels, of_weights, None, None
 
