@@ -72,7 +72,7 @@ def floor_of_a_step(one: Cell, limit: limits.Limits) -> tuple[Mapping[str, float
 class Spent(TorchDispatchMode):
     """Adds up the seconds of each operation on a CPU.
 
-    PyTorch's profiler would do, but the memory that it takes for its events makes some operations five times as long.
+    PyTorch's profiler would do, but the memory that it takes for its events makes some operations far longer.
     """
 
     def __init__(self) -> None:

@@ -63,6 +63,31 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_convolution_is(size, stri
     assert all(of_product < 1.5 * of_conv for of_conv, of_product in zip(*errors, strict=True)), errors
 
 
+@pytest.mark.parametrize(
+    "axis", [convolution.Axis(2, 3, 1, 1), convolution.Axis(4, 3, 2, 1), convolution.Axis(2, 5, 3, 4)]
+)
+def test_what_the_compiler_is_told_of_the_slices_is_what_they_give(axis):
+    taps, pixels = torch.randn(5, axis.kernel, axis.kernel, 7), torch.randn(2, axis.size, axis.size, 7)
+    whole = convolution.whole_of(taps, axis, axis, torch.bfloat16)
+    patches = convolution.patches_of(pixels, axis, axis)
+    checks = ("test_schema", "test_faketensor")
+    torch.library.opcheck(convolution.whole_of, (taps, axis, axis, torch.bfloat16), test_utils=checks)
+    torch.library.opcheck(convolution.taps_of, (whole, axis, axis, torch.float32), test_utils=checks)
+    torch.library.opcheck(convolution.patches_of, (pixels, axis, axis), test_utils=checks)
+    torch.library.opcheck(convolution.pixels_of, (patches, axis, axis), test_utils=checks)
+
+
+def test_results_and_gradients_have_the_layout_of_their_neighbours():
+    images = torch.randn(2, 4, 4, 4).contiguous(memory_format=torch.channels_last).requires_grad_()
+    strided, small = nn.Conv2d(4, 6, 1, 2, bias=False), nn.Conv2d(4, 6, 3, 1, 1, bias=False)
+    for module in (strided, small):
+        convolution.as_products(module)
+    strided(images).sum().backward()
+    assert images.grad.is_contiguous(memory_format=torch.channels_last)
+    pixel = small(torch.randn(2, 4, 1, 1))
+    assert pixel.stride() == nn.BatchNorm2d(6)(pixel).stride()
+
+
 @pytest.mark.parametrize(("size", "share"), [(1, 1 / 9), (2, 4 / 9), (3, 1.0), (4, 1.0)])
 def test_nothing_is_multiplied_by_the_padding(size, share):
     conv, product = pair(8, 8, 3, 1, 1, bias=False)

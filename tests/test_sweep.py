@@ -92,6 +92,13 @@ def test_each_trial_is_one_row_when_the_memory_monitor_ends_the_process():
     assert "low on memory" in first["error_message"]
 
 
+def test_rows_tell_the_command_that_measured_them():
+    one, other = swept(), swept()
+    assert one.started_at < other.started_at
+    for sweep in (one, other):  # also of those that sent no record
+        assert {row["command_started_at"] for row in sweep.rows} == {sweep.started_at}
+
+
 class Killed(FakeLane):
     """The hungry trial's process is killed; by the kernel for want of memory, or by somebody else."""
 

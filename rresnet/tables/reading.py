@@ -62,9 +62,8 @@ def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa
     tables, again = dict[str, pa.Table](), set[str]()
     for listed in matching(place, folder, pattern):
         name, content = listed, content_of(place, listed)
-        if (
-            content is None and (whole := _whole(listed)) and whole not in again
-        ):  # joined to it, perhaps after it was read
+        whole = _whole(listed) if content is None else None  # joined to it, perhaps after it was read
+        if whole and whole not in again:
             again.add(whole)
             name, content = whole, content_of(place, whole)
         table = None if content is None else _rows(place, name, content, schema)

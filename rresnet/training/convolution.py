@@ -58,8 +58,8 @@ class SmallMapConv2d(nn.Conv2d):
 def _images(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels [N, H, W, C] as channels-last images [N, C, H, W].
 
-    PyTorch's batch norm gives back images of one pixel with strides of one for its two axes, and takes ten times as
-    long backward where its input's strides are others: so they are the same from the start.
+    PyTorch's batch norm gives back images of one pixel with strides of one for its two axes, and takes far longer
+    backward where its input's strides are others: so they are the same from the start.
     """
     images, high, wide, channels = pixels.shape
     return pixels.reshape(images, channels, 1, 1) if high == wide == 1 else pixels.permute(0, 3, 1, 2)
@@ -102,13 +102,13 @@ class Whole(torch.autograd.Function):
     def forward(ctx: Any, taps: torch.Tensor, rows: Axis, columns: Axis, dtype: torch.dtype) -> torch.Tensor:
         """The product's matrix, of the type that it will be multiplied in."""
         ctx.rows, ctx.columns, ctx.dtype = rows, columns, taps.dtype
-        whole: torch.Tensor = written(taps, rows, columns, dtype)
+        whole: torch.Tensor = whole_of(taps, rows, columns, dtype)
         return whole
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
         """The taps' gradient: of each, the sum over where it stands in the product."""
-        return gathered(gradient, ctx.rows, ctx.columns, ctx.dtype), None, None, None
+        return taps_of(gradient, ctx.rows, ctx.columns, ctx.dtype), None, None, None
 
 
 class Patches(torch.autograd.Function):
@@ -127,12 +127,12 @@ class Patches(torch.autograd.Function):
         return pixels_of(gradient, ctx.rows, ctx.columns), None, None
 
 
-# What moves slices is written in place: slices that PyTorch differentiates fill a tensor of zeros each. And it is
-# opaque to the compiler, which would make one expression of all slices, and take minutes for it.
+# What moves slices writes in place: slices that PyTorch differentiates fill a tensor of zeros each. And it is opaque
+# to the compiler, which would make one huge expression of all slices.
 
 
-@torch.library.custom_op("rresnet::written", mutates_args=())
-def written(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+@torch.library.custom_op("rresnet::whole_of", mutates_args=())
+def whole_of(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """The matrix [H' W' D, H W C] of taps [D, KH, KW, C]."""
     down, across = Axis(*rows), Axis(*columns)
     shape = down.outputs * across.outputs, len(taps), down.size, across.size, taps.shape[3]
@@ -142,15 +142,15 @@ def written(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dty
     return whole.view(shape[0] * shape[1], -1)
 
 
-@written.register_fake
+@whole_of.register_fake
 def _(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     down, across = Axis(*rows), Axis(*columns)
     products = down.outputs * across.outputs * taps.shape[0], down.size * across.size * taps.shape[3]
     return taps.new_empty(products, dtype=dtype)
 
 
-@torch.library.custom_op("rresnet::gathered", mutates_args=())
-def gathered(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
+@torch.library.custom_op("rresnet::taps_of", mutates_args=())
+def taps_of(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Taps [D, KH, KW, C]: of each the sum over where it stands in the matrix [H' W' D, H W C]."""
     down, across = Axis(*rows), Axis(*columns)
     parts = whole.reshape(down.outputs * across.outputs, -1, down.size, across.size, _channels(whole, down, across))
@@ -160,7 +160,7 @@ def gathered(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], d
     return taps
 
 
-@gathered.register_fake
+@taps_of.register_fake
 def _(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     down, across = Axis(*rows), Axis(*columns)
     kernels = whole.shape[0] // (down.outputs * across.outputs)
