@@ -16,7 +16,9 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet.analysis import AVERAGED_WITHIN, Tables, prediction, read, reference
+from rresnet.analysis import prediction, reference
+from rresnet.analysis.frames import Tables, read
+from rresnet.analysis.rates import AVERAGED_WITHIN
 
 
 def rows(trials: pd.DataFrame) -> list[list[str]]:

@@ -9,8 +9,8 @@ from importlib.metadata import version
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rresnet.analysis import Tables, read
     from rresnet.analysis.comparison import speedup
+    from rresnet.analysis.frames import Tables, read
     from rresnet.analysis.unpaired import speedup_across_machines
     from rresnet.tables.store import StoreError
 
@@ -18,8 +18,8 @@ __version__ = version("rresnet")
 __all__ = ["StoreError", "Tables", "__version__", "read", "speedup", "speedup_across_machines"]
 
 _HOME = {
-    "Tables": "analysis",
-    "read": "analysis",
+    "Tables": "analysis.frames",
+    "read": "analysis.frames",
     "speedup": "analysis.comparison",
     "speedup_across_machines": "analysis.unpaired",
     "StoreError": "tables.store",

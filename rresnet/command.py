@@ -142,16 +142,16 @@ def export(
         else:
             exports.write(Path(out), content)
         return True
-    from rresnet import analysis
+    from rresnet.analysis import frames
     from rresnet.reporting import trackers
 
     if format == "tensorboard":
         folder = Path(out) if out else _beside(results, "tensorboard")
-        count = trackers.to_tensorboard(analysis.read(results), folder)
+        count = trackers.to_tensorboard(frames.read(results), folder)
         print(f"{count} series in {folder}: tensorboard --logdir {folder}")
     else:
         uri = out or f"sqlite:///{_beside(results, 'mlflow.db')}"
-        added = trackers.to_mlflow(analysis.read(results), uri)
+        added = trackers.to_mlflow(frames.read(results), uri)
         print(f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
     return True
 

@@ -11,8 +11,7 @@ from rich.console import Console
 from samples import make_cell
 
 import rresnet
-from rresnet import analysis
-from rresnet.analysis import answer, statistics
+from rresnet.analysis import answer, pairing, ranking, rates, statistics
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 from rresnet.tables.measurement import TRIALS
 from rresnet.terminal import number
@@ -23,8 +22,8 @@ T2 = 4.302652729911275  # Student's t at 97.5 %, 2 degrees of freedom
 def trials(*cells_and_rates, run_id="r1", hostname="vm", status="ok"):
     """Rows of a trials table: (cell, rates by repeat); a rate of None is a repeat that is missing."""
     rows = []
-    for cell, rates in cells_and_rates:
-        for repeat, rate in enumerate(rates):
+    for cell, values in cells_and_rates:
+        for repeat, rate in enumerate(values):
             if rate is not None:
                 rows.append(
                     {
@@ -154,9 +153,9 @@ def test_wrong_questions_name_what_is_valid():
 
 
 def test_distinguishable_means_that_one_is_outside():
-    assert analysis.distinguishable(Interval(estimate=1.2, low=1.1, high=1.3, count=3)) is True
-    assert analysis.distinguishable(Interval(estimate=1.2, low=0.9, high=1.5, count=3)) is False
-    assert analysis.distinguishable(Interval(estimate=1.2, low=None, high=None, count=2)) is None
+    assert pairing.distinguishable(Interval(estimate=1.2, low=1.1, high=1.3, count=3)) is True
+    assert pairing.distinguishable(Interval(estimate=1.2, low=0.9, high=1.5, count=3)) is False
+    assert pairing.distinguishable(Interval(estimate=1.2, low=None, high=None, count=2)) is None
 
 
 def test_read_without_results_says_what_to_do(tmp_path):
@@ -177,17 +176,17 @@ def test_durations_are_predicted_from_earlier_trials():
     table = trials((BLOG, [1.0] * 3), (TUNED, [1.0]))
     table["started_at"] = start
     table["finished_at"] = [start + pd.Timedelta(seconds=s) for s in (1, 2, 9, 4)]
-    assert analysis.trial_seconds(table, [BLOG.cell_id, TUNED.cell_id, "new"]) == {
+    assert rates.trial_seconds(table, [BLOG.cell_id, TUNED.cell_id, "new"]) == {
         BLOG.cell_id: 2.0,
         TUNED.cell_id: 4.0,
         "new": 3.0,
     }
-    assert analysis.trial_seconds(table[:0], ["new"]) == {}
+    assert rates.trial_seconds(table[:0], ["new"]) == {}
 
 
 def test_a_rate_is_given_more_drift_than_a_ratio():
     values = [100.0, 110.0, 90.0]
-    row = analysis.rates(trials((BLOG, values))).iloc[0]
+    row = rates.by_cell(trials((BLOG, values))).iloc[0]
     half = half_width(np.log(values), 3, drift_limit=RATE_DRIFT_LIMIT)
     assert math.log(row["high"] / row["low"]) == pytest.approx(2 * half)
     assert half > half_width(np.log(values), 3)
@@ -195,8 +194,8 @@ def test_a_rate_is_given_more_drift_than_a_ratio():
 
 def test_what_the_others_are_compared_with_is_the_blogs_setting_as_written():
     changed = make_cell(batch_size=64, input="resident", channels_last=True)
-    rates = analysis.rates(trials((changed, [300.0] * 3), (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)))
-    assert analysis.reference_cell(rates.to_dict("records"))["cell_id"] == BLOG.cell_id
+    cells = rates.by_cell(trials((changed, [300.0] * 3), (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)))
+    assert ranking.reference_cell(cells.to_dict("records"))["cell_id"] == BLOG.cell_id
 
 
 def printed(table):
@@ -248,10 +247,10 @@ def test_the_fastest_is_never_slower_than_the_second_in_the_repeats_that_both_ha
 
 
 def test_a_projected_epoch_is_that_of_the_rate():
-    rates = analysis.rates(trials((BLOG, [50.0, 200.0, 100.0, 400.0])))
-    assert rates["epoch_seconds"].iloc[0] == pytest.approx(10_000 / rates["images_per_second"].iloc[0])
+    cells = rates.by_cell(trials((BLOG, [50.0, 200.0, 100.0, 400.0])))
+    assert cells["epoch_seconds"].iloc[0] == pytest.approx(10_000 / cells["images_per_second"].iloc[0])
     whole = trials((BLOG, [50.0, 200.0, 100.0])).assign(epoch_seconds_kind="measured")
-    assert analysis.rates(whole)["epoch_seconds"].iloc[0] == 100.0  # of 200, 50 and 100
+    assert rates.by_cell(whole)["epoch_seconds"].iloc[0] == 100.0  # of 200, 50 and 100
 
 
 def test_a_slow_rate_is_told_to_two_digits():
@@ -272,7 +271,7 @@ def test_failed_cells_are_shown_as_not_measured():
 )
 def test_cells_that_differ_have_names_that_do(changes, told):
     table = trials((BLOG, [100.0] * 3), (make_cell(batch_size=64, **changes), [90.0] * 3))
-    cells = analysis.rates(table).to_dict("records")
+    cells = rates.by_cell(table).to_dict("records")
     one, other = (answer.name(cell, cells) for cell in cells)
     assert one != other
     assert told in other
@@ -300,7 +299,9 @@ def test_there_is_no_noise_floor_before_a_repeat_has_both_of_the_identical_cells
 
 
 def test_analysis_needs_neither_ray_nor_torch():
-    code = "import sys, rresnet.analysis, rresnet.analysis.answer; sys.exit(bool({'ray', 'torch'} & set(sys.modules)))"
+    code = (
+        "import sys, rresnet.analysis.diff, rresnet.analysis.answer; sys.exit(bool({'ray', 'torch'} & {*sys.modules}))"
+    )
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
@@ -319,6 +320,6 @@ def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
 
 
 def test_rows_that_tell_no_epoch_have_a_rate_all_the_same():
-    (found,) = analysis.rates(trials((BLOG, [100.0] * 3)).assign(epoch_seconds=None)).to_dict("records")
+    (found,) = rates.by_cell(trials((BLOG, [100.0] * 3)).assign(epoch_seconds=None)).to_dict("records")
     assert found["images_per_second"] == pytest.approx(100)
     assert pd.isna(found["epoch_low"])

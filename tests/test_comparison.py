@@ -8,8 +8,7 @@ from samples import make_cell
 from test_analysis import BLOG, TUNED, printed, trials
 
 import rresnet
-from rresnet import analysis
-from rresnet.analysis import comparison, decision
+from rresnet.analysis import comparison, decision, pairing
 
 
 def test_runs_that_asked_for_other_axes_do_not_hide_each_others_pairs():
@@ -72,10 +71,10 @@ def at(table, minutes, commands):
 def test_a_trial_that_was_tried_again_the_next_day_is_no_pair():
     table = trials((BLOG, [100.0] * 4), (TUNED, [200.0] * 4))
     together = at(table, [0, 2, 4, 6, 1, 3, 5, 7], [0] * 8)
-    assert analysis.ratio(together, TUNED.cell_id, BLOG.cell_id).count == 4
+    assert pairing.ratio(together, TUNED.cell_id, BLOG.cell_id).count == 4
     again = at(table, [0, 2, 4, 6, 1440, 3, 5, 7], [0] * 4 + [1439] + [0] * 3)
     for rows in (again, again.astype({"started_at": str, "command_started_at": str})):  # as from a CSV file
-        assert analysis.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 3
+        assert pairing.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 3
         assert rresnet.speedup(rows, over="recipe", reference="blog")["pairs"].tolist() == [3]
     never = at(table, [0, 2, 4, 6, 1440, 1441, 1442, 1443], [0] * 4 + [1439] * 4)
     assert "never measured side by side with the second, cpu blog batch 64: --fresh" in printed(never)
@@ -87,13 +86,13 @@ def test_a_trial_that_was_tried_again_the_next_day_is_no_pair():
 def test_what_one_command_measured_is_a_pair_and_what_another_did_soon_after_or_nobody_knows(commands):
     minutes = [0, 30] if commands != [0, 25] else [21, 30]
     rows = at(trials((BLOG, [100.0]), (TUNED, [200.0])), minutes, commands)
-    assert analysis.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 1
+    assert pairing.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 1
     assert rresnet.speedup(rows, over="recipe", reference="blog")["pairs"].tolist() == [1]
 
 
 def test_rows_of_unlike_data_are_no_pair():
     table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(dataset_fingerprint=["a"] * 5 + ["b"])
-    assert analysis.ratio(table, TUNED.cell_id, BLOG.cell_id).count == 2
+    assert pairing.ratio(table, TUNED.cell_id, BLOG.cell_id).count == 2
 
 
 def test_the_noise_of_one_device_does_not_silence_the_others():

@@ -9,7 +9,8 @@ import pytest
 from rich.console import Console
 from samples import make_cell
 
-from rresnet import analysis, grid
+from rresnet import grid
+from rresnet.analysis import ranking
 from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import blog, ladder
@@ -143,15 +144,15 @@ def test_the_lowest_of_the_rungs_that_ran_is_not_called_the_blogs(tmp_path):
 def test_the_blogs_cell_of_a_gpu_is_known_by_all_but_its_precision(a100, laptop):
     for machine, device in ((a100, "gpu"), (a100, "cpu"), (laptop, "cpu")):
         cells = ladder.cells(Settings(batch_size=(64,)), [device], machine)
-        blogs = analysis.as_written(pd.DataFrame(map(asdict, cells)))
+        blogs = ranking.as_written(pd.DataFrame(map(asdict, cells)))
         assert blogs.tolist() == [True] + [False] * (len(cells) - 1)
 
 
 def test_an_axis_of_ones_own_may_be_none_in_the_blogs_script(monkeypatch):
-    monkeypatch.setattr(analysis, "AS_WRITTEN", SimpleNamespace(**vars(grid.AS_WRITTEN), bucket_bytes=None))
+    monkeypatch.setattr(ranking, "AS_WRITTEN", SimpleNamespace(**vars(grid.AS_WRITTEN), bucket_bytes=None))
     for of_table in ([math.nan, 4.0], [None, 4]):
         cells = pd.DataFrame([asdict(make_cell())] * 2).assign(bucket_bytes=of_table)
-        assert analysis.as_written(cells).tolist() == [True, False]
+        assert ranking.as_written(cells).tolist() == [True, False]
 
 
 def test_the_blogs_epochs_are_whole_on_a_gpu_and_projected_on_a_cpu(a100):

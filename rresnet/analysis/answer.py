@@ -6,8 +6,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from rresnet import analysis
-from rresnet.analysis import comparison, regimes
+from rresnet.analysis import comparison, pairing, ranking, rates, regimes
 from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS, Interval
 from rresnet.cell import AXES
 from rresnet.quality.flags import ADVICE
@@ -44,16 +43,16 @@ def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> N
 def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
     """The cells of a run on one machine, the fastest first, those that never ended ok last.
 
-    Beside the columns of `analysis.rates`: `setting`, its name; the paired ratio to the reference cell (`speedup`,
+    Beside the columns of `rates.by_cell`: `setting`, its name; the paired ratio to the reference cell (`speedup`,
     `speedup_low`, `speedup_high`, `pairs`, `distinguishable`), None where there is none; and `is_reference`.
     """
     cells: list[dict[Any, Any]] = (
-        analysis.rates(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
+        rates.by_cell(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
     )
-    reference, floors = analysis.reference_cell(cells), comparison.noise_floors(trials)
+    reference, floors = ranking.reference_cell(cells), comparison.noise_floors(trials)
     for cell in cells:
         apart = reference and cell["repeats"] and cell is not reference
-        ratio = analysis.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference and apart else None
+        ratio = pairing.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference and apart else None
         floor = comparison.floor_of(floors, cell["device"], reference["device"]) if reference else None
         cell |= {
             "setting": name(cell, cells),
@@ -61,7 +60,7 @@ def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
             "speedup_low": ratio and ratio.low,
             "speedup_high": ratio and ratio.high,
             "pairs": ratio and ratio.count,
-            "distinguishable": ratio and analysis.distinguishable(ratio, floor),
+            "distinguishable": ratio and pairing.distinguishable(ratio, floor),
             "is_reference": cell is reference,
         }
     return cells
@@ -77,9 +76,9 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
     ids = [cell["cell_id"] for cell in measured]
     first, second = (
-        measured[n] for n in analysis.first_two(measured, lambda a, b: analysis.ratio(trials, ids[a], ids[b]))
+        measured[n] for n in ranking.first_two(measured, lambda a, b: pairing.ratio(trials, ids[a], ids[b]))
     )
-    lead = analysis.ratio(trials, first["cell_id"], second["cell_id"])
+    lead = pairing.ratio(trials, first["cell_id"], second["cell_id"])
     by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
     told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
     if lead is None:
@@ -87,7 +86,7 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         return f"{told}; {never}: --fresh measures all anew."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
     floor = comparison.floor_of(comparison.noise_floors(trials), first["device"], second["device"])
-    apart = analysis.distinguishable(lead, floor)
+    apart = pairing.distinguishable(lead, floor)
     if apart is None:
         return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
     interval = f"95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs"
@@ -98,7 +97,7 @@ def verdict(ratio: Interval, apart: bool, floor: float | None) -> str:
     """Whether two settings are `apart`; where the noise floor alone says that they are not, it is named."""
     if apart:
         return "distinguishable"
-    by_floor = floor is not None and analysis.distinguishable(ratio)
+    by_floor = floor is not None and pairing.distinguishable(ratio)
     why = f", for identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
     return f"not distinguishable{why}"
 
@@ -181,10 +180,10 @@ def ratio_text(estimate: float | None, low: float | None, high: float | None, no
 def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """What adds to the interval of the lead, and what it would take to halve it."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
-    pairs = analysis.paired(trials, measured[0]["cell_id"], measured[1]["cell_id"]) if len(measured) > 1 else None
+    pairs = pairing.paired(trials, measured[0]["cell_id"], measured[1]["cell_id"]) if len(measured) > 1 else None
     if pairs is None or len(pairs) < MINIMUM_REPEATS:
         return []
-    lead = analysis.lead(pairs)
+    lead = pairing.lead(pairs)
     parts, half = lead.parts, lead.half_width
     if not half:
         return []

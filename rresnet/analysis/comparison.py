@@ -8,7 +8,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rresnet.analysis import PAIR, as_written, distinguishable, in_series, same, side_by_side, with_all_axes
+from rresnet.analysis.frames import same, with_all_axes
+from rresnet.analysis.pairing import PAIR, distinguishable, in_series, side_by_side
+from rresnet.analysis.ranking import as_written
 from rresnet.analysis.statistics import DRIFT_LIMIT, log_mean_interval, variance_components
 from rresnet.cell import AXES, CELL_COLUMNS
 

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rresnet import analysis
+from rresnet.analysis import frames, rates
 from rresnet.analysis.answer import name
 from rresnet.analysis.prices import Price, price_of
 from rresnet.cell import UsageError
@@ -45,11 +45,11 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])
     # A trial that failed may not know its machine: it tells only of a cell that never ended ok.
     rows: list[dict[Any, Any]] = []
-    for _, of_machine in first_copies[ok | never].groupby(analysis.AVERAGED_WITHIN, dropna=False, sort=False):
+    for _, of_machine in first_copies[ok | never].groupby(rates.AVERAGED_WITHIN, dropna=False, sort=False):
         of_cell = dict(list(of_machine.groupby("cell_id")))
         rows += [
             row | _costs_of(row, of_cell[row["cell_id"]], prices)
-            for row in analysis.rates(of_machine).to_dict("records")
+            for row in rates.by_cell(of_machine).to_dict("records")
         ]
     if rows and prices and all(row["price_per_hour"] is None for row in rows):
         there = sorted({str(v) for c in ("device", "gpu_name", "cpu_model", "hostname") for v in trials[c].dropna()})
@@ -76,7 +76,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
 
     measured = not pd.isna(row["images_per_second"])
     return {
-        **{c: first[c] for c in (*analysis.AVERAGED_WITHIN, "cpu_model", "gpu_name", *TELLING)},
+        **{c: first[c] for c in (*rates.AVERAGED_WITHIN, "cpu_model", "gpu_name", *TELLING)},
         "nodes": nodes,
         "price_per_hour": price.per_hour if price else None,
         "epoch_cost": cost(row["epoch_seconds"]),
@@ -113,7 +113,7 @@ def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:
     values = np.array(known, dtype=np.float64).reshape(-1, 3)
 
     def beaten(i: int) -> bool:
-        others = [j for j, row in enumerate(rows) if all(analysis.same(row[c], rows[i][c]) for c in TASK)]
+        others = [j for j, row in enumerate(rows) if all(frames.same(row[c], rows[i][c]) for c in TASK)]
         for j in others:
             both = ~(np.isnan(values[i]) | np.isnan(values[j]))
             if both.any() and (values[j] <= values[i])[both].all() and (values[j] < values[i])[both].any():

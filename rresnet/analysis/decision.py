@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from rresnet import analysis
-from rresnet.analysis import answer, comparison, unpaired
+from rresnet.analysis import answer, comparison, frames, pairing, ranking, rates, unpaired
 from rresnet.analysis.costs import TASK
 from rresnet.analysis.costs import costs as costs
 from rresnet.analysis.prices import Price as Price
@@ -113,16 +112,16 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     valued = functools.cache(lambda number: _valued(trials, ranked[number], measure))
 
     def paired(one: int, other: int) -> Interval | None:
-        if not all(analysis.same(ranked[one][c], ranked[other][c]) for c in analysis.AVERAGED_WITHIN):
+        if not all(frames.same(ranked[one][c], ranked[other][c]) for c in rates.AVERAGED_WITHIN):
             return None
-        return analysis.ratio(
+        return pairing.ratio(
             pd.concat([valued(one), valued(other)]), *(ranked[number]["cell_id"] for number in (one, other))
         )
 
     def ratio(one: int, other: int) -> Interval:
         return paired(one, other) or unpaired.ratio(valued(one), valued(other))
 
-    first, second = analysis.first_two(ranked, ratio) if len(ranked) > 1 else (0, None)
+    first, second = ranking.first_two(ranked, ratio) if len(ranked) > 1 else (0, None)
     found = Verdict(
         question=question,
         setting=ranked[first]["setting"],
@@ -143,7 +142,7 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
         found,
         next_setting=ranked[second]["setting"],
         ratio=ratio(first, second),
-        distinguishable=analysis.distinguishable(ratio(first, second), floor),
+        distinguishable=pairing.distinguishable(ratio(first, second), floor),
         side_by_side=paired(first, second) is not None,
         floor=floor,
     )
@@ -159,6 +158,6 @@ def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) ->
 
 def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
     """The trials that are alike with the cell in what may be averaged."""
-    for column in analysis.AVERAGED_WITHIN:
+    for column in rates.AVERAGED_WITHIN:
         trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
     return trials

@@ -7,8 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from rresnet import analysis
-from rresnet.analysis import comparison, unpaired
+from rresnet.analysis import comparison, frames, pairing, unpaired
 from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.analysis.unpaired import MACHINE
@@ -62,7 +61,7 @@ def rows_of(text: str) -> pd.DataFrame:
         UsageError: there are none of that run or commit.
     """
     folder, part = _split(text)
-    trials = analysis.read(folder).trials
+    trials = frames.read(folder).trials
     if trials.empty:
         raise UsageError(f"{folder} holds no trials: run python experiments/compare.py first")
     if not part:
@@ -188,7 +187,7 @@ def _of_failures(a: pd.DataFrame, b: pd.DataFrame) -> Verdict | None:
 
 
 def _of_ratio(ratio: Interval, floor: float | None) -> Verdict:
-    apart = analysis.distinguishable(ratio, floor)
+    apart = pairing.distinguishable(ratio, floor)
     if apart is None:
         return "too few repeats"
     if not apart:

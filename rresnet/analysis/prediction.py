@@ -9,7 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
-from rresnet.analysis import AVERAGED_WITHIN, with_all_axes
+from rresnet.analysis.frames import with_all_axes
+from rresnet.analysis.rates import AVERAGED_WITHIN
 from rresnet.cell import CELL_COLUMNS
 
 SERIES = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]

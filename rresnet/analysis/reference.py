@@ -3,8 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
-from rresnet.analysis import Tables
-from rresnet.analysis import read as read_results
+from rresnet.analysis.frames import Tables
+from rresnet.analysis.frames import read as read_results
 from rresnet.tables.store import StoreError
 
 FOLDER = Path(__file__).parents[2] / "results" / "reference"

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import special
 
-from rresnet.analysis import paired, repeats_interval
+from rresnet.analysis.pairing import paired, repeats_interval
 from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
 
 CANARIES = ("canary_copy_seconds", "canary_matrix_seconds")

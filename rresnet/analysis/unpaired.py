@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rresnet import analysis
-from rresnet.analysis import comparison
+from rresnet.analysis import comparison, frames, pairing, rates
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
 from rresnet.cell import CELL_COLUMNS
 
@@ -22,8 +21,7 @@ def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> I
     `statistics.independent_ratio`.
     """
     one, other = (
-        analysis.repeats_interval(side["images_per_second"], side, level, RATE_DRIFT_LIMIT)
-        for side in (rows, reference)
+        pairing.repeats_interval(side["images_per_second"], side, level, RATE_DRIFT_LIMIT) for side in (rows, reference)
     )
     return independent_ratio(one, other)
 
@@ -67,13 +65,13 @@ def speedup_across_machines(
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
     axes = [axis for axis in CELL_COLUMNS if axis != over]
-    rows, columns = [], [*axes, *analysis.AVERAGED_WITHIN]
+    rows, columns = [], [*axes, *rates.AVERAGED_WITHIN]
     references = list(ok[is_reference].groupby(columns, dropna=False))
     for _, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
         for _, other in references:
             one, its = side.iloc[0], other.iloc[0]
             machine, reference_machine = one["hostname"], its["hostname"]
-            if machine == reference_machine or not all(analysis.same(one[axis], its[axis]) for axis in matched):
+            if machine == reference_machine or not all(frames.same(one[axis], its[axis]) for axis in matched):
                 continue
             _refuse_unlike(side, other, allow)
             found = ratio(side, other, level)
@@ -90,7 +88,7 @@ def speedup_across_machines(
                     "low": found.low,
                     "high": found.high,
                     "repeats": found.count,
-                    "distinguishable": analysis.distinguishable(found, floor),
+                    "distinguishable": pairing.distinguishable(found, floor),
                     "differs": "; ".join(differences(side, other, [*free, *TOLD])),
                 }
             )

@@ -49,20 +49,19 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
 
 def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     """Print the answer, the ten epochs of each setting, and apart from them what the blog published."""
-    from rresnet import analysis
-    from rresnet.analysis import answer
+    from rresnet.analysis import answer, rates
 
     answer.findings(trials, console)
     epochs = int(trials["epochs"].max()) if trials["epochs"].notna().any() else EPOCHS
-    rates: list[dict[Any, Any]] = analysis.rates(trials).sort_values("epoch_seconds").to_dict("records")
+    cells: list[dict[Any, Any]] = rates.by_cell(trials).sort_values("epoch_seconds").to_dict("records")
     rows = [
         (
-            answer.name(cell, rates),
+            answer.name(cell, cells),
             duration(cell["epoch_seconds"] * epochs),
             cell["epoch_seconds_kind"],
             answer.rate(cell),
         )
-        for cell in rates
+        for cell in cells
         if cell["repeats"]
     ]
     of = "" if epochs == EPOCHS else f", {EPOCHS} epochs"

@@ -6,7 +6,8 @@ from collections.abc import Collection, Sequence
 
 import pandas as pd
 
-from rresnet import analysis, grid
+from rresnet import grid
+from rresnet.analysis import frames, ranking
 from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS
 from rresnet.cell import Cell
 from rresnet.config import Settings
@@ -44,7 +45,7 @@ def grow(
             continue
         left -= {trial.trial_id for trial in todo}
         begun = any(trial.trial_id in known for trial in trials)
-        widest = analysis.widest(rows)
+        widest = ranking.widest(rows)
         enough = widest.half_width <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
         if enough and not begun:
             return
@@ -63,7 +64,7 @@ def grow(
 def rows_so_far(writer: store.Writer) -> pd.DataFrame:
     """The run's rows of the trials table, all that were given to the writer."""
     writer.flush()
-    return analysis.trials_of(writer.results, writer.run.run_id)
+    return frames.trials_of(writer.results, writer.run.run_id)
 
 
 def _told(half_width: float, target: float) -> str:

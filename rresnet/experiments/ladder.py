@@ -61,21 +61,21 @@ def rungs(trials: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from rresnet import analysis
+    from rresnet.analysis import pairing, ranking, rates
 
     rows = []
-    rates = analysis.rates(trials)
-    for (device, batch_size), group in rates.groupby(["device", "batch_size"], sort=True):
+    cells = rates.by_cell(trials)
+    for (device, batch_size), group in cells.groupby(["device", "batch_size"], sort=True):
         is_top = group["recipe"] == "tuned"
-        if not (is_top.any() and analysis.as_written(group).any()):
+        if not (is_top.any() and ranking.as_written(group).any()):
             continue  # an end has no row: the run is not finished, or the end does not run at that size (auto)
         top = group[is_top].iloc[0]
         climbed = sum((group[axis] == top[axis]).astype(int) for axis in CHANGES)
         order = group.assign(climbed=climbed).sort_values("climbed").to_dict("records")
         for below, rung in zip([order[0], *order], order, strict=False):
             lowest = rung is order[0]
-            step = None if lowest else analysis.ratio(trials, rung["cell_id"], below["cell_id"])
-            total = None if lowest else analysis.ratio(trials, rung["cell_id"], order[0]["cell_id"])
+            step = None if lowest else pairing.ratio(trials, rung["cell_id"], below["cell_id"])
+            total = None if lowest else pairing.ratio(trials, rung["cell_id"], order[0]["cell_id"])
             changes = [axis for axis in CHANGES if rung[axis] != below[axis]]
             rows.append(
                 {

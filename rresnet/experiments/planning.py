@@ -146,12 +146,12 @@ def _words(axis: str) -> str:
 
 
 def _prediction(planned: Planned, settings: Settings) -> str:
-    from rresnet import analysis
+    from rresnet.analysis import frames, rates
 
     cell_ids = [trial.cell.cell_id for trial, reason in planned if reason is None]
     seconds: dict[str, float] = {}
     with contextlib.suppress(store.StoreError):
-        seconds = analysis.trial_seconds(analysis.read(settings.results_dir).trials, cell_ids)
+        seconds = rates.trial_seconds(frames.read(settings.results_dir).trials, cell_ids)
     if not seconds:
         return f"Predicted duration: not known until {settings.results_dir} holds a first result."
     total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * PROCESS_START_SECONDS

@@ -101,12 +101,11 @@ def measured(
             except Exception:
                 writer.check()  # a full disk, say, which Tune tells as a failure of its own
                 raise
-        from rresnet import analysis
-        from rresnet.analysis import regimes  # pandas and scipy, again
+        from rresnet.analysis import frames, regimes  # pandas and scipy, again
 
-        changed = regimes.changed(analysis.trials_of(results, this.run_id))
+        changed = regimes.changed(frames.trials_of(results, this.run_id))
         writer.finish(datetime.now(UTC).isoformat(), changed, "machine_changed")  # before another command may have it
-    return Done(run=this, trials=analysis.trials_of(results, this.run_id))
+    return Done(run=this, trials=frames.trials_of(results, this.run_id))
 
 
 def _sweep(

@@ -91,19 +91,18 @@ def points(trials: "pd.DataFrame") -> "pd.DataFrame":
     """
     import pandas as pd
 
-    from rresnet import analysis
-    from rresnet.analysis import answer
+    from rresnet.analysis import answer, frames, rates
 
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
-    rates: list[dict[Any, Any]] = analysis.rates(ok).to_dict("records")
+    cells: list[dict[Any, Any]] = rates.by_cell(ok).to_dict("records")
     seconds = ok.groupby("cell_id")[["step_seconds", "communication_seconds"]].median()
     axes = [axis for axis in CELL_COLUMNS if axis not in _SPREAD]
     rows = []
-    for base in rates:
-        series = [cell for cell in rates if all(analysis.same(cell[axis], base[axis]) for axis in axes)]
+    for base in cells:
+        series = [cell for cell in cells if all(frames.same(cell[axis], base[axis]) for axis in axes)]
         if base["num_workers"] != min(cell["num_workers"] for cell in series):
             continue
-        setting = answer.name(base, [one for one in rates if one["num_workers"] == base["num_workers"]])
+        setting = answer.name(base, [one for one in cells if one["num_workers"] == base["num_workers"]])
         for kind, of_kind in _kinds(base, series).items():
             rows += [
                 {"kind": kind, "setting": setting, **_point(ok, base, cell, *seconds.loc[cell["cell_id"]])}
@@ -128,9 +127,9 @@ def _point(
     step_seconds: float,
     communication_seconds: float,
 ) -> dict[str, object]:
-    from rresnet import analysis
+    from rresnet.analysis import pairing
 
-    ratio = analysis.ratio(ok, cell["cell_id"], base["cell_id"])
+    ratio = pairing.ratio(ok, cell["cell_id"], base["cell_id"])
     return {
         **{axis: cell[axis] for axis in ("device", "recipe", "precision")},
         "base_batch_size": base["batch_size"],

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from rresnet import analysis
-from rresnet.analysis import Tables, answer
+from rresnet.analysis import answer, frames
+from rresnet.analysis.frames import Tables
 from rresnet.tables import store
 
 
@@ -74,7 +74,7 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
     """
     found: list[Part] = []
     for folder in {folder.resolve(): folder for folder in folders}.values():
-        found += split(analysis.read(folder), str(folder), store.runs(folder))
+        found += split(frames.read(folder), str(folder), store.runs(folder))
     unknown = sorted(set(runs) - {part.run_id for part in found})
     if unknown:
         there = ", ".join(sorted({part.run_id for part in found})) or "none"

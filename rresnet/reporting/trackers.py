@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import Tables
 from rresnet.analysis.answer import name
+from rresnet.analysis.frames import Tables
 from rresnet.cell import CELL_COLUMNS, UsageError
 from rresnet.tables.measurement import TRIAL_KEY
 

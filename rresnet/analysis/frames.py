@@ -1,0 +1,78 @@
+"""The tables of results folders as DataFrames. Needs neither Ray nor torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+
+from rresnet.tables.measurement import DEFAULTS, TRIAL_KEY
+from rresnet.tables.place import Location
+from rresnet.tables.reading import StoreError, check_there, read_tables
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tables:
+    """The tables of a results folder as DataFrames."""
+
+    trials: pd.DataFrame
+    """One row for every planned trial, whatever became of it."""
+    windows: pd.DataFrame
+    """One row for every timed stretch of steps, those of the warm-up too."""
+    epochs: pd.DataFrame
+    """One row for every epoch of a trial with `--epochs`."""
+    losses: pd.DataFrame
+    """One row for every hundredth step of a trial with `--epochs`."""
+
+
+def read(results: Location | Sequence[Location] = "results") -> Tables:
+    """The tables in one results folder, or in several (of several machines, say) together.
+
+    Args:
+        results: the folders, or their URLs, that an experiment's `--results-dir` named. A trial that is in several of
+            them, since one is a copy of another, counts once: as where it ended last.
+
+    Raises:
+        StoreError: there is no such folder, or a file in it is damaged.
+    """
+    folders = [results] if isinstance(results, str | Path) else list(results)
+    for folder in folders:
+        check_there(folder)
+    if not folders:
+        raise StoreError("no results folder was named: give at least one")
+    tables = [read_tables(folder) for folder in folders]
+    joined = tables[0] if len(tables) == 1 else _joined(tables)
+    return Tables(**{name: table.to_pandas() for name, table in joined.items()})
+
+
+def trials_of(results: Location, run_id: str) -> pd.DataFrame:
+    """One run's rows of the trials table."""
+    return read_tables(results, ["trials"], run_id=run_id)["trials"].to_pandas()
+
+
+def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
+    """The tables of several folders as one; a trial that is in several is taken from where it ended last."""
+    ends = [t["trials"].select([*TRIAL_KEY, "finished_at"]).to_pandas().assign(folder=i) for i, t in enumerate(folders)]
+    in_order = pd.concat(ends).sort_values("finished_at", kind="stable", na_position="first")
+    home = in_order.drop_duplicates(TRIAL_KEY, keep="last").set_index(TRIAL_KEY)["folder"]
+    joined = {}
+    for name in folders[0]:
+        parts = []
+        for i, tables in enumerate(folders):
+            rows = pd.MultiIndex.from_frame(tables[name].select(TRIAL_KEY).to_pandas())
+            parts.append(tables[name].filter(pa.array(home.reindex(rows).to_numpy() == i)))
+        joined[name] = pa.concat_tables(parts)
+    return joined
+
+
+def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
+    """Rows that another reader than `read` has read: with axes that they are older than at their defaults."""
+    told = {axis: trials.get(axis, pd.Series(None, trials.index, object)) for axis in DEFAULTS}
+    return trials.assign(**{axis: told[axis].where(told[axis].notna(), value) for axis, value in DEFAULTS.items()})
+
+
+def same(one: Any, other: Any) -> bool:
+    """Whether two values are equal, or both null."""
+    return bool(one == other or (pd.isna(one) and pd.isna(other)))

@@ -1,0 +1,105 @@
+"""Pairs: rows of two cells that ran right after one another, their ratio, and how well it is known."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import pandas as pd
+
+from rresnet.analysis.statistics import (
+    DRIFT_LIMIT,
+    Components,
+    Interval,
+    log_mean_interval,
+    repeats_needed,
+    variance_components,
+)
+
+PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
+APART_SECONDS = 600.0  # and another command: the machine may have changed meanwhile
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lead:
+    """How well a ratio is known, and what it would take to know it better."""
+
+    half_width: float  # of its interval, as a share of the ratio
+    parts: Components
+    repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
+    processes_differ: Callable[[float], bool]  # so much that no number of repeats in them gets there, without any drift
+
+
+def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> Interval | None:
+    """The paired ratio of two cells' images a second, or None when no repeat holds both."""
+    pairs = paired(trials, cell_id, reference_cell_id)
+    return None if pairs.empty else repeats_interval(pairs["ratio"], pairs)
+
+
+def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.DataFrame:
+    """The ok rows of two cells side by side, one row for each repeat that holds both.
+
+    Returns:
+        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`,
+        `quality_flags`, `started_at` and `command_started_at` (the second's with `_reference` behind).
+    """
+    ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
+    wanted = [*PAIR, "process", "images_per_second", "quality_flags", *times, "dataset_fingerprint"]
+    told = [column for column in wanted if column in trials]
+    one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
+    alike = [column for column in (*PAIR, "dataset_fingerprint") if column in trials]
+    pairs = side_by_side(one.merge(other, on=alike, suffixes=("", "_reference")))
+    return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
+
+
+def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs without those that two commands measured, more than `APART_SECONDS` after one another.
+
+    A trial that was interrupted, or failed and was tried again (`--retry`) the next day, is no pair with what its
+    repeat measured before. Rows that do not tell their command are believed.
+    """
+    started, command = (
+        [pd.to_datetime(pairs[c], utc=True) for c in (name, f"{name}_reference") if c in pairs]
+        for name in ("started_at", "command_started_at")
+    )
+    if len(started) < 2 or len(command) < 2:
+        return pairs
+    another = (command[0] != command[1]) & command[0].notna() & command[1].notna()
+    return pairs[~(another & ((started[0] - started[1]).abs() > pd.Timedelta(seconds=APART_SECONDS)))]
+
+
+def repeats_interval(
+    values: "pd.Series[float]", rows: pd.DataFrame, level: float = 0.95, drift_limit: float = DRIFT_LIMIT
+) -> Interval:
+    """The geometric mean of `values`, one for each of `rows`, with its interval over repeats."""
+    return log_mean_interval(values.tolist(), *in_series(rows), level, drift_limit=drift_limit)
+
+
+def in_series(rows: pd.DataFrame) -> tuple[list[int], list[int]]:
+    """Repeats and processes of `rows`, as one series in order of time."""
+    # Several runs, and machines, in one folder follow one another: their repeats and processes are numbered on.
+    run = (rows["run_id"] + " " + rows["hostname"].fillna("")).rank(method="dense").astype(int)
+    repeats = run * (int(rows["repeat"].max()) + 1) + rows["repeat"]
+    processes = run * (int(rows["process"].max()) + 1) + rows["process"]
+    return repeats.tolist(), processes.tolist()
+
+
+def distinguishable(interval: Interval, floor: float | None = None) -> bool | None:
+    """Whether the interval leaves out 1 and the estimate is beyond the noise floor; None where there is no interval."""
+    if interval.low is None or interval.high is None:
+        return None
+    beyond = floor is None or abs(math.log(interval.estimate)) > math.log1p(floor)
+    return beyond and not interval.low <= 1.0 <= interval.high
+
+
+def lead(pairs: pd.DataFrame) -> Lead:
+    """What `paired` rows tell of their ratio. At least `MINIMUM_REPEATS` of them."""
+    interval = repeats_interval(pairs["ratio"], pairs)
+    assert interval.low is not None
+    assert interval.high is not None
+    values, order = pairs["ratio"].tolist(), in_series(pairs)
+    return Lead(
+        half_width=math.sqrt(interval.high / interval.low) - 1,
+        parts=variance_components(values, *order),
+        repeats_for=lambda target: repeats_needed(values, *order, target),
+        processes_differ=lambda target: repeats_needed(values, *order, target, drift_limit=0.0) is None,
+    )

@@ -1,0 +1,78 @@
+"""Which of the cells is the reference, which is first, and whose ratio is known least well."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from rresnet.analysis import pairing, rates
+from rresnet.analysis.pairing import Lead
+from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
+from rresnet.cell import DEVICES
+from rresnet.grid import AS_WRITTEN
+
+
+def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
+    """The cell that the others are compared with: the blog's setting on the CPU at batch 64, or the nearest to it."""
+    measured = [c for c in cells if c["repeats"]]
+    order = sorted(
+        measured,
+        key=lambda c: (
+            c["recipe"] != "blog",
+            DEVICES.index(c["device"]),
+            sum(c[axis] != value for axis, value in vars(AS_WRITTEN).items()),
+            c["copy"],
+            abs(c["batch_size"] - 64),
+            c["num_workers"],
+        ),
+    )
+    return order[0] if order else None
+
+
+def as_written(cells: pd.DataFrame) -> "pd.Series[bool]":
+    """Which cells are computed as the blog's script has it: on a GPU with the precision that PyTorch takes there."""
+    # A table holds a missing number as NaN.
+    written = {axis: [None, math.nan] if value is None else [value] for axis, value in vars(AS_WRITTEN).items()}
+    written["precision"] = ["fp32", "tf32"]
+    return pd.DataFrame({axis: cells[axis].isin(values) for axis, values in written.items()}).all(axis="columns")
+
+
+def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int], Interval | None]) -> tuple[int, int]:
+    """Which of the cells, ranked by their means, is first, and which the next.
+
+    A mean also counts repeats that another cell lacks, fast or slow ones: where a cell beats the first in the repeats
+    that both have, and the interval says so, it is first instead. Cells without gaps are ranked rightly by their means.
+
+    Args:
+        cells: two or more, with how many `repeats` they have.
+        ratio_of: how many times better one cell is than another, by their numbers; None where they share no repeat.
+    """
+    most, first, beaten = max(cell["repeats"] for cell in cells), 0, set[int]()
+    while True:
+        rivals = (n for n in range(len(cells)) if n != first and n not in beaten)
+        gaps = (n for n in rivals if min(cells[n]["repeats"], cells[first]["repeats"]) < most)
+        better = (n for n in gaps if (ratio := ratio_of(n, first)) and ratio.low is not None and ratio.low > 1)
+        found = next(better, None)
+        if found is None:
+            break
+        beaten.add(first)
+        first = found
+    second = next(n for n in range(len(cells)) if n != first)
+    ratio = ratio_of(first, second)
+    behind = ratio is not None and ratio.estimate < 1 and (ratio.low is not None or most < MINIMUM_REPEATS)
+    return (second, first) if behind else (first, second)
+
+
+def widest(trials: pd.DataFrame) -> Lead | None:
+    """The cell whose ratio to the reference cell is known least well; None where no ratio has an interval yet."""
+    cells = rates.by_cell(trials).to_dict("records")
+    reference = reference_cell(cells)
+    if reference is None:
+        return None
+    found = []
+    for cell in cells:
+        pairs = pairing.paired(trials, cell["cell_id"], reference["cell_id"])
+        if cell["cell_id"] != reference["cell_id"] and len(pairs) >= MINIMUM_REPEATS:
+            found.append(pairing.lead(pairs))
+    return max(found, key=lambda one: one.half_width, default=None)
