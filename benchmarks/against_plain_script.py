@@ -25,7 +25,7 @@ from rresnet.config import How, Settings
 from rresnet.progress import Progress
 from rresnet.runner import cluster
 from rresnet.runner.sweep import Sweep
-from rresnet.tables import store
+from rresnet.tables import runs, store
 
 STEPS = 4
 
@@ -60,7 +60,7 @@ def main() -> int:
         shares[label].append(row["percent_of_limit"])
         print(f"{label}: {row['images_per_second']:.1f} img/s, plain {float(images) / float(seconds):.1f}", flush=True)
 
-    run = store.Run(run_id="x", experiment="x", name="x", plan_id="x", planned=len(planned), started_at="")
+    run = runs.Run(run_id="x", experiment="x", name="x", plan_id="x", planned=len(planned), started_at="")
     with cluster.connect(None, here) as found, tempfile.TemporaryFile("w") as nowhere:
         sweep = Sweep(
             run=run,

@@ -31,7 +31,7 @@ from place import Place, Verdict, rows, show
 import rresnet
 from rresnet.cell import Trial
 from rresnet.runner import sweep
-from rresnet.tables import store
+from rresnet.tables import runs, store
 from rresnet.tables.measurement import Measurement
 
 RUN = [sys.executable, str(Path(__file__).parent / "stub_run.py")]
@@ -55,7 +55,7 @@ def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[
         time.sleep(moment)
         driver.kill()
         driver.communicate()
-        if any(run.finished_at for run in store.runs(results)):  # too late: the same command would begin another run
+        if any(run.finished_at for run in runs.known(results)):  # too late: the same command would begin another run
             return kill_driver(number, 0.8 * undisturbed_seconds, folder)
         before = rows(results)
         lingering = bool(place.processes())
@@ -200,9 +200,7 @@ def fill(file: Path) -> None:
 
 def write_many(results: Path, number: int, count: int) -> None:
     name = f"writer{number}"
-    run = store.Run(
-        run_id=name, experiment="chaos", name=name, plan_id=name, planned=count, started_at=f"2026-{number}"
-    )
+    run = runs.Run(run_id=name, experiment="chaos", name=name, plan_id=name, planned=count, started_at=f"2026-{number}")
     with store.Writer(results, run) as writer:
         for repeat in range(count):
             planned = Trial(cell=cell(), repeat=repeat, process=0)

@@ -37,13 +37,14 @@ from PIL import Image
 
 from rresnet.cell import UsageError
 from rresnet.data import DataError, files
-from rresnet.tables import reading, store
+from rresnet.tables import reading, runs, store
 from rresnet.tables.measurement import TRIALS
+from rresnet.tables.place import StoreError
 
 SPARE_BYTES = 2**30  # what a reader may take beside what its process had before
 LIMIT_SECONDS = 20  # for one input
 EXAMPLES = 50  # a round of Hypothesis
-DOCUMENTED = (DataError, store.StoreError, UsageError)
+DOCUMENTED = (DataError, StoreError, UsageError)
 
 
 @dataclass(frozen=True)
@@ -174,7 +175,7 @@ def archive() -> bytes:
 
 def results() -> tuple[bytes, bytes]:
     """A results file and a manifest."""
-    run = store.Run(run_id="r1", experiment="x", name="x", plan_id="p", planned=1, started_at="2026")
+    run = runs.Run(run_id="r1", experiment="x", name="x", plan_id="p", planned=1, started_at="2026")
     with tempfile.TemporaryDirectory() as made, store.Writer(made, run) as writer:
         row = {**dict.fromkeys(TRIALS.names), "run_id": "r1", "trial_id": "t", "quality_flags": ["steal"]}
         writer.write("t", {"trials": [row]})
@@ -232,7 +233,7 @@ def readers() -> dict[str, Reader]:
         "idx, gzip": Reader("x.gz", _idx("x.gz"), changed(gzip.compress(idx(3)))),
         "CIFAR-10 archive": Reader("cifar-10-python.tar.gz", _cifar10, changed(archive())),
         "results": Reader("trials/r1.parquet", _tables_of, changed(rows)),
-        "manifest": Reader("runs/r1.json", store.runs, changed(manifest, deep) | manifests),
+        "manifest": Reader("runs/r1.json", runs.known, changed(manifest, deep) | manifests),
     }
 
 

@@ -22,7 +22,8 @@ from common import cell, verdict
 from rresnet import command
 from rresnet.cell import Trial
 from rresnet.config import SCHEMA_VERSION
-from rresnet.tables.store import Run, Writer
+from rresnet.tables.runs import Run
+from rresnet.tables.store import Writer
 
 STEP_SECONDS, STEPS, REPEATS, PROCESSES = 0.2, 3, 12, 3
 CELLS = [cell(batch_size=8), cell(batch_size=16)]

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from rresnet.analysis.comparison import speedup
     from rresnet.analysis.frames import Tables, read
     from rresnet.analysis.unpaired import speedup_across_machines
-    from rresnet.tables.store import StoreError
+    from rresnet.tables.place import StoreError
 
 __version__ = version("rresnet")
 __all__ = ["StoreError", "Tables", "__version__", "read", "speedup", "speedup_across_machines"]
@@ -22,7 +22,7 @@ _HOME = {
     "read": "analysis.frames",
     "speedup": "analysis.comparison",
     "speedup_across_machines": "analysis.unpaired",
-    "StoreError": "tables.store",
+    "StoreError": "tables.place",
 }
 
 

@@ -21,7 +21,7 @@ HOUSE = [
     ("runner", "trial sweep lane events handout agenda cluster machines"),
     ("training", "train workbench clocks limits timing step model convolution inputs"),
     ("quality", "flags monitor steady"),
-    ("tables", "environment store reading objects place measurement"),
+    ("tables", "environment store runs reading objects place measurement"),
     ("", "progress terminal"),
     ("data", "__init__ files named"),
     ("", "grid hardware scratch config cell"),

@@ -7,14 +7,15 @@ import pandas as pd
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 import pytest
-from test_store import make_run, rows
+from stored import make_run, rows_of_trial
 
 import rresnet
 from rresnet import command
 from rresnet.reporting import export
-from rresnet.tables import objects, place, reading, store
+from rresnet.tables import objects, place, reading, runs, store
+from rresnet.tables.place import StoreError
 from rresnet.tables.reading import DamagedFileWarning
-from rresnet.tables.store import StoreError, Writer
+from rresnet.tables.store import Writer
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +54,7 @@ def write(results, *repeats, run=None):
     run = run or make_run()
     with Writer(results, run) as writer:
         for repeat in repeats:
-            writer.write(*rows(run, repeat, images_per_second=100.0 + repeat, epoch_seconds=9.0))
+            writer.write(*rows_of_trial(run, repeat, images_per_second=100.0 + repeat, epoch_seconds=9.0))
     return writer
 
 
@@ -67,7 +68,7 @@ def test_the_tables_are_those_of_a_folder_byte_for_byte(url, tmp_path, monkeypat
         assert kept.read(f"{table}/r1.parquet") == (tmp_path / table / "r1.parquet").read_bytes()
     assert pd.read_parquet(f"{url}/trials")["images_per_second"].tolist() == [100.0, 101.0, 102.0, 103.0, 104.0]
     assert rresnet.read(url).trials.equals(rresnet.read(tmp_path).trials)
-    assert store.runs(url) == store.runs(tmp_path)
+    assert runs.known(url) == runs.known(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["tensorboard", "mlflow"])
@@ -81,13 +82,13 @@ def test_what_can_not_be_written_beside_them_is_refused(url, tmp_path, monkeypat
 
 def test_what_a_command_left_is_continued_and_its_lock_is_gone(url):
     write(url, 0, 1)
-    found = store.open_run(url, make_run(run_id="r2"), fresh=False)
+    found = runs.open_run(url, make_run(run_id="r2"), fresh=False)
     assert found.run_id == "r1"
     write(url, 1, 2, run=found).finish("2026-01-01T01:00:00+00:00")
     assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [0, 1, 2]
-    assert store.runs(url)[0].planned == 3
+    assert runs.known(url)[0].planned == 3
     assert place.at(url).names("runs") == ["r1.json"]
-    assert store.open_run(url, make_run(run_id="r2"), fresh=False).run_id == "r2"
+    assert runs.open_run(url, make_run(run_id="r2"), fresh=False).run_id == "r2"
 
 
 def test_files_of_a_run_and_paths_that_lost_a_slash(url, tmp_path):
@@ -103,7 +104,7 @@ def test_two_commands_never_continue_one_run_at_once(url, quick):
     with pytest.raises(StoreError, match=r"another process is at run r1 in s3://.*--fresh"):
         Writer(url, make_run(), told.append)
     assert "making sure for 3 s" in told[0]
-    first.write(*rows(first.run, 0))
+    first.write(*rows_of_trial(first.run, 0))
     first.flush()
     first.close()
     Writer(url, make_run()).close()
@@ -140,14 +141,14 @@ def test_of_two_commands_at_the_same_moment_at_most_one_gets_the_run(url, quick,
 
 def test_the_run_of_a_killed_process_is_taken_over_and_it_can_write_no_more(url, quick):
     slept = Writer(url, make_run())
-    slept.write(*rows(slept.run, 0))
+    slept.write(*rows_of_trial(slept.run, 0))
     slept.flush()
     slept._hold._closed.set()  # as if the process, or its machine, were asleep: no more beats
     slept._hold._thread.join()
     with Writer(url, make_run()) as writer:
-        writer.write(*rows(writer.run, 1))
+        writer.write(*rows_of_trial(writer.run, 1))
     slept._hold._last -= objects.DEAD_SECONDS  # and wakes up later
-    slept.write(*rows(slept.run, 2))
+    slept.write(*rows_of_trial(slept.run, 2))
     with pytest.raises(StoreError, match="another process took over run r1"):
         slept.flush()
     slept.close()

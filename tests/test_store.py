@@ -1,51 +1,21 @@
-import json
 import multiprocessing
 import threading
-from dataclasses import asdict, replace
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from samples import A100, make_cell
+from stored import make_run, rows_of_trial
 
-from rresnet.cell import Trial
-from rresnet.runner.sweep import rows_of
-from rresnet.tables import environment, place, reading, store
-from rresnet.tables.measurement import SCHEMAS, Measurement
-from rresnet.tables.store import Run, StoreError, Writer
-
-
-def make_run(**changes):
-    values = {
-        "run_id": "r1",
-        "experiment": "compare",
-        "name": "compare",
-        "plan_id": "p",
-        "planned": 2,
-        "started_at": "2026-01-01T00:00:00+00:00",
-    }
-    return Run(**{**values, **changes})
-
-
-def rows(run, repeat, status="ok", **values):
-    trial = Trial(cell=make_cell(), repeat=repeat, process=0)
-    measurement = asdict(Measurement(status=status, **values))
-    window = {
-        "window": 0,
-        "kind": "measured",
-        "epoch": None,
-        "started_seconds": 0.0,
-        "seconds": 0.5,
-        "steps": 2,
-        "images": 16,
-    }
-    return trial.trial_id, rows_of(run, trial, measurement, attempt=1, known={}, record={"windows": [window]})
+from rresnet.tables import place, reading, runs, store
+from rresnet.tables.measurement import SCHEMAS
+from rresnet.tables.place import StoreError
+from rresnet.tables.store import Writer
 
 
 def test_a_row_is_readable_by_pandas_before_the_run_ends(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0, images_per_second=250.0))
+        writer.write(*rows_of_trial(run, 0, images_per_second=250.0))
         writer.flush()
         during = pd.read_parquet(tmp_path / "trials")
     assert during["images_per_second"].tolist() == [250.0]
@@ -55,7 +25,7 @@ def test_a_row_is_readable_by_pandas_before_the_run_ends(tmp_path):
 def test_missing_is_null_and_never_zero(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0, status="killed"))
+        writer.write(*rows_of_trial(run, 0, status="killed"))
     row = reading.read_tables(tmp_path)["trials"].to_pylist()[0]
     assert row["status"] == "killed"
     assert row["images_per_second"] is None
@@ -66,13 +36,13 @@ def test_missing_is_null_and_never_zero(tmp_path):
 def test_a_text_that_is_none_is_written_as_far_as_it_is_one(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0, status="error", error_message="bad \udc80 name"))
+        writer.write(*rows_of_trial(run, 0, status="error", error_message="bad \udc80 name"))
     assert pd.read_parquet(tmp_path / "trials")["error_message"].tolist() == ["bad ? name"]
 
 
 def test_rows_that_nobody_can_write_are_told_to_who_gave_them(tmp_path):
     run = make_run()
-    trial_id, of_trial = rows(run, 0)
+    trial_id, of_trial = rows_of_trial(run, 0)
     broken = {**of_trial, "trials": [{**of_trial["trials"][0], "error_message": "\udc80"}]}
     writer = Writer(tmp_path, run)
     writer.write(trial_id, broken)
@@ -157,10 +127,10 @@ def test_the_schema_holds_every_column_of_the_contract():
 def test_a_trial_run_again_replaces_its_row(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0, status="killed"))
-        writer.write(*rows(run, 1))
+        writer.write(*rows_of_trial(run, 0, status="killed"))
+        writer.write(*rows_of_trial(run, 1))
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0, images_per_second=99.0))
+        writer.write(*rows_of_trial(run, 0, images_per_second=99.0))
     found = pd.read_parquet(tmp_path / "trials").sort_values("repeat")
     assert found["status"].tolist() == ["ok", "ok"]
     assert found["images_per_second"].iloc[0] == 99.0
@@ -173,7 +143,7 @@ def test_many_trials_end_as_one_file_and_none_is_lost(tmp_path, monkeypatch):
     writer = Writer(tmp_path, run)
     with writer:
         for repeat in range(11):
-            writer.write(*rows(run, repeat))
+            writer.write(*rows_of_trial(run, repeat))
             writer.flush()
             assert sorted(pd.read_parquet(tmp_path / "trials")["repeat"]) == list(range(repeat + 1))
     assert len(list((tmp_path / "trials").glob("*.parquet"))) == 3  # 4 + 4 + 3
@@ -187,11 +157,11 @@ def test_what_is_run_again_takes_the_place_of_its_old_row_however_many_there_are
     run = make_run()
     with Writer(tmp_path, run) as writer:
         for repeat in range(9):
-            writer.write(*rows(run, repeat, status="killed"))
+            writer.write(*rows_of_trial(run, repeat, status="killed"))
     writer = Writer(tmp_path, run)
     with writer:
         for repeat in range(10):  # one of them is new
-            writer.write(*rows(run, repeat, images_per_second=2.0))
+            writer.write(*rows_of_trial(run, repeat, images_per_second=2.0))
             writer.flush()
             during = pd.read_parquet(tmp_path / "trials")
             assert during["trial_id"].is_unique
@@ -206,9 +176,9 @@ def test_what_is_run_again_takes_the_place_of_its_old_row_however_many_there_are
 def test_a_trial_that_is_run_again_leaves_nothing_of_the_time_before(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0))
-        writer.write(*rows(run, 1))
-    trial_id, again = rows(run, 0, status="killed")
+        writer.write(*rows_of_trial(run, 0))
+        writer.write(*rows_of_trial(run, 1))
+    trial_id, again = rows_of_trial(run, 0, status="killed")
     with Writer(tmp_path, run) as writer:
         writer.write(trial_id, {**again, "windows": []})
     assert trial_id not in pd.read_parquet(tmp_path / "windows")["trial_id"].tolist()
@@ -220,7 +190,7 @@ def test_runs_of_the_same_trials_hide_nothing_of_each_other(tmp_path, monkeypatc
     for run in (make_run(), make_run(run_id="r2"), make_run(run_id="r3.party")):
         with Writer(tmp_path, run) as writer:
             for repeat in range(5):
-                writer.write(*rows(run, repeat))
+                writer.write(*rows_of_trial(run, repeat))
                 writer.flush()
     assert len(pd.read_parquet(tmp_path / "trials")) == 15
     assert len(reading.read_tables(tmp_path)["trials"]) == 15
@@ -231,7 +201,7 @@ def test_parts_left_beside_the_whole_count_once(tmp_path, monkeypatch):
     run = make_run()
     with Writer(tmp_path, run) as writer:
         for repeat in range(3):
-            writer.write(*rows(run, repeat))
+            writer.write(*rows_of_trial(run, repeat))
             writer.flush()
     folder = tmp_path / "trials"
     part = (folder / "r1.part2.parquet").read_bytes()
@@ -245,7 +215,7 @@ def test_a_reader_misses_no_row_of_a_run_that_ends_meanwhile(tmp_path, monkeypat
     writer = Writer(tmp_path, make_run())
     with writer:
         for repeat in range(6):
-            writer.write(*rows(writer.run, repeat))
+            writer.write(*rows_of_trial(writer.run, repeat))
             writer.flush()
     assert len(list((tmp_path / "trials").glob("*.part*.parquet"))) == 2
     kept, read = place.at(tmp_path), []
@@ -267,90 +237,16 @@ def test_a_reader_misses_no_row_of_a_run_that_ends_meanwhile(tmp_path, monkeypat
         assert sorted(found["repeat"].to_pylist()) == list(range(6)), ends_after
 
 
-def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):
-    first = store.open_run(tmp_path, make_run(), fresh=False)
-    writer = Writer(tmp_path, first)
-    writer.close()
-    again = make_run(run_id="r2", started_at="2026-01-02T00:00:00+00:00")
-    assert store.open_run(tmp_path, again, fresh=False).run_id == "r1"
-    assert store.open_run(tmp_path, again, fresh=True).run_id == "r2"
-    assert store.open_run(tmp_path, make_run(run_id="r3", plan_id="other"), fresh=False).run_id == "r3"
-    assert store.open_run(tmp_path, make_run(run_id="r4", name="other"), fresh=False).run_id == "r4"
-    writer = Writer(tmp_path, first)
-    writer.close()
-    writer.finish("2026-01-01T01:00:00+00:00")
-    assert store.open_run(tmp_path, again, fresh=False).run_id == "r2"
-
-
-def test_a_run_that_is_complete_is_continued_only_when_asked(tmp_path):
-    writer = Writer(tmp_path, make_run())
-    writer.close()
-    writer.finish("2026-01-01T01:00:00+00:00")
-    again = make_run(run_id="r2")
-    assert store.open_run(tmp_path, again, fresh=False).run_id == "r2"
-    found = store.open_run(tmp_path, again, fresh=False, again=True)
-    assert (found.run_id, found.finished_at) == ("r1", None)
-
-
-def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
-    before = {"torch": "2.11", "cores": "8"}
-    Writer(tmp_path, make_run(request_id="q", environment=before)).close()
-    now = make_run(run_id="r2", plan_id="other", request_id="q", environment={"torch": "2.15", "cores": "8"})
-    with pytest.raises(StoreError, match=r"run r1 was begun with other means \(torch was 2\.11, is 2\.15\).*--fresh"):
-        store.open_run(tmp_path, now, fresh=False)
-    assert store.open_run(tmp_path, now, fresh=True).run_id == "r2"
-    assert store.open_run(tmp_path, now, fresh=False, mix=True).run_id == "r1"
-    same = make_run(run_id="r2", request_id="q", environment=before)
-    assert store.open_run(tmp_path, same, fresh=False).run_id == "r1"
-
-
-def test_a_run_whose_data_changed_is_not_continued_unasked(tmp_path):
-    Writer(tmp_path, make_run(environment=environment.means(A100, "9f3a"))).close()
-    with pytest.raises(StoreError, match=r"other means \(images was 9f3a, is 11b0\)"):
-        store.open_run(tmp_path, make_run(environment=environment.means(A100, "11b0")), fresh=False)
-
-
-def test_an_update_of_the_system_or_the_driver_is_another_environment(tmp_path, monkeypatch):
-    Writer(tmp_path, make_run(environment=environment.means(A100, "data"))).close()
-    assert store.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False).run_id == "r1"
-    updated = make_run(environment=environment.means(replace(A100, driver_version="580.2"), "data"))
-    with pytest.raises(StoreError, match=r"\(driver was 570\.1, is 580\.2\)"):
-        store.open_run(tmp_path, updated, fresh=False)
-    monkeypatch.setattr("platform.release", lambda: "7.0-1")
-    with pytest.raises(StoreError, match=r"operating system was Linux .*, is Linux 7\.0-1\)"):
-        store.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False)
-
-
-def test_a_complete_run_is_reused_where_it_is_of_this_environment(tmp_path):
-    for run_id, commit in (("r1", "aaa"), ("r2", "bbb")):
-        run = make_run(run_id=run_id, environment={"commit": commit}, started_at=f"2026-01-0{run_id[1]}")
-        writer = Writer(tmp_path, run)
-        writer.close()
-        writer.finish("2026-01-03")
-
-    def opened(commit, **flags):
-        now = make_run(run_id="r3", environment={"commit": commit})
-        return store.open_run(tmp_path, now, fresh=False, **flags).run_id
-
-    assert [opened(commit, reuse=True) for commit in ("aaa", "bbb", "ccc")] == ["r1", "r2", "r3"]
-    assert opened("ccc", reuse=True, mix=True) == "r2"
-    with pytest.raises(StoreError, match="commit was bbb, is ccc"):  # --retry: that very run was asked for
-        opened("ccc", reuse=True, again=True)
-    Writer(tmp_path, make_run(run_id="r0", environment={"commit": "bbb"}, started_at="2026-01-04")).close()
-    with pytest.raises(StoreError, match=r"run r0 .*commit was bbb, is ccc"):  # one that is not complete
-        opened("ccc", reuse=True)
-
-
 def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
         for repeat in range(3):
-            writer.write(*rows(run, repeat, quality_flags=["steal"]))
+            writer.write(*rows_of_trial(run, repeat, quality_flags=["steal"]))
     ids = reading.read_tables(tmp_path)["trials"]["trial_id"].to_pylist()
     writer.finish("2026-01-01T01:00:00+00:00", {ids[1]}, "machine_changed")
     flags = reading.read_tables(tmp_path)["trials"]["quality_flags"].to_pylist()
     assert flags == [["steal"], ["steal", "machine_changed"], ["steal"]]
-    assert store.runs(tmp_path)[0].planned == 3
+    assert runs.known(tmp_path)[0].planned == 3
     (file,) = (tmp_path / "trials").glob("*.parquet")
     assert pq.read_schema(file).field("quality_flags") == SCHEMAS["trials"].field("quality_flags")
     assert pq.read_schema(file).field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata
@@ -360,8 +256,8 @@ def test_a_run_that_is_gone_on_with_is_judged_anew(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
         for repeat, flags in enumerate([["steal"], ["steal"], [], None]):
-            writer.write(*rows(run, repeat, quality_flags=flags))
-    ids = [rows(run, repeat)[0] for repeat in range(4)]
+            writer.write(*rows_of_trial(run, repeat, quality_flags=flags))
+    ids = [rows_of_trial(run, repeat)[0] for repeat in range(4)]
 
     def judged(*flagged):
         with Writer(tmp_path, run) as writer:
@@ -374,33 +270,16 @@ def test_a_run_that_is_gone_on_with_is_judged_anew(tmp_path):
     assert judged() == [["steal"], ["steal"], [], None]
 
 
-def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):
-    Writer(tmp_path, make_run()).close()
-    assert store.open_run(tmp_path, make_run(run_id="r2", request_id="q"), fresh=False).run_id == "r1"
-
-
-def test_means_that_are_not_known_now_are_no_others(tmp_path):
-    Writer(tmp_path, make_run(environment={"torch": "2.15", "rresnet's commit": "abc"})).close()
-    assert store.open_run(tmp_path, make_run(run_id="r2", environment={"torch": "2.15"}), fresh=False).run_id == "r1"
-
-
 def test_the_rows_of_one_run_are_read_alone(tmp_path):
     for run in (make_run(), make_run(run_id="r2")):
         with Writer(tmp_path, run) as writer:
-            writer.write(*rows(run, 0))
+            writer.write(*rows_of_trial(run, 0))
     assert reading.read_tables(tmp_path, ["trials"], run_id="r2")["trials"]["run_id"].to_pylist() == ["r2"]
-
-
-def test_runs_are_in_the_order_of_their_start(tmp_path):
-    for run_id, day in (("b", 2), ("a", 3), ("c", 1)):
-        with Writer(tmp_path, make_run(run_id=run_id, started_at=f"2026-01-0{day}T00:00:00+00:00")):
-            pass
-    assert [run.run_id for run in store.runs(tmp_path)] == ["c", "b", "a"]
 
 
 def test_two_commands_never_continue_one_run_at_once(tmp_path):
     run = make_run()
-    store.open_run(tmp_path, run, fresh=False)
+    runs.open_run(tmp_path, run, fresh=False)
     first = Writer(tmp_path, run)
     with pytest.raises(StoreError, match="another process is at run r1"):
         Writer(tmp_path, run)
@@ -408,18 +287,11 @@ def test_two_commands_never_continue_one_run_at_once(tmp_path):
     Writer(tmp_path, run).close()
 
 
-def test_manifests_tell_the_runs_and_damaged_ones_are_passed_over(tmp_path):
-    Writer(tmp_path, store.open_run(tmp_path, make_run(), fresh=False)).close()
-    (tmp_path / "runs" / "broken.json").write_text("{")
-    (tmp_path / "runs" / "other.json").write_text(json.dumps({"unknown": 1}))
-    assert [run.run_id for run in store.runs(tmp_path)] == ["r1"]
-
-
 def _write_many(folder, name, count):
     run = make_run(run_id=name, name=name)
-    with Writer(folder, store.open_run(folder, run, fresh=False)) as writer:
+    with Writer(folder, runs.open_run(folder, run, fresh=False)) as writer:
         for repeat in range(count):
-            writer.write(*rows(run, repeat))
+            writer.write(*rows_of_trial(run, repeat))
 
 
 def test_writers_at_once_lose_nothing_while_a_reader_polls(tmp_path):

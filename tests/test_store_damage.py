@@ -5,23 +5,24 @@ import os
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
-from test_store import make_run, rows
+from stored import make_run, rows_of_trial
 
-from rresnet.tables import reading, store
-from rresnet.tables.store import StoreError, Writer
+from rresnet.tables import reading, runs
+from rresnet.tables.place import StoreError
+from rresnet.tables.store import Writer
 
 
 def test_a_damaged_file_is_named(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0))
+        writer.write(*rows_of_trial(run, 0))
     path = tmp_path / "trials" / "r1.parquet"
     content = bytearray(path.read_bytes())
     content[len(content) // 3] ^= 0xFF
     path.write_bytes(content[: len(content) // 2])
     other = make_run(run_id="r2")
     with Writer(tmp_path, other) as writer:
-        writer.write(*rows(other, 0))
+        writer.write(*rows_of_trial(other, 0))
     with pytest.warns(reading.DamagedFileWarning, match=r"r1\.parquet is damaged .* and left out"):
         found = reading.read_tables(tmp_path)
     assert found["trials"]["run_id"].to_pylist() == ["r2"]  # the rest is read
@@ -33,7 +34,7 @@ def test_a_damaged_file_is_named(tmp_path):
 def test_a_flipped_bit_is_found(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0, error_message="x" * 200))
+        writer.write(*rows_of_trial(run, 0, error_message="x" * 200))
     path = tmp_path / "trials" / "r1.parquet"
     content = bytearray(path.read_bytes())
     start = pq.ParquetFile(path).metadata.row_group(0).column(0).data_page_offset
@@ -46,7 +47,7 @@ def test_a_flipped_bit_is_found(tmp_path):
 def test_a_fault_of_the_system_sets_no_good_file_aside(tmp_path, monkeypatch):
     run = make_run()
     with Writer(tmp_path, run) as writer:
-        writer.write(*rows(run, 0))
+        writer.write(*rows_of_trial(run, 0))
 
     def broken(*arguments, **options):
         raise OSError(5, "Input/output error")
@@ -60,16 +61,16 @@ def test_a_fault_of_the_system_sets_no_good_file_aside(tmp_path, monkeypatch):
 def test_a_folder_that_can_not_be_written_is_found_before_anything_starts(tmp_path):
     (tmp_path / "results").write_text("a file in the way")
     with pytest.raises(StoreError, match="choose another --results-dir"):
-        store.open_run(tmp_path / "results", make_run(), fresh=False)
+        runs.open_run(tmp_path / "results", make_run(), fresh=False)
 
 
 def test_a_failed_write_leaves_what_was_there_and_says_so(tmp_path, monkeypatch):
     run = make_run()
     writer = Writer(tmp_path, run)
-    writer.write(*rows(run, 0))
+    writer.write(*rows_of_trial(run, 0))
     writer.flush()
     monkeypatch.setattr(os, "fsync", lambda fd: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    writer.write(*rows(run, 1))
+    writer.write(*rows_of_trial(run, 1))
     with pytest.raises(StoreError, match=r"No space left on device.*make space"):
         writer.flush()
     monkeypatch.undo()

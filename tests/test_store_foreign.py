@@ -7,13 +7,14 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_store import make_run, rows
+from stored import make_run, rows_of_trial
 
 import rresnet
 from rresnet.config import SCHEMA_VERSION
-from rresnet.tables import reading, store
+from rresnet.tables import reading, runs
+from rresnet.tables.place import StoreError
 from rresnet.tables.reading import DamagedFileWarning
-from rresnet.tables.store import StoreError, Writer
+from rresnet.tables.store import Writer
 
 VERSIONS = Path(__file__).parent / "schema_versions"
 
@@ -22,7 +23,7 @@ VERSIONS = Path(__file__).parent / "schema_versions"
 def written(tmp_path):
     """A results folder with one run of one trial."""
     with Writer(tmp_path, make_run()) as writer:
-        writer.write(*rows(writer.run, 0, images_per_second=250.0))
+        writer.write(*rows_of_trial(writer.run, 0, images_per_second=250.0))
     return tmp_path
 
 
@@ -101,6 +102,6 @@ def test_what_a_killed_process_had_half_written_goes_when_its_run_goes_on(writte
     ],
 )
 def test_a_manifest_that_was_changed_is_passed_over(written, content):
-    assert [run.run_id for run in store.runs(written)] == ["r1"]
+    assert [run.run_id for run in runs.known(written)] == ["r1"]
     (written / "runs" / "r1.json").write_bytes(content)
-    assert store.runs(written) == []
+    assert runs.known(written) == []

@@ -14,7 +14,7 @@ from rresnet.runner.cluster import Cluster, ClusterLostError
 from rresnet.runner.lane import Lane
 from rresnet.runner.machines import Machine
 from rresnet.runner.sweep import Sweep
-from rresnet.tables.store import Run
+from rresnet.tables.runs import Run
 
 CELLS = [make_cell(batch_size=size) for size in (1, 2, 3)]
 HUNGRY = 2  # the batch size that Ray ends the process at

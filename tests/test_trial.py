@@ -8,7 +8,7 @@ from rresnet.cell import Trial
 from rresnet.data import ImageData, Split
 from rresnet.runner import lane, sweep, trial
 from rresnet.tables.measurement import Measurement
-from rresnet.tables.store import Run
+from rresnet.tables.runs import Run
 
 
 @pytest.fixture

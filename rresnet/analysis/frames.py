@@ -9,8 +9,8 @@ import pandas as pd
 import pyarrow as pa
 
 from rresnet.tables.measurement import DEFAULTS, TRIAL_KEY
-from rresnet.tables.place import Location
-from rresnet.tables.reading import StoreError, check_there, read_tables
+from rresnet.tables.place import Location, StoreError
+from rresnet.tables.reading import check_there, read_tables
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from rresnet.analysis.frames import Tables
 from rresnet.analysis.frames import read as read_results
-from rresnet.tables.store import StoreError
+from rresnet.tables.place import StoreError
 
 FOLDER = Path(__file__).parents[2] / "results" / "reference"
 ELSEWHERE = "(measured elsewhere)"

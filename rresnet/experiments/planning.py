@@ -9,11 +9,11 @@ from rich.console import Console
 from rresnet import data, grid, hardware
 from rresnet.cell import FLAGGED, Cell, Device, Trial, UsageError
 from rresnet.config import Settings
-from rresnet.tables import store
+from rresnet.tables.place import StoreError
 from rresnet.terminal import duration, print_table, say
 
 if TYPE_CHECKING:
-    from rresnet.tables.store import Run
+    from rresnet.tables.runs import Run
 
 Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
 Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
@@ -150,7 +150,7 @@ def _prediction(planned: Planned, settings: Settings) -> str:
 
     cell_ids = [trial.cell.cell_id for trial, reason in planned if reason is None]
     seconds: dict[str, float] = {}
-    with contextlib.suppress(store.StoreError):
+    with contextlib.suppress(StoreError):
         seconds = rates.trial_seconds(frames.read(settings.results_dir).trials, cell_ids)
     if not seconds:
         return f"Predicted duration: not known until {settings.results_dir} holds a first result."

@@ -15,7 +15,7 @@ from rresnet.config import How, Settings
 from rresnet.experiments import planning
 from rresnet.experiments.planning import Cells, Planned
 from rresnet.progress import Progress
-from rresnet.tables import environment, reading, store
+from rresnet.tables import environment, reading, runs, store
 from rresnet.tables.measurement import Measurement
 from rresnet.terminal import say
 
@@ -54,7 +54,7 @@ class Means:
 class Done:
     """A run that is complete."""
 
-    run: store.Run
+    run: runs.Run
     trials: "pd.DataFrame"
 
 
@@ -67,7 +67,7 @@ def measured(
     """
     results, console, cluster = settings.results_dir, means.console, means.cluster
     planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
-    this = store.open_run(
+    this = runs.open_run(
         results,
         _new_run(experiment.name, settings, planned, environment.means(cluster.hardware, means.images.fingerprint)),
         fresh=settings.fresh,
@@ -109,7 +109,7 @@ def measured(
 
 
 def _sweep(
-    this: store.Run,
+    this: runs.Run,
     settings: Settings,
     means: Means,
     writer: store.Writer,
@@ -141,10 +141,10 @@ def _sweep(
     )
 
 
-def _new_run(name: str, settings: Settings, planned: Planned, begun_with: dict[str, str]) -> store.Run:
+def _new_run(name: str, settings: Settings, planned: Planned, begun_with: dict[str, str]) -> runs.Run:
     plan_id = stable_hash([trial.to_dict() for trial, _ in planned])
     started, run_name = datetime.now(UTC), settings.name or name
-    return store.Run(
+    return runs.Run(
         run_id=f"{started:%Y%m%dT%H%M%S%f}Z-{run_name}-{plan_id[:6]}",
         experiment=name,
         name=run_name,
@@ -156,7 +156,7 @@ def _new_run(name: str, settings: Settings, planned: Planned, begun_with: dict[s
     )
 
 
-def _ended(results: str, this: store.Run) -> tuple[dict[str, int], set[str]]:
+def _ended(results: str, this: runs.Run) -> tuple[dict[str, int], set[str]]:
     """Attempts made at each trial that has a row, and the trials that are ok."""
     table = reading.read_tables(results, ["trials"], run_id=this.run_id)["trials"]
     rows = table.select(["trial_id", "status", "attempt"]).to_pylist()

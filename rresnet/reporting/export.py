@@ -11,7 +11,8 @@ import pyarrow.compute as pc
 from pyarrow import csv
 
 from rresnet.tables import place
-from rresnet.tables.reading import StoreError, check_there, read_tables
+from rresnet.tables.place import StoreError
+from rresnet.tables.reading import check_there, read_tables
 
 Table = Literal["trials", "windows", "epochs", "losses"]
 

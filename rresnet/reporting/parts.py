@@ -9,7 +9,8 @@ import pandas as pd
 
 from rresnet.analysis import answer, frames
 from rresnet.analysis.frames import Tables
-from rresnet.tables import store
+from rresnet.tables.place import StoreError
+from rresnet.tables.runs import Run, known
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,16 +75,16 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
     """
     found: list[Part] = []
     for folder in {folder.resolve(): folder for folder in folders}.values():
-        found += split(frames.read(folder), str(folder), store.runs(folder))
+        found += split(frames.read(folder), str(folder), known(folder))
     unknown = sorted(set(runs) - {part.run_id for part in found})
     if unknown:
         there = ", ".join(sorted({part.run_id for part in found})) or "none"
-        raise store.StoreError(f"no run {', '.join(unknown)} in {', '.join(map(str, folders))}; there are: {there}")
+        raise StoreError(f"no run {', '.join(unknown)} in {', '.join(map(str, folders))}; there are: {there}")
     wanted = [part for part in found if not runs or part.run_id in runs]
     return sorted(wanted, key=lambda part: (part.started_at is not None, part.started_at), reverse=True)
 
 
-def split(tables: Tables, source: str, runs: Sequence[store.Run] = ()) -> Iterator[Part]:
+def split(tables: Tables, source: str, runs: Sequence[Run] = ()) -> Iterator[Part]:
     """The tables' runs and machines, kept apart.
 
     A row that names no machine (its trial never started) goes to the run's machine where there is but one.
@@ -111,7 +112,7 @@ def _of(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     return found
 
 
-def _unfinished(run: store.Run | None, rows: int) -> str:
+def _unfinished(run: Run | None, rows: int) -> str:
     if run is None or run.finished_at is not None:
         return ""
     if rows >= run.planned:  # of a run that adds trials as it goes

@@ -19,8 +19,9 @@ from rresnet.reporting import page, parts
 from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
 from rresnet.reporting.sections import sections
-from rresnet.tables import place, store
+from rresnet.tables import place
 from rresnet.tables.measurement import TRIAL_KEY
+from rresnet.tables.place import StoreError
 from rresnet.terminal import say
 
 MOST_WITH_FIGURES = 6  # parts; a folder may hold a year of runs
@@ -56,7 +57,7 @@ def write(
         for name, text in (("summary.md", summary), ("index.html", whole)):
             to.write(name, text.encode("utf-8", "replace"))
     except OSError as error:
-        raise store.StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
+        raise StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
     first = [*chapters[0].answers, *chapters[0].part.doubts] if chapters else ["There are no trials in these results."]
     for line in first:
         say(console, line)

@@ -14,7 +14,8 @@ from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import Cluster, ClusterLostError
 from rresnet.runner.lane import Lane, run_trial
 from rresnet.tables.measurement import Environment, Identity, Measurement, Planned, When
-from rresnet.tables.store import Rows, Run
+from rresnet.tables.runs import Run
+from rresnet.tables.store import Rows
 
 if TYPE_CHECKING:
     import ray

@@ -13,8 +13,6 @@ from rresnet.config import SCHEMA_VERSION
 from rresnet.tables.measurement import DEFAULTS, SCHEMAS, TRIAL_KEY
 from rresnet.tables.place import Location, Place, StoreError, at
 
-__all__ = ["DamagedFileWarning", "StoreError", "check_there", "content_of", "matching", "read_files", "read_tables"]
-
 _PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
 
 

@@ -28,7 +28,8 @@ def swept(planned, results):
     from rresnet.progress import Progress
     from rresnet.runner import cluster
     from rresnet.runner.sweep import Sweep
-    from rresnet.tables.store import Run, Writer
+    from rresnet.tables.runs import Run
+    from rresnet.tables.store import Writer
 
     images = data.load("fashion-mnist-12k", image_size=32)
     many = len(planned)

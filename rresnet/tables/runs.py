@@ -1,0 +1,93 @@
+"""The runs of a results folder, each a manifest `runs/<run_id>.json`; and which of them a command goes on with."""
+
+import contextlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+from rresnet.tables.place import Location, StoreError, at
+from rresnet.tables.reading import content_of, matching
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """A run as its manifest `runs/<run_id>.json` records it."""
+
+    run_id: str
+    experiment: str
+    name: str
+    plan_id: str  # hash of the planned trials: the same command has the same
+    planned: int
+    started_at: str
+    finished_at: str | None = None
+    request_id: str | None = None  # hash of the flags: the same command has the same, on any machine
+    environment: Mapping[str, str] | None = None  # what it was begun with, by name
+
+
+def open_run(
+    results: Location, run: Run, *, fresh: bool, again: bool = False, reuse: bool = False, mix: bool = False
+) -> Run:
+    """`run`, or the newest run of the same name and request in `results` that is to be continued.
+
+    Args:
+        results: the results folder, or its URL.
+        run: a new run.
+        fresh: start it, whatever is there.
+        again: continue the newest run even where it is complete.
+        reuse: likewise, but pass over a complete one that was begun in another environment.
+        mix: continue a run that was begun in another environment.
+
+    Raises:
+        StoreError: the folder can't be written to, or the run to continue was begun in another environment.
+    """
+    at(results).check_writable()
+    same = [r for r in known(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)]
+    alike = [r for r in same if mix or not _changes(r, run)] if reuse else []
+    candidates = [r for r in same if again or r.finished_at is None or r in alike]
+    if fresh or not candidates:
+        return run
+    found = candidates[-1]
+    changes = _changes(found, run)
+    if changes and not mix:
+        raise StoreError(
+            f"run {found.run_id} was begun with other means ({'; '.join(changes)}), and rows of both would be mixed: "
+            "--fresh starts a new run, --mix-environments goes on with this one all the same"
+        )
+    return replace(found, finished_at=None)
+
+
+def _same_request(one: Run, other: Run) -> bool:
+    known = one.request_id is not None and other.request_id is not None
+    return one.request_id == other.request_id if known else one.plan_id == other.plan_id
+
+
+def _changes(one: Run, other: Run) -> list[str]:
+    before, now = one.environment or {}, other.environment or {}
+    return [
+        f"{name} was {before[name]}, is {now[name]}" for name in before if now.get(name, before[name]) != before[name]
+    ]
+
+
+def known(results: Location) -> list[Run]:
+    """The runs in a results folder, oldest first; a manifest that is damaged is passed over."""
+    place, found = at(results), []
+    for name in matching(place, "runs", "*.json"):
+        content = content_of(place, name)
+        with contextlib.suppress(ValueError, TypeError, RecursionError):
+            run = Run(**json.loads(content or b""))
+            if name == f"runs/{run.run_id}.json" and _is_whole(run):
+                found.append(run)
+    return sorted(found, key=lambda run: run.started_at)
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether each field is of its kind: a manifest is a file that anybody may have changed."""
+    texts = (run.experiment, run.name, run.plan_id, run.started_at)
+    perhaps = (run.finished_at, run.request_id)
+    means = {} if run.environment is None else run.environment
+    return (
+        all(isinstance(text, str) for text in texts)
+        and all(text is None or isinstance(text, str) for text in perhaps)
+        and isinstance(means, dict)
+        and all(isinstance(value, str) for value in means.values())
+    )

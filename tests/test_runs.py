@@ -1,0 +1,108 @@
+import json
+from dataclasses import replace
+
+import pytest
+from samples import A100
+from stored import make_run
+
+from rresnet.tables import environment, runs
+from rresnet.tables.place import StoreError
+from rresnet.tables.store import Writer
+
+
+def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):
+    first = runs.open_run(tmp_path, make_run(), fresh=False)
+    writer = Writer(tmp_path, first)
+    writer.close()
+    again = make_run(run_id="r2", started_at="2026-01-02T00:00:00+00:00")
+    assert runs.open_run(tmp_path, again, fresh=False).run_id == "r1"
+    assert runs.open_run(tmp_path, again, fresh=True).run_id == "r2"
+    assert runs.open_run(tmp_path, make_run(run_id="r3", plan_id="other"), fresh=False).run_id == "r3"
+    assert runs.open_run(tmp_path, make_run(run_id="r4", name="other"), fresh=False).run_id == "r4"
+    writer = Writer(tmp_path, first)
+    writer.close()
+    writer.finish("2026-01-01T01:00:00+00:00")
+    assert runs.open_run(tmp_path, again, fresh=False).run_id == "r2"
+
+
+def test_a_run_that_is_complete_is_continued_only_when_asked(tmp_path):
+    writer = Writer(tmp_path, make_run())
+    writer.close()
+    writer.finish("2026-01-01T01:00:00+00:00")
+    again = make_run(run_id="r2")
+    assert runs.open_run(tmp_path, again, fresh=False).run_id == "r2"
+    found = runs.open_run(tmp_path, again, fresh=False, again=True)
+    assert (found.run_id, found.finished_at) == ("r1", None)
+
+
+def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
+    before = {"torch": "2.11", "cores": "8"}
+    Writer(tmp_path, make_run(request_id="q", environment=before)).close()
+    now = make_run(run_id="r2", plan_id="other", request_id="q", environment={"torch": "2.15", "cores": "8"})
+    with pytest.raises(StoreError, match=r"run r1 was begun with other means \(torch was 2\.11, is 2\.15\).*--fresh"):
+        runs.open_run(tmp_path, now, fresh=False)
+    assert runs.open_run(tmp_path, now, fresh=True).run_id == "r2"
+    assert runs.open_run(tmp_path, now, fresh=False, mix=True).run_id == "r1"
+    same = make_run(run_id="r2", request_id="q", environment=before)
+    assert runs.open_run(tmp_path, same, fresh=False).run_id == "r1"
+
+
+def test_a_run_whose_data_changed_is_not_continued_unasked(tmp_path):
+    Writer(tmp_path, make_run(environment=environment.means(A100, "9f3a"))).close()
+    with pytest.raises(StoreError, match=r"other means \(images was 9f3a, is 11b0\)"):
+        runs.open_run(tmp_path, make_run(environment=environment.means(A100, "11b0")), fresh=False)
+
+
+def test_an_update_of_the_system_or_the_driver_is_another_environment(tmp_path, monkeypatch):
+    Writer(tmp_path, make_run(environment=environment.means(A100, "data"))).close()
+    assert runs.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False).run_id == "r1"
+    updated = make_run(environment=environment.means(replace(A100, driver_version="580.2"), "data"))
+    with pytest.raises(StoreError, match=r"\(driver was 570\.1, is 580\.2\)"):
+        runs.open_run(tmp_path, updated, fresh=False)
+    monkeypatch.setattr("platform.release", lambda: "7.0-1")
+    with pytest.raises(StoreError, match=r"operating system was Linux .*, is Linux 7\.0-1\)"):
+        runs.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False)
+
+
+def test_a_complete_run_is_reused_where_it_is_of_this_environment(tmp_path):
+    for run_id, commit in (("r1", "aaa"), ("r2", "bbb")):
+        run = make_run(run_id=run_id, environment={"commit": commit}, started_at=f"2026-01-0{run_id[1]}")
+        writer = Writer(tmp_path, run)
+        writer.close()
+        writer.finish("2026-01-03")
+
+    def opened(commit, **flags):
+        now = make_run(run_id="r3", environment={"commit": commit})
+        return runs.open_run(tmp_path, now, fresh=False, **flags).run_id
+
+    assert [opened(commit, reuse=True) for commit in ("aaa", "bbb", "ccc")] == ["r1", "r2", "r3"]
+    assert opened("ccc", reuse=True, mix=True) == "r2"
+    with pytest.raises(StoreError, match="commit was bbb, is ccc"):  # --retry: that very run was asked for
+        opened("ccc", reuse=True, again=True)
+    Writer(tmp_path, make_run(run_id="r0", environment={"commit": "bbb"}, started_at="2026-01-04")).close()
+    with pytest.raises(StoreError, match=r"run r0 .*commit was bbb, is ccc"):  # one that is not complete
+        opened("ccc", reuse=True)
+
+
+def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):
+    Writer(tmp_path, make_run()).close()
+    assert runs.open_run(tmp_path, make_run(run_id="r2", request_id="q"), fresh=False).run_id == "r1"
+
+
+def test_means_that_are_not_known_now_are_no_others(tmp_path):
+    Writer(tmp_path, make_run(environment={"torch": "2.15", "rresnet's commit": "abc"})).close()
+    assert runs.open_run(tmp_path, make_run(run_id="r2", environment={"torch": "2.15"}), fresh=False).run_id == "r1"
+
+
+def test_runs_are_in_the_order_of_their_start(tmp_path):
+    for run_id, day in (("b", 2), ("a", 3), ("c", 1)):
+        with Writer(tmp_path, make_run(run_id=run_id, started_at=f"2026-01-0{day}T00:00:00+00:00")):
+            pass
+    assert [run.run_id for run in runs.known(tmp_path)] == ["c", "b", "a"]
+
+
+def test_manifests_tell_the_runs_and_damaged_ones_are_passed_over(tmp_path):
+    Writer(tmp_path, runs.open_run(tmp_path, make_run(), fresh=False)).close()
+    (tmp_path / "runs" / "broken.json").write_text("{")
+    (tmp_path / "runs" / "other.json").write_text(json.dumps({"unknown": 1}))
+    assert [run.run_id for run in runs.known(tmp_path)] == ["r1"]
