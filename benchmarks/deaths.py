@@ -19,10 +19,9 @@ from typing import Any
 import pandas as pd
 import psutil
 from fate_run import FIRST_SIZE, Fate, can_limit_a_control_group
+from huggingface import write_parquet
 from PIL import Image
 from place import Place, Verdict, rows, show
-
-from rresnet.data import files
 
 RUN = [sys.executable, str(Path(__file__).parent / "fate_run.py")]
 SEED = 100  # of an order in which both cells that run out of memory in Python first do so beside a hot one
@@ -153,7 +152,7 @@ def deaths(folder: Path) -> list[Verdict]:
     for number, file in enumerate(pictures):
         Image.new("L", (32, 32), 2 * number).save(file, "PNG")
     listed = [(file.getvalue(), number % 2, "test" if number < 40 else "train") for number, file in enumerate(pictures)]
-    files.write_parquet(images, listed, ["even", "odd"])
+    write_parquet(images, listed, ["even", "odd"])
     told = []
     with Place(folder / "deaths") as place:
         chosen = [fate for fate in EXPECTED if fate not in _apart()]

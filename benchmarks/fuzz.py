@@ -32,6 +32,7 @@ from typing import Any
 import hypothesis
 import pyarrow as pa
 import pyarrow.parquet as pq
+from huggingface import write_parquet
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -215,7 +216,7 @@ def readers() -> dict[str, Reader]:
 
     listed = io.BytesIO()
     pairs = [(images()[0], n % 2, "train" if n else "test") for n in range(4)]
-    files.write_parquet(listed, pairs, ["a", "b"])  # type: ignore[arg-type]
+    write_parquet(listed, pairs, ["a", "b"])
     rows, manifest = results()
     deep = b"[" * 50_000 + b"]" * 50_000
     values = st.recursive(

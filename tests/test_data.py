@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import io
 import pickle
+import runpy
 import struct
 import tarfile
 from types import SimpleNamespace
@@ -59,7 +60,7 @@ def test_the_embedded_set_is_what_it_says():
     assert (found.classes[0], found.classes[9]) == ("T-shirt/top", "Ankle boot")
     assert found.fingerprint == "f35fce21231dc13a"
     folder = data.Path(data.__file__).parent / "datasets"
-    assert (folder / "fashion-mnist-12k.parquet").stat().st_size <= 8 * 2**20
+    assert (folder / "fashion-mnist-12k.npz").stat().st_size <= 8 * 2**20
     assert "Zalando SE" in (folder / "LICENSE-fashion-mnist").read_text()
 
 
@@ -139,14 +140,6 @@ def test_hugging_face_files_bring_names_and_split(tmp_path):
     assert set(load(binary, image_size=4).train.labels.tolist()) == {0, 1}
 
 
-def test_what_is_written_is_read_back(tmp_path):
-    rows = [(png(np.full((4, 4), i, np.uint8)), i % 2, "train" if i < 4 else "test") for i in range(6)]
-    files.write_parquet(tmp_path / "a.parquet", rows, ["even", "odd"])
-    found = load(tmp_path / "a.parquet", image_size=4)
-    assert found.train.images[:, 0, 0, 0].tolist() == [0, 1, 2, 3]
-    assert found.classes == ("even", "odd")
-
-
 @given(hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4)), st.integers(0, 99))
 def test_a_stratified_split_is_a_partition_that_tests_every_class(labels, seed):
     train, test = data.stratified_test_split(labels, seed)
@@ -205,7 +198,7 @@ def small_idx(monkeypatch):
 
 def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, monkeypatch):
     path = tmp_path / "bomb.parquet"
-    files.write_parquet(path, [(bytes(2**20), 0, "train")] * 128, ["zeros"])
+    write_parquet(path, [bytes(2**20)] * 128, [0] * 128)
     assert path.stat().st_size < 2**21  # 128 MiB of zeros
     monkeypatch.setattr(files.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
     with pytest.raises(DataError, match=r"bomb\.parquet holds more than 0\.1 GiB of images, half of the memory"):
@@ -355,3 +348,14 @@ def test_the_full_fashion_mnist_as_debian_has_it():
     small = load("fashion-mnist-12k", 28)
     full = {image.tobytes() for image in found.train.images}
     assert all(image.tobytes() in full for image in small.train.images[:500])  # the embedded set is a part of it
+
+
+@pytest.mark.skipif(not FULL.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
+def test_the_embedded_set_can_be_built_again(tmp_path, monkeypatch):
+    build = runpy.run_path(data.Path(__file__).parents[1] / "tools" / "build_fashion_mnist_12k.py")
+    monkeypatch.setitem(build["main"].__globals__, "TARGET", tmp_path / "built.npz")
+    build["main"](FULL)
+    small = load("fashion-mnist-12k", 28)
+    with np.load(tmp_path / "built.npz") as built:
+        assert np.array_equal(built["train_images"], small.train.images)
+        assert np.array_equal(built["test_images"], small.test.images)

@@ -5,7 +5,7 @@ import io
 import json
 import os
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -26,6 +26,7 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 million
 LARGE_PIXELS = 4_000_000  # such images are decoded one at a time, so that a folder of them needs no more than one does
 _LARGE = threading.Lock()
+SMALL_PIXELS = 48 * 48  # images that one thread decodes faster than several, which wait for Python's lock in between
 ROWS_AT_ONCE = 256  # of a Parquet file: a few bytes of it can stand for any number of large values
 CHUNK = 256  # images a task: one task an image costs more than decoding a small one
 _GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
@@ -194,12 +195,21 @@ def _split(images: Pixels, labels: Labels, classes: Sequence[str], seed: int, tr
 def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int) -> Pixels:
     """Decode to uint8 [N, C, size, size]; one channel if every image is grey. Pillow decodes outside Python's lock."""
     chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(1 if sources and _is_small(sources[0][1]) else None) as pool:
         done = pool.map(lambda chunk: [_decode_one(name, source, size) for name, source in chunk], chunks)
         decoded = [image for chunk in done for image in chunk]
     if all(image.mode == "L" for image in decoded):
         return np.stack([np.asarray(image)[None] for image in decoded])
     return np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in decoded])
+
+
+def _is_small(source: Path | IO[bytes]) -> bool:
+    """Whether an image is of `SMALL_PIXELS` or fewer; of one that can't be read, `_decode_one` tells."""
+    try:
+        with Image.open(source, formats=_FORMATS) as opened:
+            return opened.width * opened.height <= SMALL_PIXELS
+    except Exception:
+        return True
 
 
 def _decode_one(name: str, source: Path | IO[bytes], size: int) -> Image.Image:
@@ -224,19 +234,3 @@ def _eight_bits(image: Image.Image) -> Image.Image:
         values *= 255.0 / (65535.0 if values.max(initial=0) > 255 else 255.0)
         return Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
     return image.convert("L" if image.mode in _GREY_MODES else "RGB")
-
-
-def write_parquet(path: Path, rows: Iterable[tuple[bytes, int, str]], names: Sequence[str]) -> None:
-    """Write (encoded image, label, split) rows in the Hugging Face layout, with the class names."""
-    images, labels, splits = zip(*rows, strict=True)
-    features = {"label": {"names": list(names), "_type": "ClassLabel"}, "image": {"_type": "Image"}}
-    table = pa.table(
-        {
-            "image": pa.array(
-                [{"bytes": b, "path": None} for b in images], pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-            ),
-            "label": pa.array(labels, pa.int64()),
-            "split": pa.array(splits, pa.string()),
-        }
-    ).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
-    pq.write_table(table, path, compression="none")  # PNG is compressed already

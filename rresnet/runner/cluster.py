@@ -30,6 +30,8 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to each trial of a worker group
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
     "RAY_worker_niceness": "0",  # Ray's workers yield to any other process by default: a measurement must not
+    "RAY_enable_worker_prestart": "0",  # a process for each core, which never become Tune's: those have an environment
+    "RAY_prestart_worker_first_driver": "0",  # the same, at the start
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no state of the experiment: our rows are what a run goes on from
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record; no CSV, JSON and TensorBoard files a trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
@@ -150,14 +152,44 @@ def _watched(address: str) -> Iterator[None]:
 
 
 def _start(**how: Any) -> None:
-    """Start Ray; a second time where the machine was too busy for the first: Ray gives its helpers 15 s to be ready."""
+    """Start Ray; a second time where the machine was too busy for the first: Ray gives its helpers 15 s to be ready.
+
+    The second time with all of its helpers: another version of Ray may want those that `_few_helpers` leaves out.
+    """
     import ray
 
     try:
-        ray.init("local", **how)
+        with _few_helpers():
+            ray.init("local", **how)
     except Exception:
         ray.shutdown()
         ray.init("local", **how)
+
+
+@contextlib.contextmanager
+def _few_helpers() -> Iterator[None]:
+    """Have Ray start no process that nothing here uses: they take seconds of both cores, two of which Ray waits for.
+
+    They are the dashboard's server, which comes for the usage statistics even without a dashboard, and the agent's part
+    for it, the autoscaler, and what would bring the output of workers to the driver. Ray has no switch for them.
+    """
+    from ray._private import services, utils
+    from ray._private.node import Node
+
+    less: dict[tuple[Any, str], Callable[..., Any]] = {
+        (services, "start_api_server"): lambda *of, **how: ("", None),  # its address and process
+        (utils, "get_dashboard_dependency_error"): lambda: ImportError("no dashboard is wanted"),
+        (Node, "start_monitor"): lambda node: None,
+        (Node, "start_log_monitor"): lambda node: None,
+    }
+    before = {place: getattr(*place) for place in less}
+    try:
+        for place, instead in less.items():
+            setattr(*place, instead)
+        yield
+    finally:
+        for place, was in before.items():
+            setattr(*place, was)
 
 
 @contextlib.contextmanager
