@@ -13,7 +13,7 @@ STAMP := .venv/.set-up
 compare: $(STAMP)
 	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 8 16 32 --seconds 0.5)
 
-# In the order of their folders: those that start a real Ray take longest, and come first. They wait much of their time,
+# In the order of their folders: those that start a real Ray, or the compiler, take longest, and come first. They wait much,
 # so that two cores have room for three.
 test: $(STAMP)
 	.venv/bin/python -m pytest --numprocesses 3 --dist loadfile --no-loadscope-reorder $(ARGS)

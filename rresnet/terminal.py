@@ -93,3 +93,8 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def short_hash(text: str) -> str:
+    """The first digits of a commit's hash, and what follows it; a short text as it is."""
+    return text[:10] + text[40:]

@@ -2,8 +2,8 @@ import time
 
 import pytest
 import torch
+from benches import CPU, bench, image_data
 from samples import make_cell
-from test_training import CPU, bench, image_data
 
 from rresnet.training import clocks, limits, step
 from rresnet.training.clocks import StepClock

@@ -1,4 +1,6 @@
 import json
+import re
+import subprocess
 from dataclasses import replace
 
 import pytest
@@ -8,6 +10,7 @@ from stored import make_run
 from rresnet.tables import environment, runs
 from rresnet.tables.place import StoreError
 from rresnet.tables.store import Writer
+from rresnet.terminal import short_hash
 
 
 def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):
@@ -82,6 +85,31 @@ def test_a_complete_run_is_reused_where_it_is_of_this_environment(tmp_path):
     Writer(tmp_path, make_run(run_id="r0", environment={"commit": "bbb"}, started_at="2026-01-04")).close()
     with pytest.raises(StoreError, match=r"run r0 .*commit was bbb, is ccc"):  # one that is not complete
         opened("ccc", reuse=True)
+
+
+def test_a_commit_whose_code_was_changed_is_another(tmp_path, monkeypatch):
+    def git(*of):
+        author = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
+        subprocess.run(["git", *author, *of], cwd=tmp_path, check=True, capture_output=True)
+
+    def told(code):
+        (tmp_path / "rresnet" / "cell.py").write_text(code)
+        return environment.git_commit.__wrapped__()
+
+    (tmp_path / "rresnet" / "tables").mkdir(parents=True)
+    (tmp_path / "experiments").mkdir()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "rresnet" / "tables" / "environment.py"))
+    assert told("a") is None
+    git("init")
+    assert told("a") is None
+    git("add", ".")
+    git("commit", "-m", "one")
+    commit, changed, again = told("a"), told("b"), told("c")
+    assert re.fullmatch("[0-9a-f]{40}", commit)
+    assert re.fullmatch(f"{commit}-dirty-[0-9a-f]{{8}}", changed)
+    assert changed != again
+    assert told("a") == commit
+    assert short_hash(changed) == f"{commit[:10]}-dirty-{changed[-8:]}"
 
 
 def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):

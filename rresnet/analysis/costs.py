@@ -10,6 +10,7 @@ from rresnet.analysis import frames, rates
 from rresnet.analysis.answer import name
 from rresnet.analysis.prices import Price, price_of
 from rresnet.cell import UsageError
+from rresnet.terminal import short_hash
 
 # Settings that differ in these do not train the same, so none beats another.
 TASK = ["model", "dataset", "dataset_fingerprint", "image_size"]
@@ -104,7 +105,7 @@ def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
 
 
 def _version(value: Any) -> str:
-    return "not known" if pd.isna(value) else str(value)[:10]
+    return "not known" if pd.isna(value) else short_hash(str(value))
 
 
 def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:

@@ -12,6 +12,7 @@ from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.analysis.unpaired import MACHINE
 from rresnet.cell import CELL_COLUMNS, UsageError
+from rresnet.terminal import short_hash
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
 MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]  # rows of the two sides alike in these are compared
@@ -84,7 +85,7 @@ def _starts(column: "pd.Series[str]", part: str) -> "pd.Series[bool]":
 
 def _runs(trials: pd.DataFrame) -> list[str]:
     runs = trials.groupby("run_id")["git_commit"].first()
-    return [f"{run} (commit {str(commit)[:10]})" if pd.notna(commit) else str(run) for run, commit in runs.items()]
+    return [f"{run} (commit {short_hash(str(commit))})" if pd.notna(commit) else str(run) for run, commit in runs.items()]
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", "B")) -> Diff:

@@ -1,6 +1,7 @@
 """What a trial ran with: software versions and the machine, for its row."""
 
 import functools
+import hashlib
 import platform
 import subprocess
 from importlib.metadata import version
@@ -62,14 +63,21 @@ def _system() -> str:
 
 @functools.cache
 def git_commit() -> str | None:
-    """The commit of the checkout this package runs from, or None: an installed copy has none."""
+    """The commit of the checkout this package runs from, or None: an installed copy has none.
+
+    Where its code was changed since, `-dirty-` and a hash of the changes follow: what they measure is not the commit's.
+    """
     folder = Path(__file__).parents[2]
     if not (folder / ".git").exists():
         return None
     try:
-        done = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=folder, capture_output=True, text=True, timeout=10, check=True
-        )
+        commit = _git(folder, "rev-parse", "HEAD").strip().decode()
+        changes = _git(folder, "diff", "--no-ext-diff", "HEAD", "--", "rresnet", "experiments")
     except (OSError, subprocess.SubprocessError):
         return None
-    return done.stdout.strip()
+    return f"{commit}-dirty-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=True)
+    return done.stdout

@@ -101,7 +101,9 @@ class Environment:
     cuda_version: str | None = column("CUDA that PyTorch was built with")
     ray_version: str | None = column("Ray")
     rresnet_version: str | None = column("rresnet")
-    git_commit: str | None = column("commit of rresnet's checkout; null outside a checkout")
+    git_commit: str | None = column(
+        "commit of rresnet's checkout, -dirty- and a hash where its code was changed since; null outside a checkout"
+    )
     environment_fingerprint: str | None = column(
         "hash of software and machine; rows of unlike ones may not be compared"
     )

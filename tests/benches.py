@@ -1,0 +1,53 @@
+"""Cells on the CPU, of few images, that tests train."""
+
+import itertools
+from dataclasses import replace
+
+import numpy as np
+import torch
+from samples import make_cell
+
+from rresnet.data import ImageData, Split
+from rresnet.training import step
+from rresnet.training.workbench import Workbench
+
+CPU = torch.device("cpu")
+
+
+def split(count, channels=1, size=32, seed=0):
+    random = np.random.default_rng(seed)
+    labels = np.arange(count, dtype=np.int64) % 4
+    images = (
+        random.integers(0, 64, (count, channels, size, size), dtype=np.uint8)
+        + (labels * 48).astype(np.uint8)[:, None, None, None]
+    )
+    return Split(images=images, labels=labels)
+
+
+def image_data(count=40, channels=1):
+    return ImageData(
+        train=split(count, channels),
+        test=split(12, channels, seed=1),
+        classes=tuple("abcd"),
+        fingerprint="f",
+    )
+
+
+def bench(data=None, **changes):
+    # One thread: the tests run side by side, and threads that wait for each other's cores crawl.
+    return Workbench(cell=make_cell(**{"cpu_threads": 1, **changes}), data=data or image_data(), device=CPU)
+
+
+def losses(execution="eager", **changes):
+    """Losses of three steps in float64, where rounding does not grow into a difference of its own."""
+    found = bench(**changes)
+    found.network.double()
+
+    def load(*raw):
+        images, labels = found.inputs.load(*raw)
+        return images.double(), labels
+
+    cell = replace(found.cell, execution=execution)
+    take = step.build(cell, found.network, found.optimizer, load, lambda: next(found.inputs.epoch()))
+    found.start_over()
+    return [take(*raw).item() for raw in itertools.islice(found.inputs.forever(), 3)]

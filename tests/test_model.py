@@ -1,0 +1,57 @@
+import io
+from collections import Counter
+
+import pytest
+import torch
+from benches import CPU, bench
+from samples import make_cell
+
+from rresnet.cell import UsageError
+from rresnet.training import convolution, model
+
+
+def test_convolutions_as_products_are_the_same_network():
+    conv, _ = model.build(make_cell(model="resnet50", channels_last=True), 4, CPU)
+    axes = {"channels_last": True, "pointwise": "linear", "small_maps": "linear"}
+    products, _ = model.build(make_cell(model="resnet50", **axes), 4, CPU)
+    kinds = Counter(type(module) for module in products.modules())
+    assert kinds[convolution.PointwiseConv2d] == 36  # two a block, and four downsamplings
+    assert kinds[convolution.SmallMapConv2d] == 17  # one a block, and the first
+    assert all(torch.equal(v, conv.state_dict()[k]) for k, v in products.state_dict().items())
+    images = torch.randn(16, 3, 32, 32, dtype=torch.float64).contiguous(memory_format=torch.channels_last)
+    outputs = [network.double().train()(images) for network in (conv, products)]
+    torch.testing.assert_close(outputs[0], outputs[1], rtol=1e-8, atol=1e-8)
+    for output in outputs:
+        output.square().sum().backward()
+    for (name, one), other in zip(conv.named_parameters(), products.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_the_seed_and_the_model_alone_decide_the_weights():
+    one, _ = model.build(make_cell(), 4, CPU)
+    other, _ = model.build(make_cell(recipe="tuned", channels_last=True, batch_size=2, fused_optimizer=True), 4, CPU)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
+    third, _ = model.build(make_cell(seed=1), 4, CPU)
+    assert not torch.equal(one.conv1.weight, third.conv1.weight)
+
+
+def test_an_unknown_model_suggests_the_right_one():
+    with pytest.raises(
+        UsageError, match="--model resnet5 is not a torchvision classification model: did you mean resnet50"
+    ):
+        model.check("resnet5", 32)
+    model.check("squeezenet1_1", 32)
+
+
+def test_models_with_losses_of_their_own_are_refused():
+    for name in model.AUXILIARY:
+        with pytest.raises(UsageError, match=f"--model {name} has auxiliary classifiers.*take another"):
+            model.check(name, 32)
+
+
+def test_a_model_that_is_wrapped_for_several_workers_is_saved_as_itself():
+    found = bench()
+    names = list(found.network.state_dict())
+    found.network = torch.nn.ModuleDict({"module": found.network})
+    found.network.module = found.network["module"]
+    assert list(torch.load(io.BytesIO(found.state_dict_bytes()))) == names

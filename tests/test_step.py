@@ -1,0 +1,127 @@
+import itertools
+
+import pytest
+import torch
+from benches import bench, image_data, losses
+from samples import make_cell
+
+from rresnet.training import step
+from rresnet.training.train import train_epochs
+
+
+def test_tuned_learns_what_the_blogs_script_learns():
+    blog = losses()
+    axes = {"input": "resident", "channels_last": True, "fused_optimizer": True}
+    tuned = losses(recipe="tuned", pointwise="linear", small_maps="linear", **axes)
+    assert tuned == pytest.approx(blog, rel=1e-4)
+    assert blog[2] != pytest.approx(blog[0], rel=1e-2)
+
+
+def replaying(step, example, restore):
+    """A capture as a GPU makes it, on a CPU: static buffers, that a replay fills and the whole step reads."""
+    static = [tensor.clone() for tensor in example]
+    for _ in range(3):
+        step(*static)
+    restore()
+
+    def replay(*raw):
+        for buffer, tensor in zip(static, raw, strict=True):
+            buffer.copy_(tensor)
+        return step(*static)
+
+    return replay, 123
+
+
+@pytest.mark.parametrize("path", ["resident", "dataloader"])
+def test_a_captured_step_trains_as_an_eager_one_short_batches_included(path):
+    data = image_data(20)  # batches of 8, 8 and 4
+    plain, other = bench(data, input=path, batch_size=8), bench(data, input=path, batch_size=8)
+    (network, optimizer), example = (other.network, other.optimizer), next(other.inputs.epoch())
+    other.start_over()
+    random = torch.get_rng_state()
+    captured = step.Prepared(other.cell, network, optimizer, other.inputs.load, example, replaying)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert captured.held_bytes == 123
+    assert captured.compile_seconds > 0
+    expected = [plain.train_step(*raw).item() for _ in range(2) for raw in plain.inputs.epoch()]
+    assert [captured(*raw).item() for _ in range(2) for raw in other.inputs.epoch()] == expected
+    assert len(set(expected)) == 6
+
+
+def test_a_batch_of_another_size_is_not_replayed():
+    found = bench(image_data(20), input="resident", batch_size=8)
+    sizes = []
+
+    def noting(step, example, restore):
+        return lambda *raw: sizes.append(len(raw[0])) or torch.zeros(()), 0
+
+    taken = step.Prepared(
+        found.cell, found.network, found.optimizer, found.inputs.load, next(found.batches), capture=noting
+    )
+    assert [taken(*raw).item() > 0 for raw in found.inputs.epoch()] == [False, False, True]
+    assert sizes == [8, 8]
+
+
+def test_bf16_learns_what_fp32_learns_within_its_precision():
+    """bfloat16 has 8 bits: a relative error of 2^-8 = 0.4 % in each of 20 layers, which adds up to 8 % at most.
+
+    Two steps: from the second on, Adam's first updates, which are as large for a small gradient as for a large one,
+    let differences grow.
+    """
+    first = []
+    for changes in ({}, {"recipe": "tuned", "input": "resident", "channels_last": True, "precision": "bf16"}):
+        found = bench(**changes)
+        first.append([found.train_step(*batch).item() for batch in itertools.islice(found.batches, 2)])
+    assert first[1] == pytest.approx(first[0], rel=0.08)
+    assert first[1] != first[0]
+
+
+def test_warming_up_does_not_train_the_model():
+    found = bench(input="resident")
+    before = {k: v.clone() for k, v in found.network.state_dict().items()}
+    random = torch.get_rng_state()
+    state = step.State(found.network, found.optimizer)
+    for batch in itertools.islice(found.batches, 3):
+        found.train_step(*batch)
+    torch.rand(1)
+    assert not torch.equal(found.network.state_dict()["conv1.weight"], before["conv1.weight"])
+    state.restore()
+    assert all(torch.equal(v, before[k]) for k, v in found.network.state_dict().items())
+    assert all(not t.any() for s in found.optimizer.state.values() for t in s.values())
+    assert torch.equal(torch.get_rng_state(), random)
+
+
+def test_the_loss_scale_of_a_warm_up_is_undone(monkeypatch):
+    kept, made = [], step.State.__init__
+    monkeypatch.setattr(step.State, "__init__", lambda self, *of: kept.append(of[2:]) or made(self, *of))
+    whole = bench(input="resident")
+    train_epochs(whole, epochs=1, startup_seconds=0.0, progress=lambda rate: None)
+    assert kept == [(whole.train_step.scaler,)]
+    found = bench()
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1)
+    state = step.State(found.network, found.optimizer, scaler)
+    for batch in itertools.islice(found.batches, 2):
+        torch.autograd.backward(scaler.scale(found.train_step.forward(*batch)))
+        scaler.step(found.optimizer)
+        scaler.update()
+    assert scaler.get_scale() > 1024
+    state.restore()
+    assert scaler.get_scale() == 1024
+
+
+def test_pytorchs_switches_are_set_by_effect():
+    for cell, conv, matmul in (
+        (make_cell(precision="fp32"), "ieee", "ieee"),
+        (make_cell(precision="tf32"), "tf32", "ieee"),  # the blog's script, by PyTorch's defaults
+        (make_cell(precision="tf32", recipe="tuned"), "tf32", "tf32"),
+    ):
+        step.set_switches(cell)
+        assert torch.backends.cudnn.conv.fp32_precision == conv
+        assert torch.backends.cuda.matmul.fp32_precision == matmul
+    for wanted in (True, False):
+        step.set_switches(make_cell(cudnn_benchmark=wanted))
+        assert torch.backends.cudnn.benchmark == wanted
+    with step.autocast(make_cell(precision="bf16")):
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16
+    with step.autocast(make_cell(precision="fp32")):
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.float32
