@@ -13,6 +13,8 @@ from samples import A100
 from test_export import BLOG, row, written
 
 from rresnet import command, doctor
+from rresnet.analysis import diff
+from rresnet.cell import UsageError
 from rresnet.quality.monitor import Monitor, Usage
 
 
@@ -88,6 +90,25 @@ def results_with(folder, rates, run_id, commit="abc1234"):
 
 
 QUIET = [100.0, 101.0, 99.0, 100.5, 99.5, 100.0]
+
+
+def test_what_was_measured_with_changed_code_is_chosen_as_it_is_told(tmp_path):
+    commit = "0123456789" * 4
+    rows = [
+        row(BLOG, repeat, rate, run_id=run_id, git_commit=commit + changes)
+        for run_id, rate, changes in (("r1", 1.0, ""), ("r1", 2.0, "-dirty-aaaaaaaa"), ("r2", 3.0, "-dirty-bbbbbbbb"))
+        for repeat in range(2 * (changes != ""), 2 + 2 * (changes != ""))
+    ]
+    folder = written(tmp_path / "results", rows)
+
+    def rates(of):
+        return set(diff.rows_of(f"{folder}@{of}")["images_per_second"])
+
+    assert rates("01234") == {1.0}
+    assert rates("0123456789-dirty-a") == rates(f"{commit}-dirty-a") == {2.0}
+    assert rates("0123456789-dirty") == {2.0, 3.0}
+    with pytest.raises(UsageError, match=r"r1 \(commit 0123456789, 0123456789-dirty-a{8}\); r2 \(commit 0123456789-d"):
+        rates("9")
 
 
 def test_a_slowdown_fails_and_the_same_again_does_not(tmp_path, capsys):

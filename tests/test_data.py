@@ -59,6 +59,7 @@ def test_the_embedded_set_is_what_it_says():
     assert np.bincount(found.test.labels).tolist() == [200] * 10
     assert (found.classes[0], found.classes[9]) == ("T-shirt/top", "Ankle boot")
     assert found.fingerprint == "f35fce21231dc13a"
+    assert load("fashion-mnist-12k", image_size=32).fingerprint == "8d64dc7a6cd6cb4b"  # as runs have it
     folder = data.Path(data.__file__).parent / "datasets"
     assert (folder / "fashion-mnist-12k.npz").stat().st_size <= 8 * 2**20
     assert "Zalando SE" in (folder / "LICENSE-fashion-mnist").read_text()
@@ -88,6 +89,15 @@ def test_a_folder_may_bring_its_own_split(tmp_path, test_name):
     write_folder(tmp_path / test_name, count=1)
     found = load(tmp_path)
     assert (len(found.train.labels), len(found.test.labels)) == (6, 2)
+
+
+def test_one_thread_decodes_small_images_and_several_where_any_is_larger(tmp_path, monkeypatch):
+    started, pool = [], files.ThreadPoolExecutor
+    monkeypatch.setattr(files, "ThreadPoolExecutor", lambda threads: started.append(threads) or pool(threads))
+    small, large = png(np.zeros((48, 48), np.uint8)), png(np.zeros((49, 48), np.uint8))
+    for images in ([small] * 6, [small] * 5 + [large], [large] + [small] * 5):
+        assert load(write_parquet(tmp_path / "a.parquet", images)).train.images.shape[2:] == (8, 8)
+    assert started == [1, None, None]
 
 
 def test_images_are_scaled_on_the_short_side_and_cut_in_the_centre(tmp_path):
@@ -359,3 +369,6 @@ def test_the_embedded_set_can_be_built_again(tmp_path, monkeypatch):
     with np.load(tmp_path / "built.npz") as built:
         assert np.array_equal(built["train_images"], small.train.images)
         assert np.array_equal(built["test_images"], small.test.images)
+        assert np.array_equal(built["train_labels"], small.train.labels)
+        assert np.array_equal(built["test_labels"], small.test.labels)
+        assert tuple(built["classes"]) == small.classes

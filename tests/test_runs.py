@@ -109,6 +109,15 @@ def test_a_commit_whose_code_was_changed_is_another(tmp_path, monkeypatch):
     assert re.fullmatch(f"{commit}-dirty-[0-9a-f]{{8}}", changed)
     assert changed != again
     assert told("a") == commit
+    (tmp_path / "rresnet" / "mine.py").write_text("new")
+    assert told("a").startswith(f"{commit}-dirty-")
+    (tmp_path / "rresnet" / "mine.py").unlink()
+    (tmp_path / "rresnet" / "cell.py").unlink()
+    assert environment.git_commit.__wrapped__().startswith(f"{commit}-dirty-")
+    for unmeasured in ("rresnet/reporting/page.py", "README.md"):
+        (tmp_path / unmeasured).parent.mkdir(exist_ok=True)
+        (tmp_path / unmeasured).write_text("new")
+    assert told("a") == commit
     assert short_hash(changed) == f"{commit[:10]}-dirty-{changed[-8:]}"
 
 

@@ -67,7 +67,7 @@ def rows_of(text: str) -> pd.DataFrame:
         raise UsageError(f"{folder} holds no trials: run python experiments/compare.py first")
     if not part:
         return trials
-    chosen = trials[_starts(trials["run_id"], part) | _starts(trials["git_commit"], part)]
+    chosen = trials[trials["run_id"].astype(str).str.startswith(part) | _of_commit(trials["git_commit"], part)]
     if chosen.empty:
         raise UsageError(f"no run or commit in {folder} begins with {part!r}; there are: {'; '.join(_runs(trials))}")
     return chosen
@@ -79,13 +79,20 @@ def _split(text: str) -> tuple[str, str]:
     return (text, "") if not at or "/" in part or os.path.isdir(text) else (folder, part)
 
 
-def _starts(column: "pd.Series[str]", part: str) -> "pd.Series[bool]":
-    return column.fillna("").astype(str).str.startswith(part)
+def _of_commit(commits: "pd.Series[str]", part: str) -> "pd.Series[bool]":
+    """Which begin so, in full or as they are told; those of changed code only where it is named, or alone there."""
+    told = commits.fillna("").astype(str)
+    found = told.str.startswith(part) | told.map(short_hash).str.startswith(part)
+    unchanged = found & ~told.str.contains("-dirty-")
+    return unchanged if unchanged.any() and "-" not in part else found
 
 
 def _runs(trials: pd.DataFrame) -> list[str]:
-    runs = trials.groupby("run_id")["git_commit"].first()
-    return [f"{run} (commit {short_hash(str(commit))})" if pd.notna(commit) else str(run) for run, commit in runs.items()]
+    found = []
+    for run, commits in trials.groupby("run_id")["git_commit"]:
+        told = ", ".join(map(short_hash, commits.dropna().unique()))
+        found.append(f"{run} (commit {told})" if told else str(run))
+    return found
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", "B")) -> Diff:

@@ -170,15 +170,20 @@ def _start(**how: Any) -> None:
 def _few_helpers() -> Iterator[None]:
     """Have Ray start no process that nothing here uses: they take seconds of both cores, two of which Ray waits for.
 
-    They are the dashboard's server, which comes for the usage statistics even without a dashboard, and the agent's part
-    for it, the autoscaler, and what would bring the output of workers to the driver. Ray has no switch for them.
+    They are the dashboard's server, which comes for the usage statistics even without a dashboard, the autoscaler, and
+    what would bring the output of workers to the driver. Ray has no switch for them.
     """
-    from ray._private import services, utils
+    from ray._private import ray_constants, services
     from ray._private.node import Node
+    from ray.experimental.internal_kv import _internal_kv_put
+
+    def no_server(*of: Any, **how: Any) -> tuple[str, None]:
+        """Its address and process. Ray's agent, which has events for it, would else look for it every second."""
+        _internal_kv_put(ray_constants.DASHBOARD_ADDRESS, "localhost:0", namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
+        return "", None
 
     less: dict[tuple[Any, str], Callable[..., Any]] = {
-        (services, "start_api_server"): lambda *of, **how: ("", None),  # its address and process
-        (utils, "get_dashboard_dependency_error"): lambda: ImportError("no dashboard is wanted"),
+        (services, "start_api_server"): no_server,
         (Node, "start_monitor"): lambda node: None,
         (Node, "start_log_monitor"): lambda node: None,
     }

@@ -89,6 +89,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     started, clock, alone = datetime.now(UTC), time.monotonic(), not _HOT.benches
     if not _HOT.announced:  # the driver's clock for the time limit starts here: importing torch does not count
         _HOT.announced = True
+        environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
         tune.report({"process_id": os.getpid()})
     faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
     try:

@@ -65,19 +65,29 @@ def _system() -> str:
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, or None: an installed copy has none.
 
-    Where its code was changed since, `-dirty-` and a hash of the changes follow: what they measure is not the commit's.
+    Where what measures was changed since, `-dirty-` and a hash of the changes follow: the rows are not the commit's.
     """
     folder = Path(__file__).parents[2]
-    if not (folder / ".git").exists():
+    commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else None
+    if not commit:
         return None
+    what = ["rresnet", "experiments", *(f":!rresnet/{apart}" for apart in ("analysis", "figures", "reporting"))]
+    quietly = ["--no-optional-locks", "-c", "core.fileMode=false"]
+    status = _git(folder, *quietly, "status", "--porcelain", "--untracked-files=all", "-z", "--", *what)
+    changed = sorted(entry[3:] for entry in (status or b"").decode(errors="surrogateescape").split("\0") if entry)
+    if not changed:
+        return commit.decode().strip()
+    contents = [[name, _content_hash(folder / name)] for name in changed]
+    return f"{commit.decode().strip()}-dirty-{stable_hash(contents)[:8]}"
+
+
+def _content_hash(file: Path) -> str | None:
+    return hashlib.sha256(file.read_bytes()).hexdigest() if file.is_file() else None  # deleted, or renamed
+
+
+def _git(folder: Path, *arguments: str) -> bytes | None:
+    """What git prints; None where it fails, or is not installed."""
     try:
-        commit = _git(folder, "rev-parse", "HEAD").strip().decode()
-        changes = _git(folder, "diff", "--no-ext-diff", "HEAD", "--", "rresnet", "experiments")
+        return subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=True).stdout
     except (OSError, subprocess.SubprocessError):
         return None
-    return f"{commit}-dirty-{hashlib.sha256(changes).hexdigest()[:8]}" if changes else commit
-
-
-def _git(folder: Path, *arguments: str) -> bytes:
-    done = subprocess.run(["git", *arguments], cwd=folder, capture_output=True, timeout=10, check=True)
-    return done.stdout

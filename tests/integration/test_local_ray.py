@@ -1,6 +1,7 @@
 """A Ray of our own: who can reach it, who holds its token, and what becomes of somebody else's."""
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -22,24 +23,50 @@ with cluster.connect(None, hardware.probe()):
     import ray
     ray.get(ray.remote(lambda: 1).remote())
     me = psutil.Process()
-    found = {}
+    found, lines = {}, [" ".join(process.cmdline()) for process in me.children(recursive=True)]
     for process in [me, *me.children(recursive=True)]:
         for one in process.net_connections("inet"):
             if one.status == psutil.CONN_LISTEN:
                 found.setdefault(one.laddr.ip, []).append(process.name())
-    json.dump(found, sys.stdout)
+    json.dump([found, lines], sys.stdout)
 """
 
 
 def test_its_servers_listen_on_loopback_alone_and_its_token_is_its_owners(tmp_path):
-    found = json.loads(in_home(tmp_path, sys.executable, "-c", LISTENING).stdout)
+    found, lines = json.loads(in_home(tmp_path, sys.executable, "-c", LISTENING).stdout)
     servers = {name for names in found.values() for name in names}
     assert {"gcs_server", "raylet"} <= servers
     listening = [ip_address(address) for address in found]
     assert all((getattr(one, "ipv4_mapped", None) or one).is_loopback for one in listening), found
+    assert not [
+        line for line in lines if re.search(r"/(dashboard|monitor|log_monitor)\.py", line)
+    ]  # nothing uses these
     token = tmp_path / ".ray" / "auth_token"
     assert token.stat().st_mode & 0o777 == 0o600
     assert len(token.read_text()) == 64
+
+
+def test_ray_has_all_its_helpers_again_afterwards_and_where_it_fails_without(monkeypatch):
+    import ray
+    from ray._private import services
+    from ray._private.node import Node
+
+    from rresnet.runner import cluster
+
+    def helpers():
+        return services.start_api_server, Node.start_monitor, Node.start_log_monitor
+
+    all_of_them, at_start = helpers(), []
+
+    def init(*of, **how):
+        at_start.append(helpers())
+        if len(at_start) == 1:
+            raise TypeError("another version")
+
+    monkeypatch.setattr(ray, "init", init)
+    cluster._start()
+    assert not set(at_start[0]) & set(all_of_them)
+    assert at_start[1] == helpers() == all_of_them
 
 
 def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path, monkeypatch):
