@@ -17,7 +17,7 @@ HOUSE = [
     ("experiments", "ladder blog scaling experiment running planning search growth"),
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff reference decision costs prediction answer regimes unpaired comparison"),
-    ("analysis", "ranking rates pairing frames prices statistics"),
+    ("analysis", "ranking rates pairing frames prices statistics alike"),
     ("runner", "trial sweep lane events handout agenda cluster machines"),
     ("training", "train workbench clocks limits timing step model convolution inputs"),
     ("quality", "flags monitor steady"),

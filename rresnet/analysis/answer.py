@@ -6,13 +6,13 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from rresnet.analysis import comparison, pairing, ranking, rates, regimes
+from rresnet.analysis import alike, comparison, pairing, ranking, rates, regimes
 from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS, Interval
 from rresnet.cell import AXES
 from rresnet.quality.flags import ADVICE
 from rresnet.terminal import duration, number, percent, print_table, say
 
-ALIKE = "~ "  # marks a speedup that can't be told from 1
+NOT_APART = "~ "  # marks a speedup that can't be told from 1
 
 NO_GPU = (
     "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
@@ -53,7 +53,7 @@ def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
     for cell in cells:
         apart = reference and cell["repeats"] and cell is not reference
         ratio = pairing.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference and apart else None
-        floor = comparison.floor_of(floors, cell["device"], reference["device"]) if reference else None
+        floor = comparison.floor_of(floors.get(cell["device"]), floors.get(reference["device"])) if reference else None
         cell |= {
             "setting": name(cell, cells),
             "speedup": ratio and ratio.estimate,
@@ -85,7 +85,8 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         never = f"it was never measured side by side with the second, {name(second, measured)}"
         return f"{told}; {never}: --fresh measures all anew."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
-    floor = comparison.floor_of(comparison.noise_floors(trials), first["device"], second["device"])
+    floors = comparison.noise_floors(trials)
+    floor = comparison.floor_of(floors.get(first["device"]), floors.get(second["device"]))
     apart = pairing.distinguishable(lead, floor)
     if apart is None:
         return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
@@ -107,7 +108,7 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
         "setting": [cell["setting"] for cell in cells],
         "images/s": [rate(cell) for cell in cells],
         "epoch": [epoch(cell) for cell in cells],
-        "speedup": [(ALIKE if cell["distinguishable"] is False else "") + speedup(cell) for cell in cells],
+        "speedup": [(NOT_APART if cell["distinguishable"] is False else "") + speedup(cell) for cell in cells],
         "test accuracy": [known(cell["test_accuracy"], "{:.3f}") for cell in cells],
         "of limit": [known(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
         "bound by": [known(cell["bottleneck"], "{}") for cell in cells],
@@ -119,7 +120,7 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
         optional.remove("test accuracy")
     against = "".join(f"Speedup over {c['setting']}, paired by repeat. " for c in cells if c["is_reference"])
     marked = any(cell["distinguishable"] is False for cell in cells)
-    mark = f"\n{ALIKE.strip()}: not distinguishable from the reference." if marked else ""
+    mark = f"\n{NOT_APART.strip()}: not distinguishable from the reference." if marked else ""
     print_table(
         console,
         columns,
@@ -246,7 +247,7 @@ def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]
     )
     told = f"a speedup below {each}, the noise floor, is not distinguishable"
     lines = [f"Identical settings against each other (A/A; the truth is 1; {told}):"]
-    for row in comparison.speedup(trials, over="copy", reference=0, allow=comparison.ALIKE).to_dict("records"):
+    for row in comparison.speedup(trials, over="copy", reference=0, allow=alike.COMPARED).to_dict("records"):
         interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
         lines.append(f"  {name({**row, 'copy': 0}, cells)}: {row['speedup']:.3f} ({interval})")
     return lines

@@ -1,32 +1,19 @@
 """How much faster one value of an axis is than another, all else equal; and how far apart identical cells come out."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from rresnet.analysis import alike
 from rresnet.analysis.frames import same, with_all_axes
-from rresnet.analysis.pairing import PAIR, distinguishable, in_series, side_by_side
+from rresnet.analysis.pairing import distinguishable, in_series, side_by_side
 from rresnet.analysis.ranking import as_written
 from rresnet.analysis.statistics import DRIFT_LIMIT, log_mean_interval, variance_components
 from rresnet.cell import AXES, CELL_COLUMNS
-
-# What must be alike for a ratio to mean anything, whatever is compared.
-ALIKE = (
-    "dataset_fingerprint",
-    "cpu_model",
-    "cpu_count",
-    "os_version",
-    "python_version",
-    "torch_version",
-    "torchvision_version",
-    "cuda_version",
-    "driver_version",
-    "rresnet_version",
-)
 
 
 def speedup(
@@ -66,13 +53,13 @@ def speedup(
     met, pairs = len(pairs), side_by_side(pairs).reset_index(drop=True)
     is_reference = ok[over] == reference
     if pairs.empty and not is_reference.all():
-        columns = [*PAIR, *(axis for axis in CELL_COLUMNS if axis in in_any)]
+        columns = [*alike.PAIRED, *(axis for axis in CELL_COLUMNS if axis in in_any)]
         if met:
             raise ValueError("no rows to compare: two commands measured them, more than ten minutes apart; use --fresh")
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
     floors = {} if over == "copy" else noise_floors(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
-    unlike = [c for c in ALIKE if c not in allow and len(_kinds(pairs, c)) > 1]
+    unlike = [c for c in alike.COMPARED if c not in allow and len(_kinds(pairs, c)) > 1]
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
     repeats, processes = map(np.asarray, in_series(pairs) if len(pairs) else ([], []))
     rows: list[dict[str, Any]] = []
@@ -86,6 +73,7 @@ def speedup(
         first = pairs.iloc[at[0]]
         apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
         differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]
+        floor = floor_of(floors.get(first["device"]), floors.get(first["device_reference"]))
         rows.append(
             {
                 over: first[over],
@@ -96,9 +84,7 @@ def speedup(
                 "low": interval.low,
                 "high": interval.high,
                 "pairs": interval.count,
-                "distinguishable": distinguishable(
-                    interval, floor_of(floors, first["device"], first["device_reference"])
-                ),
+                "distinguishable": distinguishable(interval, floor),
                 "differs": "; ".join(differs),
                 "repeat_sd": parts.repeat_sd,
                 "process_sd": parts.process_sd,
@@ -117,7 +103,7 @@ def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[
     matched, _ = matched_axes(of_run, over, allow)
     keyed = of_run.assign(**{f"{axis} matched": of_run[axis] for axis in matched})
     is_reference = keyed[over] == reference
-    keys = [*PAIR, *(f"{axis} matched" for axis in matched)]
+    keys = [*alike.PAIRED, *(f"{axis} matched" for axis in matched)]
     return keyed[~is_reference].merge(keyed[is_reference], on=keys, suffixes=("", "_reference"))
 
 
@@ -210,7 +196,7 @@ def noise_floors(trials: pd.DataFrame) -> dict[str, float]:
     if not {0, 1} <= set(ok["copy"]):
         return {}
     try:
-        ratios = speedup(ok, over="copy", reference=0, allow=ALIKE)
+        ratios = speedup(ok, over="copy", reference=0, allow=alike.COMPARED)
     except ValueError:  # never both in one repeat, so far
         return {}
     return {str(device): _noise_floor(of_device) for device, of_device in ratios.groupby("device")}
@@ -224,6 +210,6 @@ def _noise_floor(ratios: pd.DataFrame) -> float:
     return math.expm1(max(*logs, scatter))
 
 
-def floor_of(floors: Mapping[str, float], *devices: str) -> float | None:
-    """The noise floor of a ratio between the devices: that of the noisier; None where it was measured on neither."""
-    return max((floors[device] for device in devices if device in floors), default=None)
+def floor_of(*sides: float | None) -> float | None:
+    """The noise floor of a ratio of two sides: that of the noisier; None where it was measured on neither."""
+    return max((floor for floor in sides if floor is not None), default=None)

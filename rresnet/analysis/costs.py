@@ -6,16 +6,11 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rresnet.analysis import frames, rates
+from rresnet.analysis import alike, frames, rates
 from rresnet.analysis.answer import name
 from rresnet.analysis.prices import Price, price_of
 from rresnet.cell import UsageError
 from rresnet.terminal import short_hash
-
-# Settings that differ in these do not train the same, so none beats another.
-TASK = ["model", "dataset", "dataset_fingerprint", "image_size"]
-SOFTWARE = ("os_version", "python_version", "torch_version", "torchvision_version", "ray_version", "rresnet_version")
-TELLING = (*SOFTWARE, "git_commit", "dataset_fingerprint")  # what is told of a setting that a machine has twice
 
 
 def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
@@ -46,7 +41,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])
     # A trial that failed may not know its machine: it tells only of a cell that never ended ok.
     rows: list[dict[Any, Any]] = []
-    for _, of_machine in first_copies[ok | never].groupby(rates.AVERAGED_WITHIN, dropna=False, sort=False):
+    for _, of_machine in first_copies[ok | never].groupby(alike.AVERAGED, dropna=False, sort=False):
         of_cell = dict(list(of_machine.groupby("cell_id")))
         rows += [
             row | _costs_of(row, of_cell[row["cell_id"]], prices)
@@ -67,7 +62,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
 def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Price]) -> dict[str, Any]:
     first = trials.iloc[0].to_dict()
     ok = trials[trials["status"] == "ok"]
-    nodes = int(trials["num_nodes"].max()) if "num_nodes" in trials and trials["num_nodes"].notna().any() else 1
+    nodes = int(row["num_nodes"])
     price = price_of(first, prices)
     an_hour = price.per_hour * nodes if price else None
     joules = (ok["energy_joules"].where(ok["energy_joules"] > 0) / ok["measured_images"]).mean()
@@ -75,15 +70,14 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
     def cost(seconds: float | None) -> float | None:
         return None if an_hour is None or pd.isna(seconds) else float(seconds) / 3600 * an_hour
 
-    measured = not pd.isna(row["images_per_second"])
     return {
-        **{c: first[c] for c in (*rates.AVERAGED_WITHIN, "cpu_model", "gpu_name", *TELLING)},
+        **{c: first[c] for c in (*alike.AVERAGED, "cpu_model", "gpu_name", *alike.OF_ONE_TWICE)},
         "nodes": nodes,
         "price_per_hour": price.per_hour if price else None,
         "epoch_cost": cost(row["epoch_seconds"]),
         "epoch_cost_low": cost(row["epoch_low"]),
         "epoch_cost_high": cost(row["epoch_high"]),
-        "cost_per_1000_images": cost(1000 / row["images_per_second"]) if measured else None,
+        "cost_per_1000_images": cost(1000 / row["images_per_second"]),
         "joules_per_1000_images": None if pd.isna(joules) else 1000 * float(joules),
         "currency": price.currency if price else None,
     }
@@ -98,7 +92,7 @@ def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
     twice = [r for r in there if r["cell_id"] == row["cell_id"]]
     told = [
         f"{c.removesuffix('_version').replace('_', ' ')} {_version(row[c])}"
-        for c in TELLING
+        for c in alike.OF_ONE_TWICE
         if len({_version(r[c]) for r in twice}) > 1
     ]
     return " ".join([*parts, *([f"({', '.join(told)})"] if told else [])])
@@ -114,7 +108,7 @@ def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:
     values = np.array(known, dtype=np.float64).reshape(-1, 3)
 
     def beaten(i: int) -> bool:
-        others = [j for j, row in enumerate(rows) if all(frames.same(row[c], rows[i][c]) for c in TASK)]
+        others = [j for j, row in enumerate(rows) if all(frames.same(row[c], rows[i][c]) for c in alike.TASK)]
         for j in others:
             both = ~(np.isnan(values[i]) | np.isnan(values[j]))
             if both.any() and (values[j] <= values[i])[both].all() and (values[j] < values[i])[both].any():

@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args
 
 import pandas as pd
 
-from rresnet.analysis import answer, comparison, frames, pairing, ranking, rates, unpaired
-from rresnet.analysis.costs import TASK
+from rresnet.analysis import alike, answer, comparison, frames, pairing, ranking, unpaired
 from rresnet.analysis.costs import costs as costs
 from rresnet.analysis.prices import Price as Price
 from rresnet.analysis.prices import prices as prices
@@ -25,9 +24,9 @@ class Verdict:
     question: Question
     setting: str
     amount: str  # how fast, how much an epoch
-    next_setting: str | None
-    ratio: Interval | None  # how many times better than the next
-    distinguishable: bool | None  # None where no interval is claimed
+    next_setting: str | None = None
+    ratio: Interval | None = None  # how many times better than the next
+    distinguishable: bool | None = None  # None where no interval is claimed
     side_by_side: bool = False  # whether the ratio is of pairs
     floor: float | None = None  # the noise floor, where it was measured
     task: str | None = None  # model, data and image size, where several were measured
@@ -61,7 +60,7 @@ def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict
     if table.empty:
         return []
     found = []
-    tasks = table.dropna(subset=["images_per_second"]).groupby(TASK, dropna=False, sort=False)
+    tasks = table.dropna(subset=["images_per_second"]).groupby(alike.TASK, dropna=False, sort=False)
     for (model, dataset, fingerprint, size), cells in tasks:
         content = fingerprint if isinstance(fingerprint, str) else "content not known"
         alone = len({str(key[2]) for key, _ in tasks if key[1] == dataset}) == 1
@@ -80,7 +79,8 @@ class _Measure:
     """What a question ranks by."""
 
     column: str  # of the table of costs
-    worth: Callable[[pd.DataFrame, Mapping[Any, Any]], "pd.Series[float]"]  # of trials of a cell: more is better
+    # Of trials of a cell: more is better. It stands in for their images a second, of which ratios are made.
+    worth: Callable[[pd.DataFrame, Mapping[Any, Any]], "pd.Series[float]"]
     amount: Callable[[Mapping[Any, Any]], str]
     than: str
 
@@ -112,7 +112,7 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     valued = functools.cache(lambda number: _valued(trials, ranked[number], measure))
 
     def paired(one: int, other: int) -> Interval | None:
-        if not all(frames.same(ranked[one][c], ranked[other][c]) for c in rates.AVERAGED_WITHIN):
+        if not all(frames.same(ranked[one][c], ranked[other][c]) for c in alike.AVERAGED):
             return None
         return pairing.ratio(
             pd.concat([valued(one), valued(other)]), *(ranked[number]["cell_id"] for number in (one, other))
@@ -126,18 +126,12 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
         question=question,
         setting=ranked[first]["setting"],
         amount=measure.amount(ranked[first]),
-        next_setting=None,
-        ratio=None,
-        distinguishable=None,
         task=task,
     )
     if second is None:
         return found
-    of_sides = (
-        comparison.floor_of(comparison.noise_floors(_at(trials, cell)), cell["device"])
-        for cell in (ranked[first], ranked[second])
-    )
-    floor = max((floor for floor in of_sides if floor is not None), default=None)
+    sides = (ranked[first], ranked[second])
+    floor = comparison.floor_of(*(comparison.noise_floors(_at(trials, cell)).get(cell["device"]) for cell in sides))
     return replace(
         found,
         next_setting=ranked[second]["setting"],
@@ -158,6 +152,6 @@ def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) ->
 
 def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
     """The trials that are alike with the cell in what may be averaged."""
-    for column in rates.AVERAGED_WITHIN:
+    for column in alike.AVERAGED:
         trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
     return trials

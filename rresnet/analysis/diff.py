@@ -1,23 +1,20 @@
 """Two result sets matched on configuration: is each setting faster or slower than it was?"""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import pandas as pd
 
-from rresnet.analysis import comparison, frames, pairing, unpaired
+from rresnet.analysis import alike, comparison, frames, pairing, unpaired
 from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
-from rresnet.analysis.unpaired import MACHINE
 from rresnet.cell import CELL_COLUMNS, UsageError
 from rresnet.terminal import short_hash
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
-MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]  # rows of the two sides alike in these are compared
 MOSTLY = 0.5  # a setting of whose trials a smaller share ends ok fails mostly
-ENVIRONMENT = ["hostname", *comparison.ALIKE, "ray_version", "git_commit"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,8 +106,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     Raises:
         UsageError: nothing was measured by both, or one side mixes commits or software.
     """
-    sides = [comparison.noise_floors(rows) for rows in (a, b)]
-    floors = {device: max(side[device] for side in sides if device in side) for side in sides for device in side}
+    floors = [comparison.noise_floors(rows) for rows in (a, b)]
     of_a, of_b = _by_key(a, b), _by_key(b, a)
     both = [key for key in of_a if key in of_b]
     if not both:
@@ -125,22 +121,23 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
         changes=tuple(_change(of_a[key], of_b[key], cells, floors) for key in both),
         only_a=tuple(_setting_on_machine(rows, cells) for key, rows in of_a.items() if key not in of_b),
         only_b=tuple(_setting_on_machine(rows, cells) for key, rows in of_b.items() if key not in of_a),
-        differs=tuple(unpaired.differences(shared_a, shared_b, ENVIRONMENT)),
+        differs=tuple(unpaired.differences(shared_a, shared_b, alike.OF_TWO_SETS)),
     )
 
 
 def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """First copies by `MATCHED`.
+    """First copies by `alike.MATCHED`.
 
     A trial that failed did not tell its data, one that was killed not its machine either: they are those of the others
     on its device, and of its data set, where these are of one kind. Where all of these failed and none told, they are
     those of the `other` side, so that they are compared too; but no machine with another processor.
     """
-    rows, others = (side[side["copy"] == 0].astype(dict.fromkeys(MATCHED, object)) for side in (trials, other))
+    rows, others = (side[side["copy"] == 0].astype(dict.fromkeys(alike.MATCHED, object)) for side in (trials, other))
     known, ok = rows["cpu_model"].notna(), rows[rows["status"] == "ok"]
     its = others[others["cpu_model"].isin(rows.loc[known, "cpu_model"])] if known.any() else others
-    machines = _told(its[~its["device"].isin(ok["device"])], "device", MACHINE) | _told(rows, "device", MACHINE)
-    for column in MACHINE:
+    lost = its[~its["device"].isin(ok["device"])]
+    machines = _told(lost, "device", alike.MACHINE) | _told(rows, "device", alike.MACHINE)
+    for column in alike.MACHINE:
         only = {device: kinds[column].iloc[0] for device, kinds in machines.items() if len(kinds) == 1}
         rows[column] = rows[column].where(known, rows["device"].map(only))
     column = "dataset_fingerprint"
@@ -148,7 +145,7 @@ def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], 
     prints = _told(lost, "dataset", [column]) | _told(rows, "dataset", [column])
     only = {dataset: kinds[column].iloc[0] for dataset, kinds in prints.items() if len(kinds) == 1}
     rows[column] = rows[column].where(rows[column].notna(), rows["dataset"].map(only))
-    groups = rows.groupby(MATCHED, dropna=False, sort=False)
+    groups = rows.groupby(alike.MATCHED, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
 
 
@@ -167,8 +164,10 @@ def _refuse_mixed(parts: Iterable[pd.DataFrame], told: str) -> None:
                 )
 
 
-def _change(a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Mapping[str, float]) -> Change:
-    floor = comparison.floor_of(floors, b["device"].iloc[0])
+def _change(
+    a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[str, float]]
+) -> Change:
+    floor = comparison.floor_of(*(side.get(b["device"].iloc[0]) for side in floors))
     ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
     found, verdict = None, _of_failures(a, b)
     if verdict is None:
@@ -220,5 +219,5 @@ def _setting_on_machine(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
 
 def _apart(a: pd.DataFrame, b: pd.DataFrame) -> str:
     """Which columns keep the two sides apart, with their values."""
-    found = unpaired.differences(a, b, [*CELL_COLUMNS, *MACHINE, "dataset_fingerprint"])
+    found = unpaired.differences(a, b, [*CELL_COLUMNS, *alike.MACHINE, "dataset_fingerprint"])
     return f"they differ in {'; '.join(found)}" if found else "no two of their settings agree in everything"

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
+from rresnet.analysis import alike
 from rresnet.analysis.statistics import (
     DRIFT_LIMIT,
     Components,
@@ -15,8 +16,7 @@ from rresnet.analysis.statistics import (
     variance_components,
 )
 
-PAIR = ["run_id", "hostname", "repeat"]  # rows alike in these ran right after one another
-APART_SECONDS = 600.0  # and another command: the machine may have changed meanwhile
+APART_SECONDS = 600.0  # of rows that two commands measured: the machine may have changed meanwhile
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +43,11 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
         `quality_flags`, `started_at` and `command_started_at` (the second's with `_reference` behind).
     """
     ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
-    wanted = [*PAIR, "process", "images_per_second", "quality_flags", *times, "dataset_fingerprint"]
+    wanted = [*alike.PAIRED, "process", "images_per_second", "quality_flags", *times, "dataset_fingerprint"]
     told = [column for column in wanted if column in trials]
     one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
-    alike = [column for column in (*PAIR, "dataset_fingerprint") if column in trials]
-    pairs = side_by_side(one.merge(other, on=alike, suffixes=("", "_reference")))
+    keys = [column for column in (*alike.PAIRED, "dataset_fingerprint") if column in trials]
+    pairs = side_by_side(one.merge(other, on=keys, suffixes=("", "_reference")))
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
 
 

@@ -9,8 +9,8 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy import optimize
 
+from rresnet.analysis.alike import AVERAGED
 from rresnet.analysis.frames import with_all_axes
-from rresnet.analysis.rates import AVERAGED_WITHIN
 from rresnet.cell import CELL_COLUMNS
 
 SERIES = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
@@ -35,13 +35,13 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
     """
     ok = with_all_axes(trials[(trials["status"] == "ok") & (trials["copy"] == 0)])
     rows = []
-    for key, series in ok.groupby([*SERIES, *AVERAGED_WITHIN], dropna=False, sort=False):
+    for key, series in ok.groupby([*SERIES, *AVERAGED], dropna=False, sort=False):
         rates = np.exp(np.log(series["images_per_second"]).groupby(series["batch_size"]).mean())
-        named: dict[str, Any] = dict(zip([*SERIES, *AVERAGED_WITHIN], key, strict=True))
+        named: dict[str, Any] = dict(zip([*SERIES, *AVERAGED], key, strict=True))
         batches = rates.index.to_numpy(dtype=np.float64)
         seconds = batches * named["num_workers"] / rates.to_numpy(dtype=np.float64)
         rows.append({**named, **_line_columns(batches, seconds, named["num_workers"])})
-    return pd.DataFrame(rows, columns=[*SERIES, *AVERAGED_WITHIN, *FOUND])
+    return pd.DataFrame(rows, columns=[*SERIES, *AVERAGED, *FOUND])
 
 
 def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:

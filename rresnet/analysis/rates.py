@@ -10,9 +10,6 @@ from rresnet.analysis.pairing import in_series
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, log_mean_interval
 from rresnet.cell import CELL_COLUMNS
 
-# Rows alike in these may be averaged: the machine, its software, our own, and the data.
-AVERAGED_WITHIN = ["hostname", "environment_fingerprint", "git_commit", "dataset_fingerprint"]
-
 
 def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
     """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.

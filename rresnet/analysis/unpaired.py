@@ -4,14 +4,9 @@ from collections.abc import Sequence
 
 import pandas as pd
 
-from rresnet.analysis import comparison, frames, pairing, rates
+from rresnet.analysis import alike, comparison, frames, pairing
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
 from rresnet.cell import CELL_COLUMNS
-
-MACHINE = ["cpu_model", "cpu_count", "gpu_name"]  # rows alike in these ran on one kind of machine
-# What two machines may differ in without its being said that they may: it is what they are compared in.
-OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version", "driver_version")
-TOLD = ["hostname", *MACHINE, *(c for c in comparison.ALIKE if c not in MACHINE)]
 
 
 def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:
@@ -65,7 +60,7 @@ def speedup_across_machines(
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
     axes = [axis for axis in CELL_COLUMNS if axis != over]
-    rows, columns = [], [*axes, *rates.AVERAGED_WITHIN]
+    rows, columns = [], [*axes, *alike.AVERAGED]
     references = list(ok[is_reference].groupby(columns, dropna=False))
     for _, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
         for _, other in references:
@@ -75,8 +70,7 @@ def speedup_across_machines(
                 continue
             _refuse_unlike(side, other, allow)
             found = ratio(side, other, level)
-            sides = [comparison.floor_of(floors.get(row["hostname"], {}), row["device"]) for row in (one, its)]
-            floor = max((known for known in sides if known is not None), default=None)
+            floor = comparison.floor_of(*(floors.get(row["hostname"], {}).get(row["device"]) for row in (one, its)))
             rows.append(
                 {
                     over: one[over],
@@ -89,7 +83,7 @@ def speedup_across_machines(
                     "high": found.high,
                     "repeats": found.count,
                     "distinguishable": pairing.distinguishable(found, floor),
-                    "differs": "; ".join(differences(side, other, [*free, *TOLD])),
+                    "differs": "; ".join(differences(side, other, [*free, *alike.OF_TWO_MACHINES])),
                 }
             )
     if not rows:
@@ -98,7 +92,7 @@ def speedup_across_machines(
 
 
 def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]) -> None:
-    columns = [c for c in comparison.ALIKE if c not in (*OF_THE_MACHINE, *allow)]
+    columns = [c for c in alike.COMPARED if c not in (*alike.OF_THE_MACHINE, *allow)]
     for found in differences(side, other, columns):
         column = found.partition(":")[0]
         raise ValueError(

@@ -21,7 +21,7 @@ class DataError(UsageError):
     """Data that can't be used; the message names the file, what was expected and what to do."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)  # itself alone is equal to it: arrays can't be hashed
 class Split:
     """Images and labels: uint8 [N, C, H, W] with one (grey) or three channels, and int64 [N]."""
 

@@ -52,10 +52,7 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
 
 
 def _class_folders(root: Path) -> list[str]:
-    try:
-        names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
-    except OSError as error:
-        raise DataError(f"can't read the folder {root}: {error.strerror}") from error
+    names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise DataError(
             f"{root} has no class folders: expected one folder a class with images in it, {root}/CLASS/*.png"
@@ -67,10 +64,7 @@ def _files(root: Path, classes: Sequence[str], names: Sequence[str]) -> list[tup
     """The image files in the folders `names`, each with its class's place in `classes`."""
     found = []
     for name in names:
-        try:
-            files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        except OSError as error:
-            raise DataError(f"can't read the folder {root / name}: {error.strerror}") from error
+        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
         if not files:
             raise DataError(
                 f"{root / name} has no images: expected files ending in {', '.join(sorted(SUFFIXES))}; "

@@ -117,17 +117,18 @@ def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
         from rresnet.experiments import growth
 
         extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
-    done = running.measured(experiment, settings, means, extend)
+    trials = running.measured(experiment, settings, means, extend)
     from rresnet.analysis import answer  # pandas and scipy: seconds that the start need not wait for
 
     if experiment.show:
-        experiment.show(done.trials, means.console, settings.results_dir)
+        experiment.show(trials, means.console, settings.results_dir)
     else:
-        answer.findings(done.trials, means.console)
-    answer.remarks(done.trials, means.console, advice=settings.advice)
-    say(means.console, _completion(done.trials))
-    say(means.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {done.run.run_id})", "dim")
-    return bool((done.trials["status"] == "ok").all())  # also of those that an earlier command has run
+        answer.findings(trials, means.console)
+    answer.remarks(trials, means.console, advice=settings.advice)
+    say(means.console, _completion(trials))
+    run_id = trials["run_id"].iloc[0]
+    say(means.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {run_id})", "dim")
+    return bool((trials["status"] == "ok").all())  # also of those that an earlier command has run
 
 
 def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) -> tuple[Experiment, Settings]:
@@ -138,8 +139,8 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
     begin = search.first(settings, most=max(1, most // max(settings.num_workers)))
     probing = replace(experiment, name=f"{settings.name or experiment.name}-sizes")
     extend = functools.partial(search.probe, most=most)
-    done = running.measured(probing, begin, means, extend, reuse=True)  # sizes that are known are not probed again
-    found = search.found(done.trials, most=most)
+    probed = running.measured(probing, begin, means, extend, reuse=True)  # sizes that are known are not probed again
+    found = search.found(probed, most=most)
     for line in found.told:
         say(means.console, line)
     return (

@@ -50,18 +50,10 @@ class Means:
     stop_asked: Callable[[], bool]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Done:
-    """A run that is complete."""
-
-    run: runs.Run
-    trials: "pd.DataFrame"
-
-
 def measured(
     experiment: Experiment, settings: Settings, means: Means, extend: Extend | None, *, reuse: bool = False
-) -> Done:
-    """Run the plan, or what is missing of it in a run that is continued, and what extends it.
+) -> "pd.DataFrame":
+    """Run the plan, or what is missing of it in a run that is continued, and what extends it; returns the run's trials.
 
     With `reuse`, the newest run of this environment is gone on with even where it is complete.
     """
@@ -105,7 +97,7 @@ def measured(
 
         changed = regimes.changed(frames.trials_of(results, this.run_id))
         writer.finish(datetime.now(UTC).isoformat(), changed, "machine_changed")  # before another command may have it
-    return Done(run=this, trials=frames.trials_of(results, this.run_id))
+    return frames.trials_of(results, this.run_id)
 
 
 def _sweep(

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -19,6 +20,7 @@ from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.tables.measurement import Environment
 
+TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials")
 # Escapes; what could begin an element or end a table's cell is an entity.
 MARKDOWN = str.maketrans({c: f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" for c in "<>|&\\`*_{}[]~#"})
@@ -51,7 +53,7 @@ class Chapter:
 
 def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime, version: str) -> str:
     """The whole report in one page that needs nothing else; `decisions` are sentences that hold over all chapters."""
-    script = _source("report.js")
+    css, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
         _templates(autoescape=True)
@@ -63,7 +65,7 @@ def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetim
             version=version,
             headings=HEADINGS,
             most=MOST_LINES,
-            css=Markup(_source("report.css")),  # nosec B704 - the package's own file
+            css=Markup(css),  # nosec B704 - the package's own file
             script=Markup(script),  # nosec B704 - the same
             script_hash=digest,
             rows=Markup(rows.dumps(rows.encode([_named(chapter) for chapter in chapters]))),  # nosec B704 - escaped there
@@ -85,8 +87,6 @@ def _named(chapter: Chapter) -> pd.DataFrame:
 
 def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
     """A cell as texts under `HEADINGS`."""
-    if not cell["repeats"]:
-        return (cell["setting"], "not measured", "", "", "", "", "", cell["statuses"])
     return (
         cell["setting"],
         answer.rate(cell),
@@ -133,14 +133,9 @@ def _markdown_text(text: object) -> str:
     return " ".join(str(text).split()).translate(MARKDOWN)
 
 
-def _source(name: str) -> str:
-    loader = jinja2.PackageLoader("rresnet.reporting")
-    return loader.get_source(jinja2.Environment(autoescape=True), name)[0]
-
-
 def _templates(*, autoescape: bool) -> jinja2.Environment:
     found = jinja2.Environment(  # nosec B701 - off for Markdown alone
-        loader=jinja2.PackageLoader("rresnet.reporting"),
+        loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
         trim_blocks=True,
         lstrip_blocks=True,

@@ -60,13 +60,9 @@ def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
 
 def _plain(values: "pd.Series[Any]") -> "pd.Series[Any]":
     """As JSON has it: texts, numbers, and None."""
-    plain: pd.Series[Any]
     if isinstance(values.dtype, pd.DatetimeTZDtype):
-        plain = values.dt.strftime("%Y-%m-%d %H:%M:%S")
-    else:
-        exact = pd.api.types.is_bool_dtype(values.dtype) or pd.api.types.is_integer_dtype(values.dtype)
-        plain = values if exact else values.map(_value)
-    return plain.astype(object)
+        return values.dt.strftime("%Y-%m-%d %H:%M:%S").astype(object)
+    return values.map(_value).astype(object)
 
 
 def _value(value: Any) -> Any:

@@ -5,8 +5,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from rresnet.analysis.costs import costs as costs_of
-from rresnet.analysis.prices import Price
-from rresnet.cell import UsageError
+from rresnet.analysis.prices import Price, used
 from rresnet.reporting import speed, use
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section
@@ -18,7 +17,8 @@ def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[S
     if measured.empty:
         return []
     shown = measured.head(MOST_LINES)
-    costs = _costs(part, prices)
+    first_copies = part.trials[part.trials["copy"] == 0]
+    costs = costs_of(first_copies, used(first_copies, prices))  # the others are for other parts of the report
     found = [
         speed.speedups(measured),
         speed.batch_sizes(part, measured),
@@ -32,10 +32,3 @@ def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[S
         use.cost(costs, prices),
     ]
     return [section for section in found if section is not None]
-
-
-def _costs(part: Part, prices: Sequence[Price]) -> pd.DataFrame:
-    try:
-        return costs_of(part.trials, prices)
-    except UsageError:  # the prices are for other parts of the report
-        return costs_of(part.trials)

@@ -4,6 +4,7 @@ Tune's own way, a `Searcher` behind its generator, copies the experiment's speci
 asks Ray's control store for the trainable several times for each trial, and looks through all trials at each event.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -41,7 +42,8 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
     """The planned trials, one at a time. As a context manager it lets one Tuner start at a time."""
 
     def __init__(self, next_trial: Callable[[], Trial | None], config: Callable[[Trial], dict[str, Any]]) -> None:
-        self._next, self._config, self._starting, self._running = next_trial, config, False, False
+        self._next, self._config, self._running = next_trial, config, False
+        self._starting = contextlib.ExitStack()
         self.given: Trial | None = None  # the latest
 
     def __getstate__(self) -> dict[str, Any]:
@@ -49,17 +51,11 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
         return {}
 
     def __enter__(self) -> "Handout":
-        _STARTING.acquire()
-        self._starting = True
+        self._starting.enter_context(_STARTING)
         return self
 
     def __exit__(self, *reason: object) -> None:
-        self._started()
-
-    def _started(self) -> None:
-        if self._starting:
-            self._starting = False
-            _STARTING.release()
+        self._starting.close()
 
     def add_configurations(self, experiments: Any) -> None:
         """Take Tune's specification of what a trial is."""
@@ -78,7 +74,7 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
 
     def next_trial(self) -> TuneTrial | None:
         """The next planned trial as Tune's; None while one runs, and when there is none left."""
-        self._started()
+        self._starting.close()
         if self._running or self._finished:
             return None
         planned = self.take()

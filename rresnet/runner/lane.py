@@ -53,7 +53,11 @@ class MachineLostError(RuntimeError):
 
 
 class Lane:
-    """Measures on one machine, one trial at a time, as long as there are repeats to take."""
+    """Measures on one machine, one trial at a time, as long as there are repeats to take.
+
+    A trial is *taken* from the agenda, *handed out* to Tune, *begun* when Tune starts it in a process, and *ended* when
+    it has its row or waits to be tried again. A lane may be lost with a trial between any two of these.
+    """
 
     def __init__(self, sweep: "Sweep", machine: Machine, agenda: Agenda) -> None:
         self.sweep, self.machine, self.agenda = sweep, machine, agenda

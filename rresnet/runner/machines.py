@@ -77,7 +77,7 @@ class Machine:
         from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
         there = NodeAffinitySchedulingStrategy(self.node_id, soft=False)
-        answer = ray.remote(_answer).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
+        answer = ray.remote(lambda: None).options(num_cpus=0, max_retries=0, scheduling_strategy=there).remote()
         deadline = time.monotonic() + within
         while self.alive() and time.monotonic() < deadline:
             if ray.wait([answer], timeout=POLL_SECONDS / 4)[0]:
@@ -195,24 +195,14 @@ def _request(bundles: list[dict[str, float]]) -> None:
     request_resources(bundles=bundles)
 
 
-def _answer() -> None:
-    """What a machine is asked to do to show that it is there."""
-
-
-def _probe_here() -> Hardware:
-    """As `probe`, which is cached, and that Ray does not take for a function."""
-    return probe(hidden=True)
-
-
 def _probed(node: Mapping[str, Any]) -> Machine:
     """What the machine is, as far as Ray may use it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    hardware = ray.get(
-        ray.remote(_probe_here).options(num_cpus=0, scheduling_strategy=there).remote(), timeout=PROBE_TIMEOUT_SECONDS
-    )
+    asked = ray.remote(lambda: probe(hidden=True)).options(num_cpus=0, scheduling_strategy=there).remote()
+    hardware: Hardware = ray.get(asked, timeout=PROBE_TIMEOUT_SECONDS)
     cpus, gpus = int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0))
     usable = replace(
         hardware,

@@ -108,14 +108,12 @@ class Sweep:
 
     def _side_by_side(self, lanes: Sequence[Lane]) -> None:
         with ThreadPoolExecutor(len(lanes), thread_name_prefix="rresnet-lane") as pool:
-            running = [pool.submit(lane.run) for lane in lanes]
+            running = {pool.submit(lane.run) for lane in lanes}
             try:
-                while wait(running, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION).not_done:
-                    for one in running:
-                        if one.done():
-                            one.result()
-                for one in running:
-                    one.result()
+                while running:
+                    ended, running = wait(running, timeout=SIGNAL_SECONDS, return_when=FIRST_EXCEPTION)
+                    for one in ended:
+                        one.result()
             except BaseException:
                 self._stopped = True  # what one lane raises, or Ctrl-C here, ends the others
                 raise

@@ -162,14 +162,6 @@ class Planned:
     global_batch_size: int = column("images a step over all workers", optional=False)
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrialKey:
-    """What joins the windows, epochs and losses tables to the trials table."""
-
-    run_id: str = column("run the trial belongs to", optional=False)
-    trial_id: str = column("stable hash of configuration and repeat", optional=False)
-
-
 _ARROW: dict[type, pa.DataType] = {
     int: pa.int64(),
     float: pa.float64(),
@@ -195,19 +187,22 @@ def _arrow_fields(source: type) -> list["pa.Field[Any]"]:
     return [pa.field(f.name, _arrow_type(hints[f.name]), metadata={"doc": f.metadata["doc"]}) for f in fields(source)]
 
 
-def _schema(*dataclasses: type) -> pa.Schema:
+def _schema(key: list["pa.Field[Any]"], *dataclasses: type) -> pa.Schema:
     return pa.schema(
-        [f for source in dataclasses for f in _arrow_fields(source)],
+        [*key, *(f for source in dataclasses for f in _arrow_fields(source))],
         metadata={"rresnet_schema_version": str(SCHEMA_VERSION)},
     )
 
 
-TRIALS = _schema(Identity, Cell, Planned, Measurement, Environment, When)
-WINDOWS = _schema(TrialKey, Window)
-EPOCHS = _schema(TrialKey, Epoch)
-LOSSES = _schema(TrialKey, Loss)
-TRIAL_KEY = [f.name for f in fields(TrialKey)]
-SCHEMAS = {"trials": TRIALS, "windows": WINDOWS, "epochs": EPOCHS, "losses": LOSSES}
+TRIALS = _schema([], Identity, Cell, Planned, Measurement, Environment, When)
+TRIAL_KEY = ["run_id", "trial_id"]  # what joins the other tables to the trials table
+_KEY = [TRIALS.field(name) for name in TRIAL_KEY]
+SCHEMAS = {
+    "trials": TRIALS,
+    "windows": _schema(_KEY, Window),
+    "epochs": _schema(_KEY, Epoch),
+    "losses": _schema(_KEY, Loss),
+}
 
 
 # What a row is read with that is older than an axis: as it was measured, on a CPU.

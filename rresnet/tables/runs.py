@@ -82,12 +82,7 @@ def known(results: Location) -> list[Run]:
 
 def _is_whole(run: Run) -> bool:
     """Whether each field is of its kind: a manifest is a file that anybody may have changed."""
-    texts = (run.experiment, run.name, run.plan_id, run.started_at)
-    perhaps = (run.finished_at, run.request_id)
     means = {} if run.environment is None else run.environment
-    return (
-        all(isinstance(text, str) for text in texts)
-        and all(text is None or isinstance(text, str) for text in perhaps)
-        and isinstance(means, dict)
-        and all(isinstance(value, str) for value in means.values())
-    )
+    given = [text for text in (run.finished_at, run.request_id) if text is not None]
+    texts = (run.experiment, run.name, run.plan_id, run.started_at, *given)
+    return isinstance(means, dict) and all(isinstance(text, str) for text in (*texts, *means.values()))

@@ -4,7 +4,7 @@ On CPUs oneDNN's backward pass of a convolution takes longer than that of the pr
 twenty times as long (`docs/performance.md`); and in such maps ResNet-50 ends on images of 32 x 32.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from typing import Any, NamedTuple
 
@@ -42,11 +42,11 @@ class SmallMapConv2d(nn.Conv2d):
         pixels, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)
         result: torch.Tensor
         if rows.size * columns.size <= taps:
-            whole = Whole.apply(weight, rows, columns, x.dtype)
+            whole = whole_of(weight, rows, columns, x.dtype)
             bias = None if self.bias is None else self.bias.repeat(outputs)
             result = linear(pixels.flatten(1), whole, bias).view(len(x), rows.outputs, columns.outputs, -1)
         elif 2 * outputs <= taps:
-            patches = Patches.apply(pixels, rows, columns)
+            patches = patches_of(pixels, rows, columns)
             result = linear(patches.flatten(3), weight.flatten(1), self.bias)
         elif outputs <= 2 * taps and x.dtype == torch.bfloat16 and self.bias is None:
             result = Convolved.apply(pixels, weight.to(x.dtype), rows, columns)
@@ -95,45 +95,25 @@ class Axis(NamedTuple):
             yield (slice(start, stop), pixels) if start < stop else (slice(0), slice(0))
 
 
-class Whole(torch.autograd.Function):
-    """The product over a whole map that a convolution is: taps [D, KH, KW, C] to [H' W' D, H W C]."""
-
-    @staticmethod
-    def forward(ctx: Any, taps: torch.Tensor, rows: Axis, columns: Axis, dtype: torch.dtype) -> torch.Tensor:
-        """The product's matrix, of the type that it will be multiplied in."""
-        ctx.rows, ctx.columns, ctx.dtype = rows, columns, taps.dtype
-        whole: torch.Tensor = whole_of(taps, rows, columns, dtype)
-        return whole
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None]:
-        """The taps' gradient: of each, the sum over where it stands in the product."""
-        return taps_of(gradient, ctx.rows, ctx.columns, ctx.dtype), None, None, None
-
-
-class Patches(torch.autograd.Function):
-    """What lies under the kernel for each output pixel: [N, H, W, C] to [N, H', W', KH, KW, C], zeros in padding."""
-
-    @staticmethod
-    def forward(ctx: Any, pixels: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
-        """The patches."""
-        ctx.rows, ctx.columns = rows, columns
-        patches: torch.Tensor = patches_of(pixels, rows, columns)
-        return patches
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None]:
-        """The pixels' gradient: of each, the sum over the patches that it is in."""
-        return pixels_of(gradient, ctx.rows, ctx.columns), None, None
-
-
 # What moves slices writes in place: slices that PyTorch differentiates fill a tensor of zeros each. And it is opaque
 # to the compiler, which would make one huge expression of all slices.
 
 
-@torch.library.custom_op("rresnet::whole_of", mutates_args=())
+def _operator(function: Callable[..., torch.Tensor]) -> Any:
+    """The function as one operator of PyTorch; on tensors without data it tells the compiler its shapes itself."""
+    operator = torch.library.custom_op(f"rresnet::{function.__name__}", function, mutates_args=())
+    operator.register_fake(function)
+    return operator
+
+
+def _note(ctx: Any, inputs: Sequence[Any], output: torch.Tensor) -> None:
+    """Keep what the gradient of an operator takes: both axes, and the type of what it was given."""
+    ctx.axes, ctx.dtype = inputs[1:3], inputs[0].dtype
+
+
+@_operator
 def whole_of(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """The matrix [H' W' D, H W C] of taps [D, KH, KW, C]."""
+    """The product over a whole map that a convolution is: the matrix [H' W' D, H W C] of taps [D, KH, KW, C]."""
     down, across = Axis(*rows), Axis(*columns)
     shape = down.outputs * across.outputs, len(taps), down.size, across.size, taps.shape[3]
     whole = taps.new_zeros(shape, dtype=dtype)
@@ -142,38 +122,21 @@ def whole_of(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dt
     return whole.view(shape[0] * shape[1], -1)
 
 
-@whole_of.register_fake
-def _(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    down, across = Axis(*rows), Axis(*columns)
-    products = down.outputs * across.outputs * taps.shape[0], down.size * across.size * taps.shape[3]
-    return taps.new_empty(products, dtype=dtype)
-
-
-@torch.library.custom_op("rresnet::taps_of", mutates_args=())
+@_operator
 def taps_of(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Taps [D, KH, KW, C]: of each the sum over where it stands in the matrix [H' W' D, H W C]."""
     down, across = Axis(*rows), Axis(*columns)
-    parts = whole.reshape(down.outputs * across.outputs, -1, down.size, across.size, _channels(whole, down, across))
-    taps = whole.new_zeros((parts.shape[1], down.kernel, across.kernel, parts.shape[4]), dtype=dtype)
+    channels = whole.shape[1] // (down.size * across.size)
+    parts = whole.reshape(down.outputs * across.outputs, -1, down.size, across.size, channels)
+    taps = whole.new_zeros((parts.shape[1], down.kernel, across.kernel, channels), dtype=dtype)
     for output, ((tap, pixel), (beside, next_to)) in enumerate(product(down.of_outputs(), across.of_outputs())):
         taps[:, tap, beside] += parts[output, :, pixel, next_to]
     return taps
 
 
-@taps_of.register_fake
-def _(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    down, across = Axis(*rows), Axis(*columns)
-    kernels = whole.shape[0] // (down.outputs * across.outputs)
-    return whole.new_empty((kernels, down.kernel, across.kernel, _channels(whole, down, across)), dtype=dtype)
-
-
-def _channels(whole: torch.Tensor, down: Axis, across: Axis) -> int:
-    return whole.shape[1] // (down.size * across.size)
-
-
-@torch.library.custom_op("rresnet::patches_of", mutates_args=())
+@_operator
 def patches_of(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
-    """Patches [N, H', W', KH, KW, C] of pixels [N, H, W, C]."""
+    """What lies under the kernel for each output: [N, H', W', KH, KW, C] of [N, H, W, C], zeros in the padding."""
     down, across = Axis(*rows), Axis(*columns)
     shape = len(pixels), down.outputs, across.outputs, down.kernel, across.kernel, pixels.shape[3]
     patches = pixels.new_zeros(shape)
@@ -182,14 +145,7 @@ def patches_of(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]
     return patches
 
 
-@patches_of.register_fake
-def _(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
-    down, across = Axis(*rows), Axis(*columns)
-    kernel = down.kernel, across.kernel
-    return pixels.new_empty((pixels.shape[0], down.outputs, across.outputs, *kernel, pixels.shape[3]))
-
-
-@torch.library.custom_op("rresnet::pixels_of", mutates_args=())
+@_operator
 def pixels_of(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
     """Pixels [N, H, W, C]: of each the sum over the patches [N, H', W', KH, KW, C] that it is in."""
     down, across = Axis(*rows), Axis(*columns)
@@ -199,9 +155,10 @@ def pixels_of(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]
     return pixels
 
 
-@pixels_of.register_fake
-def _(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
-    return patches.new_empty((patches.shape[0], rows[0], columns[0], patches.shape[5]))
+whole_of.register_autograd(
+    lambda ctx, gradient: (taps_of(gradient, *ctx.axes, ctx.dtype), None, None, None), setup_context=_note
+)
+patches_of.register_autograd(lambda ctx, gradient: (pixels_of(gradient, *ctx.axes), None, None), setup_context=_note)
 
 
 class Convolved(torch.autograd.Function):

@@ -4,6 +4,7 @@ A path gives tensors of a batch (`Inputs.epoch`), and turns them into images and
 The second part is a step's own: an execution mode may compile or capture it with the rest.
 """
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -115,13 +116,7 @@ def evaluation_batches(split: Split, cell: Cell, device: torch.device, batch_siz
         yield batch.contiguous(memory_format=memory_format(cell)), labels[start : start + batch_size].to(device)
 
 
-_RESIDENT: dict[tuple[int, str], tuple[Split, Batch]] = {}  # holds the split too, so that its id stays its own
-
-
+@functools.cache
 def _resident(split: Split, device: torch.device) -> Batch:
     """The split as uint8 images and labels on `device`, shared by all cells of the process."""
-    key = (id(split), str(device))
-    if key not in _RESIDENT:
-        images, labels = torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device)
-        _RESIDENT[key] = (split, (images, labels))
-    return _RESIDENT[key][1]
+    return torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device)

@@ -59,8 +59,7 @@ class Workbench:
         if self.world > 1:
             from ray.train.torch import prepare_model
 
-            self.network = prepare_model(self.network, move_to_device=False)
-            self.optimizer = model.optimizer_of(self.network, cell)
+            self.network = prepare_model(self.network, move_to_device=False)  # of the same parameters
         self.network.train()
         self.train_step = step.build(
             cell, self.network, self.optimizer, self.inputs.load, lambda: next(self._new_inputs().epoch())
@@ -191,7 +190,7 @@ class Workbench:
         """
         assert self.step_seconds is not None
         assert self._first is not None
-        self._measured_seconds += measured_seconds
+        self._measured_seconds += measured_seconds  # earns a budget, which is charged before, and again by the clock
         steps = self.agreed(self.steps_in_window())
         cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
         if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
