@@ -105,8 +105,7 @@ def test_what_failed_in_a_part_before_an_interruption_still_counts(status, fine,
     sweep.execute(grid.more(CELLS, 0, repeats=6, processes=3, seed=42))
     sweep.rows[-1]["status"] = status
     rows = pd.DataFrame(sweep.rows).reindex(columns=[f.name for f in TRIALS])
-    done = SimpleNamespace(run=SimpleNamespace(run_id="r"), trials=rows)
-    monkeypatch.setattr(experiment.running, "measured", lambda *given, **named: done)
+    monkeypatch.setattr(experiment.running, "measured", lambda *given, **named: rows)
     shown = Experiment(name="compare", show=lambda *of: None)
     means = SimpleNamespace(console=Console(quiet=True))
     assert experiment._measure(shown, settings, means) is fine

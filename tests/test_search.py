@@ -149,7 +149,7 @@ def test_the_probes_are_a_run_of_their_own_and_complete_ones_of_this_environment
 
     def measured(what, settings, means, extend, *, reuse):
         asked.append((what.name, settings.batch_size, settings.retry, reuse))
-        return SimpleNamespace(trials=probed)
+        return probed
 
     monkeypatch.setattr(experiment.running, "measured", measured)
     images = SimpleNamespace(train=SimpleNamespace(labels=range(1000)))

@@ -30,8 +30,6 @@ _ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to each trial of a worker group
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
     "RAY_worker_niceness": "0",  # Ray's workers yield to any other process by default: a measurement must not
-    "RAY_enable_worker_prestart": "0",  # a process for each core, which never become Tune's: those have an environment
-    "RAY_prestart_worker_first_driver": "0",  # the same, at the start
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no state of the experiment: our rows are what a run goes on from
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record; no CSV, JSON and TensorBoard files a trial
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
@@ -40,8 +38,12 @@ _ENVIRONMENT = {
 }
 
 
-# Ray's switch for laptops: the servers of a Ray that we start listen on the loopback address alone.
-_LOOPBACK = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"}
+# Of a Ray that we start.
+_LOCAL = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its switch for laptops: its servers listen on loopback alone
+    "RAY_enable_worker_prestart": "0",  # a process for each core, none of which Tune uses: its own have an environment
+    "RAY_prestart_worker_first_driver": "0",  # the same, at the start
+}
 CONNECT_SECONDS = 5.0
 WATCH_SECONDS = 2.0  # between looks at whether a joined cluster is still there
 LOST_SECONDS = 40.0  # for which it may be away; after 60 Ray ends this process
@@ -80,7 +82,7 @@ def connect(
     """
     if address not in (None, "auto"):
         _check_reachable(address)
-    for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOOPBACK}).items():
+    for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOCAL}).items():
         os.environ.setdefault(name, value)
     import ray
 
