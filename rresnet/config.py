@@ -9,6 +9,7 @@ from rresnet.cell import AT_LEAST_1, LATER, Axes, Cell, Device, Execution, Must,
 
 SCHEMA_VERSION = 1
 AUTO: Literal["auto"] = "auto"
+OF_SIZES = "-sizes"  # ends the name of the run, and of its experiment, in which batch sizes are searched
 DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
 TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: starting, warming up and the clocks take theirs besides

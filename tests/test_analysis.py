@@ -2,7 +2,7 @@ import io
 import math
 import subprocess
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import numpy as np
 import pandas as pd
@@ -305,15 +305,30 @@ def test_analysis_needs_neither_ray_nor_torch():
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+def test_a_batch_size_at_the_edge_of_what_was_measured_is_told():
+    small, large = replace(TUNED, batch_size=16), replace(TUNED, batch_size=32)
+    rising = trials((small, [100.0] * 3), (large, [200.0] * 3), (BLOG, [50.0] * 3))
+    line = "Batch 32 is the largest that was measured of cpu tuned: a larger one may be faster (--batch-size auto looks"
+    assert line in printed(rising)
+    falling = trials((small, [200.0] * 3), (large, [100.0] * 3), (BLOG, [50.0] * 3))
+    assert "the largest that was measured" not in printed(falling)
+    one_size = trials((large, [200.0] * 3), (BLOG, [50.0] * 3))
+    assert "the largest that was measured" not in printed(one_size)
+
+
 def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
     # Two processes, each steady in itself and 20 % from the other: repeats in them tell no more.
     apart = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 2 + [240.0, 241.0, 239.0] * 2))
     apart["process"] = apart["repeat"] // 6
-    assert "No 10,000 repeats would halve its interval, as long as they come from 2 processes" in printed(apart)
+    assert "More repeats alone would not halve its interval: it takes more --processes, too (2 so far)." in printed(
+        apart
+    )
     # Repeats scatter, processes do not: what is left is the allowance for drift, which the run's length alone lessens.
     even = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 260.0, 160.0] * 4))
     monkeypatch.setattr(statistics, "DRIFT_REPEATS", 10.0**9)
-    assert "repeats would halve its interval, for the machine's slow drift" in printed(even)
+    assert "More repeats alone would not halve its interval: the rest is room for the machine's slow drift" in printed(
+        even
+    )
     monkeypatch.undo()
     steady = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 4))
     assert "Half as wide an interval takes about " in printed(steady)

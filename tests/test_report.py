@@ -161,6 +161,16 @@ def test_data_stays_text(tmp_path, evil):
     assert "<img" not in summary
 
 
+def test_the_edge_of_what_was_measured_is_told_unless_larger_sizes_were_looked_for(tmp_path):
+    rising = trials((BLOG, [100.0] * 3), ({**BLOG, "batch_size": 128}, [200.0] * 3))
+    edge = "Batch 128 is the largest that was measured of cpu blog: a larger one may be faster."
+    page, summary, said = made(tmp_path, write(tmp_path / "a", rising))
+    assert all(edge in text for text in (page.text, summary, said))
+    probes = trials((BLOG, [100.0]), run_id="r0", experiment="compare-sizes")
+    page, _, said = made(tmp_path, write(tmp_path / "b", rising + probes))
+    assert edge not in page.text + said
+
+
 def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
     later = START + timedelta(days=1)
     a = write(tmp_path / "a", two() + trials((BLOG, [400.0, 400.0, 400.0, 400.0]), hostname="other"))
@@ -171,8 +181,13 @@ def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
         ("r1", "vm", 8),
         ("r1", "other", 4),
     ]
-    page, _, _ = made(tmp_path, a, b)
+    page, summary, said = made(tmp_path, a, b)
     assert "3 runs and machines, kept apart" in page.text
+    newest = "The newest of 3 runs and machines, compare on vm, 02 Mar 2026 12:00 UTC: Fastest: cpu tuned batch 64, 199"
+    for text in (page.text, said):  # what holds over all of them comes first
+        assert text.index("That is 2.00 times as fast as the next") < text.index(newest)
+    assert summary.endswith("\n")
+    assert "resnet18 on" in summary
     headings = ["compare on vm, 02 Mar 2026 12:00 UTC", "compare on vm, 01 Mar 2026", "compare on other, 01 Mar 2026"]
     places = [page.text.index(heading) for heading in headings]
     assert places == sorted(places)
@@ -286,7 +301,7 @@ def test_the_knee_is_the_smallest_size_near_the_highest_rate(tmp_path):
     part, measured = part_of(tmp_path, trials(*sizes))
     section = speed.batch_sizes(part, measured)
     assert section.findings[0] == "Knees: cpu blog at batch 32."
-    assert section.findings[1] == "No measured size below the largest reaches 90 % of the highest rate: cpu tuned."
+    assert section.findings[1] == "Still rising at the largest size measured: cpu tuned."
     assert section.findings[2].startswith("Predicted, not measured: ")
     assert len(section.data) == 7
 

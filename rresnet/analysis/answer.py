@@ -7,11 +7,12 @@ import pandas as pd
 from rich.console import Console
 
 from rresnet.analysis import alike, comparison, pairing, ranking, rates, regimes
-from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS, Interval
+from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
 from rresnet.cell import AXES
 from rresnet.quality.flags import ADVICE
 from rresnet.terminal import duration, number, percent, print_table, say
 
+AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
 NOT_APART = "~ "  # marks a speedup that can't be told from 1
 
 NO_GPU = (
@@ -20,11 +21,15 @@ NO_GPU = (
 )
 
 
-def findings(trials: pd.DataFrame, console: Console) -> None:
-    """Print the table of one run's cells, and the fastest of them in a sentence."""
+def findings(trials: pd.DataFrame, console: Console, *, searched: bool = False) -> None:
+    """Print the table of one run's cells, and the fastest of them in a sentence.
+
+    `searched` says that larger batch sizes were looked for (`--batch-size auto`), and none is worth a word.
+    """
     cells = compared(trials)
     _print_table(cells, console)
-    for line in (sentence(trials, cells), *scatter(trials, cells), *_noise_floor(trials, cells)):
+    larger = [] if searched else edge(trials, cells, AUTO_LOOKS)
+    for line in (sentence(trials, cells), *larger, *scatter(trials, cells), *_noise_floor(trials, cells)):
         say(console, line)
 
 
@@ -74,10 +79,7 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if len(measured) == 1:
         only = measured[0]
         return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
-    ids = [cell["cell_id"] for cell in measured]
-    first, second = (
-        measured[n] for n in ranking.first_two(measured, lambda a, b: pairing.ratio(trials, ids[a], ids[b]))
-    )
+    first, second = _first_two(trials, measured)
     lead = pairing.ratio(trials, first["cell_id"], second["cell_id"])
     by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
     told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
@@ -92,6 +94,26 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
     interval = f"95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs"
     return f"{told}. That is {than} ({interval}): {verdict(lead, apart, floor)}."
+
+
+def _first_two(trials: pd.DataFrame, measured: list[dict[Any, Any]]) -> tuple[dict[Any, Any], dict[Any, Any]]:
+    ids = [cell["cell_id"] for cell in measured]
+    first, second = ranking.first_two(measured, lambda a, b: pairing.ratio(trials, ids[a], ids[b]))
+    return measured[first], measured[second]
+
+
+def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = "") -> list[str]:
+    """That the fastest setting has the largest batch size that was measured of it, where smaller ones were, too."""
+    measured = [c for c in cells if c["repeats"] and not c["copy"]]
+    if len(measured) < 2:
+        return []
+    first, _ = _first_two(trials, measured)
+    series = name(first, measured, sized=False)
+    sizes = {c["batch_size"] for c in measured if name(c, measured, sized=False) == series}
+    if len(sizes) == 1 or first["batch_size"] < max(sizes):
+        return []
+    told = f"Batch {first['batch_size']} is the largest that was measured of {series}"
+    return [f"{told}: a larger one may be faster{what_to_do}."]
 
 
 def verdict(ratio: Interval, apart: bool, floor: float | None) -> str:
@@ -124,7 +146,7 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     print_table(
         console,
         columns,
-        caption=f"{against}In brackets: 95 % intervals over repeats.{mark}",
+        caption=f"{against}In brackets: 95 % intervals over repeats, with room for slow drift.{mark}",
         left=("setting", "bound by", "trials"),
         broken="setting",
         left_out=optional,
@@ -195,11 +217,11 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     if needed:
         return [f"{scattered}Half as wide an interval takes about {needed} repeats."]
     never = (
-        f"as long as they come from {parts.processes} processes: give more --processes, too"
+        f"it takes more --processes, too ({parts.processes} so far)"
         if lead.processes_differ(half / 2)
-        else "for the machine's slow drift: a quieter machine does more"
+        else "the rest is room for the machine's slow drift, and a quieter machine does more"
     )
-    return [f"{scattered}No {MOST_REPEATS:,} repeats would halve its interval, {never}."]
+    return [f"{scattered}More repeats alone would not halve its interval: {never}."]
 
 
 def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:

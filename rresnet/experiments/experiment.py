@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rresnet import data, hardware
-from rresnet.config import AUTO, Settings
+from rresnet.config import AUTO, OF_SIZES, Settings
 from rresnet.experiments import planning, running
 from rresnet.experiments.running import Experiment, Extend, Means
 from rresnet.tables import place
@@ -110,7 +110,8 @@ def _beginning(settings: Settings) -> Settings:
 
 def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
     """Run what was asked for, and answer."""
-    if settings.batch_size == AUTO:
+    searched = settings.batch_size == AUTO
+    if searched:
         experiment, settings = _find_batch_sizes(experiment, settings, means)
     extend: Extend | None = None
     if settings.target_interval:
@@ -123,7 +124,7 @@ def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
     if experiment.show:
         experiment.show(trials, means.console, settings.results_dir)
     else:
-        answer.findings(trials, means.console)
+        answer.findings(trials, means.console, searched=searched)
     answer.remarks(trials, means.console, advice=settings.advice)
     say(means.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
@@ -137,7 +138,7 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) 
 
     most = len(means.images.train.labels)
     begin = search.first(settings, most=max(1, most // max(settings.num_workers)))
-    probing = replace(experiment, name=f"{settings.name or experiment.name}-sizes")
+    probing = replace(experiment, name=f"{settings.name or experiment.name}{OF_SIZES}")
     extend = functools.partial(search.probe, most=most)
     probed = running.measured(probing, begin, means, extend, reuse=True)  # sizes that are known are not probed again
     found = search.found(probed, most=most)

@@ -51,6 +51,14 @@ class Chapter:
         return f"{self.part.experiment} on {self.part.machine}" + (f", {when:%d %b %Y %H:%M} UTC" if when else "")
 
 
+def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:
+    """What a report says first: over all runs and machines, then what the newest says for itself, and its doubts."""
+    newest, *more = [*chapters[0].answers, *chapters[0].part.doubts]
+    if len(chapters) == 1:
+        return [newest, *more]
+    return [*decisions, f"The newest of {len(chapters)} runs and machines, {chapters[0].title}: {newest}", *more]
+
+
 def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime, version: str) -> str:
     """The whole report in one page that needs nothing else; `decisions` are sentences that hold over all chapters."""
     css, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
@@ -138,6 +146,7 @@ def _templates(*, autoescape: bool) -> jinja2.Environment:
         loader=jinja2.FileSystemLoader(TEMPLATES),
         autoescape=autoescape,
         trim_blocks=True,
+        keep_trailing_newline=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )

@@ -13,6 +13,7 @@ from rresnet import scratch
 from rresnet.analysis import answer, decision
 from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
+from rresnet.config import OF_SIZES
 from rresnet.experiments import ladder
 from rresnet.figures import drawing
 from rresnet.reporting import page, parts
@@ -45,7 +46,8 @@ def write(
     """
     known, own = read_prices(prices), parts.read(folders, runs)
     decisions = _decisions(own, known)
-    chapters = [_chapter(number, part, known) for number, part in enumerate(own, start=1)]
+    searched = any(part.experiment.endswith(OF_SIZES) for part in own)  # then larger sizes were looked for
+    chapters = [_chapter(number, part, known, searched) for number, part in enumerate(own, start=1)]
     summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
     whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
     to = place.at(out or folders[0] / "report")
@@ -58,7 +60,7 @@ def write(
             to.write(name, text.encode("utf-8", "replace"))
     except OSError as error:
         raise StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
-    first = [*chapters[0].answers, *chapters[0].part.doubts] if chapters else ["There are no trials in these results."]
+    first = page.lead(chapters, decisions) if chapters else ["There are no trials in these results."]
     for line in first:
         say(console, line)
     told = f"Report: {to.told('index.html')}; beside it summary.md and {len(files)} figure files."
@@ -78,15 +80,16 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     return [*(verdict.sentence() for verdict in wanted), *told]
 
 
-def _chapter(number: int, part: Part, prices: Sequence[Price]) -> Chapter:
+def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -> Chapter:
     ranked, is_ladder = answer.compared(part.trials), part.experiment == "ladder"
     climbs = ladder.summary(ladder.rungs(part.trials)) if is_ladder else []
     scatter = [] if is_ladder else answer.scatter(part.trials, ranked)  # a ladder's answer is another ratio
+    larger = [] if searched else answer.edge(part.trials, ranked)
     cells, without = pd.DataFrame(ranked), number > MOST_WITH_FIGURES
     return Chapter(
         number=number,
         part=part,
-        answers=climbs or [answer.sentence(part.trials, ranked)],
+        answers=climbs or [answer.sentence(part.trials, ranked), *larger],
         remarks=[*scatter, *answer.states(part.trials, ranked)],
         cells=cells,
         sections=[] if without else sections(part, cells, prices),

@@ -59,8 +59,8 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
     return Section(
         key="batch-size",
         title=title,
-        reading="Both axes are logarithmic; upright bars are 95 % intervals. The ring marks the knee: the smallest "
-        f"measured batch size that reaches {percent(KNEE)} of the series' highest rate: larger ones bring little.",
+        reading="Both axes are logarithmic; upright bars are 95 % intervals. A ring marks the knee where there is one: "
+        f"the smallest measured batch size that reaches {percent(KNEE)} of the highest rate. Larger ones bring little.",
         findings=(
             *_knees(shown, knees),
             *([f"The {len(kept)} fastest series are drawn; {left_out} more are in the CSV."] if left_out else []),
@@ -94,11 +94,7 @@ def _knees(rates: pd.DataFrame, knees: pd.DataFrame) -> list[str]:
     rising = [name for name in rates["series"].unique() if name not in sizes]
     return [
         *(["Knees: " + ", ".join(f"{name} at batch {size}" for name, size in sizes.items()) + "."] if sizes else []),
-        *(
-            [f"No measured size below the largest reaches {percent(KNEE)} of the highest rate: {', '.join(rising)}."]
-            if rising
-            else []
-        ),
+        *([f"Still rising at the largest size measured: {', '.join(rising)}."] if rising else []),
     ]
 
 
