@@ -33,6 +33,7 @@ class Chapter:
     number: int  # from 1, as in the table of all rows
     part: Part
     answers: Sequence[str]  # what was found, in sentences: the ladder's climbs, or the fastest setting
+    edge: Sequence[str]  # that larger batch sizes than the fastest's were not measured
     remarks: Sequence[str]  # how the ratio of the answer scatters, and where the machine changed
     cells: pd.DataFrame  # of `answer.compared`
     sections: Sequence[Section]
@@ -53,7 +54,7 @@ class Chapter:
 
 def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:
     """What a report says first: over all runs and machines, then what the newest says for itself, and its doubts."""
-    newest, *more = [*chapters[0].answers, *chapters[0].part.doubts]
+    newest, *more = [*chapters[0].answers, *chapters[0].edge, *chapters[0].part.doubts]
     if len(chapters) == 1:
         return [newest, *more]
     return [*decisions, f"The newest of {len(chapters)} runs and machines, {chapters[0].title}: {newest}", *more]

@@ -84,12 +84,12 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
     ranked, is_ladder = answer.compared(part.trials), part.experiment == "ladder"
     climbs = ladder.summary(ladder.rungs(part.trials)) if is_ladder else []
     scatter = [] if is_ladder else answer.scatter(part.trials, ranked)  # a ladder's answer is another ratio
-    larger = [] if searched else answer.edge(part.trials, ranked)
     cells, without = pd.DataFrame(ranked), number > MOST_WITH_FIGURES
     return Chapter(
         number=number,
         part=part,
-        answers=climbs or [answer.sentence(part.trials, ranked), *larger],
+        answers=climbs or [answer.sentence(part.trials, ranked)],
+        edge=[] if searched or is_ladder else answer.edge(part.trials, ranked),
         remarks=[*scatter, *answer.states(part.trials, ranked)],
         cells=cells,
         sections=[] if without else sections(part, cells, prices),
