@@ -47,25 +47,29 @@ def test_its_servers_listen_on_loopback_alone_and_its_token_is_its_owners(tmp_pa
 
 def test_ray_has_all_its_helpers_again_afterwards_and_where_it_fails_without(monkeypatch):
     import ray
-    from ray._private import services
+    from ray._private import ray_constants, services
     from ray._private.node import Node
+    from ray.experimental import internal_kv
 
     from rresnet.runner import cluster
 
     def helpers():
         return services.start_api_server, Node.start_monitor, Node.start_log_monitor
 
-    all_of_them, at_start = helpers(), []
+    all_of_them, at_start, put = helpers(), [], []
 
     def init(*of, **how):
         at_start.append(helpers())
         if len(at_start) == 1:
+            assert services.start_api_server(False, raise_on_failure=False) == ("", None)
             raise TypeError("another version")
 
     monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(internal_kv, "_internal_kv_put", lambda key, value, **where: put.append((key, value)))
     cluster._start()
     assert not set(at_start[0]) & set(all_of_them)
     assert at_start[1] == helpers() == all_of_them
+    assert put == [(ray_constants.DASHBOARD_ADDRESS, "localhost:0")]  # or the agent asks for it every second
 
 
 def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path, monkeypatch):
