@@ -107,6 +107,14 @@ def test_images_are_scaled_on_the_short_side_and_cut_in_the_centre(tmp_path):
     assert (load(path, image_size=4).train.images == 100).all()
 
 
+@pytest.mark.parametrize("image_size", [4, 5, 16])
+def test_the_median_of_the_short_sides_is_told_whatever_they_are_brought_to(tmp_path, image_size):
+    images = [png(np.zeros(shape, np.uint8)) for shape in [(4, 12), (16, 5), (5, 30), (30, 40), (4, 4), (6, 6)]]
+    assert load(write_parquet(tmp_path / "a.parquet", images), image_size=image_size).short_side == 5
+    assert load(write_folder(tmp_path / "folder"), image_size=image_size).short_side == 8
+    assert load("fashion-mnist-12k", image_size=image_size).short_side is None
+
+
 def test_grey_images_stay_one_channel_and_mixed_ones_become_three(tmp_path):
     assert load(write_folder(tmp_path / "grey", mode="L")).train.images.shape[1] == 1
     mixed = write_folder(tmp_path / "mixed", mode="L")

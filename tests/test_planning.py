@@ -11,20 +11,27 @@ from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import experiment, planning
 
+SHRUNK = (
+    "The images' short side, 65 pixels in the median, is brought to 64. Training on larger ones is other work, with "
+    "another answer: give --image-size as you will train"
+)
+
 
 @pytest.mark.parametrize(
     ("done", "told"), [(0, []), (5, ["Continuing run r: 5 trials are done (--fresh starts anew)"])]
 )
-def test_the_opening_says_what_is_trained_on_what(done, told):
+@pytest.mark.parametrize(("short_side", "shrunk"), [(None, []), (64, []), (65, [SHRUNK])])
+def test_the_opening_says_what_is_trained_on_what(done, told, short_side, shrunk):
     settings = Settings(model="resnet18", dataset="photos", image_size=64, batch_size=(8,), repeats=4, processes=2)
     planned = planning.plan(settings, grid.cells, LAPTOP)
-    images = SimpleNamespace(train=SimpleNamespace(labels=range(1234)), classes=("a", "b", "c"))
+    images = SimpleNamespace(train=SimpleNamespace(labels=range(1234)), classes=("a", "b", "c"), short_side=short_side)
     lines = planning.opening(
         SimpleNamespace(run_id="r"), settings, planned, planned[done:], [LAPTOP, A100], images
     ).splitlines()
     assert lines[:2] == ["laptop: A CPU, 8 CPUs, no GPU", "a100: B CPU, 16 CPUs, 1 x NVIDIA A100"]
     assert lines[4:] == [
         "resnet18 on 1,234 training images of photos, 64 x 64, 3 classes",
+        *shrunk,
         "8 trials: 2 settings x 4 repeats, 2 processes",
         *told,
     ]

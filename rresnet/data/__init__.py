@@ -36,6 +36,7 @@ class Source:
     train: Split
     test: Split
     classes: tuple[str, ...]
+    short_side: int | None = None  # of the user's own images as they were found, their median, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +69,13 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
         check_memory(dataset, len(split.labels), split.images.shape[1], image_size)
     train, test = _resized(source.train, image_size), _resized(source.test, image_size)
     _check_learnable(dataset, train, test, source.classes)
-    return ImageData(train=train, test=test, classes=source.classes, fingerprint=_fingerprint(train, test))
+    return ImageData(
+        train=train,
+        test=test,
+        classes=source.classes,
+        short_side=source.short_side,
+        fingerprint=_fingerprint(train, test),
+    )
 
 
 def _embedded(data_dir: Path | None, image_size: int, seed: int) -> Source:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import statistics
 import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -48,7 +49,7 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
     check_memory(str(root), len(paths), 3, image_size)
     images = _decode([(str(path), path) for path in paths], image_size)
     labels = np.array([label for part in parts for _, label in part], dtype=np.int64)
-    return _split(images, labels, classes, seed, len(parts[0]) if len(parts) == 2 else None)
+    return _split(*images, labels, classes, seed, len(parts[0]) if len(parts) == 2 else None)
 
 
 def _class_folders(root: Path) -> list[str]:
@@ -88,7 +89,7 @@ def parquet(path: Path, image_size: int, seed: int) -> Source:
             raise DataError(f"{path}: the column split must name both train and test rows, found only one of them")
     check_memory(str(path), len(encoded), 3, image_size)
     images = _decode([(f"{path}, image {i}", io.BytesIO(content)) for i, content in enumerate(encoded)], image_size)
-    return _split(images, labels, classes, seed, test)
+    return _split(*images, labels, classes, seed, test)
 
 
 def _read(path: Path) -> pa.Table:
@@ -174,7 +175,9 @@ def _class_names(metadata: dict[bytes, bytes] | None) -> list[str]:
     return [str(name) for name in names] if isinstance(names, list) else []
 
 
-def _split(images: Pixels, labels: Labels, classes: Sequence[str], seed: int, train: int | None) -> Source:
+def _split(
+    images: Pixels, short_side: int, labels: Labels, classes: Sequence[str], seed: int, train: int | None
+) -> Source:
     if train is None:
         train_part, test_part = stratified_test_split(labels, seed)
     else:
@@ -183,18 +186,24 @@ def _split(images: Pixels, labels: Labels, classes: Sequence[str], seed: int, tr
         train=Split(images=images[train_part], labels=labels[train_part]),
         test=Split(images=images[test_part], labels=labels[test_part]),
         classes=tuple(classes),
+        short_side=short_side,
     )
 
 
-def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int) -> Pixels:
-    """Decode to uint8 [N, C, size, size]; one channel if every image is grey. Pillow decodes outside Python's lock."""
+def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int) -> tuple[Pixels, int]:
+    """Decode to uint8 [N, C, size, size], one channel if every image is grey, and the median of their short sides.
+
+    Pillow decodes outside Python's lock.
+    """
     chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
     with ThreadPoolExecutor(1 if all(map(_is_small, _few(sources))) else None) as pool:
         done = pool.map(lambda chunk: [_decode_one(name, source, size) for name, source in chunk], chunks)
-        decoded = [image for chunk in done for image in chunk]
+        decoded, short_sides = zip(*(found for chunk in done for found in chunk), strict=True)
     if all(image.mode == "L" for image in decoded):
-        return np.stack([np.asarray(image)[None] for image in decoded])
-    return np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in decoded])
+        pixels = np.stack([np.asarray(image)[None] for image in decoded])
+    else:
+        pixels = np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in decoded])
+    return pixels, statistics.median_low(short_sides)
 
 
 def _few(sources: Sequence[tuple[str, Path | IO[bytes]]]) -> list[Path | IO[bytes]]:
@@ -211,8 +220,8 @@ def _is_small(source: Path | IO[bytes]) -> bool:
         return True
 
 
-def _decode_one(name: str, source: Path | IO[bytes], size: int) -> Image.Image:
-    """The first frame, 8 bits a channel, its short side brought to `size` and its centre cut out."""
+def _decode_one(name: str, source: Path | IO[bytes], size: int) -> tuple[Image.Image, int]:
+    """The first frame, 8 bits a channel, its short side brought to `size` and its centre cut out; how long that was."""
     try:
         with Image.open(source, formats=_FORMATS) as opened:
             pixels = opened.width * opened.height
@@ -220,7 +229,9 @@ def _decode_one(name: str, source: Path | IO[bytes], size: int) -> Image.Image:
                 raise Image.DecompressionBombError(f"{opened.width} x {opened.height} pixels")
             with _LARGE if pixels > LARGE_PIXELS else contextlib.nullcontext():
                 image = _eight_bits(opened)
-        return image if image.size == (size, size) else ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR)
+        if image.size == (size, size):
+            return image, size
+        return ImageOps.fit(image, (size, size), Image.Resampling.BILINEAR), min(image.size)
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} is too large an image to open safely ({error}): scale it down or remove it") from error
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to

@@ -92,6 +92,7 @@ def opening(
         *machine_lines(machines),
         f"{settings.model} on {len(images.train.labels):,} training images of {settings.dataset}, {size}, "
         f"{len(images.classes)} classes",
+        *_shrunk(images, settings.image_size),
         f"{len(planned)} trials: {count} settings x {settings.repeats_planned} repeats, "
         f"{_processes(settings)} processes",
     ]
@@ -100,6 +101,16 @@ def opening(
     impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
     lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
     return "\n".join(lines)
+
+
+def _shrunk(images: data.ImageData, size: int) -> list[str]:
+    """What it means that the user's own images are larger than they are trained on."""
+    if images.short_side is None or images.short_side <= size:
+        return []
+    return [
+        f"The images' short side, {images.short_side} pixels in the median, is brought to {size}. Training on "
+        "larger ones is other work, with another answer: give --image-size as you will train"
+    ]
 
 
 def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
