@@ -1,14 +1,20 @@
-"""Do all recipes and modes learn the same? Losses of the same steps, and test accuracy after the same epochs.
+"""Do all recipes and modes learn the same? Gradients and losses of the same steps, and accuracy after the same epochs.
 
-    python benchmarks/parity.py [--model resnet50] [--exact-steps 10] [--steps 200] [--epochs 3] [--seeds 1]  (1/2 h)
+    python benchmarks/parity.py [--model resnet50] [--gradient-steps 100] [--exact-steps 10] [--steps 200]
+                                [--epochs 3] [--seeds 1] [--modes "blog fp32 eager,tuned bf16 eager"]  (1/2 h)
 
-From one seed, first the gradient of one batch beside the same in float64: what rounding does to `blog`, and to
-`tuned`. Then steps of `tuned` beside `blog`: 10 in float64, which PyTorch computes slowly on a CPU, and 200 in fp32.
-The losses are judged (1e-3 relative: of each step, and in fp32 of their mean). Adam's first steps amplify rounding a
-hundredfold each, until in fp32, and soon in float64, nothing is left to compare; what that alone does is shown by
-`blog` on one thread less, the same script whose sums are added up in another order. Last, whole epochs of
-fashion-mnist-12k, from one seed or several: mean accuracies within 2 points of each other, as they are, and with
-batch norm's statistics taken anew. A 0 leaves a part out.
+First the gradient of one batch, at the start and after 100 steps, beside the same in float64: what rounding does to it
+in each mode, beside what another batch does. In bfloat16 `tuned` is judged: its products may leave no larger an error
+than PyTorch's own convolutions do.
+
+Then steps of `tuned` beside `blog`: 10 in float64, which PyTorch computes slowly on a CPU, and 200 in fp32. The losses
+are judged (1e-3 relative: of each step, and in fp32 of their mean). Adam's first steps amplify rounding a hundredfold
+each, until in fp32, and soon in float64, nothing is left to compare; what that alone does is shown by `blog` on one
+thread less, the same script whose sums are added up in another order.
+
+Last, whole epochs of fashion-mnist-12k, from one seed or several: mean accuracies within 2 points of each other, as
+they are, and with batch norm's statistics taken anew; from several seeds also how sure their differences are. A 0
+leaves a part out.
 """
 
 import io
@@ -18,6 +24,7 @@ import sys
 
 import torch
 from common import arguments, cell, images, verdict
+from scipy import stats
 from torch import nn
 
 from rresnet.cell import Cell
@@ -41,6 +48,10 @@ AXES: dict[str, dict[str, object]] = {
     "tuned bf16 eager": {"precision": "bf16"},
     "tuned bf16 compile": {"precision": "bf16", "execution": "compile"},
 }
+WITHOUT_OURS: dict[str, dict[str, object]] = {
+    "tuned bf16 eager, PyTorch's convolutions": {"precision": "bf16", "pointwise": "conv", "small_maps": "conv"}
+}
+BF16_ERROR_RATIO = 1.1
 RECIPES = {
     "blog": AXES["blog fp32 eager"],
     "tuned": AXES["tuned fp32 eager"],
@@ -52,14 +63,9 @@ def workbench(one: Cell) -> Workbench:
     return Workbench(cell=one, data=images(), device=torch.device("cpu"))
 
 
-def gradient(one: Cell, dtype: torch.dtype) -> torch.Tensor:
-    """The gradient of the first batch, computed in `dtype`, as one float64 vector."""
-    bench = workbench(one)
-    bench.apply_process_settings()
-    pixels, labels = bench.inputs.load(*next(bench.batches))
-    network = bench.network.to(dtype)
-    torch.autograd.backward(nn.functional.cross_entropy(network(pixels.to(dtype)), labels))
-    return torch.cat([p.grad.double().flatten() for p in network.parameters() if p.grad is not None])
+def runs_here(name: str) -> bool:
+    """Whether this processor has the precision of the mode of that name."""
+    return "bf16" not in name or probe().cpu_bf16
 
 
 def in_float64(bench: Workbench) -> Workbench:
@@ -81,11 +87,37 @@ def losses_of(benches: dict[str, Workbench], steps: int) -> dict[str, list[float
     return losses
 
 
-def first_gradients(axes: dict[str, object]) -> None:
-    exact = gradient(cell(**axes, **RECIPES["blog"]), torch.float64)
-    for name, changes in RECIPES.items():
-        error = torch.linalg.vector_norm(gradient(cell(**axes, **changes), torch.float32) - exact)
-        print(f"{name}: first gradient {error / torch.linalg.vector_norm(exact):.1e} from float64's", flush=True)
+def gradients(axes: dict[str, object], steps: int) -> int:
+    """What each mode's rounding does to the gradient of one batch, at the start and after `steps` of `tuned`."""
+    missed = 0
+    trained = workbench(cell(**axes))
+    for after in (0, steps):
+        trained.apply_process_settings()
+        for batch in itertools.islice(trained.batches, after):
+            trained.take_step(batch)
+        weights = {name: tensor.clone() for name, tensor in trained.network.state_dict().items()}
+        exact = gradient(in_float64(workbench(cell(**axes))), weights, batch=after)
+        others = {"another batch": gradient(workbench(cell(**axes)), weights, batch=after + 1)}
+        for name, changes in {**AXES, **WITHOUT_OURS}.items():
+            if runs_here(name):
+                others[name] = gradient(workbench(cell(**axes, **changes)), weights, batch=after)
+        errors = {name: float((other - exact).norm() / exact.norm()) for name, other in others.items()}
+        for name, other in others.items():
+            cosine = float(nn.functional.cosine_similarity(other, exact, dim=0))
+            print(f"gradient after {after} steps, {name}: error {errors[name]:.3f}, cosine {cosine:.4f}", flush=True)
+        if runs_here("bf16"):
+            ratio = errors["tuned bf16 eager"] / errors["tuned bf16 eager, PyTorch's convolutions"]
+            told = f"its error in bf16 is {ratio:.2f} of that with PyTorch's convolutions"
+            missed |= verdict(told, ratio <= BF16_ERROR_RATIO)
+    return missed
+
+
+def gradient(bench: Workbench, weights: dict[str, torch.Tensor], *, batch: int) -> torch.Tensor:
+    """The gradient of batch number `batch` at these weights, as one float64 vector."""
+    bench.network.load_state_dict(weights)
+    bench.apply_process_settings()
+    bench.take_step(next(itertools.islice(bench.batches, batch, None)))
+    return torch.cat([p.grad.double().flatten() for p in bench.network.parameters() if p.grad is not None])
 
 
 def steps_in_float64(axes: dict[str, object], steps: int) -> int:
@@ -121,12 +153,13 @@ def settled_accuracy(bench: Workbench, weights: bytes) -> float:
     return evaluate(bench)[1]
 
 
-def accuracies(axes: dict[str, object], epochs: int, seeds: range) -> int:
+def accuracies(axes: dict[str, object], modes: list[str], epochs: int, seeds: range) -> int:
     found: dict[str, list[float]] = {}
     settled: dict[str, list[float]] = {}
     for seed in seeds:
-        for name, changes in AXES.items():
-            if "bf16" in name and not probe().cpu_bf16:
+        for name in modes:
+            changes = AXES[name]
+            if not runs_here(name):
                 print(f"{name}: not measured, this processor has no bfloat16")
                 continue
             bench = workbench(cell(**axes, **changes, seed=seed))
@@ -147,23 +180,43 @@ def told_apart(what: str, found: dict[str, list[float]]) -> int:
     for name, seen in found.items():
         scatter = f", standard deviation {statistics.stdev(seen):.4f}" if len(seen) > 1 else ""
         print(f"{name}: accuracy {what}, mean of {len(seen)} seeds {means[name]:.4f}{scatter}")
+    reference = next(iter(found))
+    for name, seen in list(found.items())[1:]:
+        points = [100 * (one - other) for one, other in zip(seen, found[reference], strict=True)]
+        if len(points) > 1:
+            half = stats.t.ppf(0.975, len(points) - 1) * statistics.stdev(points) / len(points) ** 0.5
+            mean = statistics.fmean(points)
+            print(f"{name} - {reference}: {mean:+.1f} points ({mean - half:+.1f} to {mean + half:+.1f}, 95 %)")
     spread = 100 * (max(means.values()) - min(means.values()))
     return verdict(f"mean accuracies {what} lie {spread:.2f} points apart", spread <= 2)
 
 
 def main() -> int:
     options = arguments(
-        __doc__, model="resnet50", batch_size=64, exact_steps=10, steps=200, epochs=3, seeds=1, first_seed=42
+        __doc__,
+        model="resnet50",
+        batch_size=64,
+        gradient_steps=100,
+        exact_steps=10,
+        steps=200,
+        epochs=3,
+        seeds=1,
+        first_seed=42,
+        modes=",".join(AXES),
     )
+    modes = options.modes.split(",")
+    if unknown := [name for name in modes if name not in AXES]:
+        sys.exit(f"no mode is called {unknown[0]!r}: {', '.join(AXES)} are, separated by commas")
     axes: dict[str, object] = {"model": options.model, "batch_size": options.batch_size}
     missed = 0
+    if options.gradient_steps:
+        missed |= gradients(axes, options.gradient_steps)
     if options.exact_steps:
-        first_gradients(axes)
         missed |= steps_in_float64(axes, options.exact_steps)
     if options.steps:
         missed |= steps_in_fp32(axes, options.steps)
     if options.epochs:
-        missed |= accuracies(axes, options.epochs, range(options.first_seed, options.first_seed + options.seeds))
+        missed |= accuracies(axes, modes, options.epochs, range(options.first_seed, options.first_seed + options.seeds))
     return missed
 
 
