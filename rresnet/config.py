@@ -14,7 +14,7 @@ DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
 TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: starting, warming up and the clocks take theirs besides
 EPOCH_TIMEOUT_SECONDS = 3600.0
-WORKERS_START_SECONDS = 120.0  # a worker group takes 20 s and more to start; its workers watch the limit themselves
+WORKERS_START_SECONDS = 120.0  # a worker group takes 10 s and more to start; its workers watch the limit themselves
 
 T = TypeVar("T")
 

@@ -47,7 +47,7 @@ class Evicting(FakeLane):
         super().run_one(trial, tunes, callback, alone)
 
 
-def swept(lane=Evicting, repeats=2, machines=("a",), processes=1):
+def swept(lane=Evicting, repeats=2, machines=("a",), processes=1, cells=CELLS):
     notes = []
     progress = SimpleNamespace(running=lambda trial: None, finished=lambda *of: None, note=notes.append)
     there = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in machines)
@@ -62,7 +62,7 @@ def swept(lane=Evicting, repeats=2, machines=("a",), processes=1):
         lane=lane,
     )
     sweep.rows, sweep.processes, sweep.notes = [], [], notes
-    sweep.execute(grid.plan(CELLS, repeats=repeats, processes=processes, seed=4))
+    sweep.execute(grid.plan(cells, repeats=repeats, processes=processes, seed=4))
     return sweep
 
 
@@ -310,6 +310,32 @@ def test_workers_are_placed_evenly_on_this_machine_first():
     lane = Lane(SimpleNamespace(cluster=Cluster(machines=machines)), machines[1], Agenda([]))
     (trial,) = grid.plan([make_cell(num_workers=4, num_nodes=2)], repeats=1, processes=1, seed=1)
     assert lane._placement(trial) == ["b", "b", "a", "a"]
+
+
+def test_trials_of_one_worker_group_run_side_by_side_and_let_it_go_after_the_last():
+    started = []  # for each process: workers, repeat and whether the group stays
+
+    class Noting(FakeLane):
+        def _tune(self, planned, resources, callback):
+            started.append([])
+            super()._tune(planned, resources, callback)
+
+        def run_one(self, trial, tunes, callback, alone):
+            started[-1].append((trial.cell.num_workers, trial.repeat, self._config(trial)["group_stays"]))
+            super().run_one(trial, tunes, callback, alone)
+
+    cells = [make_cell(num_workers=n, batch_size=size) for n in (1, 2, 4) for size in (8, 16)]
+    swept(Noting, repeats=4, processes=2, cells=cells)
+    hot, groups, hot_again, groups_again = started  # of the plan's two processes
+    for of_process, repeats in ((hot, (0, 1)), (hot_again, (2, 3))):
+        assert [(n, stays) for n, _, stays in of_process] == [(1, False)] * 4
+        assert [repeat for _, repeat, _ in of_process] == sorted(2 * repeats)
+    for of_process in (groups, groups_again):
+        assert [stays for _, _, stays in of_process] == [True, True, True, False] * 2
+        first, second = of_process[:4], of_process[4:]
+        assert {len({n for n, _, _ in half}) for half in (first, second)} == {1}
+        assert first[0][0] != second[0][0]
+        assert all(half == sorted(half, key=lambda trial: trial[1]) for half in (first, second))
 
 
 def test_an_agenda_gives_whole_repeats_in_order_and_takes_back_what_a_machine_left():

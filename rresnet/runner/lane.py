@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -62,7 +62,7 @@ class Lane:
     def __init__(self, sweep: "Sweep", machine: Machine, agenda: Agenda) -> None:
         self.sweep, self.machine, self.agenda = sweep, machine, agenda
         self._hot = deque[Trial]()  # of the repeats taken: those of one worker, which stay hot,
-        self._groups = deque[Trial]()  # and those of several, each a worker group of its own
+        self._groups = deque[Trial]()  # and those of several, whose worker groups take the machine's processors
         self._unconfirmed = deque[Trial]()  # ran out of memory beside other hot cells
         self._too_large: dict[str, str] = {}  # cells that did so alone -> the message
         self._looked = 0.0
@@ -96,6 +96,7 @@ class Lane:
         while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
             alone = deque([self._unconfirmed.popleft()])
             self._fit(functools.partial(self._next_of, alone), self.machine.whole, attempt=2)
+        self._groups = deque(_by_group(self._groups))
         self._fit(functools.partial(self._next_of, self._groups), WORKER_GROUP)
 
     def _next_of(self, trials: deque[Trial]) -> Trial | None:
@@ -158,7 +159,8 @@ class Lane:
             ).fit()
 
     def _config(self, trial: Trial) -> dict[str, Any]:
-        return {"trial": trial.to_json(), "nodes": self._placement(trial)}
+        stays = bool(self._groups) and _group_of(self._groups[0]) == _group_of(trial)
+        return {"trial": trial.to_json(), "nodes": self._placement(trial), "group_stays": stays}
 
     def _placement(self, trial: Trial) -> list[str]:
         """The machine of each worker: this one first, then the others in their order, evenly."""
@@ -233,6 +235,17 @@ class Lane:
         message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
         found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
         self.sweep.finish(trial, found, attempt=2)
+
+
+def _group_of(trial: Trial) -> tuple[str, int, int, int]:
+    """What trials must have alike for one worker group to run them."""
+    return trial.cell.device, trial.cell.num_workers, trial.cell.num_nodes, trial.cell.cpu_threads
+
+
+def _by_group(trials: Collection[Trial]) -> list[Trial]:
+    """The trials, those of one worker group side by side, in the order in which each group is first needed."""
+    groups = list(dict.fromkeys(map(_group_of, trials)))
+    return sorted(trials, key=lambda trial: groups.index(_group_of(trial)))
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:

@@ -17,14 +17,14 @@ import ray
 import ray.train
 import torch
 from ray import tune
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import TorchTrainer
 
 from rresnet import scratch
 from rresnet.cell import Cell, Trial
 from rresnet.config import How
 from rresnet.data import ImageData
+from rresnet.runner.group import WorkerGroup
 from rresnet.runner.lane import TrialProcessSpentError, death
-from rresnet.runner.machines import NODE_ID
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement
 from rresnet.training.train import Progress, Record, is_out_of_memory, train
@@ -62,6 +62,7 @@ class _HotCells:
 
 
 _HOT = _HotCells()
+_GROUP: WorkerGroup | None = None  # that waits for the next trial
 
 # Tune runs each trial on a new thread. OpenMP keeps a pool of threads for each thread that ever asked for one, and
 # malloc an arena: training on a new thread each time made the first step take twice as long, and every step slower.
@@ -93,7 +94,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         tune.report({"process_id": os.getpid()})
     faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
     try:
-        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
+        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config).result()
     except (Exception, SystemExit) as error:
         elapsed, limit = time.monotonic() - clock, how.limit_seconds(trial.cell)  # the workers watch it themselves
         record = Record(measurement=failure(error, elapsed, limit))
@@ -113,34 +114,32 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         raise TrialProcessSpentError(record.measurement.error_type)
 
 
-def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: list[str]) -> Record:
-    """Build the cell's TorchTrainer and run it, each worker on its node of `nodes`.
-
-    The one place where a cell becomes a request to Ray Train.
-    """
-    workers = 0 if cell.num_workers == 1 else cell.num_workers  # 0: local mode, the loop runs in this process
-    scaling = ray.train.ScalingConfig(
-        num_workers=workers,
-        use_gpu=cell.device == "gpu",
-        resources_per_worker={"CPU": cell.cpu_threads, **({"GPU": 1} if cell.device == "gpu" else {})}
-        if workers
-        else None,
-        label_selector=[{NODE_ID: node} for node in nodes] if workers else None,
-    )
+def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any]) -> Record:
+    """Have Ray Train run the cell, alone in this process or in a group of workers."""
+    if cell.num_workers > 1:
+        return _in_group(cell, how, data, config)
     with scratch.folder() as storage:
         trainer = TorchTrainer(
-            _loop_of_a_worker if workers else _loop_in_this_process,
-            train_loop_config={
-                "cell": cell,
-                "how": how,
-                "data": [data],
-                "progress": None if workers else _reporter(),
-            },
-            scaling_config=scaling,
+            _loop,
+            train_loop_config={"cell": cell, "how": how, "data": [data], "progress": _reporter()},
+            # 0 workers: local mode, the loop runs in this process
+            scaling_config=ray.train.ScalingConfig(num_workers=0, use_gpu=cell.device == "gpu"),
             run_config=ray.train.RunConfig(name="train", storage_path=str(storage)),
         )
         record = trainer.fit().return_value
     assert isinstance(record, Record)
+    return record
+
+
+def _in_group(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any]) -> Record:
+    """Train in the worker group of the trial before, which stays up as long as the next trial needs the same one."""
+    global _GROUP
+    group, _GROUP = _GROUP or WorkerGroup(cell, how, data, config["nodes"]), None
+    record = group.train(cell)
+    if config["group_stays"]:
+        _GROUP = group
+    else:
+        group.end()
     return record
 
 
@@ -156,33 +155,12 @@ def _reporter() -> Progress:
     return report
 
 
-def _loop_in_this_process(config: dict[str, Any]) -> Record:
+def _loop(config: dict[str, Any]) -> Record:
     start = time.perf_counter()
     cell: Cell = config["cell"]
     data = _HOT.data(config["data"][0])
-    if cell.epochs:  # starts from the seed each time, so there is nothing to keep
-        return _train(Workbench(cell=cell, data=data, device=_local_device(cell)), config, start)
-    return _train(_HOT.bench(cell, data), config, start)
-
-
-def _loop_of_a_worker(config: dict[str, Any]) -> Record | None:
-    faulthandler.dump_traceback_later(config["how"].limit_seconds(config["cell"]), exit=True)
-    start = time.perf_counter()
-    context = ray.train.get_context()
-    bench = Workbench(
-        cell=config["cell"],
-        data=ray.get(config["data"][0]),
-        device=get_device(),
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-    )
-    config["progress"] = lambda images_per_second: None
-    record = _train(bench, config, start)
-    faulthandler.cancel_dump_traceback_later()
-    return record
-
-
-def _train(bench: Workbench, config: dict[str, Any], start: float) -> Record:
+    # One that trains epochs starts from the seed each time, so there is nothing to keep.
+    bench = Workbench(cell=cell, data=data, device=_local_device(cell)) if cell.epochs else _HOT.bench(cell, data)
     ready = time.perf_counter() - start
     return train(bench, config["how"], startup_seconds=ready, progress=config["progress"])
 

@@ -217,7 +217,7 @@ class Workbench:
     def communication_seconds(self) -> float | None:
         """Seconds that exchanging gradients adds to a step; None for a single worker.
 
-        Measured in every trial of several: their group lives for one trial and takes far longer to start than this.
+        Measured in every trial of several: their networks are built for one trial, which takes longer than this.
         """
         if self.world == 1:
             return None

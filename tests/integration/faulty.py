@@ -69,6 +69,11 @@ def _placed():
     return {name for name, group in placement_group_table().items() if group["state"] == "CREATED"}
 
 
+def no_network(classes):
+    """As a model: none."""
+    raise ValueError("no network")
+
+
 def trial(config, how, data):
     """`rresnet.runner.trial.run`, with a training loop that does to the trial what its batch size says."""
     fate = Trial.from_json(config["trial"]).cell.batch_size
