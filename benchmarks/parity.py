@@ -169,7 +169,7 @@ def accuracies(axes: dict[str, object], modes: list[str], epochs: int, seeds: ra
             found.setdefault(name, []).append(record.measurement.test_accuracy or 0.0)
             settled.setdefault(name, []).append(settled_accuracy(bench, record.files[".pt"]))
             told = ", ".join(f"{epoch.test_accuracy:.4f}" for epoch in record.epochs)
-            told += f"; with settled statistics {settled[name][-1]:.4f}"
+            told += f" (loss {record.epochs[-1].train_loss:.4f}); with settled statistics {settled[name][-1]:.4f}"
             print(f"{name}, seed {seed}: test accuracy after each epoch {told}", flush=True)
     return told_apart(f"after {epochs} epochs", found) | told_apart("with settled statistics", settled)
 

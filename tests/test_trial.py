@@ -5,10 +5,12 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 from samples import make_cell
 
 from rresnet.cell import Trial
+from rresnet.config import How
 from rresnet.data import ImageData, Split
 from rresnet.runner import lane, sweep, trial
-from rresnet.tables.measurement import Measurement
+from rresnet.tables.measurement import Environment, Measurement
 from rresnet.tables.runs import Run
+from rresnet.training.train import Record
 
 
 @pytest.fixture
@@ -126,3 +128,18 @@ def test_rows_join_on_the_trial():
     assert (row["global_batch_size"], row["hostname"], row["started_at"]) == (16, "h", None)
     assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, "window": 0}]
     assert rows["epochs"][0]["trial_id"] == planned.trial_id
+
+
+def test_a_trial_process_notes_the_commit_before_its_first_trial_and_then_says_that_it_is_ready(monkeypatch):
+    events = []
+    monkeypatch.setattr(trial, "_HOT", trial._HotCells())
+    monkeypatch.setattr(trial.environment, "git_commit", lambda: events.append("commit"))
+    monkeypatch.setattr(trial.environment, "describe", lambda device: Environment())
+    monkeypatch.setattr(trial.tune, "report", lambda told: events.append(next(iter(told))))
+    monkeypatch.setattr(
+        trial, "_fit", lambda *of: events.append("trained") or Record(measurement=Measurement(status="ok"))
+    )
+    config = {"trial": Trial(cell=make_cell(), repeat=0, process=0).to_json(), "nodes": [], "group_stays": False}
+    for _ in range(2):
+        trial.run(config, How(seconds=1.0), [None])
+    assert events == ["commit", "process_id", "trained", "outcome", "trained", "outcome"]
