@@ -3,7 +3,7 @@
 
 Each worker of Ray Train has a GPU, or its share of the machine's cores. Prints speedup and efficiency with intervals,
 what exchanging gradients takes of a step, and what a simple model predicts for up to 1,024 workers, marked as such. A
-worker group takes about 20 s to start, so a run takes minutes.
+worker group takes 10 s and more to start, so a run takes minutes.
 
 Examples:
   python experiments/scaling.py

@@ -1,9 +1,13 @@
 """Which machines of a cluster measure, without a cluster: what is admitted, what may still come, what is told."""
 
 import itertools
+import sys
 from types import SimpleNamespace
 
 import pytest
+import ray
+import ray.util.placement_group
+from samples import LAPTOP
 
 from rresnet.cell import UsageError
 from rresnet.runner import machines
@@ -37,6 +41,46 @@ def test_the_node_types_that_ray_up_may_start_stand_in_its_file_on_the_head(tmp_
     assert machines.startable(tmp_path / "none") == []
     file.write_text("[not, a, mapping")
     assert machines.startable(file) == []
+
+
+@pytest.mark.parametrize(
+    ("alone", "given_back"),
+    [
+        (False, {"group here", "over both"}),
+        (True, {"group here", "over both", "group there", "process of a group", "not placed"}),
+    ],
+)
+def test_what_ended_trials_hold_of_a_machine_is_given_back_and_nothing_of_another_machines_lane(
+    alone, given_back, monkeypatch
+):
+    cpus, head = {"CPU": 1.0}, {"node:__internal_head__": 0.001}
+    groups = {  # bundles, nodes, state; our job is 0100
+        "group here": ([cpus, cpus], ["here", "here"], "CREATED"),
+        "over both": ([cpus, cpus], ["there", "here"], "CREATED"),
+        "group there": ([cpus, cpus], ["there", "there"], "CREATED"),
+        "process of a group": ([head], ["here"], "CREATED"),
+        "not placed": ([cpus], [""], "PENDING"),
+        "ended": ([cpus], ["here"], "REMOVED"),
+    }
+    identity = {name: f"{number:02x}" + "0100" for number, name in enumerate(groups)}
+    table = {
+        identity[name]: {
+            "state": state,
+            "bundles": dict(enumerate(bundles)),
+            "bundles_to_node_id": dict(enumerate(nodes)),
+        }
+        for name, (bundles, nodes, state) in groups.items()
+    }
+    table["ff0200"] = {"state": "CREATED", "bundles": {0: cpus}, "bundles_to_node_id": {0: "here"}}  # another job's
+    removed = []
+    monkeypatch.setattr("ray.get_runtime_context", lambda: SimpleNamespace(get_job_id=lambda: "0100"))
+    monkeypatch.setattr(ray, "PlacementGroupID", bytes.hex)
+    placements = sys.modules["ray.util.placement_group"]  # a function of that name hides it
+    monkeypatch.setattr(placements, "PlacementGroup", lambda found: found)
+    monkeypatch.setattr(placements, "placement_group_table", lambda: table)
+    monkeypatch.setattr(placements, "remove_placement_group", removed.append)
+    machines.Machine(node_id="here", hardware=LAPTOP).release(alone=alone)
+    assert set(removed) == {identity[name] for name in given_back}
 
 
 class FakeRay:

@@ -81,6 +81,9 @@ class FakeMachine(Machine):
         return self.killed
 
 
+A = FakeMachine(node_id="a", hardware=LAPTOP)
+
+
 def test_each_trial_is_one_row_when_the_memory_monitor_ends_the_process():
     sweep = swept()
     told = sorted((row["batch_size"], row["repeat"], row["status"]) for row in sweep.rows)
@@ -336,6 +339,19 @@ def test_trials_of_one_worker_group_run_side_by_side_and_let_it_go_after_the_las
         assert {len({n for n, _, _ in half}) for half in (first, second)} == {1}
         assert first[0][0] != second[0][0]
         assert all(half == sorted(half, key=lambda trial: trial[1]) for half in (first, second))
+
+
+def test_a_worker_group_stays_only_for_a_trial_that_will_run():
+    two, large = (make_cell(num_workers=2, batch_size=size) for size in (8, 16))
+    four = make_cell(num_workers=4, batch_size=8)
+    lane = Lane(SimpleNamespace(cluster=Cluster(machines=(A,) * 4)), A, Agenda([]))
+    trials = {trial.cell: trial for trial in grid.plan([two, large, four], repeats=1, processes=1, seed=1)}
+    lane._of_groups.extend([trials[large], trials[four]])
+    assert lane._config(trials[two])["group_stays"]
+    lane._too_large[large.cell_id] = "no memory"
+    assert not lane._config(trials[two])["group_stays"]  # the next to run takes four workers
+    lane._of_groups.pop()
+    assert not lane._config(trials[two])["group_stays"]  # there is none
 
 
 def test_an_agenda_gives_whole_repeats_in_order_and_takes_back_what_a_machine_left():

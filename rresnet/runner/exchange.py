@@ -6,7 +6,7 @@ from rresnet.cell import Cell
 
 
 class Exchange:
-    """An actor that both sides ask; it knows nothing of what it hands on, and so never waits for torch."""
+    """An actor that both sides ask; records are bytes to it, so that it need not import torch to read them."""
 
     def __init__(self) -> None:
         self._cells: list[Cell | None] = []

@@ -12,7 +12,7 @@ import ray
 from ray import tune
 
 from rresnet import scratch
-from rresnet.cell import Trial
+from rresnet.cell import Cell, Trial
 from rresnet.config import How
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.events import Events
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from rresnet.data import ImageData
     from rresnet.runner.sweep import Sweep
 
-# Ray puts this resource on the head node; holding a sliver of it leaves every CPU to the trial's workers.
-WORKER_GROUP = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
+# What the process of trials of several workers holds: a sliver of a resource that Ray puts on the head node, so that
+# every processor is left to the workers.
+ON_THE_HEAD = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
 
 ALIVE_SECONDS = 1.0  # between looks at whether the machine is still there
 DEATH_SECONDS = 60.0  # in which a machine answers, or Ray finds out that it is gone
@@ -62,7 +63,7 @@ class Lane:
     def __init__(self, sweep: "Sweep", machine: Machine, agenda: Agenda) -> None:
         self.sweep, self.machine, self.agenda = sweep, machine, agenda
         self._hot = deque[Trial]()  # of the repeats taken: those of one worker, which stay hot,
-        self._groups = deque[Trial]()  # and those of several, whose worker groups take the machine's processors
+        self._of_groups = deque[Trial]()  # and those of several, whose worker groups take the machine's processors
         self._unconfirmed = deque[Trial]()  # ran out of memory beside other hot cells
         self._too_large: dict[str, str] = {}  # cells that did so alone -> the message
         self._looked = 0.0
@@ -70,9 +71,9 @@ class Lane:
 
     def run(self) -> None:
         """Take and measure repeats until there are none left, or the machine is lost."""
-        while not self.lost and (self._hot or self._groups or self._take(None)):
-            self._measure_process((self._hot or self._groups)[0].process)
-        left = [*self._unconfirmed, *self._hot, *self._groups]
+        while not self.lost and (self._hot or self._of_groups or self._take(None)):
+            self._measure_process((self._hot or self._of_groups)[0].process)
+        left = [*self._unconfirmed, *self._hot, *self._of_groups]
         if left:
             name = self.machine.hardware.hostname
             self.sweep.progress.note(f"{name} is lost: {len(left)} of its trials go to another machine")
@@ -81,7 +82,7 @@ class Lane:
     def _take(self, process: int | None) -> bool:
         taken = self.agenda.take(process)
         self._hot += [trial for trial in taken if trial.cell.num_workers == 1]
-        self._groups += [trial for trial in taken if trial.cell.num_workers > 1]
+        self._of_groups += [trial for trial in taken if trial.cell.num_workers > 1]
         return bool(taken)
 
     def _measure_process(self, process: int) -> None:
@@ -96,8 +97,8 @@ class Lane:
         while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
             alone = deque([self._unconfirmed.popleft()])
             self._fit(functools.partial(self._next_of, alone), self.machine.whole, attempt=2)
-        self._groups = deque(_by_group(self._groups))
-        self._fit(functools.partial(self._next_of, self._groups), WORKER_GROUP)
+        self._of_groups = deque(_by_group(self._of_groups))
+        self._fit(functools.partial(self._next_of, self._of_groups), ON_THE_HEAD)
 
     def _next_of(self, trials: deque[Trial]) -> Trial | None:
         while trials:
@@ -135,7 +136,7 @@ class Lane:
         else:
             raise error
         if given and given is not callback.begun:
-            (self._hot if given.cell.num_workers == 1 else self._groups).appendleft(given)
+            (self._hot if given.cell.num_workers == 1 else self._of_groups).appendleft(given)
 
     def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: Events) -> None:
         self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
@@ -159,7 +160,8 @@ class Lane:
             ).fit()
 
     def _config(self, trial: Trial) -> dict[str, Any]:
-        stays = bool(self._groups) and _group_of(self._groups[0]) == _group_of(trial)
+        after = next((t for t in self._of_groups if t.cell.cell_id not in self._too_large), None)
+        stays = after is not None and group_of(after.cell) == group_of(trial.cell)
         return {"trial": trial.to_json(), "nodes": self._placement(trial), "group_stays": stays}
 
     def _placement(self, trial: Trial) -> list[str]:
@@ -237,15 +239,15 @@ class Lane:
         self.sweep.finish(trial, found, attempt=2)
 
 
-def _group_of(trial: Trial) -> tuple[str, int, int, int]:
-    """What trials must have alike for one worker group to run them."""
-    return trial.cell.device, trial.cell.num_workers, trial.cell.num_nodes, trial.cell.cpu_threads
+def group_of(cell: Cell) -> tuple[str, int, int, int]:
+    """What cells must have alike for one worker group to train them, on one lane."""
+    return cell.device, cell.num_workers, cell.num_nodes, cell.cpu_threads
 
 
 def _by_group(trials: Collection[Trial]) -> list[Trial]:
     """The trials, those of one worker group side by side, in the order in which each group is first needed."""
-    groups = list(dict.fromkeys(map(_group_of, trials)))
-    return sorted(trials, key=lambda trial: groups.index(_group_of(trial)))
+    groups = list(dict.fromkeys(group_of(trial.cell) for trial in trials))
+    return sorted(trials, key=lambda trial: groups.index(group_of(trial.cell)))
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:

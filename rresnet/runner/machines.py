@@ -99,7 +99,9 @@ class Machine:
         job = ray.get_runtime_context().get_job_id()
         for identity, group in placement_group_table().items():
             ours = identity.endswith(job) and group["state"] != "REMOVED"  # its maker's job is the id's last part
-            if ours and (alone or self.node_id in group["bundles_to_node_id"].values()):
+            # What holds no processors is a trial process of another machine's, which waits for its workers there.
+            holds = any(bundle.get("CPU") or bundle.get("GPU") for bundle in group["bundles"].values())
+            if ours and (alone or (holds and self.node_id in group["bundles_to_node_id"].values())):
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
     def kills_for_memory(self) -> int:

@@ -134,7 +134,11 @@ def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[st
 def _in_group(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any]) -> Record:
     """Train in the worker group of the trial before, which stays up as long as the next trial needs the same one."""
     global _GROUP
-    group, _GROUP = _GROUP or WorkerGroup(cell, how, data, config["nodes"]), None
+    group, _GROUP = _GROUP, None  # one whose trial fails is gone
+    if group and not group.can_train(cell):
+        group.end()
+        group = None
+    group = group or WorkerGroup(cell, how, data, config["nodes"])
     record = group.train(cell)
     if config["group_stays"]:
         _GROUP = group

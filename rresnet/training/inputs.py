@@ -68,7 +68,7 @@ class Inputs:
     def __init__(self, split: Split, cell: Cell, device: torch.device, rank: int = 0, world: int = 1) -> None:
         self.sampler = EpochSampler(len(split.labels), cell.batch_size, cell.seed, rank, world)
         self._cell, self._device, self._split = cell, device, split
-        self._resident = _resident(split, device) if cell.input == "resident" else None
+        self._resident = resident(split, device) if cell.input == "resident" else None
 
     @property
     def images_per_epoch(self) -> int:
@@ -117,6 +117,6 @@ def evaluation_batches(split: Split, cell: Cell, device: torch.device, batch_siz
 
 
 @functools.cache
-def _resident(split: Split, device: torch.device) -> Batch:
+def resident(split: Split, device: torch.device) -> Batch:
     """The split as uint8 images and labels on `device`, shared by all cells of the process."""
     return torch.tensor(split.images, device=device), torch.tensor(split.labels, device=device)

@@ -69,9 +69,20 @@ def _placed():
     return {name for name, group in placement_group_table().items() if group["state"] == "CREATED"}
 
 
-def no_network(classes):
-    """As a model: none."""
-    raise ValueError("no network")
+def for_the_first_worker(classes):
+    """As a model: one whose first worker trains it, while the other fails after all that they do together."""
+    import torch
+    import torchvision
+
+    from rresnet.training import train
+
+    if torch.distributed.get_rank() > 0:
+
+        def fail(**parts):
+            raise ValueError("not for this worker")
+
+        train.Record = fail
+    return torchvision.models.resnet18(num_classes=classes)
 
 
 def trial(config, how, data):
