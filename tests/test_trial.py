@@ -1,3 +1,7 @@
+import itertools
+from concurrent.futures import Future
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +11,7 @@ from samples import make_cell
 from rresnet.cell import Trial
 from rresnet.config import How
 from rresnet.data import ImageData, Split
-from rresnet.runner import lane, sweep, trial
+from rresnet.runner import group, lane, sweep, trial
 from rresnet.tables.measurement import Environment, Measurement
 from rresnet.tables.runs import Run
 from rresnet.training.train import Record
@@ -114,6 +118,81 @@ def test_a_worker_whose_process_ended_is_told_as_a_trial_process(error, elapsed,
 )
 def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
     assert lane.death(text, elapsed, 10.0).status == status
+
+
+@pytest.fixture
+def groups(monkeypatch):
+    """What worker groups are asked for: with a number for each group, and whether one can train what it is asked."""
+    asked, numbers = [], itertools.count()
+
+    class Group:
+        fits = True
+
+        def __init__(self, cell, how, data, nodes):
+            self.number = next(numbers)
+            asked.append((self.number, "starts"))
+
+        def can_train(self, cell):
+            return self.fits
+
+        def train(self, cell):
+            asked.append((self.number, cell.batch_size))
+            if cell.batch_size == 3:
+                raise ValueError("a worker failed")
+            return "a record"
+
+        def end(self):
+            asked.append((self.number, "ends"))
+
+    monkeypatch.setattr(trial, "WorkerGroup", Group)
+    monkeypatch.setattr(trial, "_GROUP", None)
+    return SimpleNamespace(asked=asked, kind=Group)
+
+
+def in_group(batch_size, stays):
+    config = {"nodes": [], "group_stays": stays}
+    return trial._in_group(make_cell(num_workers=2, batch_size=batch_size), None, None, config)
+
+
+def test_a_worker_group_trains_until_it_is_not_to_stay(groups):
+    assert [in_group(1, True), in_group(2, False), in_group(1, False)] == ["a record"] * 3
+    assert groups.asked == [(0, "starts"), (0, 1), (0, 2), (0, "ends"), (1, "starts"), (1, 1), (1, "ends")]
+
+
+def test_a_worker_group_of_another_kind_is_ended_and_one_that_failed_is_not_asked_again(groups):
+    in_group(1, True)
+    groups.kind.fits = False
+    with pytest.raises(ValueError, match="a worker failed"):
+        in_group(3, True)
+    groups.kind.fits = True
+    in_group(2, True)
+    assert groups.asked == [(0, "starts"), (0, 1), (0, "ends"), (1, "starts"), (1, 3), (2, "starts"), (2, 2)]
+
+
+@pytest.mark.parametrize(
+    ("other", "fits"),
+    [
+        ({"batch_size": 16, "recipe": "blog", "epochs": 1}, True),
+        ({"device": "gpu"}, False),
+        ({"num_workers": 2}, False),
+        ({"num_nodes": 2}, False),
+        ({"cpu_threads": 3}, False),
+    ],
+)
+def test_a_worker_group_trains_what_takes_the_same_workers_while_they_are_there(other, fits):
+    like = {"num_workers": 4, "cpu_threads": 1}
+    workers = object.__new__(group.WorkerGroup)
+    workers._like, workers._ended = make_cell(**like), Future()
+    assert workers.can_train(make_cell(**{**like, **other})) == fits
+    workers._ended.set_result(None)
+    assert not workers.can_train(workers._like)
+
+
+def test_a_cell_of_a_worker_group_leaves_no_data_on_the_device(images):
+    group.inputs.resident(images.train, torch.device("cpu"))
+    assert group.inputs.resident.cache_info().currsize
+    group._forget()
+    assert not group.inputs.resident.cache_info().currsize
 
 
 def test_rows_join_on_the_trial():

@@ -217,7 +217,7 @@ class Workbench:
     def communication_seconds(self) -> float | None:
         """Seconds that exchanging gradients adds to a step; None for a single worker.
 
-        Measured in every trial of several: their networks are built for one trial, which takes longer than this.
+        Measured in every trial of several: nothing of their networks is kept for a later one.
         """
         if self.world == 1:
             return None
