@@ -91,8 +91,7 @@ def fewest_nodes(device: Device, num_workers: int, hardware: Hardware) -> int:
 def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> list[Trial]:
     """Every cell once in each repeat, in the order they run.
 
-    Repeats are outermost, so that slow drift of the machine meets every cell alike (a lane takes those of several
-    workers out of their order, to start as few worker groups as it can); the order within a repeat is
+    Repeats are outermost, so that slow drift of the machine meets every cell alike; the order within a repeat is
     shuffled by the seed, so that no cell always follows the same neighbour. Consecutive repeats share a trial process.
     """
     process_of = [repeat * min(processes, repeats) // repeats for repeat in range(repeats)]

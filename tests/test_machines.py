@@ -47,18 +47,17 @@ def test_the_node_types_that_ray_up_may_start_stand_in_its_file_on_the_head(tmp_
     ("alone", "given_back"),
     [
         (False, {"group here", "over both"}),
-        (True, {"group here", "over both", "group there", "process of a group", "not placed"}),
+        (True, {"group here", "over both", "group there", "not placed"}),
     ],
 )
 def test_what_ended_trials_hold_of_a_machine_is_given_back_and_nothing_of_another_machines_lane(
     alone, given_back, monkeypatch
 ):
-    cpus, head = {"CPU": 1.0}, {"node:__internal_head__": 0.001}
+    cpus = {"CPU": 1.0}
     groups = {  # bundles, nodes, state; our job is 0100
         "group here": ([cpus, cpus], ["here", "here"], "CREATED"),
         "over both": ([cpus, cpus], ["there", "here"], "CREATED"),
         "group there": ([cpus, cpus], ["there", "there"], "CREATED"),
-        "process of a group": ([head], ["here"], "CREATED"),
         "not placed": ([cpus], [""], "PENDING"),
         "ended": ([cpus], ["here"], "REMOVED"),
     }

@@ -1,6 +1,7 @@
 """The driver's side, without Ray: what becomes of trials whose process Ray's memory monitor ended."""
 
 import threading
+from collections import deque
 from types import SimpleNamespace
 
 import pytest
@@ -23,7 +24,7 @@ HUNGRY = 2  # the batch size that Ray ends the process at
 class FakeLane(Lane):
     """A lane without Ray: trials begin and end as Tune tells it. What it met stands in `sweep.processes`."""
 
-    def _tune(self, planned, resources, callback):
+    def _tune(self, planned, callback):
         of_process = []
         self.sweep.processes.append((self.machine.node_id, of_process))
         while trial := planned.take():
@@ -31,9 +32,9 @@ class FakeLane(Lane):
             tunes = SimpleNamespace(planned=trial, error_file=None)
             callback.on_step_begin(0, [])
             callback.on_trial_start(0, [], tunes)
-            self.run_one(trial, tunes, callback, alone=len(of_process) == 1)
+            self.run_one(trial, planned._config(trial), tunes, callback, alone=len(of_process) == 1)
 
-    def run_one(self, trial, tunes, callback, alone):
+    def run_one(self, trial, config, tunes, callback, alone):
         result = {"record": {"measurement": {"status": "ok"}}, "environment": {"hostname": self.machine.node_id}}
         callback.on_trial_result(0, [], tunes, {"outcome": [{**result, "when": {}, "alone": alone}]})
 
@@ -41,13 +42,13 @@ class FakeLane(Lane):
 class Evicting(FakeLane):
     """Its process is ended when the hungry trial runs."""
 
-    def run_one(self, trial, tunes, callback, alone):
+    def run_one(self, trial, config, tunes, callback, alone):
         if trial.cell.batch_size == HUNGRY:
             raise RuntimeError("Tune gives up") from ray.exceptions.OutOfMemoryError("the node runs low on memory")
-        super().run_one(trial, tunes, callback, alone)
+        super().run_one(trial, config, tunes, callback, alone)
 
 
-def swept(lane=Evicting, repeats=2, machines=("a",), processes=1, cells=CELLS):
+def swept(lane=Evicting, repeats=2, machines=("a",), processes=1, cells=CELLS, seed=4):
     notes = []
     progress = SimpleNamespace(running=lambda trial: None, finished=lambda *of: None, note=notes.append)
     there = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in machines)
@@ -62,7 +63,7 @@ def swept(lane=Evicting, repeats=2, machines=("a",), processes=1, cells=CELLS):
         lane=lane,
     )
     sweep.rows, sweep.processes, sweep.notes = [], [], notes
-    sweep.execute(grid.plan(cells, repeats=repeats, processes=processes, seed=4))
+    sweep.execute(grid.plan(cells, repeats=repeats, processes=processes, seed=seed))
     return sweep
 
 
@@ -108,9 +109,9 @@ class Killed(FakeLane):
     by_kernel = True
     account = None  # a file with what Ray says
 
-    def run_one(self, trial, tunes, callback, alone):
+    def run_one(self, trial, config, tunes, callback, alone):
         if trial.cell.batch_size != HUNGRY:
-            return super().run_one(trial, tunes, callback, alone)
+            return super().run_one(trial, config, tunes, callback, alone)
         FakeMachine.killed += self.by_kernel
         tunes.error_file = str(self.account)
         return callback.on_trial_error(0, [], tunes)
@@ -127,13 +128,13 @@ def test_what_the_kernel_killed_for_want_of_memory_is_told_from_other_kills(by_k
     hungry = [row for row in sweep.rows if row["batch_size"] == HUNGRY]
     assert [row["status"] for row in hungry] == [status]
     assert hungry[0]["attempt"] == (2 if by_kernel else 1)  # out of memory is believed once it happened alone
-    assert ("the kernel ended the trial process" in hungry[0]["error_message"]) == by_kernel
+    assert ("the kernel ended a process of the trial" in hungry[0]["error_message"]) == by_kernel
     assert sorted(row["status"] for row in sweep.rows if row["batch_size"] != HUNGRY) == ["ok", "ok"]
 
 
 def test_another_failure_of_tune_is_not_taken_for_it():
     class Broken(FakeLane):
-        def _tune(self, planned, resources, callback):
+        def _tune(self, planned, callback):
             raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
@@ -144,9 +145,9 @@ def test_several_machines_take_whole_repeats_and_each_process_of_the_plan_is_fre
     both = threading.Barrier(2, timeout=20)  # each machine is inside a trial at the same time as the other
 
     class Together(FakeLane):
-        def run_one(self, trial, tunes, callback, alone):
+        def run_one(self, trial, config, tunes, callback, alone):
             both.wait()
-            super().run_one(trial, tunes, callback, alone)
+            super().run_one(trial, config, tunes, callback, alone)
 
     sweep = swept(Together, repeats=4, machines=("a", "b"), processes=2)
     assert sorted((row["batch_size"], row["repeat"]) for row in sweep.rows) == [
@@ -163,7 +164,7 @@ class Mortal(FakeLane):
 
     died = threading.Event()
 
-    def run_one(self, trial, tunes, callback, alone):
+    def run_one(self, trial, config, tunes, callback, alone):
         if self.machine.node_id == "a":
             assert self.died.wait(timeout=20)
         elif not alone:
@@ -172,7 +173,7 @@ class Mortal(FakeLane):
             FakeMachine.dead = frozenset("b")
             self._looked = 0.0
             callback.on_step_begin(1, [])
-        super().run_one(trial, tunes, callback, alone)
+        super().run_one(trial, config, tunes, callback, alone)
 
 
 def test_the_trials_of_a_machine_that_dies_are_measured_on_another(monkeypatch):
@@ -191,14 +192,14 @@ def test_a_machine_that_dies_before_tune_asks_for_its_first_trial_loses_none(mon
     died = threading.Event()
 
     class AtTheDoor(FakeLane):
-        def _tune(self, planned, resources, callback):
+        def _tune(self, planned, callback):
             if self.machine.node_id == "b":
                 FakeMachine.dead = frozenset("b")
                 self._looked = 0.0
                 died.set()
                 callback.on_step_begin(0, [])
             assert died.wait(timeout=20)
-            super()._tune(planned, resources, callback)
+            super()._tune(planned, callback)
 
     sweep = swept(AtTheDoor, repeats=4, machines=("a", "b"))
     assert len(sweep.rows) == len({row["trial_id"] for row in sweep.rows}) == 12
@@ -214,10 +215,10 @@ def test_a_trial_that_waits_to_be_tried_alone_outlives_its_machine(monkeypatch):
 
         begun = 0
 
-        def run_one(self, trial, tunes, callback, alone):
+        def run_one(self, trial, config, tunes, callback, alone):
             if self.machine.node_id == "a":
                 assert died.wait(timeout=20)
-                return super().run_one(trial, tunes, callback, alone)
+                return super().run_one(trial, config, tunes, callback, alone)
             self.begun += 1
             if self.begun == 2:
                 record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
@@ -228,7 +229,7 @@ def test_a_trial_that_waits_to_be_tried_alone_outlives_its_machine(monkeypatch):
                 self._looked = 0.0
                 died.set()
                 callback.on_step_begin(1, [])
-            return super().run_one(trial, tunes, callback, alone)
+            return super().run_one(trial, config, tunes, callback, alone)
 
     both = threading.Barrier(2, timeout=20)  # each has taken its repeat before either goes on
     taken = Hungry._take
@@ -256,13 +257,13 @@ def test_trials_of_a_machine_that_dies_last_are_measured_by_one_that_had_ended(m
             if self.machine.node_id == "a":
                 others_ended.set()
 
-        def run_one(self, trial, tunes, callback, alone):
+        def run_one(self, trial, config, tunes, callback, alone):
             if self.machine.node_id == "b":
                 assert others_ended.wait(timeout=20)
                 FakeMachine.dead = frozenset("b")
                 self._looked = 0.0
                 callback.on_step_begin(1, [])
-            super().run_one(trial, tunes, callback, alone)
+            super().run_one(trial, config, tunes, callback, alone)
 
     both = threading.Barrier(2, timeout=20)  # each has taken its repeat before either goes on
     taken = Last._take
@@ -308,50 +309,93 @@ def test_when_no_machine_is_left_what_is_missing_is_told_and_left_to_the_same_co
         swept(FakeLane)
 
 
-def test_workers_are_placed_evenly_on_this_machine_first():
-    machines = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in "abc")
-    lane = Lane(SimpleNamespace(cluster=Cluster(machines=machines)), machines[1], Agenda([]))
-    (trial,) = grid.plan([make_cell(num_workers=4, num_nodes=2)], repeats=1, processes=1, seed=1)
-    assert lane._placement(trial) == ["b", "b", "a", "a"]
-
-
-def test_trials_of_one_worker_group_run_side_by_side_and_let_it_go_after_the_last():
-    started = []  # for each process: workers, repeat and whether the group stays
+def test_trials_of_several_workers_take_turns_with_the_others_in_one_process():
+    told = []  # for each process: workers, repeat, and what the trial process is told
 
     class Noting(FakeLane):
-        def _tune(self, planned, resources, callback):
-            started.append([])
-            super()._tune(planned, resources, callback)
+        def _tune(self, planned, callback):
+            told.append([])
+            super()._tune(planned, callback)
 
-        def run_one(self, trial, tunes, callback, alone):
-            started[-1].append((trial.cell.num_workers, trial.repeat, self._config(trial)["group_stays"]))
-            super().run_one(trial, tunes, callback, alone)
+        def run_one(self, trial, config, tunes, callback, alone):
+            told[-1].append((trial.cell.num_workers, trial.repeat, config))
+            super().run_one(trial, config, tunes, callback, alone)
 
     cells = [make_cell(num_workers=n, batch_size=size) for n in (1, 2, 4) for size in (8, 16)]
     swept(Noting, repeats=4, processes=2, cells=cells)
-    hot, groups, hot_again, groups_again = started  # of the plan's two processes
-    for of_process, repeats in ((hot, (0, 1)), (hot_again, (2, 3))):
-        assert [(n, stays) for n, _, stays in of_process] == [(1, False)] * 4
-        assert [repeat for _, repeat, _ in of_process] == sorted(2 * repeats)
-    for of_process in (groups, groups_again):
-        assert [stays for _, _, stays in of_process] == [True, True, True, False] * 2
-        first, second = of_process[:4], of_process[4:]
-        assert {len({n for n, _, _ in half}) for half in (first, second)} == {1}
-        assert first[0][0] != second[0][0]
-        assert all(half == sorted(half, key=lambda trial: trial[1]) for half in (first, second))
+    assert [[repeat for _, repeat, _ in of_process] for of_process in told] == [[0] * 6 + [1] * 6, [2] * 6 + [3] * 6]
+    for of_process in told:
+        assert [config["is_last"] for _, _, config in of_process] == [False] * 11 + [True]
+        assert {n: config["nodes"] for n, _, config in of_process} == {n: ("a",) * n for n in (1, 2, 4)}
+        assert {config["layout"].nodes for _, _, config in of_process} == {("a",) * 4}
 
 
-def test_a_worker_group_stays_only_for_a_trial_that_will_run():
-    two, large = (make_cell(num_workers=2, batch_size=size) for size in (8, 16))
-    four = make_cell(num_workers=4, batch_size=8)
-    lane = Lane(SimpleNamespace(cluster=Cluster(machines=(A,) * 4)), A, Agenda([]))
-    trials = {trial.cell: trial for trial in grid.plan([two, large, four], repeats=1, processes=1, seed=1)}
-    lane._of_groups.extend([trials[large], trials[four]])
-    assert lane._config(trials[two])["group_stays"]
+def test_without_several_workers_there_is_no_group_to_let_go():
+    told = []
+
+    class Noting(FakeLane):
+        def run_one(self, trial, config, tunes, callback, alone):
+            told.append((config["layout"], config["is_last"]))
+            super().run_one(trial, config, tunes, callback, alone)
+
+    swept(Noting)
+    assert set(told) == {(None, False)}
+
+
+def test_no_group_stays_up_for_what_is_known_to_be_too_large():
+    rows = []
+    lane = Lane(SimpleNamespace(finish=lambda trial, found: rows.append((trial, found.status))), A, Agenda([]))
+    large = make_cell(num_workers=4)
     lane._too_large[large.cell_id] = "no memory"
-    assert not lane._config(trials[two])["group_stays"]  # the next to run takes four workers
-    lane._of_groups.pop()
-    assert not lane._config(trials[two])["group_stays"]  # there is none
+    waiting = deque(plan_of([large], seed=1))
+    assert not lane._any(waiting, lambda: False)
+    assert rows == [(plan_of([large], seed=1)[0], "out_of_memory")]
+    assert lane._any(deque(plan_of([make_cell(num_workers=2)], seed=1)), lambda: False)
+
+
+def plan_of(cells, seed):
+    return grid.plan(cells, repeats=1, processes=1, seed=seed)
+
+
+def test_running_out_of_memory_is_believed_of_several_workers_too_once_it_happened_alone():
+    class Starving(FakeLane):
+        def run_one(self, trial, config, tunes, callback, alone):
+            if trial.cell.batch_size != HUNGRY:
+                return super().run_one(trial, config, tunes, callback, alone)
+            record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
+            outcome = {"record": record, "environment": {}, "when": {}, "alone": alone}
+            return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+
+    cells = [make_cell(batch_size=size, num_workers=2) for size in (1, HUNGRY, 3)]
+    seed = next(seed for seed in range(9) if plan_of(cells, seed)[0].cell.batch_size != HUNGRY)
+    sweep = swept(Starving, cells=cells, seed=seed)
+    hungry = [trial for _, of_process in sweep.processes for trial in of_process if trial[0] == HUNGRY]
+    assert len(hungry) == 3  # in each repeat, and the first once more, alone; what has waited for that is not tried
+    told = sorted(row["attempt"] for row in sweep.rows if row["status"] == "out_of_memory")
+    assert told == [1, 2]
+    assert len(sweep.rows) == 6
+
+
+@pytest.mark.parametrize(("killed", "status"), [(1, "out_of_memory"), (0, "killed")])
+def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone(killed, status, monkeypatch):
+    monkeypatch.setattr(FakeMachine, "killed", 0)
+
+    class WorkerKilled(FakeLane):
+        """The trial process tells that a worker was killed."""
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            if trial.cell.batch_size != HUNGRY:
+                return super().run_one(trial, config, tunes, callback, alone)
+            FakeMachine.killed += killed
+            record = {"measurement": {"status": "killed", "error_message": "a worker has died"}}
+            outcome = {"record": record, "environment": {}, "when": {}, "alone": alone}
+            return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+
+    cells = [make_cell(batch_size=size, num_workers=2) for size in (1, HUNGRY, 3)]
+    sweep = swept(WorkerKilled, repeats=1, cells=cells)
+    (row,) = [row for row in sweep.rows if row["batch_size"] == HUNGRY]
+    assert (row["status"], row["attempt"]) == (status, 2 if killed else 1)
+    assert len(sweep.rows) == 3
 
 
 def test_an_agenda_gives_whole_repeats_in_order_and_takes_back_what_a_machine_left():

@@ -1,5 +1,4 @@
-import itertools
-from concurrent.futures import Future
+import pickle
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,7 +10,7 @@ from samples import make_cell
 from rresnet.cell import Trial
 from rresnet.config import How
 from rresnet.data import ImageData, Split
-from rresnet.runner import group, lane, sweep, trial
+from rresnet.runner import group, hot, lane, sweep, trial
 from rresnet.tables.measurement import Environment, Measurement
 from rresnet.tables.runs import Run
 from rresnet.training.train import Record
@@ -23,24 +22,39 @@ def images():
     return ImageData(train=split, test=split, classes=("a", "b"), fingerprint="f")
 
 
-def test_a_hot_cell_is_built_once(images):
-    hot = trial._HotCells()
-    first = hot.bench(make_cell(), images)
-    assert hot.bench(make_cell(), images) is first
-    assert hot.bench(make_cell(batch_size=4), images) is not first
+def built(cell):
+    """Stands for the cell's workbench."""
+    return SimpleNamespace(cell=cell)
 
 
-def test_the_least_recently_used_cell_goes_when_memory_is_short(images, monkeypatch):
-    hot = trial._HotCells()
+def test_a_hot_cell_is_built_once_and_one_that_trains_epochs_each_time():
+    cells, one, other = hot.HotCells(), make_cell(), make_cell(batch_size=4)
+    first = cells.bench(one, lambda: built(one))
+    assert cells.bench(one, lambda: built(one)) is first
+    assert cells.bench(other, lambda: built(other)).cell == other
+    assert (cells.count, one in cells, other in cells) == (2, True, True)
+    whole = make_cell(epochs=1)
+    again = [cells.bench(whole, lambda: built(whole)) for _ in range(2)]
+    assert again[0] is not again[1]
+    assert (cells.count, whole in cells) == (2, False)
+
+
+def test_the_least_recently_used_cell_is_dropped_first():
+    cells = hot.HotCells()
     a, b, c = (make_cell(batch_size=size) for size in (2, 4, 8))
-    hot.bench(a, images)
-    hot.bench(b, images)
-    kept = hot.bench(a, images)  # now b is the one longest unused
-    free = iter([0.1, 0.9])  # short until one cell is gone
-    monkeypatch.setattr(trial, "_free_memory_share", lambda cell: next(free))
-    hot.bench(c, images)
-    assert list(hot.benches) == [a.cell_id, c.cell_id]
-    assert hot.benches[a.cell_id] is kept
+    for cell in (a, b, c, a):
+        cells.bench(cell, lambda cell=cell: built(cell))
+    cells.drop()
+    assert [cell in cells for cell in (a, b, c)] == [True, False, True]
+
+
+def test_what_is_cleared_leaves_no_cell_and_no_data_on_the_device(images):
+    cells = hot.HotCells()
+    cells.bench(make_cell(), lambda: built(make_cell()))
+    hot.inputs.resident(images.train, torch.device("cpu"))
+    assert hot.inputs.resident.cache_info().currsize
+    cells.clear()
+    assert (cells.count, hot.inputs.resident.cache_info().currsize) == (0, 0)
 
 
 @pytest.mark.parametrize(
@@ -120,79 +134,131 @@ def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status)
     assert lane.death(text, elapsed, 10.0).status == status
 
 
+class FakeGroup:
+    """A worker group that trains at once; what it is asked stands in `asked`."""
+
+    def __init__(self, asked, those=None):
+        self.asked, self.count, self.those = asked, 0, those
+        asked.append("starts")
+
+    def __contains__(self, cell):
+        return False
+
+    def train(self, cell, nodes):
+        self.asked.append((cell.batch_size, nodes))
+        self.count += 1
+        if cell.batch_size == 3:
+            raise ValueError("a worker failed")
+        return Record(measurement=Measurement(status="ok"))
+
+    def forget(self):
+        self.asked.append("forgets")
+        self.count = 0
+
+    def end(self):
+        self.asked.append("ends")
+
+
 @pytest.fixture
-def groups(monkeypatch):
-    """What worker groups are asked for: with a number for each group, and whether one can train what it is asked."""
-    asked, numbers = [], itertools.count()
+def process(monkeypatch):
+    """A trial process with nothing in it yet: what it has told, what it has asked worker groups, and how to run one."""
+    told, asked = [], []
+    monkeypatch.setattr(trial, "_HOT", hot.HotCells())
+    monkeypatch.setattr(trial, "_GROUPS", {})
+    monkeypatch.setattr(trial, "WorkerGroup", lambda those, how, data: FakeGroup(asked, those))
+    monkeypatch.setattr(trial, "free_memory_share", lambda device: 1.0)
+    monkeypatch.setattr(trial.environment, "git_commit", lambda: told.append("commit"))
+    monkeypatch.setattr(trial.environment, "describe", lambda device: Environment())
+    monkeypatch.setattr(trial.tune, "report", told.append)
+    trial._announce.cache_clear()
 
-    class Group:
-        fits = True
+    def run(batch_size, num_workers=2, is_last=False, device="cpu"):
+        cell = make_cell(batch_size=batch_size, num_workers=num_workers, device=device)
+        one = Trial(cell=cell, repeat=0, process=0).to_json()
+        config = {"trial": one, "nodes": ("a", "b"), "layout": f"workers on a {device}", "is_last": is_last}
+        trial.run(config, How(seconds=1.0), [None])
+        return told[-1]["outcome"][0]
 
-        def __init__(self, cell, how, data, nodes):
-            self.number = next(numbers)
-            asked.append((self.number, "starts"))
-
-        def can_train(self, cell):
-            return self.fits
-
-        def train(self, cell):
-            asked.append((self.number, cell.batch_size))
-            if cell.batch_size == 3:
-                raise ValueError("a worker failed")
-            return "a record"
-
-        def end(self):
-            asked.append((self.number, "ends"))
-
-    monkeypatch.setattr(trial, "WorkerGroup", Group)
-    monkeypatch.setattr(trial, "_GROUP", None)
-    return SimpleNamespace(asked=asked, kind=Group)
+    yield SimpleNamespace(told=told, asked=asked, run=run)
+    trial._announce.cache_clear()
 
 
-def in_group(batch_size, stays):
-    config = {"nodes": [], "group_stays": stays}
-    return trial._in_group(make_cell(num_workers=2, batch_size=batch_size), None, None, config)
+def test_a_worker_group_trains_until_the_last_trial(process):
+    for batch_size in (1, 2, 1):
+        process.run(batch_size, is_last=len(process.asked) == 4)
+    ab = ("a", "b")
+    assert process.asked == ["starts", "forgets", (1, ab), (2, ab), (1, ab), "ends"]
+    assert trial._GROUPS["cpu"].those == "workers on a cpu"
 
 
-def test_a_worker_group_trains_until_it_is_not_to_stay(groups):
-    assert [in_group(1, True), in_group(2, False), in_group(1, False)] == ["a record"] * 3
-    assert groups.asked == [(0, "starts"), (0, 1), (0, 2), (0, "ends"), (1, "starts"), (1, 1), (1, "ends")]
+def test_each_kind_of_device_has_a_group_and_both_end_with_the_last_trial(process):
+    process.run(1, device="cpu")
+    process.run(2, device="gpu", is_last=True)
+    assert process.asked.count("starts") == process.asked.count("ends") == 2
+    assert trial._GROUPS["gpu"].those == "workers on a gpu"
 
 
-def test_a_worker_group_of_another_kind_is_ended_and_one_that_failed_is_not_asked_again(groups):
-    in_group(1, True)
-    groups.kind.fits = False
-    with pytest.raises(ValueError, match="a worker failed"):
-        in_group(3, True)
-    groups.kind.fits = True
-    in_group(2, True)
-    assert groups.asked == [(0, "starts"), (0, 1), (0, "ends"), (1, "starts"), (1, 3), (2, "starts"), (2, 2)]
+def test_after_a_trial_that_failed_the_workers_are_let_go(process):
+    process.run(1)
+    with pytest.raises(lane.TrialProcessSpentError):
+        process.run(3)
+    assert process.asked[-1] == "ends"
+    assert process.told[-1]["outcome"][0]["record"]["measurement"]["error_message"] == "a worker failed"
 
 
-@pytest.mark.parametrize(
-    ("other", "fits"),
-    [
-        ({"batch_size": 16, "recipe": "blog", "epochs": 1}, True),
-        ({"device": "gpu"}, False),
-        ({"num_workers": 2}, False),
-        ({"num_nodes": 2}, False),
-        ({"cpu_threads": 3}, False),
-    ],
-)
-def test_a_worker_group_trains_what_takes_the_same_workers_while_they_are_there(other, fits):
-    like = {"num_workers": 4, "cpu_threads": 1}
-    workers = object.__new__(group.WorkerGroup)
-    workers._like, workers._ended = make_cell(**like), Future()
-    assert workers.can_train(make_cell(**{**like, **other})) == fits
-    workers._ended.set_result(None)
-    assert not workers.can_train(workers._like)
+def test_a_trial_was_alone_where_nothing_was_hot_in_its_process_or_its_workers(process, monkeypatch):
+    assert process.run(1)["alone"]
+    assert not process.run(2)["alone"]  # the workers have a cell
+    trial._GROUPS["cpu"].forget()
+    assert process.run(1)["alone"]
+    trial._GROUPS["cpu"].forget()
+    trial._HOT.bench(make_cell(), lambda: built(make_cell()))
+    assert not process.run(1)["alone"]
 
 
-def test_a_cell_of_a_worker_group_leaves_no_data_on_the_device(images):
-    group.inputs.resident(images.train, torch.device("cpu"))
-    assert group.inputs.resident.cache_info().currsize
-    group._forget()
-    assert not group.inputs.resident.cache_info().currsize
+def test_where_memory_is_short_this_process_drops_its_cells_first_and_then_the_workers_theirs(process, monkeypatch):
+    process.run(1)
+    for size in (2, 4):
+        trial._HOT.bench(make_cell(batch_size=size), lambda: built(None))
+    free = iter([0.1, 0.24, 0.25])  # short until both are dropped
+    monkeypatch.setattr(trial, "free_memory_share", lambda device: next(free, 0.25))
+    process.run(2)
+    assert (trial._HOT.count, process.asked.count("forgets")) == (0, 1)  # the first before anything was there
+    monkeypatch.setattr(trial, "free_memory_share", lambda device: 0.2)
+    process.run(4)
+    assert process.asked[-2:] == ["forgets", (4, ("a", "b"))]
+
+
+def test_no_room_is_made_for_what_is_hot(process, monkeypatch):
+    process.run(1)
+    monkeypatch.setattr(FakeGroup, "__contains__", lambda self, cell: True)
+    monkeypatch.setattr(trial, "free_memory_share", lambda device: 0.0)
+    process.run(1)
+    assert process.asked.count("forgets") == 1  # that with which it started
+
+
+def workers(*answers):
+    """A worker group whose workers answer so, and the requests that it has made."""
+    requests, given = [], iter(answers)
+    those = object.__new__(group.WorkerGroup)
+    those._hot, those._free_memory = set(), 1.0
+    those._answer_to = lambda request: requests.append(request) or next(given)
+    return those, requests
+
+
+def answer(free_memory):
+    return pickle.dumps((Record(measurement=Measurement(status="ok")), free_memory))
+
+
+def test_workers_forget_before_another_cell_where_any_of_them_was_short_of_memory():
+    one, other, whole = make_cell(num_workers=2), make_cell(num_workers=2, batch_size=4), make_cell(epochs=1)
+    those, requests = workers(answer(0.2), answer(0.2), b"", answer(0.3), answer(0.3))
+    for cell in (one, one, other, whole):
+        those.train(cell, ("a", "a"))
+    assert [request if request == "forget" else request.cell for request in requests] == [
+        *(one, one), "forget", other, whole  # one is hot the second time
+    ]  # fmt: skip
+    assert (one in those, other in those, whole in those, those.count) == (False, True, False, 1)
 
 
 def test_rows_join_on_the_trial():
@@ -209,16 +275,12 @@ def test_rows_join_on_the_trial():
     assert rows["epochs"][0]["trial_id"] == planned.trial_id
 
 
-def test_a_trial_process_notes_the_commit_before_its_first_trial_and_then_says_that_it_is_ready(monkeypatch):
-    events = []
-    monkeypatch.setattr(trial, "_HOT", trial._HotCells())
-    monkeypatch.setattr(trial.environment, "git_commit", lambda: events.append("commit"))
-    monkeypatch.setattr(trial.environment, "describe", lambda device: Environment())
-    monkeypatch.setattr(trial.tune, "report", lambda told: events.append(next(iter(told))))
+def test_a_trial_process_notes_the_commit_before_its_first_trial_and_then_says_that_it_is_ready(process, monkeypatch):
+    told = process.told
     monkeypatch.setattr(
-        trial, "_fit", lambda *of: events.append("trained") or Record(measurement=Measurement(status="ok"))
+        trial, "_fit", lambda *of: told.append("trained") or Record(measurement=Measurement(status="ok"))
     )
-    config = {"trial": Trial(cell=make_cell(), repeat=0, process=0).to_json(), "nodes": [], "group_stays": False}
     for _ in range(2):
-        trial.run(config, How(seconds=1.0), [None])
+        process.run(1, num_workers=1)
+    events = [one if isinstance(one, str) else next(iter(one)) for one in told]
     assert events == ["commit", "process_id", "trained", "outcome", "trained", "outcome"]

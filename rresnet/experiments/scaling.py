@@ -40,7 +40,7 @@ class ScalingSettings(Settings):
     repeats: int | None = 5
     """Times each setting is measured."""
     processes: int = 5
-    """Fresh trial processes that the repeats are spread over. One per repeat keeps its settings close in time."""
+    """Fresh trial processes that the repeats are spread over. One per repeat: what differs between processes counts."""
 
 
 def worker_counts(device: Device, hardware: Hardware) -> tuple[int, ...]:

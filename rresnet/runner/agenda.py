@@ -12,6 +12,7 @@ class Agenda:
     """The trials that no machine has taken yet, repeat by repeat in their order. Safe to share between threads."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
+        self.cells = frozenset(trial.cell for trial in trials)  # that there ever were
         self._repeats = deque[list[Trial]]()
         self._lost: set[str] = set()  # trials that a machine has taken along with it
         self._lock = threading.Lock()

@@ -27,7 +27,6 @@ _ENVIRONMENT = {
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's boxes, which verbose=0 does not silence
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each worker group, unused
     "RAY_TRAIN_METRICS_ENABLED": "0",  # needs the dashboard
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.2",  # the default of 2 s is added to each trial of a worker group
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
     "RAY_worker_niceness": "0",  # Ray's workers yield to any other process by default: a measurement must not
     "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no state of the experiment: our rows are what a run goes on from

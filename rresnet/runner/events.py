@@ -52,7 +52,8 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
         """A trial has told its process, its speed so far, or what became of it."""
         if "outcome" in result:
             self._ended = trial.planned
-            self._lane.reported(trial.planned, self._attempt, *result["outcome"])
+            (outcome,) = result["outcome"]
+            self._lane.reported(trial.planned, self._attempt, outcome, self._process_id, self._kills)
         elif "process_id" in result:
             self._started, self._process_id = time.monotonic(), result["process_id"]
         elif "images_per_second" in result:

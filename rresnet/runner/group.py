@@ -1,7 +1,6 @@
 """A worker group of Ray Train that stays up and trains one trial after another: starting one takes 10 s and more."""
 
 import faulthandler
-import gc
 import itertools
 import pickle  # nosec B403
 import threading
@@ -15,15 +14,17 @@ import ray.train
 import torch
 from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import distributed
 
 from rresnet import scratch
 from rresnet.cell import Cell
 from rresnet.config import How
 from rresnet.data import ImageData
-from rresnet.runner.exchange import Exchange
-from rresnet.runner.lane import group_of
-from rresnet.runner.machines import NODE_ID
-from rresnet.training import inputs
+from rresnet.runner import layout
+from rresnet.runner.exchange import Exchange, Request, Training
+from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share
+from rresnet.runner.layout import Layout
+from rresnet.runner.machines import NODE_ID, SLIVER
 from rresnet.training.train import Record, train
 from rresnet.training.workbench import Workbench
 
@@ -31,22 +32,24 @@ END_SECONDS = 30.0  # for workers that have nothing left to do
 
 
 class WorkerGroup:
-    """The workers, with DDP, of cells that are alike in what `group_of` names."""
+    """Workers, with DDP, that keep the cells they have built hot; a cell may take all of them or a part."""
 
-    def __init__(self, like: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: Sequence[str]) -> None:
-        """Start it, each worker on its node of `nodes`; nothing waits for it until it is to train."""
-        self._like = like
+    def __init__(self, those: Layout, how: How, data: "ray.ObjectRef[ImageData]") -> None:
+        """Start them; nothing waits for that until they are to train."""
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
         self._exchange = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here).remote()
         self._asked = itertools.count()
         self._ended = Future[None]()
+        self._hot = set[Cell]()
+        self._free_memory = 1.0  # the least share that any worker had after the latest trial
+        gpu = {"GPU": 1 - SLIVER} if those.device == "gpu" else {}
         scaling = ray.train.ScalingConfig(
-            num_workers=like.num_workers,
-            use_gpu=like.device == "gpu",
-            resources_per_worker={"CPU": like.cpu_threads, **({"GPU": 1} if like.device == "gpu" else {})},
-            label_selector=[{NODE_ID: node} for node in nodes],
+            num_workers=len(those.nodes),
+            use_gpu=those.device == "gpu",
+            resources_per_worker={"CPU": those.cores, **gpu},
+            label_selector=[{NODE_ID: node} for node in those.nodes],
         )
-        config = {"exchange": self._exchange, "how": how, "data": [data]}
+        config = {"exchange": self._exchange, "device": those.device, "how": how, "data": [data]}
         # Ray Train returns when the workers do. Nor does the end of this process wait for a thread that is a daemon.
         threading.Thread(target=self._run, args=(config, scaling), name="rresnet-group", daemon=True).start()
 
@@ -63,55 +66,104 @@ class WorkerGroup:
         except BaseException as error:
             self._ended.set_exception(error)
 
-    def can_train(self, cell: Cell) -> bool:
-        """Whether the cell is one of its kind, and no worker has ended."""
-        return group_of(cell) == group_of(self._like) and not self._ended.done()
+    @property
+    def count(self) -> int:
+        """How many cells are hot."""
+        return len(self._hot)
 
-    def train(self, cell: Cell) -> Record:
-        """Train a cell; raises what Ray Train tells of a worker that failed, after which the group is gone."""
-        self._exchange.ask.remote(cell)
+    def __contains__(self, cell: Cell) -> bool:
+        """Whether the cell is one of them."""
+        return cell in self._hot
+
+    def train(self, cell: Cell, nodes: Sequence[str]) -> Record:
+        """Train a cell, by a worker on each of `nodes`.
+
+        Raises what Ray Train tells of a worker that failed, after which the group is gone.
+        """
+        if self._free_memory < MEMORY_RESERVE and cell not in self:  # on another machine, maybe
+            self.forget()
+        answer = self._answer_to(Training(cell, tuple(nodes)))
+        record, self._free_memory = pickle.loads(answer)  # nosec B301: from our own worker, and Ray sends only pickles
+        assert isinstance(record, Record)
+        if not cell.epochs:
+            self._hot.add(cell)
+        return record
+
+    def forget(self) -> None:
+        """Free what the workers have kept."""
+        self._answer_to("forget")
+        self._hot.clear()
+        self._free_memory = 1.0
+
+    def end(self) -> None:
+        """Let the workers go, and wait until what they held is free. What fails then has no part in any trial."""
+        self._exchange.ask.remote("end")
+        wait([self._ended], timeout=END_SECONDS)
+
+    def _answer_to(self, request: Request) -> bytes:
+        self._exchange.ask.remote(request)
         answer = self._exchange.answered.remote(next(self._asked)).future()
         wait([answer, self._ended], return_when=FIRST_COMPLETED)
         if not answer.done():
             raise self._ended.exception() or RuntimeError("the worker group has ended")
-        record = pickle.loads(answer.result())  # nosec B301: from our own worker, and Ray sends nothing but pickles
-        assert isinstance(record, Record)
-        return record
-
-    def end(self) -> None:
-        """Let the workers go, and wait until what they held is free. What fails then has no part in any trial."""
-        self._exchange.ask.remote(None)
-        wait([self._ended], timeout=END_SECONDS)
+        told: bytes = answer.result()
+        return told
 
 
 def _loop(config: dict[str, Any]) -> None:
-    """What each worker does: train what is asked for, until that is nothing."""
-    context, how, exchange = ray.train.get_context(), config["how"], config["exchange"]
-    images: ImageData | None = None
+    """What each worker does, until the end is asked for."""
+    exchange, worker = config["exchange"], _Worker(**config)
     for number in itertools.count():
-        cell = ray.get(exchange.asked.remote(number))
-        if cell is None:
+        request: Request = ray.get(exchange.asked.remote(number))
+        if request == "end":
             return
-        faulthandler.dump_traceback_later(how.limit_seconds(cell), exit=True)
-        start = time.perf_counter()
-        images = images or ray.get(config["data"][0])
-        record = _train(cell, how, images, start)
-        torch.distributed.barrier()  # where another worker has failed, there is no record
-        faulthandler.cancel_dump_traceback_later()
-        if context.get_world_rank() == 0:
-            ray.get(exchange.answer.remote(number, pickle.dumps(record)))
-        _forget()
+        answer = worker.forget() if request == "forget" else worker.train(request)
+        if answer is not None:
+            ray.get(exchange.answer.remote(number, answer))
 
 
-def _train(cell: Cell, how: How, images: ImageData, start: float) -> Record:
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    bench = Workbench(cell=cell, data=images, device=get_device(), rank=rank, world=world)
-    return train(bench, how, startup_seconds=time.perf_counter() - start, progress=lambda images_per_second: None)
+class _Worker:
+    """One of the group; each answer is given by one of those who met the request, once all of them have."""
 
+    def __init__(self, *, exchange: Any, device: Any, how: How, data: "list[ray.ObjectRef[ImageData]]") -> None:
+        self._device, self._how, self._data = device, how, data
+        self._hot = HotCells()
+        self._rank = distributed.get_rank()
+        self._places: list[Any] = [None] * distributed.get_world_size()
+        distributed.all_gather_object(self._places, ray.get_runtime_context().get_node_id())
+        self._parts: dict[tuple[int, ...], Any] = {}  # ranks -> their process group
 
-def _forget() -> None:
-    """Free what a cell has left, so that the next one has as much memory as in a new process."""
-    inputs.resident.cache_clear()
-    gc.collect()  # the network and DDP refer to each other
-    torch.cuda.empty_cache()
+    def forget(self) -> bytes | None:
+        self._hot.clear()
+        distributed.barrier()
+        return b"" if self._rank == 0 else None
+
+    def train(self, request: Training) -> bytes | None:
+        """Train, where the cell takes this worker."""
+        cell, ranks = request.cell, layout.members(request.nodes, self._places)
+        faulthandler.dump_traceback_later(self._how.limit_seconds(cell), exit=True)
+        try:
+            part = self._part(tuple(ranks))
+            if self._rank not in ranks:
+                return None
+            start = time.perf_counter()
+            images = self._hot.data(self._data[0])
+            bench = self._hot.bench(cell, lambda: self._build(cell, images, ranks, part))
+            ready = time.perf_counter() - start
+            record = train(bench, self._how, startup_seconds=ready, progress=lambda images_per_second: None)
+            free = torch.tensor(free_memory_share(self._device), device=get_device())
+            distributed.all_reduce(free, distributed.ReduceOp.MIN, group=part)  # where another has failed, no record
+        finally:
+            faulthandler.cancel_dump_traceback_later()
+        return pickle.dumps((record, free.item())) if self._rank == ranks[0] else None
+
+    def _part(self, ranks: tuple[int, ...]) -> Any:
+        """The process group of a cell's workers; all workers make it, also those that are not in it."""
+        if ranks not in self._parts:
+            everyone = len(ranks) == len(self._places)
+            self._parts[ranks] = distributed.group.WORLD if everyone else distributed.new_group(list(ranks))
+        return self._parts[ranks]
+
+    def _build(self, cell: Cell, images: ImageData, ranks: Sequence[int], part: Any) -> Workbench:
+        rank, device = ranks.index(self._rank), get_device()
+        return Workbench(cell=cell, data=images, device=device, rank=rank, world=len(ranks), workers=part)

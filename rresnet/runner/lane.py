@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,8 +12,9 @@ import ray
 from ray import tune
 
 from rresnet import scratch
-from rresnet.cell import Cell, Trial
+from rresnet.cell import Device, Trial
 from rresnet.config import How
+from rresnet.runner import layout
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.events import Events
 from rresnet.runner.handout import AsGiven, Handout
@@ -24,14 +25,10 @@ if TYPE_CHECKING:
     from rresnet.data import ImageData
     from rresnet.runner.sweep import Sweep
 
-# What the process of trials of several workers holds: a sliver of a resource that Ray puts on the head node, so that
-# every processor is left to the workers.
-ON_THE_HEAD = tune.PlacementGroupFactory([{"node:__internal_head__": 0.001}])
-
 ALIVE_SECONDS = 1.0  # between looks at whether the machine is still there
 DEATH_SECONDS = 60.0  # in which a machine answers, or Ray finds out that it is gone
 KILLED_FOR_MEMORY = (
-    "OutOfMemoryError: the kernel ended the trial process: the machine, or its part of it, ran out of memory"
+    "OutOfMemoryError: the kernel ended a process of the trial: the machine, or its part of it, ran out of memory"
 )
 
 
@@ -62,8 +59,7 @@ class Lane:
 
     def __init__(self, sweep: "Sweep", machine: Machine, agenda: Agenda) -> None:
         self.sweep, self.machine, self.agenda = sweep, machine, agenda
-        self._hot = deque[Trial]()  # of the repeats taken: those of one worker, which stay hot,
-        self._of_groups = deque[Trial]()  # and those of several, whose worker groups take the machine's processors
+        self._waiting = deque[Trial]()  # of the repeats taken
         self._unconfirmed = deque[Trial]()  # ran out of memory beside other hot cells
         self._too_large: dict[str, str] = {}  # cells that did so alone -> the message
         self._looked = 0.0
@@ -71,9 +67,9 @@ class Lane:
 
     def run(self) -> None:
         """Take and measure repeats until there are none left, or the machine is lost."""
-        while not self.lost and (self._hot or self._of_groups or self._take(None)):
-            self._measure_process((self._hot or self._of_groups)[0].process)
-        left = [*self._unconfirmed, *self._hot, *self._of_groups]
+        while not self.lost and (self._waiting or self._take(None)):
+            self._measure_process(self._waiting[0].process)
+        left = [*self._unconfirmed, *self._waiting]
         if left:
             name = self.machine.hardware.hostname
             self.sweep.progress.note(f"{name} is lost: {len(left)} of its trials go to another machine")
@@ -81,53 +77,43 @@ class Lane:
 
     def _take(self, process: int | None) -> bool:
         taken = self.agenda.take(process)
-        self._hot += [trial for trial in taken if trial.cell.num_workers == 1]
-        self._of_groups += [trial for trial in taken if trial.cell.num_workers > 1]
+        self._waiting += taken
         return bool(taken)
 
     def _measure_process(self, process: int) -> None:
         """Measure the repeats that the plan has in one process, as far as other machines leave them."""
-
-        def next_hot() -> Trial | None:
-            while not self._hot and self._take(process):
-                pass
-            return self._next_of(self._hot)
-
-        self._fit(next_hot, self.machine.whole)
+        self._fit(self._waiting, functools.partial(self._take, process))
         while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
-            alone = deque([self._unconfirmed.popleft()])
-            self._fit(functools.partial(self._next_of, alone), self.machine.whole, attempt=2)
-        self._of_groups = deque(_by_group(self._of_groups))
-        self._fit(functools.partial(self._next_of, self._of_groups), ON_THE_HEAD)
+            self._fit(deque([self._unconfirmed.popleft()]), lambda: False, attempt=2)
 
-    def _next_of(self, trials: deque[Trial]) -> Trial | None:
-        while trials:
-            if not self._known_too_large(trials[0]):
-                return trials.popleft()
-            trials.popleft()
-        return None
-
-    def _fit(
-        self, next_trial: Callable[[], Trial | None], resources: tune.PlacementGroupFactory, attempt: int = 1
-    ) -> None:
-        """Run trials, as long as there are, in a fresh process; those that one ends with, in the next."""
-        while not self.lost and (first := next_trial()):
-            waiting, callback = deque([first]), Events(self, attempt)
-
-            def left(waiting: deque[Trial] = waiting) -> Trial | None:
-                return waiting.popleft() if waiting else None if self.lost else next_trial()
-
-            planned = Handout(left, self._config)
+    def _fit(self, trials: deque[Trial], more: Callable[[], bool], attempt: int = 1) -> None:
+        """Run trials, while there are or `more` adds some, in a fresh process; what one ends with, in the next."""
+        while not self.lost and self._any(trials, more):
+            callback = Events(self, attempt)
+            config = functools.partial(self._config, is_last=lambda: not self._any(trials, more))
+            planned = Handout(functools.partial(self._next, trials, more), config)
             try:
-                self._tune(planned, resources, callback)
+                self._tune(planned, callback)
             except RuntimeError as error:
-                self._survive(error, planned.given or first, callback)
+                self._survive(error, callback)
+                if planned.given and planned.given is not callback.begun:  # handed out, but never begun
+                    trials.appendleft(planned.given)
+        if trials is not self._waiting:
+            self._waiting.extendleft(trials)  # the machine is lost
 
-    def _survive(self, error: RuntimeError, given: Trial | None, callback: Events) -> None:
-        """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error.
+    def _any(self, trials: deque[Trial], more: Callable[[], bool]) -> bool:
+        """Whether there is one to run; those before it that are known to be too large get their rows."""
+        while trials or more():
+            if not self._known_too_large(trials[0]):
+                return True
+            trials.popleft()
+        return False
 
-        A trial that was handed out but never begun goes back to those that wait.
-        """
+    def _next(self, trials: deque[Trial], more: Callable[[], bool]) -> Trial | None:
+        return trials.popleft() if not self.lost and self._any(trials, more) else None
+
+    def _survive(self, error: RuntimeError, callback: Events) -> None:
+        """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error."""
         if isinstance(error, MachineLostError) or isinstance(error.__cause__, MachineLostError):
             if running := callback.running:
                 self._lose(running)
@@ -135,10 +121,9 @@ class Lane:
             callback.evicted(str(error.__cause__))  # Tune gives up when Ray's memory monitor ends a process
         else:
             raise error
-        if given and given is not callback.begun:
-            (self._hot if given.cell.num_workers == 1 else self._of_groups).appendleft(given)
 
-    def _tune(self, planned: Handout, resources: tune.PlacementGroupFactory, callback: Events) -> None:
+    def _tune(self, planned: Handout, callback: Events) -> None:
+        resources = self.machine.beside_workers if self._layouts else self.machine.whole
         self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
         with scratch.folder() as storage, planned:
             trainable = tune.with_resources(
@@ -159,16 +144,24 @@ class Lane:
                 run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
             ).fit()
 
-    def _config(self, trial: Trial) -> dict[str, Any]:
-        after = next((t for t in self._of_groups if t.cell.cell_id not in self._too_large), None)
-        stays = after is not None and group_of(after.cell) == group_of(trial.cell)
-        return {"trial": trial.to_json(), "nodes": self._placement(trial), "group_stays": stays}
+    def _config(self, trial: Trial, is_last: Callable[[], bool]) -> dict[str, Any]:
+        """What the trial process is told: of several workers where they are, and when to let the groups go."""
+        return {
+            "trial": trial.to_json(),
+            "nodes": layout.placement(trial.cell, self._nodes),
+            "layout": self._layouts.get(trial.cell.device),
+            "is_last": bool(self._layouts) and is_last(),
+        }
 
-    def _placement(self, trial: Trial) -> list[str]:
-        """The machine of each worker: this one first, then the others in their order, evenly."""
-        machines = [self.machine, *(m for m in self.sweep.cluster.machines if m is not self.machine)]
-        each = -(-trial.cell.num_workers // trial.cell.num_nodes)
-        return [machines[worker // each].node_id for worker in range(trial.cell.num_workers)]
+    @functools.cached_property
+    def _nodes(self) -> list[str]:
+        """This machine's node, then the others' in their order."""
+        others = (machine for machine in self.sweep.cluster.machines if machine is not self.machine)
+        return [machine.node_id for machine in (self.machine, *others)]
+
+    @functools.cached_property
+    def _layouts(self) -> Mapping[Device, layout.Layout]:
+        return layout.layouts(self.agenda.cells, self._nodes)
 
     def check(self) -> None:
         """Raise KeyboardInterrupt where the run is to end, MachineLostError where the machine is gone."""
@@ -187,13 +180,18 @@ class Lane:
             self.sweep.finish(trial, found)
         return message is not None
 
-    def reported(self, trial: Trial, attempt: int, outcome: Mapping[str, Any]) -> None:
-        """A trial has sent what became of it, as `trial.run` does."""
+    def reported(
+        self, trial: Trial, attempt: int, outcome: Mapping[str, Any], process_id: int | None, kills: int
+    ) -> None:
+        """A trial has sent what became of it, as `trial.run` does; `kills` as in `died`: a worker may be among them."""
         record = outcome["record"]
         for name, content in outcome.get("files", {}).items():
             self.sweep.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
         measurement = record["measurement"]
-        if measurement["status"] == "out_of_memory" and trial.cell.num_workers == 1:
+        if measurement["status"] == "killed" and self.machine.kills_for_memory() > kills:
+            self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
+            return
+        if measurement["status"] == "out_of_memory":
             if not outcome["alone"]:
                 self._unconfirmed.append(trial)
                 return
@@ -207,7 +205,7 @@ class Lane:
 
     def evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:
         """Ray's memory monitor, or the kernel's own killer, has ended the process of a trial."""
-        if attempt == 1 and trial.cell.num_workers == 1:  # other hot cells held memory, too
+        if attempt == 1:  # other hot cells held memory, too
             self._unconfirmed.append(trial)
             return
         found = replace(death(account, 0.0, math.inf), output_tail=self.machine.output_tail(process_id))
@@ -232,22 +230,11 @@ class Lane:
     def _lose(self, trial: Trial) -> None:
         """The machine died with the trial: another one gets it, once."""
         if self.agenda.lose(trial):
-            self._hot.appendleft(trial)  # goes back to the agenda with the rest
+            self._waiting.appendleft(trial)  # goes back to the agenda with the rest
             return
         message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
         found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
         self.sweep.finish(trial, found, attempt=2)
-
-
-def group_of(cell: Cell) -> tuple[str, int, int, int]:
-    """What cells must have alike for one worker group to train them, on one lane."""
-    return cell.device, cell.num_workers, cell.num_nodes, cell.cpu_threads
-
-
-def _by_group(trials: Collection[Trial]) -> list[Trial]:
-    """The trials, those of one worker group side by side, in the order in which each group is first needed."""
-    groups = list(dict.fromkeys(group_of(trial.cell) for trial in trials))
-    return sorted(trials, key=lambda trial: groups.index(group_of(trial.cell)))
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
 
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
+SLIVER = 0.01  # of each GPU, which a trial process holds beside its worker groups
 TAIL_CHARACTERS = 8000  # a hung process leaves the tracebacks of all its threads
 POLL_SECONDS = 1.0
 TELL_SECONDS = 30.0
@@ -58,6 +59,14 @@ class Machine:
         bundle = {"CPU": float(self.hardware.cpu_count), **gpus}
         return PlacementGroupFactory([bundle], bundle_label_selector=[{NODE_ID: self.node_id}])
 
+    @property
+    def beside_workers(self) -> "PlacementGroupFactory":
+        """What a trial process holds that has worker groups besides: next to nothing, for they hold the machine."""
+        from ray.tune import PlacementGroupFactory
+
+        bundle = {"memory": 1.0, **({"GPU": SLIVER} if self.hardware.gpu_count else {})}
+        return PlacementGroupFactory([bundle], bundle_label_selector=[{NODE_ID: self.node_id}])
+
     def alive(self) -> bool:
         """Whether the cluster still has it."""
         import ray
@@ -88,7 +97,7 @@ class Machine:
         return True
 
     def release(self, *, alone: bool) -> None:
-        """Give back what our ended trials still hold of it: a worker group whose trial was killed leaks its placement.
+        """Give back what our ended trials still hold of it: worker groups of a killed process leak their placements.
 
         Args:
             alone: whether we measure on no other machine, so that what has no place yet is this one's, too.
@@ -99,9 +108,7 @@ class Machine:
         job = ray.get_runtime_context().get_job_id()
         for identity, group in placement_group_table().items():
             ours = identity.endswith(job) and group["state"] != "REMOVED"  # its maker's job is the id's last part
-            # What holds no processors is a trial process of another machine's, which waits for its workers there.
-            holds = any(bundle.get("CPU") or bundle.get("GPU") for bundle in group["bundles"].values())
-            if ours and (alone or (holds and self.node_id in group["bundles_to_node_id"].values())):
+            if ours and (alone or self.node_id in group["bundles_to_node_id"].values()):
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
     def kills_for_memory(self) -> int:

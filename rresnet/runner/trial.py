@@ -1,18 +1,16 @@
-"""The trial process: runs one trial after another and keeps the cells it has built hot."""
+"""The trial process: runs one trial after another, and keeps hot the cells that it and its workers have built."""
 
 import faulthandler
-import gc
+import functools
 import math
 import os
 import time
 import traceback
-from collections import OrderedDict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from typing import Any
 
-import psutil
 import ray
 import ray.train
 import torch
@@ -20,65 +18,26 @@ from ray import tune
 from ray.train.torch import TorchTrainer
 
 from rresnet import scratch
-from rresnet.cell import Cell, Trial
+from rresnet.cell import Cell, Device, Trial
 from rresnet.config import How
 from rresnet.data import ImageData
 from rresnet.runner.group import WorkerGroup
+from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share
 from rresnet.runner.lane import TrialProcessSpentError, death
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement
 from rresnet.training.train import Progress, Record, is_out_of_memory, train
 from rresnet.training.workbench import Workbench
 
-MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
 PROGRESS_SECONDS = 1.0
 TEXT_CHARACTERS = 2000
 
-
-class _HotCells:
-    """The cells this process has built, least recently used first."""
-
-    def __init__(self) -> None:
-        self.benches: OrderedDict[str, Workbench] = OrderedDict()
-        self.announced = False
-        self._data: dict[str, ImageData] = {}
-
-    def data(self, ref: "ray.ObjectRef[ImageData]") -> ImageData:
-        """The data set behind `ref`; fetched once in this process."""
-        if ref.hex() not in self._data:
-            self._data[ref.hex()] = ray.get(ref)
-        return self._data[ref.hex()]
-
-    def bench(self, cell: Cell, data: ImageData) -> Workbench:
-        """The cell's workbench, built on its first use and dropped when memory is short."""
-        if cell.cell_id not in self.benches:
-            while self.benches and _free_memory_share(cell) < MEMORY_RESERVE:
-                self.benches.popitem(last=False)
-                gc.collect()
-                torch.cuda.empty_cache()
-            self.benches[cell.cell_id] = Workbench(cell=cell, data=data, device=_local_device(cell))
-        self.benches.move_to_end(cell.cell_id)
-        return self.benches[cell.cell_id]
-
-
-_HOT = _HotCells()
-_GROUP: WorkerGroup | None = None  # that waits for the next trial
+_HOT = HotCells()
+_GROUPS: dict[Device, WorkerGroup] = {}
 
 # Tune runs each trial on a new thread. OpenMP keeps a pool of threads for each thread that ever asked for one, and
 # malloc an arena: training on a new thread each time made the first step take twice as long, and every step slower.
 _TRAINING_THREAD = ThreadPoolExecutor(1, thread_name_prefix="rresnet-train")
-
-
-def _local_device(cell: Cell) -> torch.device:
-    return torch.device("cuda" if cell.device == "gpu" else "cpu")
-
-
-def _free_memory_share(cell: Cell) -> float:
-    if cell.device == "gpu":
-        free, total = torch.cuda.mem_get_info()
-        return free / total
-    memory = psutil.virtual_memory()
-    return memory.available / memory.total
 
 
 def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]) -> None:
@@ -87,14 +46,14 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
     """
     trial = Trial.from_json(config["trial"])
-    started, clock, alone = datetime.now(UTC), time.monotonic(), not _HOT.benches
-    if not _HOT.announced:  # the driver's clock for the time limit starts here: importing torch does not count
-        _HOT.announced = True
-        environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
-        tune.report({"process_id": os.getpid()})
+    started, clock = datetime.now(UTC), time.monotonic()
+    alone = not (_HOT.count or any(group.count for group in _GROUPS.values()))
+    _announce()
     faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
     try:
-        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config).result()
+        group = _group(trial.cell, how, data[0], config)
+        clock = time.monotonic()
+        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config, group).result()
     except (Exception, SystemExit) as error:
         elapsed, limit = time.monotonic() - clock, how.limit_seconds(trial.cell)  # the workers watch it themselves
         record = Record(measurement=failure(error, elapsed, limit))
@@ -108,16 +67,49 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         "alone": alone,
     }
     ok = record.measurement.status == "ok"
+    if config["is_last"] or not ok:
+        for group in _GROUPS.values():
+            group.end()
     # In a list, for Tune flattens dicts, and averages each number in them; done, so that it need not ask for the end.
     tune.report({"outcome": [outcome], "done": ok})
     if not ok:
         raise TrialProcessSpentError(record.measurement.error_type)
 
 
-def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any]) -> Record:
+@functools.cache
+def _announce() -> None:
+    """Say, once, that this process is ready: the driver's clock for the time limit starts here, torch is imported."""
+    environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
+    tune.report({"process_id": os.getpid()})
+
+
+def _group(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any]) -> WorkerGroup | None:
+    """The worker group of the cell, once it is up; None of a cell that takes none."""
+    if cell.num_workers == 1:
+        return None
+    if cell.device not in _GROUPS:
+        _GROUPS[cell.device] = WorkerGroup(config["layout"], how, data)
+        _GROUPS[cell.device].forget()  # what there is not yet: a first answer
+    return _GROUPS[cell.device]
+
+
+def _make_room(device: Device) -> None:
+    """Where memory is short, drop hot cells, least recently used first, and then all of the worker groups."""
+    while _HOT.count and free_memory_share(device) < MEMORY_RESERVE:
+        _HOT.drop()
+    for group in _GROUPS.values():
+        if group.count and free_memory_share(device) < MEMORY_RESERVE:
+            group.forget()
+
+
+def _fit(
+    cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any], group: WorkerGroup | None
+) -> Record:
     """Have Ray Train run the cell, alone in this process or in a group of workers."""
-    if cell.num_workers > 1:
-        return _in_group(cell, how, data, config)
+    if cell not in (_HOT if group is None else group):
+        _make_room(cell.device)
+    if group is not None:
+        return group.train(cell, config["nodes"])
     with scratch.folder() as storage:
         trainer = TorchTrainer(
             _loop,
@@ -128,22 +120,6 @@ def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[st
         )
         record = trainer.fit().return_value
     assert isinstance(record, Record)
-    return record
-
-
-def _in_group(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any]) -> Record:
-    """Train in the worker group of the trial before, which stays up as long as the next trial needs the same one."""
-    global _GROUP
-    group, _GROUP = _GROUP, None  # one whose trial fails is gone
-    if group and not group.can_train(cell):
-        group.end()
-        group = None
-    group = group or WorkerGroup(cell, how, data, config["nodes"])
-    record = group.train(cell)
-    if config["group_stays"]:
-        _GROUP = group
-    else:
-        group.end()
     return record
 
 
@@ -162,9 +138,8 @@ def _reporter() -> Progress:
 def _loop(config: dict[str, Any]) -> Record:
     start = time.perf_counter()
     cell: Cell = config["cell"]
-    data = _HOT.data(config["data"][0])
-    # One that trains epochs starts from the seed each time, so there is nothing to keep.
-    bench = Workbench(cell=cell, data=data, device=_local_device(cell)) if cell.epochs else _HOT.bench(cell, data)
+    data, device = _HOT.data(config["data"][0]), torch.device("cuda" if cell.device == "gpu" else "cpu")
+    bench = _HOT.bench(cell, lambda: Workbench(cell=cell, data=data, device=device))
     ready = time.perf_counter() - start
     return train(bench, config["how"], startup_seconds=ready, progress=config["progress"])
 

@@ -29,13 +29,14 @@ INPUT_CLOCK_SECONDS = 0.02
 
 @dataclass
 class Workbench:
-    """A cell's model, optimizer, step and stream of batches."""
+    """A cell's model, optimizer, step and stream of batches; one worker's of them, where it has several."""
 
     cell: Cell
     data: ImageData
     device: torch.device
     rank: int = 0
     world: int = 1
+    workers: Any = None  # their process group; None: of all there are
     network: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     train_step: step.Eager = field(init=False)
@@ -59,7 +60,10 @@ class Workbench:
         if self.world > 1:
             from ray.train.torch import prepare_model
 
-            self.network = prepare_model(self.network, move_to_device=False)  # of the same parameters
+            among = {"process_group": self.workers}
+            self.network = prepare_model(  # of the same parameters
+                self.network, move_to_device=False, parallel_strategy_kwargs=among
+            )
         self.network.train()
         self.train_step = step.build(
             cell, self.network, self.optimizer, self.inputs.load, lambda: next(self._new_inputs().epoch())
@@ -116,7 +120,7 @@ class Workbench:
         if self.world == 1:
             return steps
         decision = torch.tensor(steps, device=self.device)
-        torch.distributed.broadcast(decision, src=0)
+        torch.distributed.broadcast(decision, group=self.workers, group_src=0)
         return int(decision.item())
 
     def over_workers(self, usage: monitor.Usage) -> monitor.Usage:
@@ -131,7 +135,7 @@ class Workbench:
         energy = (usage.energy_joules or 0.0) * (share if self.device.type == "cpu" else 1)
         own = [usage.cpu_seconds, usage.busy_cpu_seconds * share, usage.steal_cpu_seconds * share, energy]
         total = torch.tensor(own, device=self.device)
-        torch.distributed.all_reduce(total)
+        torch.distributed.all_reduce(total, group=self.workers)
         cpu, busy, steal, energy = total.tolist()
         seen = replace(usage, cpu_seconds=cpu, busy_cpu_seconds=busy, steal_cpu_seconds=steal)
         return replace(seen, energy_joules=energy if known else None)
@@ -217,7 +221,7 @@ class Workbench:
     def communication_seconds(self) -> float | None:
         """Seconds that exchanging gradients adds to a step; None for a single worker.
 
-        Measured in every trial of several: nothing of their networks is kept for a later one.
+        Measured in every trial of several: scaling is judged by it.
         """
         if self.world == 1:
             return None

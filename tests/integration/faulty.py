@@ -1,6 +1,7 @@
 """Real sweeps in whose trial processes chosen cells really come to grief."""
 
 import contextlib
+import dataclasses
 import os
 import re
 import signal
@@ -19,8 +20,8 @@ LIMIT = 30.0  # seconds; other tests run beside this one
 
 
 @contextlib.contextmanager
-def swept(planned, results):
-    """The rows of a real sweep of the planned trials; Ray is still up in the block."""
+def swept(planned, results, cpus=None):
+    """The rows of a real sweep of the planned trials, on so many CPUs; Ray is still up in the block."""
     import ray
     from rich.console import Console
 
@@ -35,7 +36,9 @@ def swept(planned, results):
     many = len(planned)
     run = Run(run_id="faults", experiment="test", name="faults", plan_id="p", planned=many, started_at="2026-01-01")
     importable = {"PYTHONPATH": str(Path(__file__).parent)}  # for the trial processes, which import the trainable
-    with mock.patch.dict(os.environ, importable), cluster.connect(None, hardware.probe()) as found:
+    here = hardware.probe()
+    machine = dataclasses.replace(here, cpu_count=cpus, cpu_cores=cpus) if cpus else here
+    with mock.patch.dict(os.environ, importable), cluster.connect(None, machine) as found:
         with (
             (results / "progress").open("w") as shown,
             Writer(results, run) as writer,
@@ -63,7 +66,7 @@ def _die_with_a_worker_group(before):
 
 
 def _placed():
-    """The placements that hold processors: Tune's of the trial, and of a worker group."""
+    """The placements that there are: Tune's of the trial, and of a worker group."""
     from ray.util.placement_group import placement_group_table
 
     return {name for name, group in placement_group_table().items() if group["state"] == "CREATED"}

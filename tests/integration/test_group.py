@@ -1,6 +1,4 @@
-"""A worker group stays up for the trials that need the same one, and a trial that fails ends it."""
-
-import os
+"""One worker group trains all cells of several workers, in turns with those of one; a trial that fails ends it."""
 
 import faulty
 import pytest
@@ -8,39 +6,52 @@ from samples import make_cell
 
 from rresnet import grid
 
-pytestmark = [
-    pytest.mark.integration,
-    pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two processors"),
-]
+pytestmark = pytest.mark.integration
+CPUS = 3  # as Ray counts them: the workers share the cores that there are
 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """The rows of two cells and of one in which the second worker fails, and how many worker groups there were."""
+    """Rows of one, two and three workers, and of two of which the second fails; how many worker groups there were."""
     from ray.util.placement_group import placement_group_table
 
-    common = {"input": "resident", "cpu_threads": 1, "num_workers": 2}
-    fine = [make_cell(batch_size=size, **common) for size in (8, 16)]
-    broken = make_cell(model="faulty:for_the_first_worker", **common)
-    planned = grid.plan(fine, repeats=2, processes=1, seed=1)
-    planned[2:2] = grid.plan([broken], repeats=1, processes=1, seed=1)
-    with faulty.swept(planned, tmp_path_factory.mktemp("results")) as rows:
+    common = {"input": "resident", "cpu_threads": 1}
+    fine = [make_cell(num_workers=workers, **common) for workers in (1, 2, 3)]
+    broken = make_cell(model="faulty:for_the_first_worker", num_workers=2, **common)
+    planned = grid.plan(fine, repeats=3, processes=1, seed=1)
+    planned[6:6] = grid.plan([broken], repeats=1, processes=1, seed=1)
+    with faulty.swept(planned, tmp_path_factory.mktemp("results"), cpus=CPUS) as rows:
         bundles = [list(group["bundles"].values()) for group in placement_group_table().values()]
-        yield rows, sum(len(of_group) == 2 for of_group in bundles)
+        yield planned, rows.sort_values("started_at"), [len(of_group) for of_group in bundles]
 
 
 def test_each_trial_is_a_row_with_what_its_workers_measured(trained):
-    rows, _ = trained
+    _, rows, _ = trained
     ok = rows[rows["status"] == "ok"]
-    assert sorted(zip(ok["batch_size"], ok["repeat"], strict=True)) == [(8, 0), (8, 1), (16, 0), (16, 1)]
+    assert sorted(zip(ok["num_workers"], ok["repeat"], strict=True)) == [(n, r) for n in (1, 2, 3) for r in range(3)]
     assert (ok["images_per_second"] > 0).all()
     assert (ok["observed_threads"] == 1).all()
-    assert (ok["communication_seconds"] >= 0).all()
+    several = ok["num_workers"] > 1
+    assert (ok.loc[several, "communication_seconds"] >= 0).all()
+    assert ok.loc[~several, "communication_seconds"].isna().all()
+
+
+def test_they_take_turns_as_planned(trained):
+    planned, rows, _ = trained
+    assert list(rows["trial_id"]) == [trial.trial_id for trial in planned]
+
+
+def test_what_was_built_stays_hot_in_the_workers_too(trained):
+    _, rows, _ = trained
+    fine = rows[rows["status"] == "ok"].set_index(["repeat", "num_workers"])["startup_seconds"]
+    for repeat, hot in ((0, False), (1, True), (2, False)):  # between the last two is the trial that failed
+        assert all((fine[repeat, workers] < 0.05) == hot for workers in (1, 2, 3))
 
 
 def test_what_a_worker_raises_is_the_trials_error_and_the_next_trials_have_a_new_group(trained):
-    rows, groups = trained
+    _, rows, bundles = trained
     (failed,) = rows[rows["status"] != "ok"].to_dict("records")
     assert (failed["status"], failed["error_type"]) == ("error", "ValueError")
     assert failed["error_message"] == "not for this worker"
-    assert groups == 2  # for five trials
+    assert bundles.count(3) == 2  # for ten trials
+    assert set(bundles) == {1, 3}  # the others are those of the trial processes

@@ -1,0 +1,74 @@
+"""The cells that a process has built and keeps hot, and how much memory they leave."""
+
+import gc
+from collections import OrderedDict
+from collections.abc import Callable
+
+import psutil
+import ray
+import torch
+
+from rresnet.cell import Cell, Device
+from rresnet.data import ImageData
+from rresnet.training import inputs
+from rresnet.training.workbench import Workbench
+
+MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
+
+
+class HotCells:
+    """The cells this process has built, least recently used first."""
+
+    def __init__(self) -> None:
+        self._benches: OrderedDict[str, Workbench] = OrderedDict()
+        self._data: dict[str, ImageData] = {}
+
+    def data(self, ref: "ray.ObjectRef[ImageData]") -> ImageData:
+        """The data set behind `ref`; fetched once in this process."""
+        if ref.hex() not in self._data:
+            self._data[ref.hex()] = ray.get(ref)
+        return self._data[ref.hex()]
+
+    @property
+    def count(self) -> int:
+        """How many cells are hot."""
+        return len(self._benches)
+
+    def __contains__(self, cell: Cell) -> bool:
+        """Whether the cell is one of them."""
+        return cell.cell_id in self._benches
+
+    def bench(self, cell: Cell, build: Callable[[], Workbench]) -> Workbench:
+        """The cell's workbench, built on its first use; one that trains epochs starts from the seed each time."""
+        if cell.epochs:
+            _free()  # what the one before has left
+            return build()
+        if cell not in self:
+            self._benches[cell.cell_id] = build()
+        self._benches.move_to_end(cell.cell_id)
+        return self._benches[cell.cell_id]
+
+    def drop(self) -> None:
+        """Free the one that was used least recently."""
+        self._benches.popitem(last=False)
+        _free()
+
+    def clear(self) -> None:
+        """Free them all, and the data on the device."""
+        self._benches.clear()
+        inputs.resident.cache_clear()
+        _free()
+
+
+def _free() -> None:
+    gc.collect()  # a network and DDP refer to each other
+    torch.cuda.empty_cache()
+
+
+def free_memory_share(device: Device) -> float:
+    """The share of the device's memory that is free, whoever holds the rest."""
+    if device == "gpu":
+        free, total = torch.cuda.mem_get_info()
+        return free / total
+    memory = psutil.virtual_memory()
+    return memory.available / memory.total
