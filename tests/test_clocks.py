@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from rresnet.training import clocks
+from rresnet.training import clocks, workbench
 
 
 class Passes:
@@ -47,6 +47,23 @@ def test_communication_is_never_negative(monkeypatch):
     faster = [1.0, *[1.0, 2.0] * 100]  # passes that exchange take less than those that do not
     step = Passes(monkeypatch, faster, exchanging=0.0)
     assert clocks.communication(step, (torch.zeros(1),), 1) == 0.0
+
+
+def test_the_exchange_is_timed_on_the_first_visit_and_when_measured_time_has_paid_for_it(monkeypatch):
+    now = iter(range(100))
+    monkeypatch.setattr(workbench.time, "perf_counter", lambda: next(now))  # timing takes a second
+    monkeypatch.setattr(workbench.clocks, "communication", lambda step, batch, steps: 0.25)
+    cell = object.__new__(workbench.Workbench)
+    cell.world, cell.agreed, cell.steps_in_window = 2, lambda steps: steps, lambda: 1
+    cell.device, cell.train_step, cell._first = torch.device("cpu"), None, ((), None)
+    found = []
+    for measured in range(1, 11):  # seconds so far
+        cell._measured_seconds = measured
+        found.append(cell.communication_seconds())
+    assert [at for at, seconds in enumerate(found, 1) if seconds == 0.25] == [1, 4, 8]
+    assert found.count(None) == 7
+    cell.world = 1
+    assert cell.communication_seconds() is None
 
 
 @pytest.mark.parametrize(("scaled", "fused", "told"), [(True, False, False), (True, True, True), (False, False, True)])

@@ -94,12 +94,12 @@ def _group(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[
 
 
 def _make_room(device: Device) -> None:
-    """Where memory is short, drop hot cells, least recently used first, and then all of the worker groups."""
+    """Where memory is short, drop hot cells, least recently used first, and then all that the device's workers keep."""
     while _HOT.count and free_memory_share(device) < MEMORY_RESERVE:
         _HOT.drop()
-    for group in _GROUPS.values():
-        if group.count and free_memory_share(device) < MEMORY_RESERVE:
-            group.forget()
+    group = _GROUPS.get(device)
+    if group is not None and group.count and free_memory_share(device) < MEMORY_RESERVE:
+        group.forget()
 
 
 def _fit(

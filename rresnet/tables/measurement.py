@@ -63,7 +63,7 @@ class Measurement:
     optimizer_seconds: float | None = column("seconds of a step in optimizer.step, from the step alone")
     launch_share: float | None = column("share of a step until the CPU had launched it, from the step alone; GPU only")
     communication_seconds: float | None = column(
-        "seconds that exchanging gradients adds to a step; several workers only"
+        "seconds that exchanging gradients adds to a step; several workers only, and not in each of their trials"
     )
     canary_matrix_seconds: float | None = column("seconds of the canary's matrix product right before the trial")
     canary_copy_seconds: float | None = column("seconds of the canary's copy right before the trial")
