@@ -88,8 +88,9 @@ def test_what_the_warm_up_trained_is_no_part_of_an_epochs_losses():
 def test_each_worker_brings_in_its_share_of_what_its_machine_used(monkeypatch):
     """Four workers on two machines, all of which read the same."""
     found = bench(input="resident", num_workers=4, num_nodes=2)
-    found.world = 4
-    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor: tensor.mul_(4))
+    found.world, found.workers = 4, "those four"
+    among = {"those four": 4, None: 8}  # of eight that there are
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group: tensor.mul_(among[group]))
     one = {"seconds": 2.0, "cpu_seconds": 1.5, "busy_cpu_seconds": 4.0, "steal_cpu_seconds": 1.0, "energy_joules": 10.0}
     used = found.over_workers(Usage(**one, major_faults=0, swapped_bytes=0))
     assert (used.cpu_seconds, used.busy_cpu_seconds, used.steal_cpu_seconds) == (6.0, 8.0, 2.0)
