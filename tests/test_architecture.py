@@ -19,7 +19,7 @@ HOUSE = [
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff reference decision costs prediction answer regimes unpaired comparison"),
     ("analysis", "ranking rates pairing frames prices statistics alike"),
-    ("runner", "trial group hot exchange sweep lane events handout agenda layout cluster machines"),
+    ("runner", "trial group hot exchange sweep lane events handout agenda cluster machines layout"),
     ("training", "train workbench clocks limits timing step model convolution inputs"),
     ("quality", "flags monitor steady"),
     ("tables", "environment store runs reading objects place measurement"),

@@ -44,6 +44,11 @@ def test_cores_are_set_aside_for_one_of_two_groups():
     assert {kind: (len(those.nodes), those.cores) for kind, those in both.items()} == {"cpu": (2, 8), "gpu": (4, 0)}
 
 
+def test_a_worker_on_a_gpu_leaves_a_part_of_it_to_the_trial_process():
+    assert Layout(device="gpu", nodes=("a",), cores=0).each == {"CPU": 0.0, "GPU": 0.99}
+    assert Layout(device="cpu", nodes=("a",), cores=4).each == {"CPU": 4.0}
+
+
 @pytest.mark.parametrize(
     ("nodes", "of_workers", "ranks"),
     [

@@ -1,5 +1,6 @@
 """Which machines of a cluster measure, without a cluster: what is admitted, what may still come, what is told."""
 
+import dataclasses
 import itertools
 import sys
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from samples import LAPTOP
 
 from rresnet.cell import UsageError
 from rresnet.runner import machines
+from rresnet.runner.layout import Layout
 from rresnet.runner.machines import Wanted
 
 HEAD = {"CPU": 0.0, "memory": 1e9}
@@ -80,6 +82,47 @@ def test_what_ended_trials_hold_of_a_machine_is_given_back_and_nothing_of_anothe
     monkeypatch.setattr(placements, "remove_placement_group", removed.append)
     machines.Machine(node_id="here", hardware=LAPTOP).release(alone=alone)
     assert set(removed) == {identity[name] for name in given_back}
+
+
+@pytest.mark.parametrize(
+    ("groups", "held"),
+    [
+        ([], {"CPU": 8.0, "GPU": 2.0}),
+        ([("cpu", "hhhh", 2)], {"GPU": 2.0}),
+        ([("cpu", "hht", 2)], {"CPU": 4.0, "GPU": 2.0}),  # one of the workers is elsewhere
+        ([("gpu", "h", 3)], {"CPU": 5.0, "GPU": 1.0}),
+        ([("gpu", "hh", 4)], {"GPU": 0.01}),  # shared with a worker
+        ([("cpu", "hh", 4), ("gpu", "hh", 0)], {"GPU": 0.01}),
+        ([("cpu", "tt", 4)], {"CPU": 8.0, "GPU": 2.0}),
+    ],
+)
+def test_a_trial_process_holds_what_its_workers_leave_of_the_machine(groups, held):
+    there = machines.Machine(node_id="h", hardware=dataclasses.replace(LAPTOP, gpu_count=2))
+    those = [Layout(device=device, nodes=tuple(nodes), cores=cores) for device, nodes, cores in groups]
+    assert there.left_by(those).bundles == [held]
+
+
+def test_a_trial_process_that_is_left_nothing_still_has_its_place():
+    there = machines.Machine(node_id="h", hardware=LAPTOP)
+    found = there.left_by([Layout(device="cpu", nodes=("h",) * 8, cores=1)])
+    assert found.bundles == [{"memory": 1.0}]
+    assert found.strategy == "PACK"
+
+
+@pytest.mark.parametrize(("alive", "asks"), [(True, 3), (False, 0)])
+def test_machines_are_waited_for_while_they_are_there_and_then_let_go(alive, asks, monkeypatch):
+    answers, asked, let_go = iter([False] * 3 + [True]), [], []
+    held = SimpleNamespace(wait=lambda seconds: next(answers))
+    placements = sys.modules["ray.util.placement_group"]
+    monkeypatch.setattr(
+        placements, "placement_group", lambda bundles, bundle_label_selector: asked.append(bundles) or held
+    )
+    monkeypatch.setattr(placements, "remove_placement_group", let_go.append)
+    monkeypatch.setattr(machines.Machine, "alive", lambda self: alive)
+    checks = []
+    two = [machines.Machine(node_id=name, hardware=LAPTOP) for name in "ab"]
+    machines.wait_until_free(two, lambda: checks.append("looked"))
+    assert (asked, let_go, len(checks)) == ([[{"CPU": 8.0}] * 2], [held], asks)
 
 
 class FakeRay:

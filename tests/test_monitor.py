@@ -145,6 +145,19 @@ def test_a_gpus_readings(nvml):
     assert found.gpu_foreign_processes == 1
 
 
+def test_what_the_same_ray_has_started_is_not_foreign_to_a_trial(nvml, monkeypatch):
+    parents = {7: os.getppid(), 8: 1, 9: None}  # a worker that waits, another program, one that has just ended
+    processes = [types.SimpleNamespace(pid=pid) for pid in (os.getpid(), *parents)]
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: processes)
+    monkeypatch.setattr(monitor, "_parent", parents.get)
+    assert monitor._Gpu("x").foreign_processes() == 2
+
+
+def test_the_parent_of_a_process_is_told_while_it_is_there():
+    assert monitor._parent(os.getpid()) == os.getppid()
+    assert monitor._parent(2**22 + 1) is None  # more than Linux has
+
+
 def test_idle_clocks_are_not_throttling(nvml, monkeypatch):
     reasons = pynvml.nvmlClocksThrottleReasonGpuIdle | pynvml.nvmlClocksThrottleReasonApplicationsClocksSetting
     monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda handle: reasons)

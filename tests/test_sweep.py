@@ -24,7 +24,7 @@ HUNGRY = 2  # the batch size that Ray ends the process at
 class FakeLane(Lane):
     """A lane without Ray: trials begin and end as Tune tells it. What it met stands in `sweep.processes`."""
 
-    def _tune(self, planned, callback):
+    def _tune(self, planned, callback, groups):
         of_process = []
         self.sweep.processes.append((self.machine.node_id, of_process))
         while trial := planned.take():
@@ -70,10 +70,6 @@ def swept(lane=Evicting, repeats=2, machines=("a",), processes=1, cells=CELLS, s
 class FakeMachine(Machine):
     dead = frozenset()
     killed = 0
-
-    @property
-    def whole(self):
-        return None
 
     def alive(self):
         return self.node_id not in self.dead
@@ -134,7 +130,7 @@ def test_what_the_kernel_killed_for_want_of_memory_is_told_from_other_kills(by_k
 
 def test_another_failure_of_tune_is_not_taken_for_it():
     class Broken(FakeLane):
-        def _tune(self, planned, callback):
+        def _tune(self, planned, callback, groups):
             raise RuntimeError("something else")
 
     with pytest.raises(RuntimeError, match="something else"):
@@ -192,14 +188,14 @@ def test_a_machine_that_dies_before_tune_asks_for_its_first_trial_loses_none(mon
     died = threading.Event()
 
     class AtTheDoor(FakeLane):
-        def _tune(self, planned, callback):
+        def _tune(self, planned, callback, groups):
             if self.machine.node_id == "b":
                 FakeMachine.dead = frozenset("b")
                 self._looked = 0.0
                 died.set()
                 callback.on_step_begin(0, [])
             assert died.wait(timeout=20)
-            super()._tune(planned, callback)
+            super()._tune(planned, callback, groups)
 
     sweep = swept(AtTheDoor, repeats=4, machines=("a", "b"))
     assert len(sweep.rows) == len({row["trial_id"] for row in sweep.rows}) == 12
@@ -313,9 +309,9 @@ def test_trials_of_several_workers_take_turns_with_the_others_in_one_process():
     told = []  # for each process: workers, repeat, and what the trial process is told
 
     class Noting(FakeLane):
-        def _tune(self, planned, callback):
+        def _tune(self, planned, callback, groups):
             told.append([])
-            super()._tune(planned, callback)
+            super()._tune(planned, callback, groups)
 
         def run_one(self, trial, config, tunes, callback, alone):
             told[-1].append((trial.cell.num_workers, trial.repeat, config))
@@ -327,7 +323,7 @@ def test_trials_of_several_workers_take_turns_with_the_others_in_one_process():
     for of_process in told:
         assert [config["is_last"] for _, _, config in of_process] == [False] * 11 + [True]
         assert {n: config["nodes"] for n, _, config in of_process} == {n: ("a",) * n for n in (1, 2, 4)}
-        assert {config["layout"].nodes for _, _, config in of_process} == {("a",) * 4}
+        assert {config["groups"]["cpu"].nodes for _, _, config in of_process} == {("a",) * 4}
 
 
 def test_without_several_workers_there_is_no_group_to_let_go():
@@ -335,11 +331,11 @@ def test_without_several_workers_there_is_no_group_to_let_go():
 
     class Noting(FakeLane):
         def run_one(self, trial, config, tunes, callback, alone):
-            told.append((config["layout"], config["is_last"]))
+            told.append((len(config["groups"]), config["is_last"]))
             super().run_one(trial, config, tunes, callback, alone)
 
     swept(Noting)
-    assert set(told) == {(None, False)}
+    assert set(told) == {(0, False)}
 
 
 def test_no_group_stays_up_for_what_is_known_to_be_too_large():
@@ -351,6 +347,45 @@ def test_no_group_stays_up_for_what_is_known_to_be_too_large():
     assert not lane._any(waiting, lambda: False)
     assert rows == [(plan_of([large], seed=1)[0], "out_of_memory")]
     assert lane._any(deque(plan_of([make_cell(num_workers=2)], seed=1)), lambda: False)
+
+
+def test_alone_a_trial_has_no_workers_beside_its_own():
+    processes = []
+
+    class Noting(FakeLane):
+        def _tune(self, planned, callback, groups):
+            processes.append([those.nodes for those in groups])
+            super()._tune(planned, callback, groups)
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
+            outcome = {"record": record, "environment": {}, "when": {}, "alone": len(processes) > 1}
+            callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+
+    swept(Noting, repeats=1, cells=[make_cell(num_workers=n) for n in (1, 2, 4)])
+    assert processes[0] == [("a",) * 4]
+    assert sorted(processes[1:]) == [[], [("a", "a")], [("a",) * 4]]
+
+
+def test_after_a_process_that_ended_what_it_has_left_is_given_back_before_the_next_trial(tmp_path, monkeypatch):
+    (tmp_path / "account").write_text("The actor is dead because its worker process has died.")
+    monkeypatch.setattr(Killed, "account", tmp_path / "account")
+    monkeypatch.setattr(Killed, "by_kernel", False)
+    monkeypatch.setattr(FakeMachine, "is_lost", lambda self, within: False)
+    sweep = swept(Killed, repeats=2)
+    assert len(sweep.rows) == 6
+    assert all(HUNGRY not in [size for size, _ in of_process[:-1]] for _, of_process in sweep.processes)
+    assert len(sweep.processes) == 3
+
+
+def test_what_takes_more_machines_than_are_left_is_told_and_the_rest_goes_on(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset("b"))
+    cells = [make_cell(num_workers=2, num_nodes=2), make_cell(num_workers=2), make_cell()]
+    sweep = swept(FakeLane, repeats=2, machines=("a", "b"), cells=cells)
+    of_two = [row for row in sweep.rows if row["num_nodes"] == 2]
+    assert {(row["status"], row["error_type"]) for row in of_two} == {("killed", "NodeDiedError")}
+    assert of_two[0]["error_message"] == "not run: it takes 2 machines, and 1 of the cluster are left"
+    assert [row["status"] for row in sweep.rows if row["num_nodes"] == 1] == ["ok"] * 4
 
 
 def plan_of(cells, seed):

@@ -1,3 +1,5 @@
+import itertools
+import os
 import pickle
 from types import SimpleNamespace
 
@@ -134,11 +136,14 @@ def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status)
     assert lane.death(text, elapsed, 10.0).status == status
 
 
+OK = Measurement(status="ok")
+
+
 class FakeGroup:
     """A worker group that trains at once; what it is asked stands in `asked`."""
 
     def __init__(self, asked, those=None):
-        self.asked, self.count, self.those = asked, 0, those
+        self.asked, self.count, self.those, self.ended = asked, 0, those, False
         asked.append("starts")
 
     def __contains__(self, cell):
@@ -149,7 +154,7 @@ class FakeGroup:
         self.count += 1
         if cell.batch_size == 3:
             raise ValueError("a worker failed")
-        return Record(measurement=Measurement(status="ok"))
+        return Record(measurement=OK)
 
     def forget(self):
         self.asked.append("forgets")
@@ -157,6 +162,7 @@ class FakeGroup:
 
     def end(self):
         self.asked.append("ends")
+        self.ended = True
 
 
 @pytest.fixture
@@ -170,32 +176,49 @@ def process(monkeypatch):
     monkeypatch.setattr(trial.environment, "git_commit", lambda: told.append("commit"))
     monkeypatch.setattr(trial.environment, "describe", lambda device: Environment())
     monkeypatch.setattr(trial.tune, "report", told.append)
-    trial._announce.cache_clear()
+    monkeypatch.setattr(trial, "_TRIALS", itertools.count())
+    monkeypatch.setattr(trial, "give_back", lambda cell: None)
 
-    def run(batch_size, num_workers=2, is_last=False, device="cpu"):
+    def run(batch_size, num_workers=2, is_last=False, device="cpu", groups=("cpu",)):
         cell = make_cell(batch_size=batch_size, num_workers=num_workers, device=device)
         one = Trial(cell=cell, repeat=0, process=0).to_json()
-        config = {"trial": one, "nodes": ("a", "b"), "layout": f"workers on a {device}", "is_last": is_last}
-        trial.run(config, How(seconds=1.0), [None])
+        there = {kind: f"workers on a {kind}" for kind in groups}
+        trial.run({"trial": one, "nodes": ("a", "b"), "groups": there, "is_last": is_last}, How(seconds=1.0), [None])
         return told[-1]["outcome"][0]
 
-    yield SimpleNamespace(told=told, asked=asked, run=run)
-    trial._announce.cache_clear()
+    return SimpleNamespace(told=told, asked=asked, run=run)
+
+
+AB = ("a", "b")
 
 
 def test_a_worker_group_trains_until_the_last_trial(process):
     for batch_size in (1, 2, 1):
         process.run(batch_size, is_last=len(process.asked) == 4)
-    ab = ("a", "b")
-    assert process.asked == ["starts", "forgets", (1, ab), (2, ab), (1, ab), "ends"]
+    assert process.asked == ["starts", "forgets", (1, AB), (2, AB), (1, AB), "ends"]
     assert trial._GROUPS["cpu"].those == "workers on a cpu"
 
 
-def test_each_kind_of_device_has_a_group_and_both_end_with_the_last_trial(process):
-    process.run(1, device="cpu")
-    process.run(2, device="gpu", is_last=True)
-    assert process.asked.count("starts") == process.asked.count("ends") == 2
-    assert trial._GROUPS["gpu"].those == "workers on a gpu"
+def test_groups_of_both_devices_are_up_before_anything_is_measured_and_end_with_the_last_trial(process, monkeypatch):
+    monkeypatch.setattr(trial, "_fit", lambda *of: process.asked.append("trains") or Record(measurement=OK))
+    both = ("cpu", "gpu")
+    process.run(1, num_workers=1, groups=both)
+    process.run(2, num_workers=1, groups=both, is_last=True)
+    assert process.asked == ["starts", "starts", "forgets", "forgets", "trains", "trains", "ends", "ends"]
+    assert {kind: group.those for kind, group in trial._GROUPS.items()} == {k: f"workers on a {k}" for k in both}
+
+
+def test_a_group_that_has_ended_between_two_trials_costs_neither(process):
+    process.run(1)
+    trial._GROUPS["cpu"].ended = True  # the kernel has killed an idle worker, say
+    assert process.run(2)["record"]["measurement"]["status"] == "ok"
+    assert process.asked == ["starts", "forgets", (1, AB), "starts", "forgets", (2, AB)]
+
+
+def test_the_clock_starts_anew_when_workers_are_up(process):
+    process.run(1)
+    process.run(1)
+    assert [one for one in process.told if one != "commit" and "process_id" in one] == [{"process_id": os.getpid()}] * 2
 
 
 def test_after_a_trial_that_failed_the_workers_are_let_go(process):
@@ -206,14 +229,27 @@ def test_after_a_trial_that_failed_the_workers_are_let_go(process):
     assert process.told[-1]["outcome"][0]["record"]["measurement"]["error_message"] == "a worker failed"
 
 
-def test_a_trial_was_alone_where_nothing_was_hot_in_its_process_or_its_workers(process, monkeypatch):
-    assert process.run(1)["alone"]
-    assert not process.run(2)["alone"]  # the workers have a cell
-    trial._GROUPS["cpu"].forget()
-    assert process.run(1)["alone"]
-    trial._GROUPS["cpu"].forget()
-    trial._HOT.bench(make_cell(), lambda: built(make_cell()))
-    assert not process.run(1)["alone"]
+def test_workers_that_do_not_start_are_the_trials_error(process, monkeypatch):
+    def never(self):
+        raise TimeoutError("no place for the workers")
+
+    monkeypatch.setattr(FakeGroup, "forget", never)
+    with pytest.raises(lane.TrialProcessSpentError):
+        process.run(1, num_workers=1)
+    found = process.told[-1]["outcome"][0]["record"]["measurement"]
+    assert (found["status"], found["error_message"]) == ("error", "no place for the workers")
+
+
+@pytest.mark.parametrize(
+    ("num_workers", "groups", "alone"),
+    [(1, (), True), (2, ("cpu",), True), (1, ("cpu",), False), (2, ("cpu", "gpu"), False)],
+)
+def test_the_first_trial_of_a_process_is_alone_unless_workers_that_it_does_not_use_are_there(
+    num_workers, groups, alone, process, monkeypatch
+):
+    monkeypatch.setattr(trial, "_fit", lambda *of: Record(measurement=OK))
+    assert process.run(1, num_workers=num_workers, groups=groups)["alone"] == alone
+    assert not process.run(2, num_workers=num_workers, groups=groups)["alone"]
 
 
 def test_where_memory_is_short_this_process_drops_its_cells_first_and_then_the_workers_theirs(process, monkeypatch):
@@ -226,7 +262,7 @@ def test_where_memory_is_short_this_process_drops_its_cells_first_and_then_the_w
     assert (trial._HOT.count, process.asked.count("forgets")) == (0, 1)  # the first before anything was there
     monkeypatch.setattr(trial, "free_memory_share", lambda device: 0.2)
     process.run(4)
-    assert process.asked[-2:] == ["forgets", (4, ("a", "b"))]
+    assert process.asked[-2:] == ["forgets", (4, AB)]
 
 
 def test_no_room_is_made_for_what_is_hot(process, monkeypatch):
@@ -281,6 +317,6 @@ def test_a_trial_process_notes_the_commit_before_its_first_trial_and_then_says_t
         trial, "_fit", lambda *of: told.append("trained") or Record(measurement=Measurement(status="ok"))
     )
     for _ in range(2):
-        process.run(1, num_workers=1)
+        process.run(1, num_workers=1, groups=())
     events = [one if isinstance(one, str) else next(iter(one)) for one in told]
     assert events == ["commit", "process_id", "trained", "outcome", "trained", "outcome"]

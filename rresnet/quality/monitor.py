@@ -102,6 +102,13 @@ class Monitor:
         }
 
 
+def _parent(pid: int) -> int | None:
+    """The process that started it; None where it is gone, or its number is not ours."""
+    with contextlib.suppress(psutil.Error):
+        return psutil.Process(pid).ppid()
+    return None
+
+
 class _Gpu:
     """One GPU's readings through NVML, which stays open for the life of the process.
 
@@ -130,12 +137,14 @@ class _Gpu:
         return bool((self._ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0) & _THROTTLING)
 
     def foreign_processes(self) -> int:
-        """Processes computing on the GPU that are not this one.
+        """Processes computing on the GPU that are neither this one nor of the same Ray: a run's own take turns.
 
         In a container NVML may give other numbers than ours: then all but one are taken to be foreign.
         """
-        pids = [process.pid for process in self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or ()]
-        return len(pids) - (1 if pids else 0) if os.getpid() not in pids else len(set(pids) - {os.getpid()})
+        pids = {process.pid for process in self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or ()}
+        if os.getpid() not in pids:
+            return max(0, len(pids) - 1)
+        return sum(pid != os.getpid() and _parent(pid) != os.getppid() for pid in pids)
 
     def _ask(self, question: Callable[[Any], Any]) -> Any:
         try:

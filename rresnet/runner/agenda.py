@@ -12,11 +12,16 @@ class Agenda:
     """The trials that no machine has taken yet, repeat by repeat in their order. Safe to share between threads."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        self.cells = frozenset(trial.cell for trial in trials)  # that there ever were
+        self.cells = tuple(dict.fromkeys(trial.cell for trial in trials))  # that there ever were
         self._repeats = deque[list[Trial]]()
         self._lost: set[str] = set()  # trials that a machine has taken along with it
         self._lock = threading.Lock()
         self.put_back(trials)
+
+    @property
+    def wide(self) -> bool:
+        """Whether any cell spans several machines: then one of them measures all, and the others only help."""
+        return any(cell.num_nodes > 1 for cell in self.cells)
 
     def take(self, process: int | None = None) -> list[Trial]:
         """The next repeat, empty when there is none; given a process, only where the plan has it in that one."""

@@ -27,6 +27,7 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
         self._started: float | None = None
         self._ended: Trial | None = None  # the latest that has its row, or is to be tried again
         self.begun: Trial | None = None  # the latest
+        self.process_ended = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
@@ -66,7 +67,7 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The process has ended: on purpose after a trial's row, or with the trial."""
-        process_id, self._process_id = self._process_id, None
+        process_id, self._process_id, self.process_ended = self._process_id, None, True
         if trial.planned is self._ended:  # it had its row; the process was ended on purpose
             return
         self._ended = trial.planned

@@ -22,9 +22,9 @@ from rresnet.config import How
 from rresnet.data import ImageData
 from rresnet.runner import layout
 from rresnet.runner.exchange import Exchange, Request, Training
-from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share
+from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
 from rresnet.runner.layout import Layout
-from rresnet.runner.machines import NODE_ID, SLIVER
+from rresnet.runner.machines import NODE_ID
 from rresnet.training.train import Record, train
 from rresnet.training.workbench import Workbench
 
@@ -42,11 +42,10 @@ class WorkerGroup:
         self._ended = Future[None]()
         self._hot = set[Cell]()
         self._free_memory = 1.0  # the least share that any worker had after the latest trial
-        gpu = {"GPU": 1 - SLIVER} if those.device == "gpu" else {}
         scaling = ray.train.ScalingConfig(
             num_workers=len(those.nodes),
             use_gpu=those.device == "gpu",
-            resources_per_worker={"CPU": those.cores, **gpu},
+            resources_per_worker=those.each,
             label_selector=[{NODE_ID: node} for node in those.nodes],
         )
         config = {"exchange": self._exchange, "device": those.device, "how": how, "data": [data]}
@@ -60,11 +59,20 @@ class WorkerGroup:
                     _loop,
                     train_loop_config=config,
                     scaling_config=scaling,
-                    run_config=ray.train.RunConfig(name="train", storage_path=str(storage)),
+                    run_config=ray.train.RunConfig(
+                        name="train",
+                        storage_path=str(storage),
+                        failure_config=ray.train.FailureConfig(controller_failure_limit=0),  # it would try without end
+                    ),
                 ).fit()
             self._ended.set_result(None)
         except BaseException as error:
             self._ended.set_exception(error)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it was let go, or a worker has ended."""
+        return self._ended.done()
 
     @property
     def count(self) -> int:
@@ -148,9 +156,13 @@ class _Worker:
                 return None
             start = time.perf_counter()
             images = self._hot.data(self._data[0])
-            bench = self._hot.bench(cell, lambda: self._build(cell, images, ranks, part))
-            ready = time.perf_counter() - start
-            record = train(bench, self._how, startup_seconds=ready, progress=lambda images_per_second: None)
+            record = train(
+                self._hot.bench(cell, lambda: self._build(cell, images, ranks, part)),  # no name keeps it
+                self._how,
+                startup_seconds=time.perf_counter() - start,  # looked at after that
+                progress=lambda images_per_second: None,
+            )
+            give_back(cell)
             free = torch.tensor(free_memory_share(self._device), device=get_device())
             distributed.all_reduce(free, distributed.ReduceOp.MIN, group=part)  # where another has failed, no record
         finally:

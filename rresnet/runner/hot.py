@@ -41,7 +41,6 @@ class HotCells:
     def bench(self, cell: Cell, build: Callable[[], Workbench]) -> Workbench:
         """The cell's workbench, built on its first use; one that trains epochs starts from the seed each time."""
         if cell.epochs:
-            _free()  # what the one before has left
             return build()
         if cell not in self:
             self._benches[cell.cell_id] = build()
@@ -51,16 +50,23 @@ class HotCells:
     def drop(self) -> None:
         """Free the one that was used least recently."""
         self._benches.popitem(last=False)
-        _free()
+        _collect()
 
     def clear(self) -> None:
         """Free them all, and the data on the device."""
         self._benches.clear()
         inputs.resident.cache_clear()
-        _free()
+        _collect()
 
 
-def _free() -> None:
+def give_back(cell: Cell) -> None:
+    """Free what training the cell has left, beside what stays hot: another process may need it next."""
+    if cell.epochs:
+        _collect()
+    torch.cuda.empty_cache()
+
+
+def _collect() -> None:
     gc.collect()  # a network and DDP refer to each other
     torch.cuda.empty_cache()
 

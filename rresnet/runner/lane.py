@@ -4,7 +4,7 @@ import functools
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -12,9 +12,9 @@ import ray
 from ray import tune
 
 from rresnet import scratch
-from rresnet.cell import Device, Trial
+from rresnet.cell import Cell, Device, Trial
 from rresnet.config import How
-from rresnet.runner import layout
+from rresnet.runner import layout, machines
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.events import Events
 from rresnet.runner.handout import AsGiven, Handout
@@ -82,18 +82,26 @@ class Lane:
 
     def _measure_process(self, process: int) -> None:
         """Measure the repeats that the plan has in one process, as far as other machines leave them."""
-        self._fit(self._waiting, functools.partial(self._take, process))
+        self._fit(self._waiting, functools.partial(self._take, process), self.agenda.cells)
         while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
-            self._fit(deque([self._unconfirmed.popleft()]), lambda: False, attempt=2)
+            alone = self._unconfirmed.popleft()
+            self._fit(deque([alone]), lambda: False, [alone.cell], attempt=2)
 
-    def _fit(self, trials: deque[Trial], more: Callable[[], bool], attempt: int = 1) -> None:
-        """Run trials, while there are or `more` adds some, in a fresh process; what one ends with, in the next."""
+    def _fit(self, trials: deque[Trial], more: Callable[[], bool], cells: Sequence[Cell], attempt: int = 1) -> None:
+        """Run trials, while there are or `more` adds some, in a fresh process; what one ends with, in the next.
+
+        Each process has the worker groups that `cells` need, which may come.
+        """
         while not self.lost and self._any(trials, more):
+            nodes = self._nodes()
+            groups = layout.layouts([cell for cell in cells if cell.num_nodes <= len(nodes)], nodes)
             callback = Events(self, attempt)
-            config = functools.partial(self._config, is_last=lambda: not self._any(trials, more))
-            planned = Handout(functools.partial(self._next, trials, more), config)
+            config = functools.partial(
+                self._config, nodes=nodes, groups=groups, is_last=lambda: not self._any(trials, more)
+            )
+            planned = Handout(functools.partial(self._next, trials, more, callback), config)
             try:
-                self._tune(planned, callback)
+                self._tune(planned, callback, groups.values())
             except RuntimeError as error:
                 self._survive(error, callback)
                 if planned.given and planned.given is not callback.begun:  # handed out, but never begun
@@ -102,15 +110,19 @@ class Lane:
             self._waiting.extendleft(trials)  # the machine is lost
 
     def _any(self, trials: deque[Trial], more: Callable[[], bool]) -> bool:
-        """Whether there is one to run; those before it that are known to be too large get their rows."""
+        """Whether there is one to run; those before it that are known not to run get their rows."""
         while trials or more():
-            if not self._known_too_large(trials[0]):
+            found = self._known_not_to_run(trials[0].cell)
+            if found is None:
                 return True
-            trials.popleft()
+            self.sweep.finish(trials.popleft(), found)
         return False
 
-    def _next(self, trials: deque[Trial], more: Callable[[], bool]) -> Trial | None:
-        return trials.popleft() if not self.lost and self._any(trials, more) else None
+    def _next(self, trials: deque[Trial], more: Callable[[], bool], callback: Events) -> Trial | None:
+        """The next trial of the process, until it has ended: what it may leave behind is given back before the next."""
+        if self.lost or callback.process_ended:
+            return None
+        return trials.popleft() if self._any(trials, more) else None
 
     def _survive(self, error: RuntimeError, callback: Events) -> None:
         """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error."""
@@ -122,12 +134,16 @@ class Lane:
         else:
             raise error
 
-    def _tune(self, planned: Handout, callback: Events) -> None:
-        resources = self.machine.beside_workers if self._layouts else self.machine.whole
-        self.machine.release(alone=len(self.sweep.cluster.machines) == 1)
+    def _tune(self, planned: Handout, callback: Events, groups: Collection[layout.Layout]) -> None:
+        self.machine.release(alone=self.agenda.wide or len(self.sweep.cluster.machines) == 1)
+        if groups:
+            there = {self.machine.node_id, *(node for those in groups for node in those.nodes)}
+            those = [machine for machine in self.sweep.cluster.machines if machine.node_id in there]
+            machines.wait_until_free(those, self.check)
         with scratch.folder() as storage, planned:
             trainable = tune.with_resources(
-                tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]), resources
+                tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]),
+                self.machine.left_by(groups),
             )
             # Tune looks a trial's resources up by this name, in a registry that all lanes share: without a name of its
             # own, a lane's trials would go to the machine of the lane that started a process last.
@@ -144,24 +160,25 @@ class Lane:
                 run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
             ).fit()
 
-    def _config(self, trial: Trial, is_last: Callable[[], bool]) -> dict[str, Any]:
-        """What the trial process is told: of several workers where they are, and when to let the groups go."""
+    def _config(
+        self,
+        trial: Trial,
+        nodes: Sequence[str],
+        groups: Mapping[Device, layout.Layout],
+        is_last: Callable[[], bool],
+    ) -> dict[str, Any]:
+        """What the trial process is told: where the trial's workers are, the groups, and when to let these go."""
         return {
             "trial": trial.to_json(),
-            "nodes": layout.placement(trial.cell, self._nodes),
-            "layout": self._layouts.get(trial.cell.device),
-            "is_last": bool(self._layouts) and is_last(),
+            "nodes": layout.placement(trial.cell, nodes),
+            "groups": groups,
+            "is_last": bool(groups) and is_last(),
         }
 
-    @functools.cached_property
     def _nodes(self) -> list[str]:
-        """This machine's node, then the others' in their order."""
-        others = (machine for machine in self.sweep.cluster.machines if machine is not self.machine)
-        return [machine.node_id for machine in (self.machine, *others)]
-
-    @functools.cached_property
-    def _layouts(self) -> Mapping[Device, layout.Layout]:
-        return layout.layouts(self.agenda.cells, self._nodes)
+        """This machine's node, then those of the others that are still there, in their order."""
+        others = self.sweep.cluster.machines if self.agenda.wide else ()
+        return [self.machine.node_id, *(m.node_id for m in others if m is not self.machine and m.alive())]
 
     def check(self) -> None:
         """Raise KeyboardInterrupt where the run is to end, MachineLostError where the machine is gone."""
@@ -172,13 +189,15 @@ class Lane:
                 self.lost = True
                 raise MachineLostError
 
-    def _known_too_large(self, trial: Trial) -> bool:
-        message = self._too_large.get(trial.cell.cell_id)
-        if message:
+    def _known_not_to_run(self, cell: Cell) -> Measurement | None:
+        """What is recorded of a cell that can't run, as became known in this run."""
+        if message := self._too_large.get(cell.cell_id):
             reason = f"not run: the cell ran out of memory alone in a fresh process before ({message})"
-            found = Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=reason)
-            self.sweep.finish(trial, found)
-        return message is not None
+            return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=reason)
+        if cell.num_nodes > 1 and cell.num_nodes > (left := len(self._nodes())):
+            reason = f"not run: it takes {cell.num_nodes} machines, and {left} of the cluster are left"
+            return Measurement(status="killed", error_type="NodeDiedError", error_message=reason)
+        return None
 
     def reported(
         self, trial: Trial, attempt: int, outcome: Mapping[str, Any], process_id: int | None, kills: int

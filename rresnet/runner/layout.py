@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from rresnet.cell import Cell, Device
 
+SLIVER = 0.01  # of a GPU: what a worker leaves of its own to the trial process
+
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
@@ -14,6 +16,11 @@ class Layout:
     device: Device
     nodes: tuple[str, ...]  # of each worker
     cores: int  # that Ray sets aside for each
+
+    @property
+    def each(self) -> dict[str, float]:
+        """What Ray sets aside for each worker."""
+        return {"CPU": float(self.cores), **({"GPU": 1 - SLIVER} if self.device == "gpu" else {})}
 
 
 def layouts(cells: Iterable[Cell], nodes: Sequence[str]) -> Mapping[Device, Layout]:
@@ -33,7 +40,8 @@ def _layout(cells: Sequence[Cell], nodes: Sequence[str], cores: bool) -> Layout:
         most |= Counter(placement(cell, nodes))  # the larger of both, node by node
     dense = max(cell.workers_per_node for cell in cells)
     threads = max(cell.cpu_threads for cell in cells if cell.workers_per_node == dense)
-    return Layout(device=cells[0].device, nodes=tuple(most.elements()), cores=threads if cores else 0)
+    workers = tuple(node for node in nodes for _ in range(most[node]))
+    return Layout(device=cells[0].device, nodes=workers, cores=threads if cores else 0)
 
 
 def placement(cell: Cell, nodes: Sequence[str]) -> tuple[str, ...]:

@@ -2,19 +2,19 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rresnet.cell import UsageError
 from rresnet.hardware import Hardware, probe
+from rresnet.runner.layout import SLIVER, Layout
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
 
 NODE_ID = "ray.io/node-id"  # a label that Ray gives each node
-SLIVER = 0.01  # of each GPU, which a trial process holds beside its worker groups
 TAIL_CHARACTERS = 8000  # a hung process leaves the tracebacks of all its threads
 POLL_SECONDS = 1.0
 TELL_SECONDS = 30.0
@@ -51,21 +51,24 @@ class Machine:
     logs: Path | None = None  # what its trial processes print, where that is on this machine
 
     @property
-    def whole(self) -> "PlacementGroupFactory":
-        """What a hot trial process holds: all of this machine, so that no two trials ever share it."""
-        from ray.tune import PlacementGroupFactory
-
+    def whole(self) -> dict[str, float]:
+        """All of it, as Ray's resources."""
         gpus = {"GPU": float(self.hardware.gpu_count)} if self.hardware.gpu_count else {}
-        bundle = {"CPU": float(self.hardware.cpu_count), **gpus}
-        return PlacementGroupFactory([bundle], bundle_label_selector=[{NODE_ID: self.node_id}])
+        return {"CPU": float(self.hardware.cpu_count), **gpus}
 
-    @property
-    def beside_workers(self) -> "PlacementGroupFactory":
-        """What a trial process holds that has worker groups besides: next to nothing, for they hold the machine."""
+    def left_by(self, groups: Iterable[Layout]) -> "PlacementGroupFactory":
+        """What a trial process holds: all that its worker groups don't, so that no two trials ever share the machine.
+
+        Where workers take all GPUs, it shares one of theirs.
+        """
         from ray.tune import PlacementGroupFactory
 
-        bundle = {"memory": 1.0, **({"GPU": SLIVER} if self.hardware.gpu_count else {})}
-        return PlacementGroupFactory([bundle], bundle_label_selector=[{NODE_ID: self.node_id}])
+        taken = [those for those in groups for node in those.nodes if node == self.node_id]
+        cpus = self.whole["CPU"] - sum(those.cores for those in taken)
+        gpus = self.hardware.gpu_count - sum(those.device == "gpu" for those in taken)
+        bundle = {"CPU": cpus, "GPU": float(gpus) or (SLIVER if self.hardware.gpu_count else 0.0)}
+        held = {kind: amount for kind, amount in bundle.items() if amount} or {"memory": 1.0}  # one byte: not nothing
+        return PlacementGroupFactory([held], bundle_label_selector=[{NODE_ID: self.node_id}])
 
     def alive(self) -> bool:
         """Whether the cluster still has it."""
@@ -123,6 +126,22 @@ class Machine:
         files = sorted(self.logs.glob(f"worker-*-{process_id}.*"), reverse=True) if self.logs and process_id else []
         text = "".join(file.read_text(errors="replace") for file in files)
         return text[-TAIL_CHARACTERS:] or None
+
+
+def wait_until_free(those: Sequence[Machine], check: Callable[[], None]) -> None:
+    """Wait until all of the machines is free at once, or one of them is gone; `check` is called meanwhile.
+
+    Tune waits for what a trial process holds, and no trial's clock runs. A worker group that has no place gives up.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
+    selectors = [{NODE_ID: machine.node_id} for machine in those]
+    held = placement_group([machine.whole for machine in those], bundle_label_selector=selectors)
+    try:
+        while all(machine.alive() for machine in those) and not held.wait(POLL_SECONDS):
+            check()
+    finally:
+        remove_placement_group(held)
 
 
 @contextlib.contextmanager

@@ -92,8 +92,8 @@ class Sweep:
         Raises ClusterLostError where no machine is left to measure what is left.
         """
         agenda = Agenda(trials)
-        wide = any(trial.cell.num_nodes > 1 for trial in trials)
-        lanes = [self.lane(self, machine, agenda) for machine in self.cluster.machines[: 1 if wide else None]]
+        those = self.cluster.machines[: 1 if agenda.wide else None]
+        lanes = [self.lane(self, machine, agenda) for machine in those]
         while lanes and agenda.left:  # again where a machine was lost after the others had found nothing left to take
             if len(lanes) == 1:
                 lanes[0].run()

@@ -1,11 +1,12 @@
 """The trial process: runs one trial after another, and keeps hot the cells that it and its workers have built."""
 
 import faulthandler
-import functools
+import itertools
 import math
 import os
 import time
 import traceback
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime
@@ -19,11 +20,12 @@ from ray.train.torch import TorchTrainer
 
 from rresnet import scratch
 from rresnet.cell import Cell, Device, Trial
-from rresnet.config import How
+from rresnet.config import WORKERS_START_SECONDS, How
 from rresnet.data import ImageData
 from rresnet.runner.group import WorkerGroup
-from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share
+from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
 from rresnet.runner.lane import TrialProcessSpentError, death
+from rresnet.runner.layout import Layout
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement
 from rresnet.training.train import Progress, Record, is_out_of_memory, train
@@ -34,6 +36,7 @@ TEXT_CHARACTERS = 2000
 
 _HOT = HotCells()
 _GROUPS: dict[Device, WorkerGroup] = {}
+_TRIALS = itertools.count()
 
 # Tune runs each trial on a new thread. OpenMP keeps a pool of threads for each thread that ever asked for one, and
 # malloc an arena: training on a new thread each time made the first step take twice as long, and every step slower.
@@ -46,14 +49,15 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
     """
     trial = Trial.from_json(config["trial"])
-    started, clock = datetime.now(UTC), time.monotonic()
-    alone = not (_HOT.count or any(group.count for group in _GROUPS.values()))
-    _announce()
-    faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
+    started, clock, first = datetime.now(UTC), time.monotonic(), not next(_TRIALS)
+    if first:
+        environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
+        _say_ready()
     try:
-        group = _group(trial.cell, how, data[0], config)
-        clock = time.monotonic()
-        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config, group).result()
+        _start_groups(config["groups"], how, data[0])
+        started, clock = datetime.now(UTC), time.monotonic()
+        faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
+        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
     except (Exception, SystemExit) as error:
         elapsed, limit = time.monotonic() - clock, how.limit_seconds(trial.cell)  # the workers watch it themselves
         record = Record(measurement=failure(error, elapsed, limit))
@@ -64,7 +68,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         "files": record.files,
         "environment": asdict(environment.describe(trial.cell.device)),
         "when": {"started_at": started, "finished_at": datetime.now(UTC)},
-        "alone": alone,
+        "alone": first and len(config["groups"]) <= (trial.cell.num_workers > 1),  # nobody else's memory
     }
     ok = record.measurement.status == "ok"
     if config["is_last"] or not ok:
@@ -76,21 +80,23 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         raise TrialProcessSpentError(record.measurement.error_type)
 
 
-@functools.cache
-def _announce() -> None:
-    """Say, once, that this process is ready: the driver's clock for the time limit starts here, torch is imported."""
-    environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
+def _say_ready() -> None:
+    """The driver's clock for the time limit starts here: importing torch does not count, nor starting workers."""
     tune.report({"process_id": os.getpid()})
 
 
-def _group(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any]) -> WorkerGroup | None:
-    """The worker group of the cell, once it is up; None of a cell that takes none."""
-    if cell.num_workers == 1:
-        return None
-    if cell.device not in _GROUPS:
-        _GROUPS[cell.device] = WorkerGroup(config["layout"], how, data)
-        _GROUPS[cell.device].forget()  # what there is not yet: a first answer
-    return _GROUPS[cell.device]
+def _start_groups(groups: Mapping[Device, Layout], how: How, data: "ray.ObjectRef[ImageData]") -> None:
+    """Start those that are not there, or no longer, before anything is measured beside their start."""
+    lacking = [device for device in groups if device not in _GROUPS or _GROUPS[device].ended]
+    if not lacking:
+        return
+    faulthandler.dump_traceback_later(WORKERS_START_SECONDS, exit=True)
+    for device in lacking:
+        _GROUPS[device] = WorkerGroup(groups[device], how, data)
+    for device in lacking:
+        _GROUPS[device].forget()  # what there is not yet: the answer tells that they are up
+    faulthandler.cancel_dump_traceback_later()
+    _say_ready()
 
 
 def _make_room(device: Device) -> None:
@@ -102,14 +108,13 @@ def _make_room(device: Device) -> None:
         group.forget()
 
 
-def _fit(
-    cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", config: dict[str, Any], group: WorkerGroup | None
-) -> Record:
+def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: Sequence[str]) -> Record:
     """Have Ray Train run the cell, alone in this process or in a group of workers."""
+    group = _GROUPS[cell.device] if cell.num_workers > 1 else None
     if cell not in (_HOT if group is None else group):
         _make_room(cell.device)
     if group is not None:
-        return group.train(cell, config["nodes"])
+        return group.train(cell, nodes)
     with scratch.folder() as storage:
         trainer = TorchTrainer(
             _loop,
@@ -119,6 +124,8 @@ def _fit(
             run_config=ray.train.RunConfig(name="train", storage_path=str(storage)),
         )
         record = trainer.fit().return_value
+    if _GROUPS or cell.epochs:
+        give_back(cell)
     assert isinstance(record, Record)
     return record
 

@@ -12,14 +12,17 @@ CPUS = 3  # as Ray counts them: the workers share the cores that there are
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
-    """Rows of one, two and three workers, and of two of which the second fails; size and state of all placements."""
+    """Rows of one, two and three workers, of two of which the second fails, and of two whose trial process is killed;
+    size and state of all placements.
+    """
     from ray.util.placement_group import placement_group_table
 
     common = {"input": "resident", "cpu_threads": 1}
     fine = [make_cell(num_workers=workers, **common) for workers in (1, 2, 3)]
     broken = make_cell(model="faulty:for_the_first_worker", num_workers=2, **common)
+    killed = make_cell(batch_size=faulty.LEAKS, num_workers=2, **common)
     planned = grid.plan(fine, repeats=3, processes=1, seed=1)
-    planned[6:6] = grid.plan([broken], repeats=1, processes=1, seed=1)
+    planned[6:6] = [grid.plan([cell], repeats=1, processes=1, seed=1)[0] for cell in (broken, killed)]
     with faulty.swept(planned, tmp_path_factory.mktemp("results"), cpus=CPUS) as rows:
         placed = [(len(group["bundles"]), group["state"]) for group in placement_group_table().values()]
         yield planned, rows.sort_values("started_at"), placed
@@ -39,7 +42,8 @@ def test_each_trial_is_a_row_with_what_its_workers_measured(trained):
 
 def test_they_take_turns_as_planned(trained):
     planned, rows, _ = trained
-    assert list(rows["trial_id"]) == [trial.trial_id for trial in planned]
+    told = rows["started_at"].notna()  # all but the one that was killed
+    assert list(rows.loc[told, "trial_id"]) == [t.trial_id for t in planned if t.cell.batch_size != faulty.LEAKS]
 
 
 def test_what_was_built_stays_hot_in_the_workers_too(trained):
@@ -51,13 +55,14 @@ def test_what_was_built_stays_hot_in_the_workers_too(trained):
 
 def test_what_a_worker_raises_is_the_trials_error_and_the_next_trials_have_a_new_group(trained):
     _, rows, placed = trained
-    (failed,) = rows[rows["status"] != "ok"].to_dict("records")
+    (failed,) = rows[rows["status"] == "error"].to_dict("records")
     assert (failed["status"], failed["error_type"]) == ("error", "ValueError")
     assert failed["error_message"] == "not for this worker"
-    assert [size for size, _ in placed].count(3) == 2  # for ten trials; the others are those of the trial processes
-    assert {size for size, _ in placed} == {1, 3}
+    assert {size for size, _ in placed} == {1, 3}  # of the trial processes, and of the workers
+    assert [size for size, _ in placed].count(3) == 3  # one for each process, of eleven trials
 
 
-def test_what_the_workers_held_is_free_when_the_last_trial_has_ended(trained):
-    _, _, placed = trained
-    assert {state for size, state in placed if size == 3} == {"REMOVED"}
+def test_what_the_workers_held_is_given_back_also_by_a_process_that_was_killed(trained):
+    _, rows, placed = trained
+    assert list(rows["status"]).count("killed") == 1
+    assert {state for _, state in placed} == {"REMOVED"}
