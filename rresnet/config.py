@@ -14,7 +14,7 @@ DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
 TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: starting, warming up and the clocks take theirs besides
 EPOCH_TIMEOUT_SECONDS = 3600.0
-WORKERS_START_SECONDS = 120.0  # a worker group takes 10 s and more to start; its workers watch the limit themselves
+WORKERS_SECONDS = 120.0  # for a worker group to start, and to end itself a trial that overstays
 
 T = TypeVar("T")
 
@@ -64,8 +64,8 @@ class How:
         return self.timeout_seconds or (EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else timed)
 
     def process_limit_seconds(self, cell: Cell) -> float:
-        """Time limit of the process that runs it, which waits for a worker group's start, and then for its workers."""
-        return self.limit_seconds(cell) + (WORKERS_START_SECONDS if cell.num_workers > 1 else 0.0)
+        """Time limit of the process that runs it; workers watch the trial's own, and are to be the first."""
+        return self.limit_seconds(cell) + (WORKERS_SECONDS if cell.num_workers > 1 else 0.0)
 
 
 def _with_axes(settings: type[T]) -> type[T]:

@@ -20,7 +20,7 @@ from ray.train.torch import TorchTrainer
 
 from rresnet import scratch
 from rresnet.cell import Cell, Device, Trial
-from rresnet.config import WORKERS_START_SECONDS, How
+from rresnet.config import WORKERS_SECONDS, How
 from rresnet.data import ImageData
 from rresnet.runner.group import WorkerGroup
 from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
@@ -90,7 +90,7 @@ def _start_groups(groups: Mapping[Device, Layout], how: How, data: "ray.ObjectRe
     lacking = [device for device in groups if device not in _GROUPS or _GROUPS[device].ended]
     if not lacking:
         return
-    faulthandler.dump_traceback_later(WORKERS_START_SECONDS, exit=True)
+    faulthandler.dump_traceback_later(WORKERS_SECONDS, exit=True)
     for device in lacking:
         _GROUPS[device] = WorkerGroup(groups[device], how, data)
     for device in lacking:

@@ -1,0 +1,114 @@
+"""The driver's side, without Ray: trials of several workers, which take turns with the others."""
+
+from collections import deque
+from types import SimpleNamespace
+
+import pytest
+from lanes import HUNGRY, FakeLane, FakeMachine, plan_of, swept
+from samples import LAPTOP, make_cell
+
+from rresnet.runner.agenda import Agenda
+from rresnet.runner.lane import Lane
+
+
+def test_trials_of_several_workers_take_turns_with_the_others_in_one_process():
+    told = []  # for each process: workers, repeat, and what the trial process is told
+
+    class Noting(FakeLane):
+        def _tune(self, planned, callback, groups):
+            told.append([])
+            super()._tune(planned, callback, groups)
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            told[-1].append((trial.cell.num_workers, trial.repeat, config))
+            super().run_one(trial, config, tunes, callback, alone)
+
+    cells = [make_cell(num_workers=n, batch_size=size) for n in (1, 2, 4) for size in (8, 16)]
+    swept(Noting, repeats=4, processes=2, cells=cells)
+    assert [[repeat for _, repeat, _ in of_process] for of_process in told] == [[0] * 6 + [1] * 6, [2] * 6 + [3] * 6]
+    for of_process in told:
+        assert [config["is_last"] for _, _, config in of_process] == [False] * 11 + [True]
+        assert {n: config["nodes"] for n, _, config in of_process} == {n: ("a",) * n for n in (1, 2, 4)}
+        assert {config["groups"]["cpu"].nodes for _, _, config in of_process} == {("a",) * 4}
+
+
+def test_without_several_workers_there_is_no_group_to_let_go():
+    told = []
+
+    class Noting(FakeLane):
+        def run_one(self, trial, config, tunes, callback, alone):
+            told.append((len(config["groups"]), config["is_last"]))
+            super().run_one(trial, config, tunes, callback, alone)
+
+    swept(Noting)
+    assert set(told) == {(0, False)}
+
+
+def test_no_group_stays_up_for_what_is_known_to_be_too_large():
+    rows, machine = [], FakeMachine(node_id="a", hardware=LAPTOP)
+    lane = Lane(SimpleNamespace(finish=lambda trial, found: rows.append((trial, found.status))), machine, Agenda([]))
+    large = make_cell(num_workers=4)
+    lane._too_large[large.cell_id] = "no memory"
+    waiting = deque(plan_of([large], seed=1))
+    assert not lane._any(waiting, lambda: False)
+    assert rows == [(plan_of([large], seed=1)[0], "out_of_memory")]
+    assert lane._any(deque(plan_of([make_cell(num_workers=2)], seed=1)), lambda: False)
+
+
+def test_alone_a_trial_has_no_workers_beside_its_own():
+    processes = []
+
+    class Noting(FakeLane):
+        def _tune(self, planned, callback, groups):
+            processes.append([those.nodes for those in groups])
+            super()._tune(planned, callback, groups)
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
+            outcome = {"record": record, "environment": {}, "when": {}, "alone": len(processes) > 1}
+            callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+
+    swept(Noting, repeats=1, cells=[make_cell(num_workers=n) for n in (1, 2, 4)])
+    assert processes[0] == [("a",) * 4]
+    assert sorted(processes[1:]) == [[], [("a", "a")], [("a",) * 4]]
+
+
+def test_running_out_of_memory_is_believed_of_several_workers_too_once_it_happened_alone():
+    class Starving(FakeLane):
+        def run_one(self, trial, config, tunes, callback, alone):
+            if trial.cell.batch_size != HUNGRY:
+                return super().run_one(trial, config, tunes, callback, alone)
+            record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
+            outcome = {"record": record, "environment": {}, "when": {}, "alone": alone}
+            return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+
+    cells = [make_cell(batch_size=size, num_workers=2) for size in (1, HUNGRY, 3)]
+    seed = next(seed for seed in range(9) if plan_of(cells, seed)[0].cell.batch_size != HUNGRY)
+    sweep = swept(Starving, cells=cells, seed=seed)
+    hungry = [trial for _, of_process in sweep.processes for trial in of_process if trial[0] == HUNGRY]
+    assert len(hungry) == 3  # in each repeat, and the first once more, alone; what has waited for that is not tried
+    told = sorted(row["attempt"] for row in sweep.rows if row["status"] == "out_of_memory")
+    assert told == [1, 2]
+    assert len(sweep.rows) == 6
+
+
+@pytest.mark.parametrize(("killed", "status"), [(1, "out_of_memory"), (0, "killed")])
+def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone(killed, status, monkeypatch):
+    monkeypatch.setattr(FakeMachine, "killed", 0)
+
+    class WorkerKilled(FakeLane):
+        """The trial process tells that a worker was killed."""
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            if trial.cell.batch_size != HUNGRY:
+                return super().run_one(trial, config, tunes, callback, alone)
+            FakeMachine.killed += killed
+            record = {"measurement": {"status": "killed", "error_message": "a worker has died"}}
+            outcome = {"record": record, "environment": {}, "when": {}, "alone": alone}
+            return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+
+    cells = [make_cell(batch_size=size, num_workers=2) for size in (1, HUNGRY, 3)]
+    sweep = swept(WorkerKilled, repeats=1, cells=cells)
+    (row,) = [row for row in sweep.rows if row["batch_size"] == HUNGRY]
+    assert (row["status"], row["attempt"]) == (status, 2 if killed else 1)
+    assert len(sweep.rows) == 3
