@@ -109,6 +109,11 @@ def test_a_trial_process_that_is_left_nothing_still_has_its_place():
     assert found.strategy == "PACK"
 
 
+def test_a_machine_with_fewer_cores_than_its_workers_would_take_holds_no_negative_number_of_them():
+    there = machines.Machine(node_id="h", hardware=LAPTOP)
+    assert there.left_by([Layout(device="cpu", nodes=("h",) * 16, cores=1)]).bundles == [{"memory": 1.0}]
+
+
 @pytest.mark.parametrize(("alive", "asks"), [(True, 3), (False, 0)])
 def test_machines_are_waited_for_while_they_are_there_and_then_let_go(alive, asks, monkeypatch):
     answers, asked, let_go = iter([False] * 3 + [True]), [], []
@@ -119,10 +124,14 @@ def test_machines_are_waited_for_while_they_are_there_and_then_let_go(alive, ask
     )
     monkeypatch.setattr(placements, "remove_placement_group", let_go.append)
     monkeypatch.setattr(machines.Machine, "alive", lambda self: alive)
-    checks = []
+    clock = itertools.count(0, 20)  # seconds
+    monkeypatch.setattr(machines, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    checks, told = [], []
     two = [machines.Machine(node_id=name, hardware=LAPTOP) for name in "ab"]
-    machines.wait_until_free(two, lambda: checks.append("looked"))
+    machines.wait_until_free(two, lambda: checks.append("looked"), told.append)
     assert (asked, let_go, len(checks)) == ([[{"CPU": 8.0}] * 2], [held], asks)
+    once = ["still waiting until all of laptop, laptop is free: other work on the cluster holds a part"]
+    assert told == (once if alive else [])
 
 
 class FakeRay:

@@ -1,5 +1,6 @@
 """What is told before the first trial, and after the last."""
 
+import dataclasses
 from types import SimpleNamespace
 
 import pandas as pd
@@ -84,3 +85,27 @@ RETRY = " The same command with --retry failed tries the others again."
 )
 def test_a_retry_is_advised_where_it_may_help(statuses, told):
     assert experiment._completion(pd.DataFrame({"status": statuses})) == told
+
+
+@pytest.mark.parametrize(
+    ("cores", "threads", "together"),
+    [
+        (LAPTOP.cpu_cores, None, True),
+        (LAPTOP.cpu_cores // 2, None, False),  # other cells: fewer threads
+        (LAPTOP.cpu_cores // 2, 1, True),
+        (LAPTOP.cpu_cores // 2, 4, False),  # the same cells, but two of these workers find no place there
+    ],
+)
+def test_machines_measure_together_what_each_of_them_can(cores, threads, together):
+    settings = Settings(device=("cpu",), num_workers=(1, 2), cpu_threads=threads)
+    other = dataclasses.replace(LAPTOP, cpu_cores=cores, cpu_count=cores)
+    assert planning.alike(settings, grid.cells, LAPTOP, other) == together
+
+
+@pytest.mark.parametrize(("num_workers", "told"), [((1,), "56 s"), ((1, 2), "1 min 52 s")])
+def test_a_predicted_duration_counts_the_start_of_processes_and_of_their_workers(num_workers, told, monkeypatch):
+    settings = Settings(device=("cpu",), recipe=("tuned",), batch_size=(8,), num_workers=num_workers, repeats=2)
+    planned = planning.plan(settings, grid.cells, LAPTOP)
+    monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", lambda trials, ids: dict.fromkeys(ids, 16.0))
+    monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
+    assert f"Predicted duration: {told}, from" in planning._prediction(planned, settings)

@@ -1,12 +1,12 @@
 """The driver's side, without Ray: trials of several workers, which take turns with the others."""
 
-from collections import deque
 from types import SimpleNamespace
 
 import pytest
 from lanes import HUNGRY, FakeLane, FakeMachine, plan_of, swept
 from samples import LAPTOP, make_cell
 
+from rresnet import grid
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.lane import Lane
 
@@ -44,15 +44,55 @@ def test_without_several_workers_there_is_no_group_to_let_go():
     assert set(told) == {(0, False)}
 
 
-def test_no_group_stays_up_for_what_is_known_to_be_too_large():
-    rows, machine = [], FakeMachine(node_id="a", hardware=LAPTOP)
-    lane = Lane(SimpleNamespace(finish=lambda trial, found: rows.append((trial, found.status))), machine, Agenda([]))
-    large = make_cell(num_workers=4)
-    lane._too_large[large.cell_id] = "no memory"
-    waiting = deque(plan_of([large], seed=1))
-    assert not lane._any(waiting, lambda: False)
-    assert rows == [(plan_of([large], seed=1)[0], "out_of_memory")]
-    assert lane._any(deque(plan_of([make_cell(num_workers=2)], seed=1)), lambda: False)
+def test_no_group_is_there_for_what_is_known_to_be_too_large():
+    large, smaller, one = (make_cell(num_workers=n) for n in (4, 2, 1))
+    processes = []
+
+    class Noting(FakeLane):
+        def _tune(self, planned, callback, groups):
+            processes.append([len(those.nodes) for those in groups])
+            super()._tune(planned, callback, groups)
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            if len(processes) == 1:
+                self._too_large[large.cell_id] = "no memory"
+            if len(processes) == 2:
+                self._too_large[smaller.cell_id] = "no memory"
+            super().run_one(trial, config, tunes, callback, alone)
+
+    seed = next(seed for seed in range(9) if plan_of([large, smaller, one], seed)[0].cell == one)
+    sweep = swept(Noting, repeats=3, processes=3, cells=[large, smaller, one], seed=seed)
+    assert processes == [[4], [2], []]
+    assert sorted(row["num_workers"] for row in sweep.rows if row["status"] == "out_of_memory")[-3:] == [4, 4, 4]
+    assert len(sweep.rows) == 9
+
+
+def test_a_process_has_the_groups_of_what_may_still_come_to_it():
+    one, two = make_cell(), make_cell(num_workers=2)
+    agenda = Agenda([*grid.plan([one, two], repeats=1, processes=1, seed=1), *plan_of([one], seed=1)])
+    assert {cell.num_workers for cell in agenda.cells_of(0)} == {1, 2}
+    assert agenda.cells_of(1) == []
+    lane = Lane(SimpleNamespace(), FakeMachine(node_id="a", hardware=LAPTOP), agenda)
+    assert lane._can_come(plan_of([one], seed=1), None) == [one]
+    assert set(lane._can_come(plan_of([one], seed=1), 0)) == {one, two}
+
+
+def test_after_a_machine_of_workers_is_lost_the_next_process_has_workers_elsewhere(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset())
+    told = []
+
+    class Losing(FakeLane):
+        def run_one(self, trial, config, tunes, callback, alone):
+            told.append((len(self.sweep.processes), trial.cell.num_nodes, config["groups"]["cpu"].nodes))
+            if len(told) == 1:
+                FakeMachine.dead = frozenset("b")
+            super().run_one(trial, config, tunes, callback, alone)
+
+    cells = [make_cell(num_workers=2, num_nodes=2), make_cell(num_workers=2), make_cell()]
+    sweep = swept(Losing, repeats=2, machines=("a", "b"), cells=cells)
+    assert told[0][2] == ("a", "a", "b")
+    assert {(process, nodes) for process, _, nodes in told[1:]} == {(2, ("a", "a"))}
+    assert len(sweep.rows) == 6
 
 
 def test_alone_a_trial_has_no_workers_beside_its_own():

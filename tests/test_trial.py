@@ -1,6 +1,7 @@
 import itertools
 import os
 import pickle
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from rresnet.cell import Trial
 from rresnet.config import How
 from rresnet.data import ImageData, Split
 from rresnet.runner import group, hot, lane, sweep, trial
+from rresnet.runner.layout import Layout
 from rresnet.tables.measurement import Environment, Measurement
 from rresnet.tables.runs import Run
 from rresnet.training.train import Record
@@ -156,6 +158,9 @@ class FakeGroup:
             raise ValueError("a worker failed")
         return Record(measurement=OK)
 
+    def wait_until_up(self):
+        self.asked.append("is up")
+
     def forget(self):
         self.asked.append("forgets")
         self.count = 0
@@ -179,10 +184,12 @@ def process(monkeypatch):
     monkeypatch.setattr(trial, "_TRIALS", itertools.count())
     monkeypatch.setattr(trial, "give_back", lambda cell: None)
 
-    def run(batch_size, num_workers=2, is_last=False, device="cpu", groups=("cpu",)):
+    monkeypatch.setattr(trial, "_FAILED", {})
+
+    def run(batch_size, num_workers=2, is_last=False, device="cpu", groups=("cpu",), workers=2):
         cell = make_cell(batch_size=batch_size, num_workers=num_workers, device=device)
         one = Trial(cell=cell, repeat=0, process=0).to_json()
-        there = {kind: f"workers on a {kind}" for kind in groups}
+        there = {kind: Layout(device=kind, nodes=("a",) * workers, cores=1) for kind in groups}
         trial.run({"trial": one, "nodes": ("a", "b"), "groups": there, "is_last": is_last}, How(seconds=1.0), [None])
         return told[-1]["outcome"][0]
 
@@ -195,8 +202,8 @@ AB = ("a", "b")
 def test_a_worker_group_trains_until_the_last_trial(process):
     for batch_size in (1, 2, 1):
         process.run(batch_size, is_last=len(process.asked) == 4)
-    assert process.asked == ["starts", "forgets", (1, AB), (2, AB), (1, AB), "ends"]
-    assert trial._GROUPS["cpu"].those == "workers on a cpu"
+    assert process.asked == ["starts", "is up", (1, AB), (2, AB), (1, AB), "ends"]
+    assert trial._GROUPS["cpu"].those == Layout(device="cpu", nodes=("a", "a"), cores=1)
 
 
 def test_groups_of_both_devices_are_up_before_anything_is_measured_and_end_with_the_last_trial(process, monkeypatch):
@@ -204,15 +211,15 @@ def test_groups_of_both_devices_are_up_before_anything_is_measured_and_end_with_
     both = ("cpu", "gpu")
     process.run(1, num_workers=1, groups=both)
     process.run(2, num_workers=1, groups=both, is_last=True)
-    assert process.asked == ["starts", "starts", "forgets", "forgets", "trains", "trains", "ends", "ends"]
-    assert {kind: group.those for kind, group in trial._GROUPS.items()} == {k: f"workers on a {k}" for k in both}
+    assert process.asked == ["starts", "starts", "is up", "is up", "trains", "trains", "ends", "ends"]
+    assert {kind: group.those.device for kind, group in trial._GROUPS.items()} == {kind: kind for kind in both}
 
 
 def test_a_group_that_has_ended_between_two_trials_costs_neither(process):
     process.run(1)
     trial._GROUPS["cpu"].ended = True  # the kernel has killed an idle worker, say
     assert process.run(2)["record"]["measurement"]["status"] == "ok"
-    assert process.asked == ["starts", "forgets", (1, AB), "starts", "forgets", (2, AB)]
+    assert process.asked == ["starts", "is up", (1, AB), "starts", "is up", (2, AB)]
 
 
 def test_the_clock_starts_anew_when_workers_are_up(process):
@@ -229,27 +236,42 @@ def test_after_a_trial_that_failed_the_workers_are_let_go(process):
     assert process.told[-1]["outcome"][0]["record"]["measurement"]["error_message"] == "a worker failed"
 
 
-def test_workers_that_do_not_start_are_the_trials_error(process, monkeypatch):
+def test_workers_that_do_not_start_are_the_error_of_a_trial_that_needs_them(process, monkeypatch):
     def never(self):
+        self.asked.append("does not start")
         raise TimeoutError("no place for the workers")
 
-    monkeypatch.setattr(FakeGroup, "forget", never)
+    monkeypatch.setattr(FakeGroup, "wait_until_up", never)
+    fit = trial._fit
+    monkeypatch.setattr(
+        trial, "_fit", lambda cell, *of: fit(cell, *of) if cell.num_workers > 1 else Record(measurement=OK)
+    )
+    assert process.run(1, num_workers=1)["record"]["measurement"]["status"] == "ok"
+    assert process.run(1, num_workers=1)["record"]["measurement"]["status"] == "ok"
     with pytest.raises(lane.TrialProcessSpentError):
-        process.run(1, num_workers=1)
+        process.run(1)
     found = process.told[-1]["outcome"][0]["record"]["measurement"]
     assert (found["status"], found["error_message"]) == ("error", "no place for the workers")
+    assert process.asked == ["starts", "does not start", "ends"]  # not tried at each trial
 
 
 @pytest.mark.parametrize(
-    ("num_workers", "groups", "alone"),
-    [(1, (), True), (2, ("cpu",), True), (1, ("cpu",), False), (2, ("cpu", "gpu"), False)],
+    ("num_workers", "workers", "groups", "alone"),
+    [
+        (1, 2, (), True),
+        (2, 2, ("cpu",), True),
+        (1, 2, ("cpu",), False),
+        (2, 4, ("cpu",), False),  # two others wait
+        (2, 2, ("cpu", "gpu"), False),
+    ],
 )
 def test_the_first_trial_of_a_process_is_alone_unless_workers_that_it_does_not_use_are_there(
-    num_workers, groups, alone, process, monkeypatch
+    num_workers, workers, groups, alone, process, monkeypatch
 ):
     monkeypatch.setattr(trial, "_fit", lambda *of: Record(measurement=OK))
-    assert process.run(1, num_workers=num_workers, groups=groups)["alone"] == alone
-    assert not process.run(2, num_workers=num_workers, groups=groups)["alone"]
+    given = {"num_workers": num_workers, "groups": groups, "workers": workers}
+    assert process.run(1, **given)["alone"] == alone
+    assert not process.run(2, **given)["alone"]
 
 
 def test_where_memory_is_short_this_process_drops_its_cells_first_and_then_the_workers_theirs(process, monkeypatch):
@@ -259,7 +281,7 @@ def test_where_memory_is_short_this_process_drops_its_cells_first_and_then_the_w
     free = iter([0.1, 0.24, 0.25])  # short until both are dropped
     monkeypatch.setattr(trial, "free_memory_share", lambda device: next(free, 0.25))
     process.run(2)
-    assert (trial._HOT.count, process.asked.count("forgets")) == (0, 1)  # the first before anything was there
+    assert (trial._HOT.count, process.asked.count("forgets")) == (0, 0)
     monkeypatch.setattr(trial, "free_memory_share", lambda device: 0.2)
     process.run(4)
     assert process.asked[-2:] == ["forgets", (4, AB)]
@@ -270,7 +292,7 @@ def test_no_room_is_made_for_what_is_hot(process, monkeypatch):
     monkeypatch.setattr(FakeGroup, "__contains__", lambda self, cell: True)
     monkeypatch.setattr(trial, "free_memory_share", lambda device: 0.0)
     process.run(1)
-    assert process.asked.count("forgets") == 1  # that with which it started
+    assert process.asked.count("forgets") == 0
 
 
 def workers(*answers):
@@ -284,6 +306,20 @@ def workers(*answers):
 
 def answer(free_memory):
     return pickle.dumps((Record(measurement=Measurement(status="ok")), free_memory))
+
+
+def test_workers_that_do_not_answer_in_time_are_told():
+    those, _ = workers()
+    del those._answer_to
+    silent = SimpleNamespace(remote=lambda *of: SimpleNamespace(future=Future))
+    those._exchange, those._asked = SimpleNamespace(ask=silent, answered=silent), itertools.count()
+    those._ended = Future()
+    with pytest.raises(TimeoutError, match=r"did not answer within 0\.01 s"):
+        those._answer_to("forget", timeout=0.01)
+    those._ended.set_exception(ValueError("a worker has died"))
+    with pytest.raises(ValueError, match="a worker has died"):
+        those._answer_to("forget")
+    assert those.ended
 
 
 def test_workers_forget_before_another_cell_where_any_of_them_was_short_of_memory():

@@ -20,6 +20,7 @@ Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't 
 
 USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
+GROUP_START_SECONDS = 12.0  # of its worker groups, likewise
 
 
 def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines: int = 1) -> Planned:
@@ -47,8 +48,10 @@ def _wanted(settings: Settings, cells: Cells, machine: hardware.Hardware) -> lis
 
 
 def alike(settings: Settings, cells: Cells, machine: hardware.Hardware, other: hardware.Hardware) -> bool:
-    """Whether the settings mean the same cells on both machines, so that both can measure them."""
-    return _wanted(settings, cells, machine) == _wanted(settings, cells, other)
+    """Whether the settings mean the same cells on both machines, and both can measure the same ones of them."""
+    wanted = _wanted(settings, cells, machine)
+    runs = [[grid.infeasible(cell, one, cell.num_nodes) is None for cell in wanted] for one in (machine, other)]
+    return wanted == _wanted(settings, cells, other) and runs[0] == runs[1]
 
 
 def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], machine: hardware.Hardware) -> str:
@@ -159,11 +162,14 @@ def _words(axis: str) -> str:
 def _prediction(planned: Planned, settings: Settings) -> str:
     from rresnet.analysis import frames, rates
 
-    cell_ids = [trial.cell.cell_id for trial, reason in planned if reason is None]
+    cells = [trial.cell for trial, reason in planned if reason is None]
+    several = any(cell.num_workers > 1 for cell in cells)
+    process_start = PROCESS_START_SECONDS + (GROUP_START_SECONDS if several else 0.0)
+    cell_ids = [cell.cell_id for cell in cells]
     seconds: dict[str, float] = {}
     with contextlib.suppress(StoreError):
         seconds = rates.trial_seconds(frames.read(settings.results_dir).trials, cell_ids)
     if not seconds:
         return f"Predicted duration: not known until {settings.results_dir} holds a first result."
-    total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * PROCESS_START_SECONDS
+    total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * process_start
     return f"Predicted duration: {duration(total)}, from the trials in {settings.results_dir}."

@@ -5,23 +5,19 @@ import threading
 from collections import deque
 from collections.abc import Sequence
 
-from rresnet.cell import Trial
+from rresnet.cell import Cell, Trial
 
 
 class Agenda:
     """The trials that no machine has taken yet, repeat by repeat in their order. Safe to share between threads."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
-        self.cells = tuple(dict.fromkeys(trial.cell for trial in trials))  # that there ever were
+        # Whether any cell spans several machines: then one of them measures all, and the others only help.
+        self.wide = any(trial.cell.num_nodes > 1 for trial in trials)
         self._repeats = deque[list[Trial]]()
         self._lost: set[str] = set()  # trials that a machine has taken along with it
         self._lock = threading.Lock()
         self.put_back(trials)
-
-    @property
-    def wide(self) -> bool:
-        """Whether any cell spans several machines: then one of them measures all, and the others only help."""
-        return any(cell.num_nodes > 1 for cell in self.cells)
 
     def take(self, process: int | None = None) -> list[Trial]:
         """The next repeat, empty when there is none; given a process, only where the plan has it in that one."""
@@ -29,6 +25,11 @@ class Agenda:
             if not self._repeats or process not in (None, self._repeats[0][0].process):
                 return []
             return self._repeats.popleft()
+
+    def cells_of(self, process: int) -> list[Cell]:
+        """The cells of what no machine has taken of that process of the plan."""
+        with self._lock:
+            return [trial.cell for repeat in self._repeats if repeat[0].process == process for trial in repeat]
 
     def put_back(self, trials: Sequence[Trial]) -> None:
         """Let another machine take what a machine that is gone has left of its repeats."""

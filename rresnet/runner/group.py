@@ -17,8 +17,8 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
 from rresnet import scratch
-from rresnet.cell import Cell
-from rresnet.config import How
+from rresnet.cell import Cell, Device
+from rresnet.config import WORKERS_SECONDS, How
 from rresnet.data import ImageData
 from rresnet.runner import layout
 from rresnet.runner.exchange import Exchange, Request, Training
@@ -36,19 +36,20 @@ class WorkerGroup:
 
     def __init__(self, those: Layout, how: How, data: "ray.ObjectRef[ImageData]") -> None:
         """Start them; nothing waits for that until they are to train."""
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=True)
+        home = ray.get_runtime_context().get_node_id()
+        here = NodeAffinitySchedulingStrategy(home, soft=True)
         self._exchange = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here).remote()
         self._asked = itertools.count()
         self._ended = Future[None]()
         self._hot = set[Cell]()
-        self._free_memory = 1.0  # the least share that any worker had after the latest trial
+        self._free_memory = 1.0  # the least share of what only workers see, after the latest trial
         scaling = ray.train.ScalingConfig(
             num_workers=len(those.nodes),
             use_gpu=those.device == "gpu",
             resources_per_worker=those.each,
             label_selector=[{NODE_ID: node} for node in those.nodes],
         )
-        config = {"exchange": self._exchange, "device": those.device, "how": how, "data": [data]}
+        config = {"exchange": self._exchange, "device": those.device, "home": home, "how": how, "data": [data]}
         # Ray Train returns when the workers do. Nor does the end of this process wait for a thread that is a daemon.
         threading.Thread(target=self._run, args=(config, scaling), name="rresnet-group", daemon=True).start()
 
@@ -62,7 +63,8 @@ class WorkerGroup:
                     run_config=ray.train.RunConfig(
                         name="train",
                         storage_path=str(storage),
-                        failure_config=ray.train.FailureConfig(controller_failure_limit=0),  # it would try without end
+                        # It would try without end.
+                        failure_config=ray.train.FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
                     ),
                 ).fit()
             self._ended.set_result(None)
@@ -88,7 +90,7 @@ class WorkerGroup:
 
         Raises what Ray Train tells of a worker that failed, after which the group is gone.
         """
-        if self._free_memory < MEMORY_RESERVE and cell not in self:  # on another machine, maybe
+        if self._free_memory < MEMORY_RESERVE and cell not in self:
             self.forget()
         answer = self._answer_to(Training(cell, tuple(nodes)))
         record, self._free_memory = pickle.loads(answer)  # nosec B301: from our own worker, and Ray sends only pickles
@@ -96,6 +98,10 @@ class WorkerGroup:
         if not cell.epochs:
             self._hot.add(cell)
         return record
+
+    def wait_until_up(self) -> None:
+        """Wait for the workers, whom nothing is asked before; raises TimeoutError, and what Ray Train tells."""
+        self._answer_to("forget", timeout=WORKERS_SECONDS)
 
     def forget(self) -> None:
         """Free what the workers have kept."""
@@ -108,10 +114,11 @@ class WorkerGroup:
         self._exchange.ask.remote("end")
         wait([self._ended], timeout=END_SECONDS)
 
-    def _answer_to(self, request: Request) -> bytes:
+    def _answer_to(self, request: Request, timeout: float | None = None) -> bytes:
         self._exchange.ask.remote(request)
         answer = self._exchange.answered.remote(next(self._asked)).future()
-        wait([answer, self._ended], return_when=FIRST_COMPLETED)
+        if not wait([answer, self._ended], timeout=timeout, return_when=FIRST_COMPLETED).done:
+            raise TimeoutError(f"the workers of a group did not answer within {timeout:g} s")
         if not answer.done():
             raise self._ended.exception() or RuntimeError("the worker group has ended")
         told: bytes = answer.result()
@@ -133,12 +140,16 @@ def _loop(config: dict[str, Any]) -> None:
 class _Worker:
     """One of the group; each answer is given by one of those who met the request, once all of them have."""
 
-    def __init__(self, *, exchange: Any, device: Any, how: How, data: "list[ray.ObjectRef[ImageData]]") -> None:
+    def __init__(
+        self, *, exchange: Any, device: Device, home: str, how: How, data: "list[ray.ObjectRef[ImageData]]"
+    ) -> None:
         self._device, self._how, self._data = device, how, data
         self._hot = HotCells()
         self._rank = distributed.get_rank()
         self._places: list[Any] = [None] * distributed.get_world_size()
-        distributed.all_gather_object(self._places, ray.get_runtime_context().get_node_id())
+        here = ray.get_runtime_context().get_node_id()
+        distributed.all_gather_object(self._places, here)
+        self._seen_at_home = device == "cpu" and here == home  # its memory, by the trial process
         self._parts: dict[tuple[int, ...], Any] = {}  # ranks -> their process group
 
     def forget(self) -> bytes | None:
@@ -163,7 +174,8 @@ class _Worker:
                 progress=lambda images_per_second: None,
             )
             give_back(cell)
-            free = torch.tensor(free_memory_share(self._device), device=get_device())
+            share = 1.0 if self._seen_at_home else free_memory_share(self._device)
+            free = torch.tensor(share, device=get_device())
             distributed.all_reduce(free, distributed.ReduceOp.MIN, group=part)  # where another has failed, no record
         finally:
             faulthandler.cancel_dump_traceback_later()

@@ -82,24 +82,28 @@ class Lane:
 
     def _measure_process(self, process: int) -> None:
         """Measure the repeats that the plan has in one process, as far as other machines leave them."""
-        self._fit(self._waiting, functools.partial(self._take, process), self.agenda.cells)
+        self._fit(self._waiting, process)
         while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
-            alone = self._unconfirmed.popleft()
-            self._fit(deque([alone]), lambda: False, [alone.cell], attempt=2)
+            self._fit(deque([self._unconfirmed.popleft()]), attempt=2)
 
-    def _fit(self, trials: deque[Trial], more: Callable[[], bool], cells: Sequence[Cell], attempt: int = 1) -> None:
-        """Run trials, while there are or `more` adds some, in a fresh process; what one ends with, in the next.
-
-        Each process has the worker groups that `cells` need, which may come.
-        """
-        while not self.lost and self._any(trials, more):
+    def _fit(self, trials: deque[Trial], process: int | None = None, attempt: int = 1) -> None:
+        """Run trials, and what the plan has in `process`, in a fresh process; those that one ends with, in the next."""
+        while not self.lost and self._any(trials, process):
             nodes = self._nodes()
-            groups = layout.layouts([cell for cell in cells if cell.num_nodes <= len(nodes)], nodes)
+            groups = layout.layouts(self._can_come(trials, process), nodes)
             callback = Events(self, attempt)
+
+            def next_trial(
+                nodes: Sequence[str] = nodes, groups: Collection[Device] = groups, callback: Events = callback
+            ) -> Trial | None:
+                """None also where the process has ended, or workers' machine: the next process has others, and room."""
+                over = self.lost or callback.process_ended or (groups and self._nodes() != nodes)
+                return trials.popleft() if not over and self._any(trials, process) else None
+
             config = functools.partial(
-                self._config, nodes=nodes, groups=groups, is_last=lambda: not self._any(trials, more)
+                self._config, nodes=nodes, groups=groups, is_last=lambda: not self._any(trials, process)
             )
-            planned = Handout(functools.partial(self._next, trials, more, callback), config)
+            planned = Handout(next_trial, config)
             try:
                 self._tune(planned, callback, groups.values())
             except RuntimeError as error:
@@ -109,20 +113,20 @@ class Lane:
         if trials is not self._waiting:
             self._waiting.extendleft(trials)  # the machine is lost
 
-    def _any(self, trials: deque[Trial], more: Callable[[], bool]) -> bool:
+    def _any(self, trials: deque[Trial], process: int | None) -> bool:
         """Whether there is one to run; those before it that are known not to run get their rows."""
-        while trials or more():
+        while trials or (process is not None and self._take(process)):
             found = self._known_not_to_run(trials[0].cell)
             if found is None:
                 return True
             self.sweep.finish(trials.popleft(), found)
         return False
 
-    def _next(self, trials: deque[Trial], more: Callable[[], bool], callback: Events) -> Trial | None:
-        """The next trial of the process, until it has ended: what it may leave behind is given back before the next."""
-        if self.lost or callback.process_ended:
-            return None
-        return trials.popleft() if self._any(trials, more) else None
+    def _can_come(self, trials: Collection[Trial], process: int | None) -> list[Cell]:
+        """Cells that the process may get to train."""
+        coming = [] if process is None else self.agenda.cells_of(process)
+        cells = dict.fromkeys([*(trial.cell for trial in trials), *coming])
+        return [cell for cell in cells if self._known_not_to_run(cell) is None]
 
     def _survive(self, error: RuntimeError, callback: Events) -> None:
         """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error."""
@@ -139,7 +143,7 @@ class Lane:
         if groups:
             there = {self.machine.node_id, *(node for those in groups for node in those.nodes)}
             those = [machine for machine in self.sweep.cluster.machines if machine.node_id in there]
-            machines.wait_until_free(those, self.check)
+            machines.wait_until_free(those, self.check, self.sweep.progress.note)
         with scratch.folder() as storage, planned:
             trainable = tune.with_resources(
                 tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]),

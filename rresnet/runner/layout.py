@@ -49,6 +49,11 @@ def placement(cell: Cell, nodes: Sequence[str]) -> tuple[str, ...]:
     return tuple(nodes[worker // cell.workers_per_node] for worker in range(cell.num_workers))
 
 
+def trains_all(cell: Cell, those: Layout) -> bool:
+    """Whether the cell takes every worker of the group."""
+    return cell.device == those.device and cell.num_workers == len(those.nodes)
+
+
 def members(nodes: Iterable[str], of_workers: Sequence[str]) -> list[int]:
     """The ranks that a cell's workers on `nodes` have in a group whose workers are on `of_workers`, ascending."""
     left = {node: iter([rank for rank, there in enumerate(of_workers) if there == node]) for node in set(of_workers)}

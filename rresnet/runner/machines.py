@@ -1,6 +1,7 @@
 """The machines of a joined Ray cluster: which there are, which can still be started, and which of them measure."""
 
 import contextlib
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -64,8 +65,8 @@ class Machine:
         from ray.tune import PlacementGroupFactory
 
         taken = [those for those in groups for node in those.nodes if node == self.node_id]
-        cpus = self.whole["CPU"] - sum(those.cores for those in taken)
-        gpus = self.hardware.gpu_count - sum(those.device == "gpu" for those in taken)
+        cpus = max(0.0, self.whole["CPU"] - sum(those.cores for those in taken))
+        gpus = max(0, self.hardware.gpu_count - sum(those.device == "gpu" for those in taken))
         bundle = {"CPU": cpus, "GPU": float(gpus) or (SLIVER if self.hardware.gpu_count else 0.0)}
         held = {kind: amount for kind, amount in bundle.items() if amount} or {"memory": 1.0}  # one byte: not nothing
         return PlacementGroupFactory([held], bundle_label_selector=[{NODE_ID: self.node_id}])
@@ -128,11 +129,12 @@ class Machine:
         return text[-TAIL_CHARACTERS:] or None
 
 
-def wait_until_free(those: Sequence[Machine], check: Callable[[], None]) -> None:
+def wait_until_free(those: Sequence[Machine], check: Callable[[], None], tell: Callable[[str], None]) -> None:
     """Wait until all of the machines is free at once, or one of them is gone; `check` is called meanwhile.
 
     Tune waits for what a trial process holds, and no trial's clock runs. A worker group that has no place gives up.
     """
+    deadline = time.monotonic() + TELL_SECONDS
     from ray.util.placement_group import placement_group, remove_placement_group
 
     selectors = [{NODE_ID: machine.node_id} for machine in those]
@@ -140,6 +142,10 @@ def wait_until_free(those: Sequence[Machine], check: Callable[[], None]) -> None
     try:
         while all(machine.alive() for machine in those) and not held.wait(POLL_SECONDS):
             check()
+            if time.monotonic() > deadline:
+                deadline = math.inf
+                names = ", ".join(machine.hardware.hostname for machine in those)
+                tell(f"still waiting until all of {names} is free: other work on the cluster holds a part")
     finally:
         remove_placement_group(held)
 

@@ -20,12 +20,12 @@ from ray.train.torch import TorchTrainer
 
 from rresnet import scratch
 from rresnet.cell import Cell, Device, Trial
-from rresnet.config import WORKERS_SECONDS, How
+from rresnet.config import How
 from rresnet.data import ImageData
 from rresnet.runner.group import WorkerGroup
 from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
 from rresnet.runner.lane import TrialProcessSpentError, death
-from rresnet.runner.layout import Layout
+from rresnet.runner.layout import Layout, trains_all
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement
 from rresnet.training.train import Progress, Record, is_out_of_memory, train
@@ -36,6 +36,7 @@ TEXT_CHARACTERS = 2000
 
 _HOT = HotCells()
 _GROUPS: dict[Device, WorkerGroup] = {}
+_FAILED: dict[Device, Exception] = {}  # groups that did not start -> what was told of it
 _TRIALS = itertools.count()
 
 # Tune runs each trial on a new thread. OpenMP keeps a pool of threads for each thread that ever asked for one, and
@@ -48,14 +49,13 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
 
     A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
     """
-    trial = Trial.from_json(config["trial"])
-    started, clock, first = datetime.now(UTC), time.monotonic(), not next(_TRIALS)
+    trial, first = Trial.from_json(config["trial"]), not next(_TRIALS)
     if first:
         environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
         _say_ready()
+    _start_groups(config["groups"], how, data[0])
+    started, clock = datetime.now(UTC), time.monotonic()
     try:
-        _start_groups(config["groups"], how, data[0])
-        started, clock = datetime.now(UTC), time.monotonic()
         faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
         record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
     except (Exception, SystemExit) as error:
@@ -68,7 +68,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         "files": record.files,
         "environment": asdict(environment.describe(trial.cell.device)),
         "when": {"started_at": started, "finished_at": datetime.now(UTC)},
-        "alone": first and len(config["groups"]) <= (trial.cell.num_workers > 1),  # nobody else's memory
+        "alone": first and all(trains_all(trial.cell, group) for group in config["groups"].values()),
     }
     ok = record.measurement.status == "ok"
     if config["is_last"] or not ok:
@@ -81,22 +81,25 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
 
 
 def _say_ready() -> None:
-    """The driver's clock for the time limit starts here: importing torch does not count, nor starting workers."""
+    """Have the driver's clock for the time limit start anew: importing torch does not count, nor starting workers."""
     tune.report({"process_id": os.getpid()})
 
 
 def _start_groups(groups: Mapping[Device, Layout], how: How, data: "ray.ObjectRef[ImageData]") -> None:
-    """Start those that are not there, or no longer, before anything is measured beside their start."""
-    lacking = [device for device in groups if device not in _GROUPS or _GROUPS[device].ended]
-    if not lacking:
-        return
-    faulthandler.dump_traceback_later(WORKERS_SECONDS, exit=True)
-    for device in lacking:
-        _GROUPS[device] = WorkerGroup(groups[device], how, data)
-    for device in lacking:
-        _GROUPS[device].forget()  # what there is not yet: the answer tells that they are up
-    faulthandler.cancel_dump_traceback_later()
-    _say_ready()
+    """Start those that are not there, or no longer, before anything is measured beside their start.
+
+    One that does not start fails the next trial that needs it, and with that the process; the others can do without.
+    """
+    lacking = [kind for kind in groups if kind not in _FAILED and (kind not in _GROUPS or _GROUPS[kind].ended)]
+    for kind in lacking:
+        _GROUPS[kind] = WorkerGroup(groups[kind], how, data)
+    for kind in lacking:
+        try:
+            _GROUPS[kind].wait_until_up()
+        except Exception as error:
+            _FAILED[kind] = error
+    if lacking:
+        _say_ready()
 
 
 def _make_room(device: Device) -> None:
@@ -110,6 +113,8 @@ def _make_room(device: Device) -> None:
 
 def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: Sequence[str]) -> Record:
     """Have Ray Train run the cell, alone in this process or in a group of workers."""
+    if cell.num_workers > 1 and cell.device in _FAILED:
+        raise _FAILED[cell.device]
     group = _GROUPS[cell.device] if cell.num_workers > 1 else None
     if cell not in (_HOT if group is None else group):
         _make_room(cell.device)

@@ -228,7 +228,7 @@ class Workbench:
         if self.world == 1:
             return None
         spent = self._communication_clock_seconds
-        if not self.agreed(int(spent <= CLOCKS_SHARE * self._measured_seconds or not spent)):
+        if not self.agreed(int(spent <= CLOCKS_SHARE * self._measured_seconds)):  # nothing, at first
             return None
         assert self._first is not None
         start, steps = time.perf_counter(), self.agreed(self.steps_in_window())
