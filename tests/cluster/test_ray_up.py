@@ -95,12 +95,18 @@ def test_two_machines_at_once_measure_what_one_does_alone(cluster):
 
 
 def test_workers_on_two_machines_train_as_one_group(cluster):
-    """Through Ray Train's worker group, whose gradients cross the network between the hosts."""
+    """Through Ray Train's worker group, whose gradients cross the network between the hosts; in turns with one worker."""
     laptop, _, _ = cluster
-    done = submit(laptop, "--recipe tuned --num-workers 2 --num-nodes 2 --repeats 1 --processes 1", "across")
+    done = submit(laptop, "--recipe tuned --num-workers 1 2 --repeats 2 --processes 1", "across")
     assert done.returncode == 0, done.stdout + done.stderr
-    row = fetched(laptop, "across").iloc[0]
-    assert (row["status"], row["num_workers"], row["num_nodes"], row["global_batch_size"]) == ("ok", 2, 2, 16)
+    rows = fetched(laptop, "across").sort_values("started_at")
+    assert list(rows["status"]) == ["ok"] * 4
+    assert list(rows["repeat"]) == [0, 0, 1, 1]
+    assert rows["hostname"].nunique() == 1  # the process that asks for the trials is on the first machine
+    assert rows.loc[rows["repeat"] == 1, "startup_seconds"].lt(0.05).all()  # what was built in the first stays hot
+    assert rows.loc[rows["num_workers"] == 1, "num_nodes"].eq(1).all()
+    row = rows[rows["num_workers"] == 2].iloc[0]
+    assert (row["num_nodes"], row["global_batch_size"]) == (2, 16)
     assert 0 < row["communication_seconds"] < row["step_seconds"]
     print(f"exchanging gradients over the network: {row['communication_seconds'] / row['step_seconds']:.0%} of a step")
 
