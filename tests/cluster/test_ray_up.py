@@ -95,7 +95,7 @@ def test_two_machines_at_once_measure_what_one_does_alone(cluster):
 
 
 def test_workers_on_two_machines_train_as_one_group(cluster):
-    """Through Ray Train's worker group, whose gradients cross the network between the hosts; in turns with one worker."""
+    """Through Ray Train's worker group, whose gradients cross the network; in turns with one worker."""
     laptop, _, _ = cluster
     done = submit(laptop, "--recipe tuned --num-workers 1 2 --repeats 2 --processes 1", "across")
     assert done.returncode == 0, done.stdout + done.stderr
