@@ -114,6 +114,10 @@ def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list
 
 def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     """Why so many machines like `hardware` can't run `cell`, or None. Said before anything starts: nothing waits."""
+    if cell.num_nodes > machines and cell.num_nodes == fewest_nodes(cell.device, cell.num_workers, hardware):
+        unit = "GPU" if cell.device == "gpu" else "core"
+        asked = f"{cell.num_workers} workers with a {unit} each take {cell.num_nodes} machines, {machines} there"
+        return f"{asked}: lower --num-workers, or join more machines with --address"
     if cell.num_nodes > machines:
         asked = f"{cell.num_workers} workers on {cell.num_nodes} machines asked for, {machines} there"
         return f"{asked}: lower --num-nodes, or join more machines with --address"
@@ -138,5 +142,5 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
         asked = f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
-        return f"{asked}: lower --cpu-threads or --num-workers"
+        return f"{asked}: lower {'--cpu-threads or ' if cell.cpu_threads > 1 else ''}--num-workers"
     return None

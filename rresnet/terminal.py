@@ -85,6 +85,11 @@ def number(images_per_second: float) -> str:
     return f"{images_per_second:,.0f}" if images_per_second >= 9.95 else f"{images_per_second:.2g}"
 
 
+def counted(count: int, one: str, many: str | None = None) -> str:
+    """So many of it, in words; `many` where that is not `one` with an s."""
+    return f"{count} {one if count == 1 else many or one + 's'}"
+
+
 def duration(seconds: float) -> str:
     """Seconds as a person says them: 0.4 s, 12 s, 2 min 05 s, 3 h 10 min."""
     whole = round(seconds)

@@ -167,6 +167,17 @@ OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
             "9 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",
         ),
         (
+            {"cpu_threads": 1, "num_workers": 9},
+            {},
+            "9 threads asked for, 8 processors on laptop: lower --num-workers",
+        ),
+        (
+            {"num_workers": 6, "num_nodes": 2},
+            {},
+            "6 workers with a core each take 2 machines, 1 there: lower --num-workers, "
+            "or join more machines with --address",
+        ),
+        (
             {"cpu_threads": 4, "num_workers": 3},
             {},
             "12 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",

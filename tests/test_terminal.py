@@ -7,8 +7,9 @@ import pytest
 from rich.console import Console
 
 import rresnet
+from results import trials, write
 from rresnet.analysis import answer
-from rresnet.terminal import duration, print_table, say
+from rresnet.terminal import counted, duration, print_table, say
 
 
 def shown(width):
@@ -89,3 +90,25 @@ def test_durations_read_as_a_person_says_them():
     assert [duration(s) for s in (0.4, 59, 60, 3599, 3600, 11_400)] == [
         "0.4 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "3 h 10 min",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ((1, "trial"), "1 trial"),
+        ((0, "trial"), "0 trials"),
+        ((2, "process", "processes"), "2 processes"),
+        ((1, "process", "processes"), "1 process"),
+    ],
+)
+def test_things_are_counted_in_words(words, told):
+    assert counted(*words) == told
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_where_a_setting_has_several_workers_it_is_said_whose_batch_sizes_these_are(workers, tmp_path):
+    console = shown(200)
+    cells = [({"num_workers": n}, [100.0 * n] * 3) for n in {1, workers}]
+    write(tmp_path, trials(*cells))
+    answer.findings(rresnet.read(tmp_path).trials, console)
+    assert ("Batch sizes are those of each worker." in console.file.getvalue()) == (workers > 1)

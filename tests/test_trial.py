@@ -222,9 +222,12 @@ def test_a_group_that_has_ended_between_two_trials_costs_neither(process):
     assert process.asked == ["starts", "is up", (1, AB), "starts", "is up", (2, AB)]
 
 
-def test_the_clock_starts_anew_when_workers_are_up(process):
+def test_that_workers_start_is_told_and_the_clock_starts_anew_when_they_are_up(process):
     process.run(1)
     process.run(1)
+    events = [one if isinstance(one, str) else next(iter(one)) for one in process.told]
+    assert events == ["commit", "process_id", "workers_to_start", "process_id", "outcome", "outcome"]
+    assert process.told[2] == {"workers_to_start": 2}
     assert [one for one in process.told if one != "commit" and "process_id" in one] == [{"process_id": os.getpid()}] * 2
 
 

@@ -143,10 +143,11 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     against = "".join(f"Speedup over {c['setting']}, paired by repeat. " for c in cells if c["is_reference"])
     marked = any(cell["distinguishable"] is False for cell in cells)
     mark = f"\n{NOT_APART.strip()}: not distinguishable from the reference." if marked else ""
+    each = "\nBatch sizes are those of each worker." if any(cell["num_workers"] > 1 for cell in cells) else ""
     print_table(
         console,
         columns,
-        caption=f"{against}In brackets: 95 % intervals over repeats, with room for slow drift.{mark}",
+        caption=f"{against}In brackets: 95 % intervals over repeats, with room for slow drift.{mark}{each}",
         left=("setting", "bound by", "trials"),
         broken="setting",
         left_out=optional,

@@ -10,7 +10,7 @@ from rresnet import data, grid, hardware
 from rresnet.cell import FLAGGED, Cell, Device, Trial, UsageError
 from rresnet.config import Settings
 from rresnet.tables.place import StoreError
-from rresnet.terminal import duration, print_table, say
+from rresnet.terminal import counted, duration, print_table, say
 
 if TYPE_CHECKING:
     from rresnet.tables.runs import Run
@@ -96,11 +96,12 @@ def opening(
         f"{settings.model} on {len(images.train.labels):,} training images of {settings.dataset}, {size}, "
         f"{len(images.classes)} classes",
         *_shrunk(images, settings.image_size),
-        f"{len(planned)} trials: {count} settings x {settings.repeats_planned} repeats, "
-        f"{_processes(settings)} processes",
+        f"{counted(len(planned), 'trial')}: {counted(count, 'setting')} x "
+        f"{counted(settings.repeats_planned, 'repeat')}, {counted(_processes(settings), 'process', 'processes')}",
     ]
     if len(todo) < len(planned):
-        lines.append(f"Continuing run {this.run_id}: {len(planned) - len(todo)} trials are done (--fresh starts anew)")
+        done = counted(len(planned) - len(todo), "trial is", "trials are")
+        lines.append(f"Continuing run {this.run_id}: {done} done (--fresh starts anew)")
     impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
     lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
     return "\n".join(lines)
@@ -139,7 +140,7 @@ def show(planned: Planned, settings: Settings, console: Console) -> None:
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
     values = {axis: [getattr(trial.cell, axis) for trial, _ in planned] for axis in axes}
     varied = [axis for axis in axes if len(set(values[axis])) > 1]
-    say(console, f"{len(planned)} planned trials, in the order they run:")
+    say(console, f"{counted(len(planned), 'planned trial')}, in the order they run:")
     columns = {
         "repeat": [str(trial.repeat + 1) for trial, _ in planned],
         "process": [str(trial.process + 1) for trial, _ in planned],

@@ -57,6 +57,8 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
             self._lane.reported(trial.planned, self._attempt, outcome, self._process_id, self._kills)
         elif "process_id" in result:
             self._started, self._process_id = time.monotonic(), result["process_id"]
+        elif "workers_to_start" in result:
+            self._lane.sweep.progress.note(f"starting {result['workers_to_start']} workers, which takes 10 s and more")
         elif "images_per_second" in result:
             self._lane.sweep.progress.rate(result["images_per_second"])
 

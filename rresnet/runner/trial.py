@@ -91,6 +91,8 @@ def _start_groups(groups: Mapping[Device, Layout], how: How, data: "ray.ObjectRe
     One that does not start fails the next trial that needs it, and with that the process; the others can do without.
     """
     lacking = [kind for kind in groups if kind not in _FAILED and (kind not in _GROUPS or _GROUPS[kind].ended)]
+    if lacking:
+        tune.report({"workers_to_start": sum(len(groups[kind].nodes) for kind in lacking)})
     for kind in lacking:
         _GROUPS[kind] = WorkerGroup(groups[kind], how, data)
     for kind in lacking:
