@@ -58,6 +58,11 @@ def test_more_workers_than_a_machine_has_room_for_go_to_as_few_machines_as_hold_
     assert "8 workers with a core each take 2 machines, 1 there" in grid.infeasible(two, FOUR, machines=1)
 
 
+def test_one_worker_alone_is_nothing_to_compare():
+    with pytest.raises(UsageError, match="--num-workers 1 is what the others are compared with: give others"):
+        scaling.cells(ScalingSettings(num_workers=(1,)), ["cpu"], FOUR)
+
+
 def test_a_batch_that_can_not_be_shared_out_is_refused():
     with pytest.raises(UsageError, match="--batch-size 63 can't be shared out among 2 workers"):
         scaling.cells(ScalingSettings(batch_size=(63,)), ["cpu"], FOUR)

@@ -52,9 +52,11 @@ def worker_counts(device: Device, hardware: Hardware) -> tuple[int, ...]:
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """One worker, and for each kind of scaling the others; `--num-workers` and `--num-nodes` say how many, and where.
 
-    Raises UsageError where a strong scaling's batch can't be shared out.
+    Raises UsageError where there is nothing to compare, or a strong scaling's batch can't be shared out.
     """
     assert isinstance(settings, ScalingSettings)
+    if set(settings.num_workers) == {1}:
+        raise UsageError("--num-workers 1 is what the others are compared with: give others, such as --num-workers 2 4")
     kinds = settings.scaling
     given = replace(settings, execution=settings.execution or ("eager",))
     found: dict[str, Cell] = {}

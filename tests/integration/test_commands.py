@@ -11,6 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from rresnet.terminal import counted
+
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
@@ -75,7 +77,8 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     assert again.stdout is not None
     try:
         opening = [again.stdout.readline() for _ in range(4)]
-        assert any(f"{len(before)} trials are done" in line for line in opening), opening
+        done = counted(len(before), "trial is", "trials are")
+        assert any(f"{done} done" in line for line in opening), opening
         while len(pd.read_parquet(tmp_path / "trials")) <= len(before) and time.monotonic() < deadline + 400:
             time.sleep(0.2)
         again.send_signal(signal.SIGTERM)

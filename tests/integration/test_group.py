@@ -58,8 +58,8 @@ def test_after_a_kill_the_next_process_has_a_group_and_what_a_worker_raises_is_i
     (failed,) = rows[rows["status"] == "error"].to_dict("records")
     assert (failed["status"], failed["error_type"]) == ("error", "ValueError")
     assert failed["error_message"] == "not for this worker"
-    assert {size for size, _ in placed} == {1, 3}  # of the trial processes, and of the workers
-    assert [size for size, _ in placed].count(3) == 2  # one for each process, of eight trials
+    groups = sorted(size for size, _ in placed if size > 1)  # the others are those of the trial processes
+    assert groups == [2, 3]  # for eight trials; nothing that the second process may get takes three workers
 
 
 def test_what_the_workers_held_is_given_back_also_by_a_process_that_was_killed(trained):
