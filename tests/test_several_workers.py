@@ -8,6 +8,7 @@ from samples import LAPTOP, make_cell
 
 from rresnet import grid
 from rresnet.runner.agenda import Agenda
+from rresnet.runner.events import Events
 from rresnet.runner.lane import Lane
 
 
@@ -152,3 +153,10 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone
     (row,) = [row for row in sweep.rows if row["batch_size"] == HUNGRY]
     assert (row["status"], row["attempt"]) == (status, 2 if killed else 1)
     assert len(sweep.rows) == 3
+
+
+def test_that_workers_start_is_told():
+    notes = []
+    lane = SimpleNamespace(sweep=SimpleNamespace(progress=SimpleNamespace(note=notes.append)))
+    Events(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
+    assert notes == ["starting 4 workers, which takes 10 s and more"]
