@@ -5,9 +5,14 @@ import threading
 import pytest
 import ray
 from lanes import CELLS, HUNGRY, FakeLane, FakeMachine, swept
+from samples import make_cell
 
 from rresnet import grid
+from rresnet.cell import Trial
 from rresnet.runner.agenda import Agenda
+from rresnet.runner.sweep import rows_of
+from rresnet.tables.measurement import Measurement
+from rresnet.tables.runs import Run
 
 
 class Evicting(FakeLane):
@@ -114,3 +119,15 @@ def test_an_agenda_gives_whole_repeats_in_order_and_takes_back_what_a_machine_le
     assert agenda.take() == trials[1:3]
     assert agenda.take(1) == trials[3:6]
     assert (agenda.lose(trials[0]), agenda.lose(trials[0])) == (True, False)
+
+
+def test_rows_join_on_the_trial():
+    planned = Trial(cell=make_cell(num_workers=2), repeat=3, process=1)
+    run = Run(run_id="r", experiment="compare", name="n", plan_id="p", planned=1, started_at="")
+    record = {"windows": [{"window": 0}], "epochs": [{"epoch": 0}]}
+    rows = rows_of(run, planned, vars(Measurement(status="ok")), attempt=2, known={"hostname": "h"}, record=record)
+    row = rows["trials"][0]
+    assert (row["trial_id"], row["repeat"], row["process"], row["attempt"]) == (planned.trial_id, 3, 1, 2)
+    assert (row["global_batch_size"], row["hostname"], row["started_at"]) == (16, "h", None)
+    assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, "window": 0}]
+    assert rows["epochs"][0]["trial_id"] == planned.trial_id

@@ -1,142 +1,18 @@
+"""The trial process, without Ray: its worker groups, its memory, what it tells."""
+
 import itertools
 import os
-import pickle
-from concurrent.futures import Future
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
-import torch
-from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 from samples import make_cell
 
 from rresnet.cell import Trial
 from rresnet.config import How
-from rresnet.data import ImageData, Split
-from rresnet.runner import group, hot, lane, sweep, trial
+from rresnet.runner import hot, lane, trial
 from rresnet.runner.layout import Layout
 from rresnet.tables.measurement import Environment, Measurement
-from rresnet.tables.runs import Run
 from rresnet.training.train import Record
-
-
-@pytest.fixture
-def images():
-    split = Split(images=np.zeros((8, 1, 32, 32), np.uint8), labels=np.arange(8, dtype=np.int64) % 2)
-    return ImageData(train=split, test=split, classes=("a", "b"), fingerprint="f")
-
-
-def built(cell):
-    """Stands for the cell's workbench."""
-    return SimpleNamespace(cell=cell)
-
-
-def test_a_hot_cell_is_built_once_and_one_that_trains_epochs_each_time():
-    cells, one, other = hot.HotCells(), make_cell(), make_cell(batch_size=4)
-    first = cells.bench(one, lambda: built(one))
-    assert cells.bench(one, lambda: built(one)) is first
-    assert cells.bench(other, lambda: built(other)).cell == other
-    assert (cells.count, one in cells, other in cells) == (2, True, True)
-    whole = make_cell(epochs=1)
-    again = [cells.bench(whole, lambda: built(whole)) for _ in range(2)]
-    assert again[0] is not again[1]
-    assert (cells.count, whole in cells) == (2, False)
-
-
-def test_the_least_recently_used_cell_is_dropped_first():
-    cells = hot.HotCells()
-    a, b, c = (make_cell(batch_size=size) for size in (2, 4, 8))
-    for cell in (a, b, c, a):
-        cells.bench(cell, lambda cell=cell: built(cell))
-    cells.drop()
-    assert [cell in cells for cell in (a, b, c)] == [True, False, True]
-
-
-def test_what_is_cleared_leaves_no_cell_and_no_data_on_the_device(images):
-    cells = hot.HotCells()
-    cells.bench(make_cell(), lambda: built(make_cell()))
-    hot.inputs.resident(images.train, torch.device("cpu"))
-    assert hot.inputs.resident.cache_info().currsize
-    cells.clear()
-    assert (cells.count, hot.inputs.resident.cache_info().currsize) == (0, 0)
-
-
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (ValueError("x"), "error"),
-        (MemoryError(), "out_of_memory"),
-        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
-        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
-        (SystemExit(3), "error"),
-    ],
-)
-def test_failures_are_told_apart(error, status):
-    found = trial.failure(error)
-    assert (found.status, found.error_type) == (status, type(error).__name__)
-    assert found.error_message
-
-
-def test_a_failure_in_a_worker_is_told_as_the_workers():
-    class WorkerGroupError(Exception):
-        worker_failures = {1: ValueError("inner")}  # noqa: RUF012
-
-    found = trial.failure(WorkerGroupError("outer"))
-    assert (found.error_type, found.error_message) == ("ValueError", "inner")
-
-
-def of_a_worker_group(*failures):
-    """As Ray Train tells what became of workers 0, 1, ..., of which None is well."""
-    from ray.train import WorkerGroupError
-    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
-
-    told = {
-        rank: WorkerHealthCheckFailedError("A worker health check failed.", failure=one)
-        if isinstance(one, RayError)
-        else one
-        for rank, one in enumerate(failures)
-        if one
-    }
-    return WorkerGroupError("outer", told)
-
-
-def died(account):
-    """Ray's error of an actor, with what is known of its end."""
-    error = ActorDiedError()
-    error.error_msg += account
-    return error
-
-
-@pytest.mark.parametrize(
-    ("error", "elapsed", "status"),
-    [
-        (died(""), 3.0, "killed"),
-        (died("\nThe actor is dead because its node has died."), 3.0, "killed"),
-        (died("\nThe actor is dead because its worker process has died."), 10.0, "timeout"),  # its watchdog's doing
-        (OutOfMemoryError("the node runs low on memory"), 3.0, "out_of_memory"),
-    ],
-)
-def test_a_worker_whose_process_ended_is_told_as_a_trial_process(error, elapsed, status):
-    for failures in ((error,), (None, error), (RuntimeError("Connection closed by peer"), error)):
-        found = trial.failure(of_a_worker_group(*failures), elapsed, 10.0)
-        assert found.status == status
-        assert str(error)[:30] in found.output_tail
-    assert trial.failure(of_a_worker_group(RuntimeError("no peer")), elapsed, 10.0).status == "error"
-
-
-@pytest.mark.parametrize(
-    ("text", "elapsed", "status"),
-    [
-        ("The actor is dead because its worker process has died.", 3.0, "killed"),
-        ("The actor is dead because its worker process has died.", 10.0, "timeout"),
-        ("The actor b2 is unavailable: The actor is temporarily unavailable: Socket closed", 3.0, "killed"),
-        ("Task was killed due to the node running low on memory. has died", 3.0, "out_of_memory"),
-        ("RuntimeError: failed to import", 3.0, "error"),
-    ],
-)
-def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
-    assert lane.death(text, elapsed, 10.0).status == status
-
 
 OK = Measurement(status="ok")
 
@@ -280,7 +156,7 @@ def test_the_first_trial_of_a_process_is_alone_unless_workers_that_it_does_not_u
 def test_where_memory_is_short_this_process_drops_its_cells_first_and_then_the_workers_theirs(process, monkeypatch):
     process.run(1)
     for size in (2, 4):
-        trial._HOT.bench(make_cell(batch_size=size), lambda: built(None))
+        trial._HOT.bench(make_cell(batch_size=size), lambda: SimpleNamespace())
     free = iter([0.1, 0.24, 0.25])  # short until both are dropped
     monkeypatch.setattr(trial, "free_memory_share", lambda device: next(free, 0.25))
     process.run(2)
@@ -296,58 +172,6 @@ def test_no_room_is_made_for_what_is_hot(process, monkeypatch):
     monkeypatch.setattr(trial, "free_memory_share", lambda device: 0.0)
     process.run(1)
     assert process.asked.count("forgets") == 0
-
-
-def workers(*answers):
-    """A worker group whose workers answer so, and the requests that it has made."""
-    requests, given = [], iter(answers)
-    those = object.__new__(group.WorkerGroup)
-    those._hot, those._free_memory = set(), 1.0
-    those._answer_to = lambda request: requests.append(request) or next(given)
-    return those, requests
-
-
-def answer(free_memory):
-    return pickle.dumps((Record(measurement=Measurement(status="ok")), free_memory))
-
-
-def test_workers_that_do_not_answer_in_time_are_told():
-    those, _ = workers()
-    del those._answer_to
-    silent = SimpleNamespace(remote=lambda *of: SimpleNamespace(future=Future))
-    those._exchange, those._asked = SimpleNamespace(ask=silent, answered=silent), itertools.count()
-    those._ended = Future()
-    with pytest.raises(TimeoutError, match=r"did not answer within 0\.01 s"):
-        those._answer_to("forget", timeout=0.01)
-    those._ended.set_exception(ValueError("a worker has died"))
-    with pytest.raises(ValueError, match="a worker has died"):
-        those._answer_to("forget")
-    assert those.ended
-
-
-def test_workers_forget_before_another_cell_where_any_of_them_was_short_of_memory():
-    one, other, whole = make_cell(num_workers=2), make_cell(num_workers=2, batch_size=4), make_cell(epochs=1)
-    those, requests = workers(answer(0.2), answer(0.2), b"", answer(0.3), answer(0.3))
-    for cell in (one, one, other, whole):
-        those.train(cell, ("a", "a"))
-    assert [request if request == "forget" else request.cell for request in requests] == [
-        *(one, one), "forget", other, whole  # one is hot the second time
-    ]  # fmt: skip
-    assert (one in those, other in those, whole in those, those.count) == (False, True, False, 1)
-
-
-def test_rows_join_on_the_trial():
-    planned = Trial(cell=make_cell(num_workers=2), repeat=3, process=1)
-    run = Run(run_id="r", experiment="compare", name="n", plan_id="p", planned=1, started_at="")
-    record = {"windows": [{"window": 0}], "epochs": [{"epoch": 0}]}
-    rows = sweep.rows_of(
-        run, planned, vars(Measurement(status="ok")), attempt=2, known={"hostname": "h"}, record=record
-    )
-    row = rows["trials"][0]
-    assert (row["trial_id"], row["repeat"], row["process"], row["attempt"]) == (planned.trial_id, 3, 1, 2)
-    assert (row["global_batch_size"], row["hostname"], row["started_at"]) == (16, "h", None)
-    assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, "window": 0}]
-    assert rows["epochs"][0]["trial_id"] == planned.trial_id
 
 
 def test_a_trial_process_notes_the_commit_before_its_first_trial_and_then_says_that_it_is_ready(process, monkeypatch):

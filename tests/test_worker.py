@@ -1,8 +1,8 @@
-"""What a worker of a group does with what it is asked, alone in its group."""
+"""A worker group as the trial process sees it, and what a worker does with what it is asked."""
 
-import gc
+import itertools
 import pickle
-import weakref
+from concurrent.futures import Future
 from types import SimpleNamespace
 
 import pytest
@@ -74,21 +74,39 @@ def test_a_worker_that_a_cell_does_not_take_answers_nothing(worker, monkeypatch)
     assert worker.made == []
 
 
-@pytest.mark.parametrize("epochs", [1, None])
-def test_after_whole_epochs_what_refers_to_itself_is_freed_at_once(epochs):
-    gc.collect()
-    gc.disable()
-    try:
-        one = torch.nn.Identity()
-        one.__dict__["itself"], left = one, weakref.ref(one)
-        del one
-        hot.give_back(make_cell(epochs=epochs))
-        assert (left() is None) == bool(epochs)
-    finally:
-        gc.enable()
+def workers(*answers):
+    """A worker group whose workers answer so, and the requests that it has made."""
+    requests, given = [], iter(answers)
+    those = object.__new__(group.WorkerGroup)
+    those._hot, those._free_memory = set(), 1.0
+    those._answer_to = lambda request: requests.append(request) or next(given)
+    return those, requests
 
 
-def test_the_free_share_of_a_cpus_memory_is_the_machines(monkeypatch):
-    memory = SimpleNamespace(available=3 * 2**30, total=8 * 2**30)
-    monkeypatch.setattr(hot.psutil, "virtual_memory", lambda: memory)
-    assert hot.free_memory_share("cpu") == 0.375
+def answer(free_memory):
+    return pickle.dumps((Record(measurement=Measurement(status="ok")), free_memory))
+
+
+def test_workers_that_do_not_answer_in_time_are_told():
+    those, _ = workers()
+    del those._answer_to
+    silent = SimpleNamespace(remote=lambda *of: SimpleNamespace(future=Future))
+    those._exchange, those._asked = SimpleNamespace(ask=silent, answered=silent), itertools.count()
+    those._ended = Future()
+    with pytest.raises(TimeoutError, match=r"did not answer within 0\.01 s"):
+        those._answer_to("forget", timeout=0.01)
+    those._ended.set_exception(ValueError("a worker has died"))
+    with pytest.raises(ValueError, match="a worker has died"):
+        those._answer_to("forget")
+    assert those.ended
+
+
+def test_workers_forget_before_another_cell_where_any_of_them_was_short_of_memory():
+    one, other, whole = make_cell(num_workers=2), make_cell(num_workers=2, batch_size=4), make_cell(epochs=1)
+    those, requests = workers(answer(0.2), answer(0.2), b"", answer(0.3), answer(0.3))
+    for cell in (one, one, other, whole):
+        those.train(cell, ("a", "a"))
+    assert [request if request == "forget" else request.cell for request in requests] == [
+        *(one, one), "forget", other, whole  # one is hot the second time
+    ]  # fmt: skip
+    assert (one in those, other in those, whole in those, those.count) == (False, True, False, 1)

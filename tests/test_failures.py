@@ -1,0 +1,84 @@
+"""What is told of a trial that raised, or whose process ended."""
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
+
+from rresnet.runner import lane, trial
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("x"), "error"),
+        (MemoryError(), "out_of_memory"),
+        (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
+        (SystemExit(3), "error"),
+    ],
+)
+def test_failures_are_told_apart(error, status):
+    found = trial.failure(error)
+    assert (found.status, found.error_type) == (status, type(error).__name__)
+    assert found.error_message
+
+
+def test_a_failure_in_a_worker_is_told_as_the_workers():
+    class WorkerGroupError(Exception):
+        worker_failures = {1: ValueError("inner")}  # noqa: RUF012
+
+    found = trial.failure(WorkerGroupError("outer"))
+    assert (found.error_type, found.error_message) == ("ValueError", "inner")
+
+
+def of_a_worker_group(*failures):
+    """As Ray Train tells what became of workers 0, 1, ..., of which None is well."""
+    from ray.train import WorkerGroupError
+    from ray.train.v2._internal.exceptions import WorkerHealthCheckFailedError
+
+    told = {
+        rank: WorkerHealthCheckFailedError("A worker health check failed.", failure=one)
+        if isinstance(one, RayError)
+        else one
+        for rank, one in enumerate(failures)
+        if one
+    }
+    return WorkerGroupError("outer", told)
+
+
+def died(account):
+    """Ray's error of an actor, with what is known of its end."""
+    error = ActorDiedError()
+    error.error_msg += account
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "elapsed", "status"),
+    [
+        (died(""), 3.0, "killed"),
+        (died("\nThe actor is dead because its node has died."), 3.0, "killed"),
+        (died("\nThe actor is dead because its worker process has died."), 10.0, "timeout"),  # its watchdog's doing
+        (OutOfMemoryError("the node runs low on memory"), 3.0, "out_of_memory"),
+    ],
+)
+def test_a_worker_whose_process_ended_is_told_as_a_trial_process(error, elapsed, status):
+    for failures in ((error,), (None, error), (RuntimeError("Connection closed by peer"), error)):
+        found = trial.failure(of_a_worker_group(*failures), elapsed, 10.0)
+        assert found.status == status
+        assert str(error)[:30] in found.output_tail
+    assert trial.failure(of_a_worker_group(RuntimeError("no peer")), elapsed, 10.0).status == "error"
+
+
+@pytest.mark.parametrize(
+    ("text", "elapsed", "status"),
+    [
+        ("The actor is dead because its worker process has died.", 3.0, "killed"),
+        ("The actor is dead because its worker process has died.", 10.0, "timeout"),
+        ("The actor b2 is unavailable: The actor is temporarily unavailable: Socket closed", 3.0, "killed"),
+        ("Task was killed due to the node running low on memory. has died", 3.0, "out_of_memory"),
+        ("RuntimeError: failed to import", 3.0, "error"),
+    ],
+)
+def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
+    assert lane.death(text, elapsed, 10.0).status == status
