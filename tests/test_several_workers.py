@@ -7,9 +7,12 @@ from lanes import HUNGRY, FakeLane, FakeMachine, plan_of, swept
 from samples import LAPTOP, make_cell
 
 from rresnet import grid
+from rresnet.runner import lane
 from rresnet.runner.agenda import Agenda
+from rresnet.runner.cluster import Cluster
 from rresnet.runner.events import Events
 from rresnet.runner.lane import Lane
+from rresnet.runner.layout import Layout
 
 
 def test_trials_of_several_workers_take_turns_with_the_others_in_one_process():
@@ -160,3 +163,23 @@ def test_that_workers_start_is_told():
     lane = SimpleNamespace(sweep=SimpleNamespace(progress=SimpleNamespace(note=notes.append)))
     Events(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
     assert notes == ["starting 4 workers, which takes 10 s and more"]
+
+
+@pytest.mark.parametrize(("names", "num_nodes", "alone"), [("a", 1, True), ("ab", 1, False), ("ab", 2, True)])
+def test_before_a_process_its_machine_is_given_back_and_all_that_workers_take_is_waited_for(
+    names, num_nodes, alone, monkeypatch
+):
+    asked = []
+
+    def wait(those, check, tell):
+        asked.append("".join(machine.node_id for machine in those))
+        raise TimeoutError  # as far as this test goes
+
+    monkeypatch.setattr(FakeMachine, "release", lambda self, *, alone: asked.append((self.node_id, alone)))
+    monkeypatch.setattr(lane.machines, "wait_until_free", wait)
+    there = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in names)
+    sweep = SimpleNamespace(cluster=Cluster(machines=there), check_stop=None, progress=SimpleNamespace(note=None))
+    one = Lane(sweep, there[0], Agenda(plan_of([make_cell(num_workers=2, num_nodes=num_nodes)], seed=1)))
+    with pytest.raises(TimeoutError):
+        one._tune(None, None, [Layout(device="cpu", nodes=tuple("ab"[:num_nodes]), cores=1)])
+    assert asked == [("a", alone), "ab"[:num_nodes]]
