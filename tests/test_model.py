@@ -35,6 +35,23 @@ def test_the_seed_and_the_model_alone_decide_the_weights():
     assert not torch.equal(one.conv1.weight, third.conv1.weight)
 
 
+def test_the_fused_optimizer_of_a_cpu_copies_no_weights_and_takes_the_steps_of_adam():
+    axes = {"model": "resnet18", "channels_last": True}
+    fused, plain = (model.build(make_cell(fused_optimizer=is_fused, **axes), 4, CPU) for is_fused in (True, False))
+    images = torch.randn(8, 3, 32, 32).contiguous(memory_format=torch.channels_last)
+    for network, _ in (fused, plain):
+        network(images).square().sum().backward()
+    for _ in range(3):
+        with torch.profiler.profile() as profile:
+            fused[1].step()
+        plain[1].step()
+    assert "aten::_fused_adam_" in (names := {event.name for event in profile.events()})
+    assert "aten::clone" not in names
+    torch.testing.assert_close(list(fused[0].parameters()), list(plain[0].parameters()), rtol=1e-5, atol=1e-7)
+    states = [optimizer.state_dict()["state"] for _, optimizer in (fused, plain)]
+    torch.testing.assert_close(states[0][0], states[1][0])
+
+
 def test_an_unknown_model_suggests_the_right_one():
     with pytest.raises(
         UsageError, match="--model resnet5 is not a torchvision classification model: did you mean resnet50"
