@@ -34,6 +34,19 @@ def test_the_bottleneck_is_the_largest_part(of_step, input_rate, work, expected)
     assert clocks.bottleneck(of_step, images=10, input_rate=input_rate, work=work, limits=LIMITS) == expected
 
 
+@pytest.mark.parametrize(
+    ("seconds", "launch", "expected"),
+    [(0.5, None, "communication"), (0.4, None, "compute"), (0.5, 0.95, "launch")],
+)
+def test_exchanging_gradients_is_a_part_of_its_own(seconds, launch, expected):
+    """Of a step of 1 s the optimizer takes 0.1 and the exchange `seconds`: the network has what is left."""
+    work = Work(flops=100, bytes=1)
+    found = clocks.bottleneck(
+        clock(launch=launch), images=10, input_rate=100.0, work=work, limits=LIMITS, communication_seconds=seconds
+    )
+    assert found == expected
+
+
 def test_work_is_what_pytorchs_counter_says_of_resnet50():
     # 0.496 GFLOP an image at 32 x 32, forward and backward (2 a multiply-add).
     found = limits.work(make_cell(model="resnet50", batch_size=4), 10)

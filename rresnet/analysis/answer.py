@@ -10,9 +10,10 @@ from rresnet.analysis import alike, comparison, pairing, ranking, rates, regimes
 from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
 from rresnet.cell import AXES
 from rresnet.quality.flags import ADVICE
-from rresnet.terminal import duration, number, percent, print_table, say
+from rresnet.terminal import counted, duration, number, percent, print_table, say
 
 AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
+_COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
 NOT_APART = "~ "  # marks a speedup that can't be told from 1
 
 NO_GPU = (
@@ -164,11 +165,20 @@ def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = 
     """What tells the cell from the others: device, recipe, batch size if `sized`, and each other axis that varies."""
     parts = [cell["device"], cell["recipe"], *([f"batch {cell['batch_size']}"] if sized else [])]
     alike = [c for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])]
-    for axis in (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed"):
-        if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1:
-            value = "none" if pd.isna(cell[axis]) else int(cell[axis]) if axis == "epochs" else cell[axis]
-            parts.append(str(value) if axis == "precision" else f"{axis.replace('_', ' ')} {value}")
+    axes = (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed")
+    varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1]
+    if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in alike}) == 1:
+        varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, whoever has them
+    parts += [_told(axis, cell[axis]) for axis in varied]
     return " ".join([*parts, *(["again"] if cell.get("copy") else [])])
+
+
+def _told(axis: str, value: Any) -> str:
+    """A value of an axis as part of a name."""
+    if axis in _COUNTED:
+        return counted(int(value), _COUNTED[axis])
+    value = "none" if pd.isna(value) else int(value) if axis == "epochs" else value
+    return str(value) if axis == "precision" else f"{axis.replace('_', ' ')} {value}"
 
 
 def rate(cell: Mapping[str, Any]) -> str:

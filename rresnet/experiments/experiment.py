@@ -119,12 +119,14 @@ def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
 
         extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
     trials = running.measured(experiment, settings, means, extend)
-    from rresnet.analysis import answer  # pandas and scipy: seconds that the start need not wait for
+    from rresnet.analysis import answer, scaling  # pandas and scipy: seconds that the start need not wait for
 
     if experiment.show:
         experiment.show(trials, means.console, settings.results_dir)
     else:
         answer.findings(trials, means.console, searched=searched)
+        for line in scaling.told(trials):
+            say(means.console, line)
     answer.remarks(trials, means.console, advice=settings.advice)
     say(means.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]

@@ -34,7 +34,7 @@ class Chapter:
     part: Part
     answers: Sequence[str]  # what was found, in sentences: the ladder's climbs, or the fastest setting
     edge: Sequence[str]  # that larger batch sizes than the fastest's were not measured
-    remarks: Sequence[str]  # how the ratio of the answer scatters, and where the machine changed
+    remarks: Sequence[str]  # how its ratio scatters, what more workers bring, and where the machine changed
     cells: pd.DataFrame  # of `answer.compared`
     sections: Sequence[Section]
     without_figures: bool  # an older run, of which the figures are left out

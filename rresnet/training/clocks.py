@@ -117,21 +117,34 @@ def input_alone(batches: Iterator[Batch], seconds: float) -> float:
     return count / (time.perf_counter() - start)
 
 
-def bottleneck(clock: StepClock, *, images: int, input_rate: float, work: Work | None, limits: Limits) -> str | None:
+def bottleneck(
+    clock: StepClock,
+    *,
+    images: int,
+    input_rate: float,
+    work: Work | None,
+    limits: Limits,
+    communication_seconds: float = 0.0,
+) -> str | None:
     """The largest part of a step, and for the network what bounds it; the rule stands in `docs/measurement.md`.
 
     `images` are a step's, `input_rate` is images a second. None where what it takes is not known: without the work of
     an image memory and compute can't be told apart.
     """
     optimizer = clock.optimizer_seconds or 0.0
-    parts = {"input": images / input_rate, "optimizer": optimizer, "network": clock.seconds - optimizer}
+    parts = {
+        "input": images / input_rate,
+        "optimizer": optimizer,
+        "communication": communication_seconds,
+        "network": clock.seconds - optimizer - communication_seconds,
+    }
     largest = max(parts, key=lambda name: parts[name])
     if largest == "input":
         return "input"
     if clock.launch_share is not None and clock.launch_share >= LAUNCH_BOUND:
         return "launch"
-    if largest == "optimizer":
-        return "optimizer"
+    if largest in ("optimizer", "communication"):
+        return largest
     if work is None:
         return None
     computing, moving = work.flops / limits.matrix_flops_per_second, work.bytes / limits.copy_bytes_per_second

@@ -131,7 +131,7 @@ class FlatAdam(torch.optim.Adam):
 
     def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor]) -> bool:
         """PyTorch's: fill the lists, whose first four are weights, gradients and both moments."""
-        found: bool = super()._init_group(group, *lists)
+        found: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
         for tensors in lists[:4]:
             tensors[:] = [t.permute(0, 2, 3, 1) if t.dim() == 4 and not t.is_contiguous() else t for t in tensors]
         return found

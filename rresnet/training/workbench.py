@@ -48,6 +48,7 @@ class Workbench:
     _measured_seconds: float = 0.0
     _clocks_seconds: float = 0.0
     _communication_clock_seconds: float = 0.0
+    _communication_seconds: float = 0.0  # of a step, when last looked at
     _losses: deque[torch.Tensor] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
     _first: tuple[Raw, torch.Tensor] | None = None  # batch and loss of the first step
     _clock_batches: Iterator[Batch] | None = None
@@ -210,7 +211,14 @@ class Workbench:
         if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - before:
             self.limit(look=True)
         self._clocks_seconds = before + time.perf_counter() - start
-        verdict = clocks.bottleneck(clock, images=len(batch[0]), input_rate=rate, work=self.work, limits=self.limit())
+        verdict = clocks.bottleneck(
+            clock,
+            images=len(batch[0]),
+            input_rate=rate,
+            work=self.work,
+            limits=self.limit(),
+            communication_seconds=self._communication_seconds,
+        )
         return {
             "compute_images_per_second": self.cell.global_batch_size / clock.seconds,
             "input_images_per_second": rate * self.world,
@@ -233,6 +241,6 @@ class Workbench:
         assert self._first is not None
         start, steps = time.perf_counter(), self.agreed(self.steps_in_window())
         batch = tuple(tensor.to(self.device) for tensor in self._first[0])
-        added = clocks.communication(self.train_step, batch, steps)
+        self._communication_seconds = clocks.communication(self.train_step, batch, steps)
         self._communication_clock_seconds += time.perf_counter() - start
-        return added
+        return self._communication_seconds
