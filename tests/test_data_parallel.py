@@ -13,6 +13,7 @@ from rresnet.training.inputs import Inputs
 
 STEPS = 5
 DEVICE = torch.device("cpu")
+AXES = {"input": "resident", "channels_last": True, "fused_optimizer": True}
 
 
 def split():
@@ -30,7 +31,7 @@ def trained(cell, rank=0, world=1):
         if isinstance(module, nn.BatchNorm2d):  # it normalises by each worker's own batch: the one thing that differs
             module.eval()
             module.train = lambda mode=True, module=module: module
-    whole = nn.parallel.DistributedDataParallel(network) if world > 1 else network
+    whole = nn.parallel.DistributedDataParallel(network, gradient_as_bucket_view=True) if world > 1 else network
     inputs = Inputs(split(), cell, DEVICE, rank, world)
 
     def load(*raw):
@@ -51,7 +52,7 @@ def trained(cell, rank=0, world=1):
 
 def worker(rank, folder):
     distributed.init_process_group("gloo", init_method=f"file://{folder}/meeting", rank=rank, world_size=2)
-    torch.save(trained(make_cell(batch_size=4, input="resident"), rank, 2), f"{folder}/{rank}")
+    torch.save(trained(make_cell(batch_size=4, **AXES), rank, 2), f"{folder}/{rank}")
     distributed.destroy_process_group()
 
 
@@ -63,7 +64,7 @@ def both(tmp_path_factory):
 
 
 def test_two_workers_are_one_with_the_doubled_batch(both):
-    losses, indices, weights = trained(make_cell(batch_size=8, input="resident"))
+    losses, indices, weights = trained(make_cell(batch_size=8, **AXES))
     (of_two, first, shared), (again, second, others) = both
     assert losses[0] != pytest.approx(losses[-1], rel=1e-3)  # they did train
     assert of_two == again == pytest.approx(losses, rel=1e-9)

@@ -5,11 +5,12 @@ import json
 
 import pytest
 import torch
-from benches import CPU, bench
+from benches import CPU, bench, image_data
+from samples import make_cell
 
 from rresnet.config import How
 from rresnet.quality.monitor import Usage
-from rresnet.training import limits
+from rresnet.training import clocks, limits
 from rresnet.training.timing import Stopwatch, steps_in
 from rresnet.training.train import NonFiniteLossError, evaluate, train, train_epochs, visit
 from rresnet.training.workbench import Workbench
@@ -95,6 +96,32 @@ def test_each_worker_brings_in_its_share_of_what_its_machine_used(monkeypatch):
     used = found.over_workers(Usage(**one, major_faults=0, swapped_bytes=0))
     assert (used.cpu_seconds, used.busy_cpu_seconds, used.steal_cpu_seconds) == (6.0, 8.0, 2.0)
     assert (used.foreign_cpu_seconds, used.energy_joules, used.seconds) == (2.0, 20.0, 2.0)
+
+
+def test_gradients_of_several_workers_stand_where_they_are_exchanged(monkeypatch):
+    wrapped = []
+
+    def prepare_model(network, **how):
+        wrapped.append(how)
+        return network
+
+    monkeypatch.setattr("ray.train.torch.prepare_model", prepare_model)
+    cell = make_cell(input="resident", num_workers=2, cpu_threads=1)
+    Workbench(cell=cell, data=image_data(64), device=CPU, rank=0, world=2, workers="those two")
+    of_ddp = {"process_group": "those two", "gradient_as_bucket_view": True}
+    assert wrapped == [{"move_to_device": False, "parallel_strategy_kwargs": of_ddp}]
+
+
+def test_what_the_exchange_took_when_last_looked_at_is_a_part_of_what_holds_a_step_up(monkeypatch):
+    found = bench(data=image_data(64))
+    found._measured_seconds = 1000.0  # pays for the other clocks
+    visit(found, seconds=0.1, startup_seconds=0, progress=lambda rate: None)
+    assert found.other_clocks(1000.0)["bottleneck"] != "communication"
+    monkeypatch.setattr(clocks, "communication", lambda step, batch, steps: 1000.0)
+    found.world = 2
+    monkeypatch.setattr(found, "agreed", lambda steps: steps)
+    found.communication_seconds()
+    assert found.other_clocks(1000.0)["bottleneck"] == "communication"
 
 
 def test_a_trained_model_and_its_trace_are_kept_where_they_are_asked_for():

@@ -226,7 +226,8 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     scattered = f"That ratio scatters by {' and by '.join(shares)} (standard deviations). " if shares else ""
     needed = lead.repeats_for(half / 2)
     if needed:
-        return [f"{scattered}Half as wide an interval takes about {needed} repeats."]
+        why = "part of it is room for slow drift, which only a longer run lessens"
+        return [f"{scattered}Half as wide an interval takes about {needed} repeats: {why}."]
     never = (
         f"it takes more --processes, too ({parts.processes} so far)"
         if lead.processes_differ(half / 2)

@@ -62,9 +62,10 @@ class Workbench:
         if self.world > 1:
             from ray.train.torch import prepare_model
 
-            among = {"process_group": self.workers}
+            # Gradients stand where they are exchanged, and are not copied there and back.
+            how = {"process_group": self.workers, "gradient_as_bucket_view": True}
             self.network = prepare_model(  # of the same parameters
-                self.network, move_to_device=False, parallel_strategy_kwargs=among
+                self.network, move_to_device=False, parallel_strategy_kwargs=how
             )
         self.network.train()
         self.train_step = step.build(
