@@ -18,6 +18,7 @@ COMPARED = (
     "cuda_version",
     "driver_version",
     "rresnet_version",
+    "variables",
 )
 # What two machines may differ in without its being said that they may: it is what they are compared in.
 OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version", "driver_version")
@@ -39,6 +40,7 @@ OF_ONE_TWICE = (
     "torchvision_version",
     "ray_version",
     "rresnet_version",
+    "variables",
     "git_commit",
     "dataset_fingerprint",
 )
