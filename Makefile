@@ -1,3 +1,4 @@
+# make help:    these lines.
 # make compare: set everything up and answer the question on this machine.
 # make test:    set everything up and run the tests.
 # make docs:    build the docs site into site/.
@@ -8,7 +9,10 @@
 PYTHON ?= python3
 STAMP := .venv/.set-up
 
-.PHONY: compare test test-cluster chaos fuzz intervals coverage mutants lint docs package setup clean
+.PHONY: help compare test test-cluster chaos fuzz intervals coverage mutants lint docs package setup clean
+
+help:
+	@sed '/^$$/q; s/^# //' Makefile
 
 compare: $(STAMP)
 	.venv/bin/python experiments/compare.py $(if $(ARGS),$(ARGS),--batch-size 8 16 32 --seconds 0.5)

@@ -149,6 +149,18 @@ def test_peak_memory_is_the_cells_own_and_the_same_every_time():
     assert 4 * weights < peaks[0] < 8 * weights  # weights, gradients and Adam's two moments, and a step's activations
 
 
+def test_peak_memory_of_one_of_several_workers_holds_the_buckets_of_their_gradients():
+    of_cell = bench()
+    of_cell.take_step(next(of_cell.batches))
+    noted = []
+    for of_cell.world in (1, 2):
+        with of_cell.noting_memory():
+            pass
+        noted.append(of_cell.peak_memory_bytes)
+    weights = sum(p.nbytes for p in of_cell.network.parameters())
+    assert noted == [noted[0], noted[0] + weights]
+
+
 def test_a_visit_fills_the_columns_of_trust():
     of_cell = bench(data=image_data(64))
     of_cell._measured_seconds = 1000.0  # pays for the other clocks

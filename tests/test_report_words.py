@@ -1,9 +1,11 @@
 """What a report says beside its figures: on which machine, over what, how sure, and of how many trials."""
 
+from stored import make_run
 from test_report import made, part_of, two
 
 from results import BLOG, TUNED, trials, write
 from rresnet.reporting import use
+from rresnet.tables.store import Writer
 
 
 def on(rows, **columns):
@@ -23,6 +25,15 @@ def test_the_page_names_the_machine_and_what_was_measured_on_it(tmp_path):
     page, _, _ = made(tmp_path, write(tmp_path / "b", rows + gpu))
     assert "Some CPU, 12 CPUs, NVIDIA A100" in page.text
     assert "GPU: none was measured here." not in page.text
+
+
+def test_a_run_is_told_by_the_name_that_it_was_given(tmp_path):
+    folder = write(tmp_path / "a", two())
+    for name, title in (("nightly", "nightly (compare) on vm, 01 Mar"), ("compare", "compare on vm, 01 Mar")):
+        Writer(folder, make_run(run_id="r1", experiment="compare", name=name)).close()
+        page, summary, _ = made(tmp_path, folder)
+        assert f" · {title}" in page.text
+        assert title in summary.replace("\\", "")
 
 
 def test_the_table_names_what_it_compares_with(tmp_path):

@@ -47,9 +47,10 @@ class Chapter:
 
     @property
     def title(self) -> str:
-        """Its experiment and machine, and when."""
-        when = self.part.started_at
-        return f"{self.part.experiment} on {self.part.machine}" + (f", {when:%d %b %Y %H:%M} UTC" if when else "")
+        """Its experiment, the name that it was given, its machine, and when."""
+        when, given = self.part.started_at, self.part.given_name
+        what = f"{given} ({self.part.experiment})" if given else self.part.experiment
+        return f"{what} on {self.part.machine}" + (f", {when:%d %b %Y %H:%M} UTC" if when else "")
 
 
 def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:

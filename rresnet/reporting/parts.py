@@ -21,6 +21,7 @@ class Part:
     run_id: str
     machine: str
     tables: Tables
+    given_name: str = ""  # by --name, where it has one of its own
     unfinished: str = ""  # what is missing from the run
 
     @property
@@ -102,6 +103,7 @@ def split(tables: Tables, source: str, runs: Sequence[Run] = ()) -> Iterator[Par
                     trials=trials,
                     **{name: _of(getattr(tables, name), trials) for name in ("windows", "epochs", "losses")},
                 ),
+                given_name=_given_name(planned.get(str(run_id))),
                 unfinished=_unfinished(planned.get(str(run_id)), len(of_run)),
             )
 
@@ -110,6 +112,10 @@ def _of(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
     of_run = table["run_id"] == trials["run_id"].iloc[0]
     found: pd.DataFrame = table[of_run & table["trial_id"].isin(trials["trial_id"])]
     return found
+
+
+def _given_name(run: Run | None) -> str:
+    return "" if run is None or run.name == run.experiment else run.name
 
 
 def _unfinished(run: Run | None, rows: int) -> str:

@@ -153,6 +153,8 @@ class Workbench:
         """
         self.optimizer.zero_grad(set_to_none=True)
         own = sum(tensor.nbytes for tensor in self._lasting_tensors())
+        if self.world > 1:  # the gradients, which stand in DDP's buckets for good
+            own += sum(parameter.nbytes for parameter in self.network.parameters() if parameter.requires_grad)
         if self.device.type == "cuda":
             before = torch.cuda.memory_allocated(self.device)
             torch.cuda.reset_peak_memory_stats(self.device)
