@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from samples import make_cell
-from test_analysis import BLOG, TUNED, printed, trials
+from tables import BLOG, TUNED, printed, trials
 
 import rresnet
 from rresnet.analysis import comparison, decision, pairing

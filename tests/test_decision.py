@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from samples import make_cell
-from test_analysis import BLOG, GPU, TUNED, printed, trials
+from tables import BLOG, GPU, TUNED, printed, trials
 
 from rresnet.analysis import decision
 from rresnet.analysis.decision import Price

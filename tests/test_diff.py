@@ -5,7 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from samples import make_cell
-from test_analysis import BLOG, GPU, TUNED, trials
+from tables import BLOG, GPU, TUNED, trials
 
 import rresnet
 from rresnet.analysis import diff, unpaired

@@ -147,7 +147,7 @@ print(json.dumps([*shapes, found[0].classes[1], found[1].classes, said]))
 
 
 def test_a_data_set(copy):
-    from test_data import idx_files
+    from test_named_data import idx_files
 
     of_torchvision, own = blocks("A data set", "diff")
     assert apply(of_torchvision, copy) == ["rresnet/data/__init__.py"]

@@ -3,7 +3,7 @@ import math
 import pandas as pd
 import pytest
 from samples import make_cell
-from test_analysis import trials
+from tables import trials
 
 from rresnet.analysis import prediction
 

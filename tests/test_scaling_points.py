@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from rich.console import Console
 from samples import make_cell
-from test_analysis import trials as made
+from tables import trials as made
 
 from rresnet.analysis import scaling
 from rresnet.analysis.scaling import Model

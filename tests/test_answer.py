@@ -1,0 +1,147 @@
+"""The answer in the terminal: which sentences, names and numbers."""
+
+from dataclasses import replace
+
+import pandas as pd
+import pytest
+from samples import make_cell
+from tables import BLOG, TUNED, printed, trials
+
+from rresnet.analysis import answer, ranking, rates, statistics
+from rresnet.terminal import number
+
+
+def test_what_the_others_are_compared_with_is_the_blogs_setting_as_written():
+    changed = make_cell(batch_size=64, input="resident", channels_last=True)
+    cells = rates.by_cell(trials((changed, [300.0] * 3), (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)))
+    assert ranking.reference_cell(cells.to_dict("records"))["cell_id"] == BLOG.cell_id
+
+
+def test_the_answer_names_the_fastest_and_by_how_much():
+    text = printed(trials((BLOG, [100.0, 101.0, 99.0, 100.0]), (TUNED, [200.0, 202.0, 198.0, 200.0])))
+    assert "Fastest: cpu tuned batch 64, 200 images/s. That is 2.00x the second, cpu blog batch 64" in text
+    assert "4 pairs): distinguishable." in text
+    assert "No GPU was measured" in text
+    assert "--address HOST:6379" in text
+
+
+def test_the_answer_does_not_claim_what_it_can_not_tell():
+    noisy = printed(trials((BLOG, [100.0, 160.0, 80.0]), (TUNED, [120.0, 100.0, 110.0])))
+    assert "not distinguishable" in noisy
+    few = printed(trials((BLOG, [100.0]), (TUNED, [200.0])))
+    assert "Under 3 repeats there is no interval" in few
+
+
+def test_a_speedup_that_can_not_be_told_from_1_is_marked():
+    large = make_cell(batch_size=256)
+    text = printed(trials((BLOG, [100.0] * 3), (TUNED, [200.0, 201.0, 199.0]), (large, [120.0, 100.0, 110.0])))
+    (clear,) = (line for line in text.splitlines() if line.startswith("  cpu tuned"))
+    (noisy,) = (line for line in text.splitlines() if line.startswith("  cpu blog batch 256"))
+    assert " 2.00 (" in clear
+    assert "~" not in clear
+    assert " ~ 1.10 (" in noisy
+    assert "~: not distinguishable from the reference." in text
+    assert "~" not in printed(trials((BLOG, [100.0] * 3), (TUNED, [200.0, 201.0, 199.0])))
+    assert "~" not in printed(trials((BLOG, [100.0]), (TUNED, [101.0])))  # no interval, no verdict
+
+
+def test_a_ratio_within_the_noise_floor_is_marked():
+    identical = make_cell(batch_size=64, copy=1)
+    cells = (BLOG, [100.0] * 3), (identical, [130.0] * 3), (TUNED, [120.0] * 3)
+    assert " ~ 1.20 (" in printed(trials(*cells))
+    assert " ~ 1.20 (" not in printed(trials(cells[0], cells[2]))
+
+
+def test_the_fastest_is_never_slower_than_the_second_in_the_repeats_that_both_have():
+    # By its rate `tuned` leads, for a fast repeat that `blog` has not; where both were measured it is slower.
+    text = printed(trials((BLOG, [100.0, 100.0, 100.0, None]), (TUNED, [90.0, 90.0, 90.0, 400.0])))
+    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x the second" in text
+
+
+def test_a_projected_epoch_is_that_of_the_rate():
+    cells = rates.by_cell(trials((BLOG, [50.0, 200.0, 100.0, 400.0])))
+    assert cells["epoch_seconds"].iloc[0] == pytest.approx(10_000 / cells["images_per_second"].iloc[0])
+    whole = trials((BLOG, [50.0, 200.0, 100.0])).assign(epoch_seconds_kind="measured")
+    assert rates.by_cell(whole)["epoch_seconds"].iloc[0] == 100.0  # of 200, 50 and 100
+
+
+def test_a_slow_rate_is_told_to_two_digits():
+    assert [number(rate) for rate in (0.84, 3.26, 9.96, 1234.5)] == ["0.84", "3.3", "10", "1,234"]
+
+
+def test_failed_cells_are_shown_as_not_measured():
+    failed = trials((TUNED, [1.0] * 3), status="out_of_memory").assign(images_per_second=None, epoch_seconds=None)
+    text = printed(pd.concat([trials((BLOG, [100.0] * 3)), failed]))
+    assert "not measured" in text
+    assert "3 out_of_memory" in text
+    assert "No trial ended ok" in printed(failed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_workers": 2, "num_nodes": 2}, "2 workers 2 machines"),
+        ({"num_workers": 2, "cpu_threads": 1}, "batch 64 2 workers"),  # of the same cores: no word of the threads
+        ({"cpu_threads": 1}, "1 thread"),
+        ({"epochs": 3}, "epochs 3"),
+        ({"seed": 7}, "seed 7"),
+    ],
+)
+def test_cells_that_differ_have_names_that_do(changes, told):
+    table = trials((BLOG, [100.0] * 3), (make_cell(batch_size=64, **changes), [90.0] * 3))
+    cells = rates.by_cell(table).to_dict("records")
+    one, other = (answer.name(cell, cells) for cell in cells)
+    assert one != other
+    assert other.endswith(told)
+
+
+def test_identical_cells_are_told_as_the_noise_floor():
+    table = trials((BLOG, [100.0, 100.0, 100.0]), (make_cell(batch_size=64, copy=1), [101.0, 100.0, 99.0]))
+    assert "Identical settings against each other" in printed(table)
+    assert "cpu blog batch 64: 1.000 (0." in printed(table)
+
+
+def test_the_noise_floor_names_its_settings_as_the_table_does():
+    cells = [make_cell(batch_size=64, precision=of, copy=copy) for of in ("fp32", "bf16") for copy in (0, 1)]
+    lines = printed(trials(*((cell, [100.0, 101.0, 99.0]) for cell in cells))).splitlines()
+    floor = lines[next(n for n, line in enumerate(lines) if "Identical settings" in line) :]
+    assert [line.split(":")[0].strip() for line in floor if " 1.000 (" in line] == [
+        "cpu blog batch 64 bf16",
+        "cpu blog batch 64 fp32",
+    ]
+
+
+def test_there_is_no_noise_floor_before_a_repeat_has_both_of_the_identical_cells():
+    table = trials((BLOG, [100.0, None]), (make_cell(batch_size=64, copy=1), [None, 100.0]))
+    assert "Identical settings" not in printed(table)
+
+
+def test_a_batch_size_at_the_edge_of_what_was_measured_is_told():
+    small, large = replace(TUNED, batch_size=16), replace(TUNED, batch_size=32)
+    rising = trials((small, [100.0] * 3), (large, [200.0] * 3), (BLOG, [50.0] * 3))
+    line = "Batch 32 is the largest that was measured of cpu tuned: a larger one may be faster (--batch-size auto looks"
+    assert line in printed(rising)
+    falling = trials((small, [200.0] * 3), (large, [100.0] * 3), (BLOG, [50.0] * 3))
+    assert "the largest that was measured" not in printed(falling)
+    one_size = trials((large, [200.0] * 3), (BLOG, [50.0] * 3))
+    assert "the largest that was measured" not in printed(one_size)
+
+
+def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
+    # Two processes, each steady in itself and 20 % from the other: repeats in them tell no more.
+    apart = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 2 + [240.0, 241.0, 239.0] * 2))
+    apart["process"] = apart["repeat"] // 6
+    assert "More repeats alone would not halve its interval: it takes more --processes, too (2 so far)." in printed(
+        apart
+    )
+    # Repeats scatter, processes do not: what is left is the allowance for drift, which the run's length alone lessens.
+    even = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 260.0, 160.0] * 4))
+    monkeypatch.setattr(statistics, "DRIFT_REPEATS", 10.0**9)
+    assert "More repeats alone would not halve its interval: the rest is room for the machine's slow drift" in printed(
+        even
+    )
+    monkeypatch.undo()
+    steady = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 4))
+    assert "takes about 237 repeats: part of it is room for slow drift, which only a longer run lessens." in printed(
+        steady
+    )
