@@ -12,7 +12,7 @@ from rresnet.config import How
 from rresnet.quality.monitor import Usage
 from rresnet.training import clocks, limits
 from rresnet.training.timing import Stopwatch, steps_in
-from rresnet.training.train import NonFiniteLossError, evaluate, train, train_epochs, visit
+from rresnet.training.train import NonFiniteLossError, _warm_up, evaluate, train, train_epochs, visit
 from rresnet.training.workbench import Workbench
 
 
@@ -110,6 +110,23 @@ def test_gradients_of_several_workers_stand_where_they_are_exchanged(monkeypatch
     Workbench(cell=cell, data=image_data(64), device=CPU, rank=0, world=2, workers="those two")
     of_ddp = {"process_group": "those two", "gradient_as_bucket_view": True}
     assert wrapped == [{"move_to_device": False, "parallel_strategy_kwargs": of_ddp}]
+
+
+def test_what_ddp_allots_in_its_second_step_is_over_when_memory_is_noted(monkeypatch):
+    begun = []
+    for world in (1, 2):
+        found = bench(input="resident")
+        found.world = world
+        noted = found.noting_memory
+
+        def noting(found=found, noted=noted):
+            begun.append(found.steps_trained)
+            return noted()
+
+        monkeypatch.setattr(found, "noting_memory", noting)
+        monkeypatch.setattr(found, "agreed", lambda steps: steps)
+        _warm_up(found, Stopwatch(CPU))
+    assert begun == [1, 2]
 
 
 def test_what_the_exchange_took_when_last_looked_at_is_a_part_of_what_holds_a_step_up(monkeypatch):
