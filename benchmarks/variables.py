@@ -46,7 +46,10 @@ def rate(process: subprocess.Popen[str], size: int) -> float:
     assert process.stdin is not None
     assert process.stdout is not None
     print(size, file=process.stdin, flush=True)
-    return float(process.stdout.readline())
+    told = process.stdout.readline()
+    if not told:
+        raise SystemExit(f"the process with batches of {size} has ended: its error stands above")
+    return float(told)
 
 
 def main() -> int:

@@ -1,9 +1,10 @@
-"""What a machine is: its processors and GPUs, read without importing torch."""
+"""What a machine is: its processors and GPUs, and what its libraries are told; read without importing torch."""
 
 import contextlib
 import functools
 import os
 import platform
+import re
 import shutil
 import socket
 import sysconfig
@@ -13,6 +14,18 @@ from typing import Any
 
 import psutil
 import pynvml
+
+# Environment variables of allocators, OpenMP, oneDNN, MKL, CUDA, NCCL and PyTorch change how fast they run, and some
+# the arithmetic. Not those that say where something is or what is printed, nor what Ray and the libraries set.
+_OF_LIBRARIES = re.compile(
+    "GLIBC_TUNABLES|LD_PRELOAD|(THP_MEM_ALLOC|LRU_CACHE|DISABLE_ADDMM|NVIDIA_TF32)_.*|_RJEM_MALLOC_CONF|"
+    "(MALLOC|TCMALLOC|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|CUDA|CUBLAS|CUDNN|NCCL|TORCH|TORCHDYNAMO|TORCHINDUCTOR|PYTORCH)_.*"
+)
+_NOT_OF_SPEED = re.compile(
+    "(OMP|MKL)_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_MODULE_LOADING|KMP_INIT_AT_FORK|KMP_DUPLICATE_LIB_OK|"
+    "TORCH_NCCL_ASYNC_ERROR_HANDLING|"
+    ".*_(DIR|HOME|ROOT|PATH|FILE|LIBRARY|VERSION|BUILD_NUMBER|IFNAME|COMM_ID|LOGS|DEBUG|VERBOSE|DISPLAY_ENV)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +42,7 @@ class Hardware:
     driver_version: str | None
     gpu_capability: tuple[int, int] | None  # CUDA compute capability of the first GPU
     compiler: bool  # a C++ compiler and Python's headers, which torch.compile needs
+    variables: str = "none"  # environment variables that change how fast libraries run, as `NAME=value ...`
 
     @property
     def gpu_bf16(self) -> bool:
@@ -58,7 +72,14 @@ def probe(*, hidden: bool = False) -> Hardware:
         driver_version=driver,
         gpu_capability=capability,
         compiler=_has_compiler(),
+        variables=_variables(),
     )
+
+
+def _variables() -> str:
+    named = [n for n in sorted(os.environ) if _OF_LIBRARIES.fullmatch(n) and not _NOT_OF_SPEED.fullmatch(n)]
+    told = " ".join(f"{name}={os.environ[name]}" for name in named) or "none"
+    return told.encode(errors="surrogateescape").decode(errors="replace")  # tables hold text
 
 
 def _has_compiler() -> bool:

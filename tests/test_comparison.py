@@ -11,6 +11,15 @@ import rresnet
 from rresnet.analysis import comparison, decision, pairing
 
 
+def test_rows_with_variables_set_and_without_are_not_compared_and_those_older_than_the_column_are():
+    one, other = (trials((BLOG, [100.0] * 3), (TUNED, [150.0] * 3), run_id=run) for run in ("one", "other"))
+    tables = [one.assign(variables="none"), other.assign(variables="LD_PRELOAD=x.so")]
+    with pytest.raises(ValueError, match=r"unlike variables \((none and LD_PRELOAD=x\.so|LD_PRELOAD=x\.so and none)\)"):
+        rresnet.speedup(pd.concat(tables), over="recipe", reference="blog")
+    older = pd.concat([tables[0], other])
+    assert rresnet.speedup(older, over="recipe", reference="blog")["pairs"].tolist() == [6]
+
+
 def test_runs_that_asked_for_other_axes_do_not_hide_each_others_pairs():
     # The second run asks for two precisions, so there precision is matched; in the first it was the recipe's.
     half = make_cell(recipe="tuned", batch_size=64, precision="bf16", input="resident", fused_optimizer=True)

@@ -1,11 +1,29 @@
 """Which GPUs a process may use: NVML knows them all, CUDA_VISIBLE_DEVICES hides some."""
 
+import os
+
 import pynvml
 import pytest
 
 from rresnet import hardware
 
 UUIDS = ["GPU-aa11", "GPU-ab22", "GPU-ac33"]
+
+
+def test_variables_are_those_that_change_how_fast_libraries_run(monkeypatch):
+    for name in list(os.environ):
+        if hardware._OF_LIBRARIES.fullmatch(name):
+            monkeypatch.delenv(name)
+    assert hardware._variables() == "none"
+    for name in ("OMP_NUM_THREADS", "CUDA_HOME", "CUDA_ROOT", "NCCL_VERSION", "CUDA_VISIBLE_DEVICES", "MKL_VERBOSE"):
+        monkeypatch.setenv(name, "1")
+    assert hardware._variables() == "none"
+    monkeypatch.setenv("LD_PRELOAD", "libtcmalloc\udcff.so")  # not UTF-8
+    monkeypatch.setenv("TORCHDYNAMO_DISABLE", "1")
+    told = hardware._variables()
+    assert told.startswith("LD_PRELOAD=libtcmalloc")
+    assert told.endswith(".so TORCHDYNAMO_DISABLE=1")
+    assert told.encode()
 
 
 @pytest.fixture

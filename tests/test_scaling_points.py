@@ -129,4 +129,42 @@ def test_a_batch_that_workers_share_is_told_with_what_each_has_and_machines_with
     cells = [make_cell(num_workers=1, batch_size=8), make_cell(num_workers=2, num_nodes=2, batch_size=4)]
     table = made((cells[0], [100.0] * 3), (cells[1], [150.0] * 3)).assign(step_seconds=0.1)
     told = scaling.told(table)
-    assert [line.split(":")[0] for line in told] == ["cpu blog batch 8, 2 workers of batch 4 on 2 machines over 1"]
+    assert [line.split(":")[0] for line in told] == [
+        "cpu blog batch 8, 2 workers of batch 4 on 2 machines over 1 on 1 machine"
+    ]
+
+
+def test_what_more_workers_bring_is_told_of_no_copies():
+    table = series({1: 100.0, 2: 80.0}, {2: 0.05}).assign(copy=1)
+    assert scaling.told(table) == []
+    assert scaling.points(table).empty
+
+
+def told_of(*cells_and_rates):
+    return scaling.told(made(*cells_and_rates).assign(step_seconds=0.1))
+
+
+def test_settings_whose_fewest_workers_differ_keep_names_of_their_own():
+    cells = [make_cell(num_workers=n, precision=p) for p, n in (("fp32", 1), ("fp32", 4), ("bf16", 2), ("bf16", 4))]
+    told = told_of(*((cell, [rate] * 3) for cell, rate in zip(cells, (100.0, 150.0, 100.0, 125.0), strict=True)))
+    assert [line.split(" (")[0] for line in told] == [
+        "cpu blog batch 8 bf16, 4 workers over 2: 1.25",
+        "cpu blog batch 8 fp32, 4 workers over 1: 1.50",
+    ]
+
+
+def test_where_machines_vary_they_are_told_on_both_sides():
+    cells = [make_cell(num_workers=n, num_nodes=nodes) for n, nodes in ((2, 1), (2, 2), (4, 1))]
+    told = told_of(*((cell, [rate] * 3) for cell, rate in zip(cells, (100.0, 90.0, 150.0), strict=True)))
+    assert [line.split(" (")[0] for line in told] == [
+        "cpu blog batch 8, 4 workers on 1 machine over 2 on 1 machine: 1.50",
+        "cpu blog batch 8, 2 workers on 2 machines over 2 on 1 machine: 0.90",
+    ]
+
+
+def test_a_ratio_that_says_nothing_or_was_not_measured_is_told_so():
+    cells = [make_cell(num_workers=n, cpu_threads=4 // n) for n in (1, 2)]
+    (told,) = told_of((cells[0], [100.0, 110.0, 90.0]), (cells[1], [104.0, 99.0, 95.0]))
+    assert told.endswith("times the images/s, not distinguishable.")
+    (told,) = told_of((cells[0], [100.0, None]), (cells[1], [None, 90.0]))
+    assert told == "cpu blog batch 8, 2 workers over 1: never measured side by side."

@@ -137,7 +137,7 @@ def test_what_the_exchange_took_when_last_looked_at_is_a_part_of_what_holds_a_st
     monkeypatch.setattr(clocks, "communication", lambda step, batch, steps: 1000.0)
     found.world = 2
     monkeypatch.setattr(found, "agreed", lambda steps: steps)
-    found.communication_seconds()
+    found.communication_seconds(1000.0)
     assert found.other_clocks(1000.0)["bottleneck"] == "communication"
 
 

@@ -71,7 +71,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
         return None if an_hour is None or pd.isna(seconds) else float(seconds) / 3600 * an_hour
 
     return {
-        **{c: first[c] for c in (*alike.AVERAGED, "cpu_model", "gpu_name", *alike.OF_ONE_TWICE)},
+        **{c: first.get(c) for c in (*alike.AVERAGED, "cpu_model", "gpu_name", *alike.OF_ONE_TWICE)},
         "nodes": nodes,
         "price_per_hour": price.per_hour if price else None,
         "epoch_cost": cost(row["epoch_seconds"]),

@@ -8,10 +8,10 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from rresnet.analysis import answer, frames, pairing, rates
+from rresnet.analysis import answer, comparison, frames, pairing, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
-from rresnet.terminal import number, percent
+from rresnet.terminal import counted, number, percent
 
 PREDICTED_WORKERS = (16, 64, 256, 1024)
 # What a point of a series may have unlike its base: how many workers there are, and what follows from that.
@@ -27,52 +27,72 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
     Returns:
         One row a point: `kind` (weak or strong), `setting` (the base's name), `device`, `recipe`, `precision`,
         `base_batch_size`, `num_nodes`, `num_workers`, `batch_size` (each worker's), `images_per_second`, the paired
-        `speedup` over the base with `low` and `high`, `efficiency` (the speedup over how many times as many GPUs, or
-        cores, there are) with `efficiency_low` and `efficiency_high`, `step_seconds`, `communication_seconds` and
-        `communication_share` (what exchanging gradients adds to a step). Null where it was not measured.
+        `speedup` over the base with `low` and `high`, whether it is `distinguishable` from 1, `efficiency` (the speedup
+        over how many times as many GPUs, or cores, there are) with `efficiency_low` and `efficiency_high`,
+        `step_seconds`, `communication_seconds` and `communication_share` (what exchanging gradients adds to a step).
+        Null where it was not measured.
     """
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     cells: list[dict[Any, Any]] = rates.by_cell(ok).to_dict("records")
+    floors = comparison.noise_floors(trials)
     seconds = ok.groupby("cell_id")[["step_seconds", "communication_seconds"]].median()
     axes = [axis for axis in CELL_COLUMNS if axis not in _SPREAD]
     rows = []
     for base in cells:
         series = [cell for cell in cells if all(frames.same(cell[axis], base[axis]) for axis in axes)]
-        if base["num_workers"] != min(cell["num_workers"] for cell in series):
+        if _spread(base) != min(map(_spread, series)):
             continue
-        setting = answer.name(base, [one for one in cells if one["num_workers"] == base["num_workers"]])
+        alike = {axis: base[axis] for axis in ("num_workers", "num_nodes", "cpu_threads")}
+        setting = answer.name(base, [cell | alike for cell in cells])
         for kind, of_kind in _kinds(base, series).items():
-            rows += [
-                {"kind": kind, "setting": setting, **_point(ok, base, cell, *seconds.loc[cell["cell_id"]])}
-                for cell in of_kind
-            ]
+            for cell in of_kind:
+                floor = floors.get(cell["device"])
+                point = _point(ok, base, cell, floor, *seconds.loc[cell["cell_id"]])
+                rows.append({"kind": kind, "setting": setting, **point})
     order = ["kind", "device", "recipe", "precision", "base_batch_size", "setting", "num_nodes", "num_workers"]
-    return pd.DataFrame(rows).sort_values(order, ascending=[False, *[True] * 7]).reset_index(drop=True)
+    found = pd.DataFrame(rows, columns=None if rows else order)
+    return found.sort_values(order, ascending=[False, *[True] * 7]).reset_index(drop=True)
+
+
+def _spread(cell: Mapping[Any, Any]) -> tuple[int, int]:
+    return cell["num_workers"], cell["num_nodes"]
 
 
 def told(trials: pd.DataFrame) -> list[str]:
     """In a sentence for each setting of several workers: how it compares with fewer, and what the exchange takes."""
-    if trials.loc[trials["status"] == "ok", "num_workers"].nunique() < 2:
+    found = trials.loc[(trials["status"] == "ok") & (trials["copy"] == 0), ["num_workers", "num_nodes"]]
+    if len(found.drop_duplicates()) < 2:
         return []
     lines = []
     for (_, setting), series in points(trials).groupby(["kind", "setting"], sort=False):
-        fewest = series["num_workers"].min()
-        for row in series[series["num_workers"] > fewest].to_dict("records"):
-            where = f" on {row['num_nodes']} machines" if row["num_nodes"] > 1 else ""
-            each = f" of batch {row['batch_size']}" if row["batch_size"] != row["base_batch_size"] else ""
-            ratio = answer.ratio_text(row["speedup"], row["low"], row["high"])
-            share = row["communication_share"]
-            exchange = "" if pd.isna(share) else f"; exchanging gradients takes {percent(share)} of a step"
-            which = f"{setting}, {row['num_workers']} workers{each}{where} over {fewest}"
-            lines.append(f"{which}: {ratio} times the images/s{exchange}.")
+        rows = series.to_dict("records")
+        several_nodes = series["num_nodes"].nunique() > 1
+        base = min(rows, key=_spread)
+        others = [row for row in rows if row is not base]
+        lines += [f"{setting}, {_comparison(row, base, several_nodes)}." for row in others]
     return lines
+
+
+def _comparison(row: Mapping[Any, Any], base: Mapping[Any, Any], several_nodes: bool) -> str:
+    """One point over the base, and the share of its steps that the exchange takes."""
+    here, there = (f" on {counted(one['num_nodes'], 'machine')}" if several_nodes else "" for one in (row, base))
+    each = f" of batch {row['batch_size']}" if row["batch_size"] != base["batch_size"] else ""
+    who = f"{row['num_workers']} workers{each}{here} over {base['num_workers']}{there}"
+    if pd.isna(row["speedup"]):
+        told = f"{who}: never measured side by side"
+    else:
+        unlike = ", not distinguishable" if row["distinguishable"] is False else ""
+        told = f"{who}: {answer.ratio_text(row['speedup'], row['low'], row['high'])} times the images/s{unlike}"
+    share = row["communication_share"]
+    return told if pd.isna(share) else f"{told}; exchanging gradients takes {percent(share)} of a step"
 
 
 def _kinds(base: Mapping[Any, Any], series: list[dict[Any, Any]]) -> dict[str, list[dict[Any, Any]]]:
     """The cells of a series that keep each worker's batch size, and those that keep the whole's."""
     whole = base["batch_size"] * base["num_workers"]
     weak = [cell for cell in series if cell["batch_size"] == base["batch_size"]]
-    strong = [cell for cell in series if cell["batch_size"] * cell["num_workers"] == whole]
+    sharing = [cell for cell in series if cell["batch_size"] * cell["num_workers"] == whole]
+    strong = [cell for cell in sharing if cell is base or cell["num_workers"] != base["num_workers"]]
     return {"weak": weak, "strong": strong} if len(strong) > 1 else {"weak": weak}
 
 
@@ -80,6 +100,7 @@ def _point(
     ok: pd.DataFrame,
     base: Mapping[Any, Any],
     cell: Mapping[Any, Any],
+    floor: float | None,
     step_seconds: float,
     communication_seconds: float,
 ) -> dict[str, object]:
@@ -90,6 +111,7 @@ def _point(
         **{axis: cell[axis] for axis in ("num_nodes", "num_workers", "batch_size")},
         "images_per_second": cell["images_per_second"],
         **_efficiency(ratio, _units(cell) / _units(base)),
+        "distinguishable": ratio and pairing.distinguishable(ratio, floor),
         "step_seconds": step_seconds,
         "communication_seconds": communication_seconds,
         "communication_share": communication_seconds / step_seconds,

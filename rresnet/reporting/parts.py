@@ -9,6 +9,7 @@ import pandas as pd
 
 from rresnet.analysis import answer, frames
 from rresnet.analysis.frames import Tables
+from rresnet.config import OF_SIZES
 from rresnet.tables.place import StoreError
 from rresnet.tables.runs import Run, known
 
@@ -115,7 +116,7 @@ def _of(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _given_name(run: Run | None) -> str:
-    return "" if run is None or run.name == run.experiment else run.name
+    return "" if run is None or run.experiment.removesuffix(OF_SIZES) == run.name else run.name
 
 
 def _unfinished(run: Run | None, rows: int) -> str:

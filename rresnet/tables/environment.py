@@ -2,9 +2,7 @@
 
 import functools
 import hashlib
-import os
 import platform
-import re
 import subprocess
 from importlib.metadata import version
 from pathlib import Path
@@ -12,17 +10,6 @@ from pathlib import Path
 from rresnet.cell import Device, stable_hash
 from rresnet.hardware import Hardware, probe
 from rresnet.tables.measurement import Environment
-
-# Environment variables of the allocator, of OpenMP, oneDNN, MKL, CUDA, NCCL and PyTorch change how fast they run, and
-# some the arithmetic. Not those that say where something is, or that Ray and the libraries set by themselves.
-_OF_LIBRARIES = re.compile(
-    "GLIBC_TUNABLES|LD_PRELOAD|THP_MEM_ALLOC_ENABLE|NVIDIA_TF32_OVERRIDE|"
-    "(MALLOC|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|CUDA|CUBLAS|CUDNN|NCCL|PYTORCH|TORCHINDUCTOR)_.*"
-)
-_NOT_OF_SPEED = re.compile(
-    "OMP_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_MODULE_LOADING|KMP_INIT_AT_FORK|KMP_DUPLICATE_LIB_OK|"
-    ".*_(DIR|HOME|PATH|VERSION|IFNAME|DEBUG)"
-)
 
 
 @functools.cache
@@ -42,7 +29,6 @@ def describe(device: Device) -> Environment:
         "rresnet_version": version("rresnet"),
     }
     machine = [hardware.cpu_model, hardware.cpu_count, hardware.gpu_name, hardware.driver_version]
-    of_libraries = variables()
     return Environment(
         hostname=hardware.hostname,
         cpu_model=hardware.cpu_model,
@@ -51,8 +37,8 @@ def describe(device: Device) -> Environment:
         driver_version=hardware.driver_version if gpu else None,
         **software,
         git_commit=git_commit(),
-        variables=of_libraries,
-        environment_fingerprint=stable_hash([software, machine, *([of_libraries] if of_libraries else [])]),
+        variables=hardware.variables,
+        environment_fingerprint=stable_hash([software, machine, hardware.variables]),
     )
 
 
@@ -67,15 +53,9 @@ def means(hardware: Hardware, images: str) -> dict[str, str]:
     system = {"operating system": _system(), "driver": str(hardware.driver_version)}
     machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
     found = {"Python": platform.python_version(), **packages, **system, **machine, "cores": str(hardware.cpu_cores)}
-    found |= {"images": images, "set in the environment": variables() or "none"}
+    found |= {"images": images, "set in the environment": hardware.variables}
     commit = git_commit()
     return found if commit is None else {**found, "rresnet's commit": commit}
-
-
-def variables() -> str | None:
-    """The environment variables that change how fast libraries run, as `NAME=value ...`; None where none is set."""
-    named = [n for n in sorted(os.environ) if _OF_LIBRARIES.fullmatch(n) and not _NOT_OF_SPEED.fullmatch(n)]
-    return " ".join(f"{name}={os.environ[name]}" for name in named) or None
 
 
 def _system() -> str:

@@ -105,7 +105,7 @@ class Environment:
         "commit of rresnet's checkout, -dirty- and a hash where its code was changed since; null outside a checkout"
     )
     variables: str | None = column(
-        "environment variables that change how fast libraries run (allocator, threads), NAME=value; null: none is set"
+        "environment variables that change how fast libraries run (allocator, threads), NAME=value; none: none is set"
     )
     environment_fingerprint: str | None = column(
         "hash of software and machine; rows of unlike ones may not be compared"

@@ -189,7 +189,7 @@ def _record(
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     start = time.perf_counter()
-    communication_seconds = bench.communication_seconds()  # first: a part of what holds a step up
+    communication_seconds = bench.communication_seconds(measured)  # first: a part of what holds a step up
     (others, limit), work = _clocks(bench, measured), bench.work
     clocks_seconds = sum(canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together

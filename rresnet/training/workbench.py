@@ -230,16 +230,18 @@ class Workbench:
             "launch_share": clock.launch_share,
         }
 
-    def communication_seconds(self) -> float | None:
+    def communication_seconds(self, measured_seconds: float) -> float | None:
         """Seconds that exchanging gradients adds to a step; None for a single worker, and where it has to wait.
 
         Measured on the first visit, for scaling is judged by it, and again when a quarter of the measured time so far
-        pays for what it has taken.
+        pays for what it has taken: `measured_seconds` of this trial, which `other_clocks` has not counted yet, and all
+        before.
         """
         if self.world == 1:
             return None
         spent = self._communication_clock_seconds
-        if not self.agreed(int(spent <= CLOCKS_SHARE * self._measured_seconds)):  # nothing, at first
+        earned = CLOCKS_SHARE * (self._measured_seconds + measured_seconds)
+        if not self.agreed(int(spent <= earned)):  # nothing is spent at first
             return None
         assert self._first is not None
         start, steps = time.perf_counter(), self.agreed(self.steps_in_window())
