@@ -168,3 +168,8 @@ def test_a_ratio_that_says_nothing_or_was_not_measured_is_told_so():
     assert told.endswith("times the images/s, not distinguishable.")
     (told,) = told_of((cells[0], [100.0, None]), (cells[1], [None, 90.0]))
     assert told == "cpu blog batch 8, 2 workers over 1: never measured side by side."
+
+
+def test_a_table_that_is_older_than_the_exchange_and_the_machines_is_read_too():
+    table = series({1: 100.0, 2: 80.0}, {2: 0.05}).drop(columns=["communication_seconds", "num_nodes"])
+    assert scaling.told(table) == ["cpu blog batch 8, 2 workers over 1: 0.80 (0.80 - 0.80) times the images/s."]

@@ -32,10 +32,12 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
         `step_seconds`, `communication_seconds` and `communication_share` (what exchanging gradients adds to a step).
         Null where it was not measured.
     """
+    trials = frames.with_all_axes(trials)
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     cells: list[dict[Any, Any]] = rates.by_cell(ok).to_dict("records")
     floors = comparison.noise_floors(trials)
-    seconds = ok.groupby("cell_id")[["step_seconds", "communication_seconds"]].median()
+    timed = ok.reindex(columns=["cell_id", "step_seconds", "communication_seconds"])  # older tables lack the last
+    seconds = timed.groupby("cell_id").median()
     axes = [axis for axis in CELL_COLUMNS if axis not in _SPREAD]
     rows = []
     for base in cells:
@@ -60,6 +62,7 @@ def _spread(cell: Mapping[Any, Any]) -> tuple[int, int]:
 
 def told(trials: pd.DataFrame) -> list[str]:
     """In a sentence for each setting of several workers: how it compares with fewer, and what the exchange takes."""
+    trials = frames.with_all_axes(trials)
     found = trials.loc[(trials["status"] == "ok") & (trials["copy"] == 0), ["num_workers", "num_nodes"]]
     if len(found.drop_duplicates()) < 2:
         return []
