@@ -65,6 +65,8 @@ def main() -> int:
     if options.child:
         train(options.recipe)
         return 0
+    if options.repeats < 4:
+        raise SystemExit("--repeats must be at least 4: the first turn builds the cell, and an interval takes 3 pairs")
     variables = dict(one.split("=", 1) for one in options.set.split())
     both = {"without": started(options.recipe, {}), "with": started(options.recipe, variables)}
     rates = defaultdict[tuple[int, str], list[float]](list)

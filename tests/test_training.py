@@ -113,7 +113,7 @@ def test_gradients_of_several_workers_stand_where_they_are_exchanged(monkeypatch
 
 
 def test_what_ddp_allots_in_its_second_step_is_over_when_memory_is_noted(monkeypatch):
-    begun = []
+    begun, taken = [], []
     for world in (1, 2):
         found = bench(input="resident")
         found.world = world
@@ -125,8 +125,12 @@ def test_what_ddp_allots_in_its_second_step_is_over_when_memory_is_noted(monkeyp
 
         monkeypatch.setattr(found, "noting_memory", noting)
         monkeypatch.setattr(found, "agreed", lambda steps: steps)
-        _warm_up(found, Stopwatch(CPU))
+        monkeypatch.setattr(found, "steps_in_window", lambda: 1)  # of a slow cell
+        watch = Stopwatch(CPU)
+        _warm_up(found, watch)
+        taken.append([window.steps for window in watch.windows])
     assert begun == [1, 2]
+    assert (taken[0][:3], taken[1][:3]) == ([1, 2, 1], [2, 2, 1])
 
 
 def test_what_the_exchange_took_when_last_looked_at_is_a_part_of_what_holds_a_step_up(monkeypatch):

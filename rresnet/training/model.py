@@ -126,7 +126,8 @@ def optimizer_of(model: nn.Module, cell: Cell) -> torch.optim.Optimizer:
 class FlatAdam(torch.optim.Adam):
     """Adam whose fused kernel is shown channels-last weights as the contiguous tensors that they also are.
 
-    On a CPU it copies a tensor each where they are not, for nothing. The update is one element's at a time.
+    On a CPU PyTorch's kernel copies each that is not contiguous, and makes no use of the copy. The update is of one
+    element at a time, so that their order does not matter.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor]) -> bool:

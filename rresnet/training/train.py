@@ -92,8 +92,9 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
         if len(watch.windows) == 1:
             with bench.noting_memory():
                 _warm_up_window(bench, watch, max(MEMORY_STEPS, steps))
-        else:  # DDP allots its buckets anew in its second step: that is over then
-            _warm_up_window(bench, watch, steps if bench.world == 1 else max(2, steps))
+        else:  # DDP allots its buckets anew in its second step: that is over before memory is noted
+            fewest = 2 if bench.world > 1 and not watch.windows else 1
+            _warm_up_window(bench, watch, max(fewest, steps))
         times = [window.seconds / window.steps for window in watch.windows]
         warm = watch.total("warmup")[0]
         settled = warm >= WARMUP_SECONDS and not steady.falls(steady.latter_half(times))

@@ -97,17 +97,18 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two processors")
 def test_two_workers_train_as_one_group(tmp_path):
     done = compare(
-        *QUICK, "--recipe", "tuned", "--precision", "fp32", "--num-workers", "2", "--repeats", "1", "--epochs", "1",
-        "--dataset", str(images(tmp_path / "data")), "--results-dir", str(tmp_path / "out"),
+        *QUICK, "--recipe", "tuned", "--precision", "fp32", "--num-workers", "1", "2", "--repeats", "1",
+        "--epochs", "1", "--dataset", str(images(tmp_path / "data")), "--results-dir", str(tmp_path / "out"),
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
-    row = pd.read_parquet(tmp_path / "out" / "trials").iloc[0]
+    assert "2 workers over 1: " in done.stdout
+    row = pd.read_parquet(tmp_path / "out" / "trials").set_index("num_workers", drop=False).loc[2]
     assert (row["status"], row["num_workers"], row["global_batch_size"], row["cpu_threads"]) == ("ok", 2, 32, 1)
     assert row["observed_threads"] == 1
     assert 0 <= row["communication_seconds"] < row["step_seconds"]
     assert row["measured_images"] == 100  # of 100 training images none is left out and none counted twice
     epochs = pd.read_parquet(tmp_path / "out" / "epochs")
-    assert epochs["images"].tolist() == [100]
+    assert epochs["images"].tolist() == [100, 100]
 
 
 def images(folder):
