@@ -20,7 +20,7 @@ HOUSE = [
     ("analysis", "diff_text diff reference decision costs prediction scaling answer regimes unpaired comparison"),
     ("analysis", "ranking rates pairing frames prices statistics alike"),
     ("runner", "trial group hot exchange sweep lane events handout agenda cluster machines layout"),
-    ("training", "train workbench clocks limits timing step model convolution inputs"),
+    ("training", "train workbench clocks limits timing step model relu convolution inputs"),
     ("quality", "flags monitor steady"),
     ("tables", "environment store runs reading objects place measurement"),
     ("", "progress terminal"),

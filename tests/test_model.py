@@ -7,7 +7,7 @@ from benches import CPU, bench
 from samples import make_cell
 
 from rresnet.cell import UsageError
-from rresnet.training import convolution, model
+from rresnet.training import convolution, model, relu
 
 
 def test_convolutions_as_products_are_the_same_network():
@@ -25,6 +25,18 @@ def test_convolutions_as_products_are_the_same_network():
         output.square().sum().backward()
     for (name, one), other in zip(conv.named_parameters(), products.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-8, msg=name)
+
+
+def test_relus_for_the_compiler_are_the_same_network():
+    cells = [make_cell(model="resnet18", execution=execution) for execution in ("eager", "compile")]
+    plain, compiled = (model.build(cell, 4, CPU)[0].double().train() for cell in cells)
+    kinds = [Counter(type(module) for module in network.modules()) for network in (plain, compiled)]
+    assert kinds[1][relu.CompiledReLU] == kinds[0][torch.nn.ReLU] == 9
+    images = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    for network in (plain, compiled):
+        network(images).square().sum().backward()
+    gradients = [[parameter.grad for parameter in network.parameters()] for network in (plain, compiled)]
+    torch.testing.assert_close(*gradients, rtol=1e-12, atol=1e-12)
 
 
 def test_the_seed_and_the_model_alone_decide_the_weights():

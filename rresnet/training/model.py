@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from rresnet.cell import Cell, UsageError, nearest
-from rresnet.training import convolution
+from rresnet.training import convolution, relu
 from rresnet.training.inputs import memory_format
 
 LEARNING_RATE = 1e-3  # the blog's
@@ -95,9 +95,11 @@ def check(name: str, image_size: int, classes: int = 10) -> None:
 
 
 def of(cell: Cell, classes: int) -> nn.Module:
-    """A new model that computes its convolutions as the cell says."""
+    """A new model whose layers are computed as the cell says."""
     model = network(cell.model, classes)
     convolution.as_products(model, pointwise=cell.pointwise == "linear", small_maps=cell.small_maps == "linear")
+    if cell.execution == "compile" and cell.device == "cpu":
+        relu.for_the_compiler(model)
     return model
 
 

@@ -1,0 +1,40 @@
+"""ReLU with a gradient that the compiler makes fast code of on a CPU."""
+
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class CompiledReLU(nn.ReLU):
+    """ReLU whose gradient is multiplied by the sign of its output.
+
+    PyTorch's own selects by a comparison. The compiler keeps the comparison from the forward pass for the backward
+    pass, since it has a byte for each element, and reads it back one element at a time: over ten times as slow as the
+    loop that takes the output, which the next layer keeps anyway (torch 2.15).
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The larger of `x` and 0; never in place, which the compiler decides itself."""
+        result: torch.Tensor = _Rectified.apply(x)
+        return result
+
+
+class _Rectified(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        (y,) = ctx.saved_tensors
+        return gradient * y.sign()
+
+
+def for_the_compiler(model: nn.Module) -> None:
+    """Let the model's ReLUs be such that the compiler makes fast code of them; the model is changed."""
+    for module in model.modules():
+        if type(module) is nn.ReLU:
+            module.__class__ = CompiledReLU
