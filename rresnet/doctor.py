@@ -18,7 +18,9 @@ from rresnet.tables import place
 from rresnet.tables.place import Location
 from rresnet.terminal import say
 from rresnet.training import limits
+from rresnet.training.train import is_out_of_memory
 
+AMPLE_SHARE = 0.8  # of a GPU's memory: less that is free is worth a word, too
 AMPLE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
 
 
@@ -69,9 +71,16 @@ def _limits(machine: Hardware) -> Table:
     if torch.cuda.is_available() and machine.gpu_bf16:
         kinds += [("cuda", "tf32"), ("cuda", "bf16")]
     for kind, precision in kinds:
-        found = limits.measure(kind, precision, machine.cpu_cores)
+        name = f"{'GPU' if kind == 'cuda' else 'CPU'} {precision}"
+        try:
+            found = limits.measure(kind, precision, machine.cpu_cores)
+        except (MemoryError, RuntimeError) as error:
+            if not is_out_of_memory(error):
+                raise
+            table.add_row(name, "too little memory", "")
+            continue
         rate, copy = found.matrix_flops_per_second / 1e9, found.copy_bytes_per_second / 1e9
-        table.add_row(f"{'GPU' if kind == 'cuda' else 'CPU'} {precision}", f"{rate:,.0f} GFLOP/s", f"{copy:,.1f} GB/s")
+        table.add_row(name, f"{rate:,.0f} GFLOP/s", f"{copy:,.1f} GB/s")
     return table
 
 
@@ -91,6 +100,18 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
             f"PyTorch {torch.__version__} can't use the {machine.gpu_name}: install one that is built for its driver "
             f"({machine.driver_version}), or the trials on the GPU will fail"
         )
+    if torch.cuda.is_available():
+        if not machine.gpu_count:
+            found.append(
+                "PyTorch has a GPU and NVML tells of none, so no trial would use it: install the driver's NVML, or "
+                "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
+            )
+        unused, total = torch.cuda.mem_get_info()
+        if (held := total - unused - torch.cuda.memory_reserved()) > (1 - AMPLE_SHARE) * total:
+            found.append(
+                f"{held / 2**30:.0f} of {total / 2**30:.0f} GiB of the GPU's memory are held by others: end what holds "
+                "them (nvidia-smi names it), or large batches will not fit"
+            )
     kept = place.at(results_dir)
     try:
         kept.check_writable()

@@ -22,7 +22,7 @@ _OF_LIBRARIES = re.compile(
     "(MALLOC|TCMALLOC|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|CUDA|CUBLAS|CUDNN|NCCL|TORCH|TORCHDYNAMO|TORCHINDUCTOR|PYTORCH)_.*"
 )
 _NOT_OF_SPEED = re.compile(
-    "(OMP|MKL)_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_MODULE_LOADING|KMP_INIT_AT_FORK|KMP_DUPLICATE_LIB_OK|"
+    "(OMP|MKL)_NUM_THREADS|CUDA_VISIBLE_DEVICES|CUDA_DEVICE_ORDER|CUDA_MODULE_LOADING|KMP_INIT_AT_FORK|KMP_DUPLICATE_LIB_OK|"
     "TORCH_NCCL_ASYNC_ERROR_HANDLING|"
     ".*_(DIR|HOME|ROOT|PATH|FILE|LIBRARY|VERSION|BUILD_NUMBER|IFNAME|COMM_ID|LOGS|DEBUG|VERBOSE|DISPLAY_ENV)"
 )
@@ -113,27 +113,53 @@ def _cpu_info() -> tuple[str, set[str]]:
 
 
 def _gpus(hidden: bool) -> tuple[int, str | None, str | None, tuple[int, int] | None]:
-    """How many GPUs there are, and of the first its name, driver and compute capability; through NVML."""
+    """How many GPUs there are, and of the first its name, driver and compute capability; through NVML.
+
+    A GPU that does not answer (lost, or not for this user) is none; of one that is cut into parts (MIG) the name is the
+    part's, for a part is another machine than the whole.
+    """
+    none = 0, None, None, None
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:  # no driver that answers
-        return 0, None, None, None
+        return none
     try:
-        found = [pynvml.nvmlDeviceGetHandleByIndex(index) for index in range(pynvml.nvmlDeviceGetCount())]
+        found = []
+        for index in range(pynvml.nvmlDeviceGetCount()):
+            with contextlib.suppress(pynvml.NVMLError):
+                found.append(pynvml.nvmlDeviceGetHandleByIndex(index))
         visible = os.environ.get("CUDA_VISIBLE_DEVICES")
         if visible is not None and not hidden:
             found = _named(visible, found)
         if not found:
-            return 0, None, None, None
-        name, driver = pynvml.nvmlDeviceGetName(found[0]), pynvml.nvmlSystemGetDriverVersion()
-        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(found[0])
+            return none
+        name, driver = pynvml.nvmlDeviceGetName(_first_part(found[0])), pynvml.nvmlSystemGetDriverVersion()
+        major, minor = pynvml.nvmlDeviceGetCudaComputeCapability(_whole(found[0]))
         return len(found), name, driver, (major, minor)
+    except pynvml.NVMLError:
+        return none
     finally:
         pynvml.nvmlShutdown()
 
 
+def _whole(handle: Any) -> Any:
+    """The GPU that a part (MIG) is of; a whole one is itself."""
+    try:
+        return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    except pynvml.NVMLError:
+        return handle
+
+
+def _first_part(handle: Any) -> Any:
+    """What CUDA takes where a GPU is cut into parts (MIG) and none is named: the first; a whole one is itself."""
+    try:
+        return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
+    except pynvml.NVMLError:
+        return handle
+
+
 def _named(visible: str, handles: list[Any]) -> list[Any]:
-    """The GPUs that a value of CUDA_VISIBLE_DEVICES names, by number or the beginning of a UUID; MIG ones as theirs.
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names, by number or the beginning of a UUID; parts (MIG) as such.
 
     Like CUDA it takes them up to the first name that names none.
     """
@@ -141,8 +167,7 @@ def _named(visible: str, handles: list[Any]) -> list[Any]:
     for word in (word.strip() for word in visible.split(",")):
         try:
             if word.startswith("MIG-"):
-                part = pynvml.nvmlDeviceGetHandleByUUID(word)
-                named.append(pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(part))
+                named.append(pynvml.nvmlDeviceGetHandleByUUID(word))
             elif word.startswith("GPU-"):
                 named.append(next(h for h in handles if pynvml.nvmlDeviceGetUUID(h).startswith(word)))
             else:

@@ -1,11 +1,14 @@
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
 from importlib import metadata
+from types import SimpleNamespace
 
+import pynvml
 import pytest
 import torch
 from rich.console import Console
@@ -16,6 +19,7 @@ from rresnet import command, doctor
 from rresnet.analysis import diff
 from rresnet.cell import UsageError
 from rresnet.quality.monitor import Monitor, Usage
+from rresnet.training.limits import Limits
 
 
 def examined(tmp_path, monkeypatch, usage, advice=True):
@@ -177,3 +181,42 @@ def test_a_gpu_that_pytorch_can_not_use_is_told(tmp_path, monkeypatch):
     assert not fine
     assert "can't use the NVIDIA A100: install one that is built for its driver" in text
     assert "GPU bf16" not in text
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of 8 GiB that PyTorch sees, of which another process holds 6; NVML is not there."""
+
+    def measure(kind, precision, threads):
+        if kind == "cuda":
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return Limits(matrix_flops_per_second=1e9, copy_bytes_per_second=1e9)
+
+    def no_nvml():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    properties = SimpleNamespace(uuid="1234")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda index: properties)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1 * 2**30, 8 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda: 1 * 2**30)
+    monkeypatch.setattr(doctor.limits, "measure", measure)
+    monkeypatch.setattr(pynvml, "nvmlInit", no_nvml)
+
+
+def test_a_gpu_whose_memory_others_hold_is_told(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: A100)
+    fine, text = examined(tmp_path, monkeypatch, usage())
+    assert not fine
+    assert re.search(r"GPU bf16 +too little memory", text)
+    assert "6 of 8 GiB of the GPU's memory are held by others" in text
+    assert "NVML" not in text
+
+
+def test_a_gpu_of_which_nvml_does_not_tell_is_told(gpu, tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: replace(A100, gpu_count=0))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7 * 2**30, 8 * 2**30))
+    fine, text = examined(tmp_path, monkeypatch, usage())
+    assert not fine
+    assert "PyTorch has a GPU and NVML tells of none" in text
+    assert "held by others" not in text

@@ -7,6 +7,12 @@ from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 from rresnet.runner import lane, trial
 
 
+def after(first, error):
+    """An error that was raised while another was handled."""
+    error.__context__ = first
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -14,6 +20,11 @@ from rresnet.runner import lane, trial
         (MemoryError(), "out_of_memory"),
         (torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
+        (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
+        (RuntimeError("FIND was unable to find an engine to execute this computation"), "out_of_memory"),
+        (after(torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("the capture was ended")), "out_of_memory"),
+        (after(KeyError("shape"), RuntimeError("the capture was ended")), "error"),
         (SystemExit(3), "error"),
     ],
 )

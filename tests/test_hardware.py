@@ -30,20 +30,25 @@ def test_variables_are_those_that_change_how_fast_libraries_run(monkeypatch):
 def three(monkeypatch):
     """Three GPUs of their own kind each, the last one cut into parts."""
 
-    def part_of(uuid):
-        if uuid != "MIG-1":
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return uuid
+    def only(known, found):
+        def answer(*asked):
+            if asked != known:
+                raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
+            return found
 
+        return answer
+
+    names = {0: "A", 1: "B", 2: "C", "MIG-1": "C 1g.10gb"}
     fakes = {
         "nvmlInit": lambda: None,
         "nvmlShutdown": lambda: None,
         "nvmlDeviceGetCount": lambda: 3,
         "nvmlDeviceGetHandleByIndex": lambda index: index,
-        "nvmlDeviceGetHandleByUUID": part_of,
-        "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": lambda part: 2,
+        "nvmlDeviceGetHandleByUUID": only(("MIG-1",), "MIG-1"),
+        "nvmlDeviceGetDeviceHandleFromMigDeviceHandle": only(("MIG-1",), 2),
+        "nvmlDeviceGetMigDeviceHandleByIndex": only((2, 0), "MIG-1"),
         "nvmlDeviceGetUUID": UUIDS.__getitem__,
-        "nvmlDeviceGetName": "ABC".__getitem__,
+        "nvmlDeviceGetName": names.__getitem__,
         "nvmlSystemGetDriverVersion": lambda: "570.1",
         "nvmlDeviceGetCudaComputeCapability": lambda handle: (8, handle),
     }
@@ -57,8 +62,8 @@ def three(monkeypatch):
 @pytest.mark.parametrize(
     ("visible", "count", "first"),
     [
-        (None, 3, "A"), ("", 0, None), ("-1", 0, None), ("1", 1, "B"), ("2, 0", 2, "C"), ("0,7,1", 1, "A"),
-        ("GPU-ab", 1, "B"), ("GPU-zz", 0, None), ("MIG-1", 1, "C"), ("MIG-2", 0, None), ("NoDevFiles", 0, None),
+        (None, 3, "A"), ("", 0, None), ("-1", 0, None), ("1", 1, "B"), ("2, 0", 2, "C 1g.10gb"), ("0,7,1", 1, "A"),
+        ("GPU-ab", 1, "B"), ("GPU-zz", 0, None), ("MIG-1", 1, "C 1g.10gb"), ("MIG-2", 0, None), ("NoDevFiles", 0, None),
     ],
 )  # fmt: skip
 def test_a_gpu_that_is_hidden_is_not_counted(three, monkeypatch, visible, count, first):
@@ -78,3 +83,22 @@ def test_without_a_driver_there_is_no_gpu(three, monkeypatch):
     monkeypatch.setattr(pynvml, "nvmlInit", none)
     assert hardware.probe().gpu_count == 0
     assert hardware.probe().driver_version is None
+
+
+def test_a_part_of_a_gpu_has_the_capability_of_the_whole(three, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1")
+    assert hardware.probe().gpu_capability == (8, 2)
+
+
+def test_a_gpu_that_does_not_answer_is_none(three, monkeypatch):
+    def lost(index):
+        if index == 0:
+            raise pynvml.NVMLError(pynvml.NVML_ERROR_GPU_IS_LOST)
+        return index
+
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetHandleByIndex", lost)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert (hardware.probe().gpu_count, hardware.probe().gpu_name) == (2, "B")
+    hardware.probe.cache_clear()
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetName", lambda handle: lost(0))
+    assert (hardware.probe().gpu_count, hardware.probe().gpu_name) == (0, None)

@@ -72,3 +72,10 @@ def test_the_free_share_of_a_cpus_memory_is_the_machines(monkeypatch):
     memory = SimpleNamespace(available=3 * 2**30, total=8 * 2**30)
     monkeypatch.setattr(hot.psutil, "virtual_memory", lambda: memory)
     assert hot.free_memory_share("cpu") == 0.375
+
+
+def test_what_pytorch_only_caches_of_a_gpus_memory_is_free(monkeypatch):
+    cached = [6]
+    monkeypatch.setattr(hot.torch.cuda, "empty_cache", cached.clear)
+    monkeypatch.setattr(hot.torch.cuda, "mem_get_info", lambda: (8 - sum(cached), 8))
+    assert hot.free_memory_share("gpu") == 1.0

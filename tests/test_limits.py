@@ -203,3 +203,26 @@ def test_input_alone_counts_what_it_fetched():
     rate = clocks.input_alone(batches(), 0.1)
     assert 8 / (time.perf_counter() - start) < rate <= 8 / 0.02
     assert clocks.input_alone(batches(), 0.0) <= 8 / 0.02  # a batch at least
+
+
+@pytest.mark.parametrize(("gib", "copied", "size"), [(80, 1024, 8192), (24, 384, 4096), (10, 160, 4096)])
+def test_the_canary_keeps_little_of_a_small_gpu(monkeypatch, gib, copied, size):
+    sizes = []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, gib * 2**30))
+    monkeypatch.setattr(limits, "_matrix_product", lambda device, dtype, size: lambda: sizes.append(size))
+    monkeypatch.setattr(limits, "_seconds", lambda device, call: call() or 0.0)
+    assert limits._copied_bytes("cuda") == copied * 2**20
+    assert limits._copied_bytes("cpu") == limits.COPY_BYTES["cpu"]
+    limits._canary_product.__wrapped__("cuda", torch.bfloat16)
+    limits._canary_product.__wrapped__("cpu", torch.float32)
+    assert sizes == [size, 1024]
+
+
+def test_a_cell_on_the_cpu_does_not_start_cuda(monkeypatch):
+    def started():
+        raise AssertionError("CUDA was started")
+
+    found = bench()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state_all", started)
+    step.State(found.network, found.optimizer).restore()

@@ -195,3 +195,11 @@ def test_a_gpu_is_found_by_either_name_or_tells_nothing(nvml, monkeypatch, known
     gpu = monitor._Gpu("1234")
     assert gpu._handle == handle
     assert gpu.utilization_percent() == (None if handle is None else 83)
+
+
+def test_a_gpu_without_nvml_tells_nothing(nvml, monkeypatch):
+    def none():
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+
+    monkeypatch.setattr(pynvml, "nvmlInit", none)
+    assert monitor._Gpu("1234").energy_joules() is None

@@ -1,4 +1,6 @@
+import copy
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,29 +19,34 @@ def test_tuned_learns_what_the_blogs_script_learns():
     assert blog[2] != pytest.approx(blog[0], rel=1e-2)
 
 
-def replaying(step, example, restore):
+def replaying(steps, restore):
     """A capture as a GPU makes it, on a CPU: static buffers, that a replay fills and the whole step reads."""
-    static = [tensor.clone() for tensor in example]
-    for _ in range(3):
-        step(*static)
+    statics = [[tensor.clone() for tensor in example] for _, example in steps]
+    for (take, _), static in zip(steps, statics, strict=True):
+        for _ in range(3):
+            take(*static)
     restore()
 
-    def replay(*raw):
-        for buffer, tensor in zip(static, raw, strict=True):
-            buffer.copy_(tensor)
-        return step(*static)
+    def replay_of(take, static):
+        def replay(*raw):
+            for buffer, tensor in zip(static, raw, strict=True):
+                buffer.copy_(tensor)
+            return take(*static)
 
-    return replay, 123
+        return replay
+
+    return [replay_of(take, static) for (take, _), static in zip(steps, statics, strict=True)], 123
 
 
 @pytest.mark.parametrize("path", ["resident", "dataloader"])
 def test_a_captured_step_trains_as_an_eager_one_short_batches_included(path):
     data = image_data(20)  # batches of 8, 8 and 4
     plain, other = bench(data, input=path, batch_size=8), bench(data, input=path, batch_size=8)
-    (network, optimizer), example = (other.network, other.optimizer), next(other.inputs.epoch())
+    (network, optimizer), examples = (other.network, other.optimizer), other.inputs.examples()
+    assert [len(example[0]) for example in examples] == [8, 4]
     other.start_over()
     random = torch.get_rng_state()
-    captured = step.Prepared(other.cell, network, optimizer, other.inputs.load, example, replaying)
+    captured = step.Prepared(other.cell, network, optimizer, other.inputs.load, examples, replaying)
     assert torch.equal(torch.get_rng_state(), random)
     assert captured.held_bytes == 123
     assert captured.compile_seconds > 0
@@ -48,18 +55,46 @@ def test_a_captured_step_trains_as_an_eager_one_short_batches_included(path):
     assert len(set(expected)) == 6
 
 
-def test_a_batch_of_another_size_is_not_replayed():
+def test_a_batch_is_replayed_by_the_graph_of_its_size_and_one_of_another_size_by_none():
     found = bench(image_data(20), input="resident", batch_size=8)
-    sizes = []
+    replayed = []
 
-    def noting(step, example, restore):
-        return lambda *raw: sizes.append(len(raw[0])) or torch.zeros(()), 0
+    def noting(steps, restore):
+        def replay_of(size):
+            return lambda *raw: replayed.append((size, len(raw[0]))) or torch.zeros(())
+
+        return [replay_of(len(example[0])) for _, example in steps], 0
 
     taken = step.Prepared(
-        found.cell, found.network, found.optimizer, found.inputs.load, next(found.batches), capture=noting
+        found.cell, found.network, found.optimizer, found.inputs.load, found.inputs.examples(), capture=noting
     )
-    assert [taken(*raw).item() > 0 for raw in found.inputs.epoch()] == [False, False, True]
-    assert sizes == [8, 8]
+    assert [taken(*raw).item() > 0 for raw in [*found.inputs.epoch(), (torch.arange(5),)]] == [False] * 3 + [True]
+    assert replayed == [(8, 8), (8, 8), (4, 4)]
+
+
+def test_a_rehearsal_takes_a_step_of_each_size_and_trains_nothing():
+    found = bench(image_data(20), input="resident", batch_size=8)
+    before, sizes, load = copy.deepcopy(found.network.state_dict()), [], found.inputs.load
+    made = step.Eager(found.cell, found.network, found.optimizer, lambda *raw: sizes.append(len(raw[0])) or load(*raw))
+    made.rehearse(found.inputs.examples())
+    assert sizes == [8, 4]
+    assert all(torch.equal(value, before[name]) for name, value in found.network.state_dict().items())
+    assert all(parameter.grad is None for parameter in found.network.parameters())
+    assert not any(tensor.any() for tensor in step.optimizer_tensors(found.optimizer))
+
+
+def test_an_eager_step_of_a_gpu_alone_is_rehearsed(monkeypatch):
+    found, rehearsed = bench(image_data(20), input="resident", batch_size=8), []
+    monkeypatch.setattr(step.Eager, "rehearse", lambda self, examples: rehearsed.append(len(examples)))
+    for device in ("cpu", "gpu"):
+        cell = replace(found.cell, device=device)
+        step.build(cell, found.network, found.optimizer, found.inputs.load, found.inputs.examples)
+    assert rehearsed == [2]
+
+
+def test_there_is_no_short_example_where_no_batch_is_short():
+    sizes = [[len(one[0]) for one in bench(image_data(20), batch_size=size).inputs.examples()] for size in (10, 20, 19)]
+    assert sizes == [[10], [20], [19]]  # of 19 a single image is left, which is not trained on
 
 
 def test_bf16_learns_what_fp32_learns_within_its_precision():

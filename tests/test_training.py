@@ -215,3 +215,17 @@ def test_memory_that_is_short_for_the_other_clocks_does_not_cost_the_trial(monke
     found = visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
     assert (found.status, found.percent_of_limit, found.matrix_flops_per_second) == ("ok", None, None)
     assert found.images_per_second > 0
+
+
+def test_memory_that_is_short_for_the_canary_does_not_cost_the_trial(monkeypatch):
+    errors = [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("something else")]
+
+    def short(kind, half):
+        raise errors.pop(0)
+
+    monkeypatch.setattr(limits, "canary", short)
+    found = visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
+    assert (found.status, found.canary_matrix_seconds, found.canary_copy_seconds) == ("ok", None, None)
+    assert found.clocks_seconds > 0
+    with pytest.raises(RuntimeError, match="something else"):
+        visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None)

@@ -183,3 +183,16 @@ def test_a_trial_process_notes_the_commit_before_its_first_trial_and_then_says_t
         process.run(1, num_workers=1, groups=())
     events = [one if isinstance(one, str) else next(iter(one)) for one in told]
     assert events == ["commit", "process_id", "trained", "outcome", "trained", "outcome"]
+
+
+@pytest.mark.parametrize(
+    ("given", "kept"), [("2,10,0", "0,2,10"), ("GPU-b,GPU-a", "GPU-a,GPU-b"), ("1", "1"), ("", ""), (None, None)]
+)
+def test_the_first_gpu_of_every_trial_process_is_the_same(process, monkeypatch, given, kept):
+    """Ray names the GPUs of a process in the order of a set of strings, which differs from process to process."""
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if given is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
+    monkeypatch.setattr(trial, "_fit", lambda *of: Record(measurement=OK))
+    process.run(1, num_workers=1, groups=())
+    assert os.environ.get("CUDA_VISIBLE_DEVICES") == kept

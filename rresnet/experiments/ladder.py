@@ -16,12 +16,15 @@ from rresnet.terminal import number, print_table, say
 if TYPE_CHECKING:
     import pandas as pd
 
-# In the order they are taken; an axis in which the two recipes agree on a device is no rung there.
-_FIRST = (
-    "input", "channels_last", "pointwise", "small_maps", "precision", "cudnn_benchmark",
-    "fused_optimizer", "execution",
+# In the order they are taken; where the two recipes agree on a device is no rung there. cuDNN keeps the kernels that it
+# has found for a layout and precision, however it looked for them, so its search is taken with the layout: a rung of
+# its own would train on what another rung of its process has found.
+_FIRST: tuple[tuple[str, ...], ...] = (
+    ("input",), ("channels_last", "cudnn_benchmark"), ("pointwise",), ("small_maps",), ("precision",),
+    ("fused_optimizer",), ("execution",),
 )  # fmt: skip
-CHANGES = (*_FIRST, *(axis for axis in AXES if axis not in _FIRST))
+_RUNGS = (*_FIRST, *((axis,) for axis in AXES if axis not in sum(_FIRST, ())))
+CHANGES = sum(_RUNGS, ())
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
@@ -40,9 +43,9 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
     for device in devices:
         blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)
         rungs = [blog]
-        for axis in CHANGES:
-            if getattr(rungs[-1], axis) != getattr(tuned, axis):
-                rungs.append(replace(rungs[-1], **{axis: getattr(tuned, axis)}))
+        for axes in _RUNGS:
+            rung = replace(rungs[-1], **{axis: getattr(tuned, axis) for axis in axes})
+            rungs += [rung] if rung != rungs[-1] else []
         for cell in grid.cells(replace(settings, recipe=("blog",)), [device], hardware):  # one a batch size
             found += [replace(cell, recipe="tuned" if axes == tuned else "blog", **vars(axes)) for axes in rungs]
     return found

@@ -117,10 +117,10 @@ class _Gpu:
     """
 
     def __init__(self, uuid: str) -> None:
-        pynvml.nvmlInit()
         self._handle: Any = None
         for name in [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]:
             with contextlib.suppress(pynvml.NVMLError):
+                pynvml.nvmlInit()  # any number of times; a container may have CUDA and not NVML
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(name)
                 break
 

@@ -72,8 +72,9 @@ def _collect() -> None:
 
 
 def free_memory_share(device: Device) -> float:
-    """The share of the device's memory that is free, whoever holds the rest."""
+    """The share of the device's memory that is free, whoever holds the rest; what PyTorch only caches is given back."""
     if device == "gpu":
+        torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()
         return free / total
     memory = psutil.virtual_memory()

@@ -51,6 +51,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     """
     trial, first = Trial.from_json(config["trial"]), not next(_TRIALS)
     if first:
+        _order_gpus()
         environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
         _say_ready()
     _start_groups(config["groups"], how, data[0])
@@ -78,6 +79,13 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     tune.report({"outcome": [outcome], "done": ok})
     if not ok:
         raise TrialProcessSpentError(record.measurement.error_type)
+
+
+def _order_gpus() -> None:
+    """Let the first GPU of this process be that of every other: Ray names those it was given in the order of a set."""
+    if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
+        named = sorted(visible.split(","), key=lambda name: (len(name), name))  # numbers in their order
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(named)
 
 
 def _say_ready() -> None:

@@ -88,6 +88,12 @@ class Inputs:
         while True:
             yield from self.epoch()
 
+    def examples(self) -> list[Raw]:
+        """A batch of each size that there is: a whole one, and where the last of an epoch is shorter, a short one."""
+        whole = next(self.epoch())
+        short = self.images_per_epoch % self._cell.batch_size
+        return [whole, tuple(tensor[:short] for tensor in whole)] if 0 < short < len(whole[0]) else [whole]
+
     def load(self, *raw: torch.Tensor) -> Batch:
         """A batch's images, normalised and in the cell's layout, and labels, on the device."""
         if self._resident:

@@ -20,8 +20,11 @@ PROBE_SECONDS = 0.15  # of repeated calls, for each of the two limits
 LOOK_SECONDS = 0.6  # that one look at the limits takes, allowed for
 CALL_SECONDS = 0.02  # a matrix product is made large enough to take this long
 SMALLEST_MATRIX, LARGEST_MATRIX = 1024, 16384
-COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}  # more than caches hold
+# A copy of more than caches hold, and the matrices of the canary; a GPU keeps them for good, so a small one gets less.
+COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
+COPY_SHARE = 1 / 64  # of a GPU's memory, at most
 CANARY_MATRIX = {"cpu": 1024, "cuda": 8192}
+CANARY_MATRIX_OF_SMALL, SMALL_BYTES = 4096, 32 * 2**30
 
 _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -74,7 +77,7 @@ def measure(kind: str, precision: Precision, threads: int) -> Limits:
     copy_seconds = _fastest(device, _copy(kind), PROBE_SECONDS)
     return Limits(
         matrix_flops_per_second=2 * size**3 / matrix_seconds,
-        copy_bytes_per_second=2 * COPY_BYTES[kind] / copy_seconds,
+        copy_bytes_per_second=2 * _copied_bytes(kind) / copy_seconds,
     )
 
 
@@ -90,12 +93,23 @@ def canary(kind: str, half: bool) -> tuple[float, float]:
 
 @functools.cache
 def _canary_product(kind: str, dtype: torch.dtype) -> Callable[[], object]:
-    return _warmed(torch.device(kind), _matrix_product(torch.device(kind), dtype, CANARY_MATRIX[kind]))
+    small = kind == "cuda" and _memory_bytes() < SMALL_BYTES
+    size = CANARY_MATRIX_OF_SMALL if small else CANARY_MATRIX[kind]
+    return _warmed(torch.device(kind), _matrix_product(torch.device(kind), dtype, size))
+
+
+def _memory_bytes() -> int:
+    """The GPU's, all of it."""
+    return torch.cuda.mem_get_info()[1]
+
+
+def _copied_bytes(kind: str) -> int:
+    return min(COPY_BYTES[kind], int(COPY_SHARE * _memory_bytes())) if kind == "cuda" else COPY_BYTES[kind]
 
 
 @functools.cache
 def _copy(kind: str) -> Callable[[], object]:
-    source = torch.ones(COPY_BYTES[kind], dtype=torch.uint8, device=kind)
+    source = torch.ones(_copied_bytes(kind), dtype=torch.uint8, device=kind)
     target = torch.empty_like(source)
     return _warmed(torch.device(kind), lambda: target.copy_(source))
 

@@ -30,7 +30,8 @@ class _Rectified(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
         (y,) = ctx.saved_tensors
-        return gradient * y.sign()
+        result: torch.Tensor = gradient * y.sign()
+        return result
 
 
 def for_the_compiler(model: nn.Module) -> None:

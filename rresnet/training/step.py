@@ -4,7 +4,7 @@ import functools
 import os
 import time
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -89,12 +89,19 @@ class Eager:
         self.scaler.update()
         return loss.detach()
 
+    def rehearse(self, examples: Sequence[Raw]) -> None:
+        """Take a step with each, and undo them: what the libraries look for at a shape's first step is then found."""
+        state = State(self.model, self.optimizer, self.scaler)
+        for raw in examples:
+            self(*raw)
+        state.restore()
+
 
 class Prepared(Eager):
-    """A step that is made ready, compiled or captured, for batches of one size.
+    """A step that is made ready, compiled or captured, for whole batches.
 
-    A batch of another size, an epoch's last, is trained on eagerly: it is not dropped, nor a reason to compile again.
-    Making ready takes steps, and undoes them.
+    The short batch at an epoch's end is not dropped, nor a reason to compile again: it is trained on eagerly, and
+    captured as such where whole ones are. Making ready takes steps, and undoes them.
     """
 
     def __init__(
@@ -103,29 +110,32 @@ class Prepared(Eager):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         load: Load,
-        example: Raw,
+        examples: Sequence[Raw],
         capture: "Capture | None" = None,
     ) -> None:
-        """Make ready for batches like `example`; `capture`, where given, makes one graph of the whole step."""
+        """Make ready for batches like `examples`, the first a whole one; `capture` makes a graph of each one's step."""
         super().__init__(cell, model, optimizer, load)
-        self._shapes = [tensor.shape for tensor in example]
         start, state = time.perf_counter(), State(model, optimizer)
         compiler = Compiler() if cell.execution == "compile" else None
         forward = compiler.compile(self.forward) if compiler else self.forward
-        self._step: Step = functools.partial(self.train, forward)
+        steps: list[Step] = [functools.partial(self.train, forward), *[super().__call__] * (len(examples) - 1)]
         if capture:
-            self._step, self.held_bytes = capture(self._step, example, state.restore)
+            steps, self.held_bytes = capture(list(zip(steps, examples, strict=True)), state.restore)
         else:
-            self._step(*example)
+            for step, example in zip(steps, examples, strict=True):
+                step(*example)
         state.restore()
+        self._steps = {_shapes(example): step for step, example in zip(steps, examples, strict=True)}
         self.compile_seconds = time.perf_counter() - start
         self.compile_cache = compiler.cache if compiler else None
 
     def __call__(self, *raw: torch.Tensor) -> torch.Tensor:
         """Take one step."""
-        if [tensor.shape for tensor in raw] != self._shapes:
-            return super().__call__(*raw)
-        return self._step(*raw)
+        return self._steps.get(_shapes(raw), super().__call__)(*raw)
+
+
+def _shapes(raw: Raw) -> tuple[torch.Size, ...]:
+    return tuple(tensor.shape for tensor in raw)
 
 
 class Compiler:
@@ -162,32 +172,41 @@ class Compiler:
         return int(hits), int(counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_bypass"])
 
 
-Capture = Callable[[Step, Raw, Callable[[], None]], tuple[Step, int]]  # step, example, restore -> replay, bytes held
+# Steps with an example each, restore -> what replays each, bytes held.
+Capture = Callable[[Sequence[tuple[Step, Raw]], Callable[[], None]], tuple[list[Step], int]]
 CAPTURE_WARMUP_STEPS = 3  # on a side stream, as PyTorch's notes on CUDA graphs ask for
 
 
-def capture(step: Step, example: Raw, restore: Callable[[], None]) -> tuple[Step, int]:
-    """Record `step` as one CUDA graph; what replays it, and the bytes of device memory that the graph keeps.
+def capture(steps: Sequence[tuple[Step, Raw]], restore: Callable[[], None]) -> tuple[list[Step], int]:
+    """Record each step as one CUDA graph; what replays them, and the bytes of device memory that the graphs keep.
+
+    They share that memory: each drops the gradients that the one before has left, and reads nothing else of it.
 
     Args:
-        step: the whole step, whose only inputs are its tensors.
-        example: tensors of the shapes to capture.
-        restore: puts back what the steps before the capture have changed, and drops the gradients, so that the graph
-            makes its own.
+        steps: whole steps, whose only inputs are their tensors, with examples of the shapes to capture.
+        restore: puts back what the steps before the capture have changed, and drops the gradients, so that the graphs
+            make their own.
     """
-    static = [tensor.to("cuda", copy=True) for tensor in example]
+    statics = [[tensor.to("cuda", copy=True) for tensor in example] for _, example in steps]
     side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
-        for _ in range(CAPTURE_WARMUP_STEPS):
-            step(*static)
+        for (step, _), static in zip(steps, statics, strict=True):
+            for _ in range(CAPTURE_WARMUP_STEPS):
+                step(*static)
     torch.cuda.current_stream().wait_stream(side)
     restore()
-    graph, before = torch.cuda.CUDAGraph(), torch.cuda.memory_allocated()
+    pool, before = torch.cuda.graph_pool_handle(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    with torch.cuda.graph(graph):
+    replays = [_captured(step, static, pool) for (step, _), static in zip(steps, statics, strict=True)]
+    return replays, torch.cuda.max_memory_allocated() - before
+
+
+def _captured(step: Step, static: Sequence[torch.Tensor], pool: Any) -> Step:
+    """What replays the step for batches copied into `static`, from a graph whose memory is of `pool`."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph, pool=pool):
         loss = step(*static)
-    held = torch.cuda.max_memory_allocated() - before
 
     def replay(*raw: torch.Tensor) -> torch.Tensor:
         for buffer, tensor in zip(static, raw, strict=True):
@@ -195,17 +214,20 @@ def capture(step: Step, example: Raw, restore: Callable[[], None]) -> tuple[Step
         graph.replay()
         return loss.clone()  # the next replay writes over it
 
-    return replay, held
+    return replay
 
 
 def build(
-    cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer, load: Load, example: Callable[[], Raw]
+    cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer, load: Load, examples: Callable[[], list[Raw]]
 ) -> Eager:
-    """The cell's training step; what has to be made ready for its shapes is, with an `example` of its batches."""
+    """The cell's training step, ready for batches like the `examples`: a whole one, and a short one if there is any."""
     if cell.execution == "eager":
-        return Eager(cell, model, optimizer, load)
+        made = Eager(cell, model, optimizer, load)
+        if cell.device == "gpu":  # cuDNN looks for its kernels at the first batch of each size: not while it is timed
+            made.rehearse(examples())
+        return made
     # On a GPU a compiled step is captured too: the compiler fuses kernels, the graph spares their launches.
-    return Prepared(cell, model, optimizer, load, example(), capture if cell.device == "gpu" else None)
+    return Prepared(cell, model, optimizer, load, examples(), capture if cell.device == "gpu" else None)
 
 
 class State:
@@ -219,7 +241,9 @@ class State:
         self._copies = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
         self._before = {id(t): t.clone() for t in optimizer_tensors(optimizer)}
         self._random = torch.get_rng_state()
-        self._cuda_random = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []
+        # A cell on the CPU does not start CUDA, which would take memory of the GPU.
+        cuda_runs: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
+        self._cuda_random = torch.cuda.get_rng_state_all() if cuda_runs else []
 
     @torch.no_grad()
     def restore(self) -> None:
@@ -233,7 +257,7 @@ class State:
         if self._scaler and self._scaling:  # empty where it is off
             self._scaler.load_state_dict(self._scaling)
         torch.set_rng_state(self._random)
-        torch.cuda.set_rng_state_all(self._cuda_random)
+        torch.cuda.set_rng_state_all(self._cuda_random)  # of none where CUDA does not run
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:

@@ -1,6 +1,7 @@
 """The training loops: a timed visit to a cell that stays hot, and whole epochs."""
 
 import math
+import re
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -177,7 +178,7 @@ def _record(
     bench: Workbench,
     watch: Stopwatch,
     usage: Usage,
-    canary: tuple[float, float],
+    canary: tuple[float | None, float | None],
     settled: bool,
     startup_seconds: float,
     *,
@@ -192,7 +193,7 @@ def _record(
     start = time.perf_counter()
     communication_seconds = bench.communication_seconds(measured)  # first: a part of what holds a step up
     (others, limit), work = _clocks(bench, measured), bench.work
-    clocks_seconds = sum(canary) + time.perf_counter() - start
+    clocks_seconds = sum(seconds or 0.0 for seconds in canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
         raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
     achieved = rate / bench.world * work.flops if work else None
@@ -262,14 +263,30 @@ def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.L
     return others, limit
 
 
+# What PyTorch's CPU allocator, the CUDA driver, cuBLAS and cuDNN say in errors of other kinds, the last two where they
+# found no kernel whose workspace had room.
+_MEMORY_SHORT = re.compile(
+    "can't allocate memory|out of memory|ALLOC_FAILED|unable to find an engine|Unable to find a valid cuDNN algorithm"
+)
+
+
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short; PyTorch's CPU allocator raises a plain RuntimeError, known by its text alone."""
-    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    """Whether memory was short, for it or for an error that it came from: a capture that fails tells only of itself."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or _MEMORY_SHORT.search(str(error)):
+        return True
+    cause = error.__cause__ or error.__context__
+    return cause is not None and is_out_of_memory(cause)
 
 
-def _canary(device: torch.device) -> tuple[float, float]:
+def _canary(device: torch.device) -> tuple[float | None, float | None]:
+    """Seconds of the canary's product and copy; None where memory has no room for them beside the cell."""
     machine = hardware.probe()
-    return limits.canary(device.type, half=machine.gpu_bf16 if device.type == "cuda" else machine.cpu_bf16)
+    try:
+        return limits.canary(device.type, half=machine.gpu_bf16 if device.type == "cuda" else machine.cpu_bf16)
+    except (MemoryError, RuntimeError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return None, None
 
 
 def _gpu_uuid(device: torch.device) -> str | None:

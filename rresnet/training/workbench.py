@@ -69,7 +69,7 @@ class Workbench:
             )
         self.network.train()
         self.train_step = step.build(
-            cell, self.network, self.optimizer, self.inputs.load, lambda: next(self._new_inputs().epoch())
+            cell, self.network, self.optimizer, self.inputs.load, lambda: self._new_inputs().examples()
         )
 
     def limit(self, *, look: bool = False) -> Limits:
