@@ -17,7 +17,7 @@ HOUSE = [
     ("reporting", "report page sections speed use section parts rows trackers export"),
     ("experiments", "ladder blog scaling experiment running planning search growth"),
     ("figures", "bars amounts drawing"),
-    ("analysis", "diff_text diff reference decision costs prediction scaling answer regimes unpaired comparison"),
+    ("analysis", "diff_text diff reference decision costs prediction scaling compiling answer regimes unpaired comparison"),
     ("analysis", "ranking rates pairing frames prices statistics alike"),
     ("runner", "trial group hot exchange sweep lane events handout agenda cluster machines layout"),
     ("training", "train workbench clocks limits timing step model relu convolution inputs"),

@@ -1,0 +1,73 @@
+"""Whether compiling pays, in sentences."""
+
+import pytest
+from samples import make_cell
+from tables import trials as made
+
+from rresnet.analysis import compiling
+
+CELLS = {execution: make_cell(execution=execution, batch_size=8) for execution in ("eager", "graph", "compile")}
+
+
+def measured(compile_seconds=(50.0, None, 10.0, None), **rates):
+    """Rows of the executions with the given images a second, one process for two repeats."""
+    table = made(*((CELLS[execution], of_one) for execution, of_one in rates.items()))
+    found = dict(enumerate(compile_seconds))
+    table["compile_seconds"] = table["repeat"].map(found).where(table["execution"] == "compile")
+    table["compile_cache"] = table["compile_seconds"].map({50.0: "cold", 10.0: "warm"})
+    return table
+
+
+def test_what_compiling_brings_and_costs_and_after_how_long_it_pays():
+    (line,) = compiling.told(measured(eager=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0]))
+    assert line.startswith("cpu blog batch 8, compiled over eager: 1.25 (")
+    # 250 s train 25,000 images eagerly; compiled they take 200 s, after 50 s of compiling.
+    assert line.endswith(
+        "times the images/s; compiling takes 50 s cold and 10 s warm, and pays where training takes longer than "
+        "4 min 10 s."
+    )
+
+
+def test_it_is_told_over_the_fastest_of_the_others():
+    (line,) = compiling.told(measured(eager=[50.0] * 4, graph=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0]))
+    assert "compiled over graph: 1.25" in line
+
+
+@pytest.mark.parametrize(
+    ("rates", "told"),
+    [
+        ([80.0, 80.1, 79.9, 80.0], "0.80 (0.80 - 0.80) times the images/s; compiling takes 50 s cold and 10 s warm."),
+        (
+            [90.0, 130.0, 80.0, 110.0],
+            "times the images/s, not distinguishable; compiling takes 50 s cold and 10 s warm.",
+        ),
+    ],
+)
+def test_what_is_no_faster_does_not_pay(rates, told):
+    (line,) = compiling.told(measured(eager=[100.0] * 4, compile=rates))
+    assert line.endswith(told)
+    assert "pays" not in line
+
+
+def test_what_was_not_measured_is_told_so():
+    table = measured(eager=[100.0] * 4, compile=[125.0] * 4, compile_seconds=(None,) * 4)
+    (line,) = compiling.told(table)
+    assert line.endswith("times the images/s; how long compiling took is not known.")
+    apart = table[(table["execution"] == "eager") == (table["repeat"] < 2)]
+    (line,) = compiling.told(apart)
+    assert "compiled over eager: never measured side by side" in line
+    assert compiling.told(table[table["execution"] == "compile"]) == []
+    assert compiling.told(table[table["execution"] == "eager"]) == []
+
+
+def test_settings_are_paired_with_their_own_kind_and_a_second_copy_with_none():
+    other = [make_cell(execution=execution, batch_size=16) for execution in ("eager", "compile")]
+    twice = make_cell(execution="eager", batch_size=8, copy=1)
+    table = made(
+        (CELLS["eager"], [100.0] * 4), (CELLS["compile"], [200.0] * 4), (twice, [900.0] * 4),
+        (other[0], [100.0] * 4), (other[1], [300.0] * 4),
+    ).assign(compile_seconds=None, compile_cache=None)  # fmt: skip
+    lines = compiling.told(table)
+    assert [(line.split(",")[0], line.split(": ")[1][:4]) for line in sorted(lines)] == [
+        ("cpu blog batch 16", "3.00"), ("cpu blog batch 8", "2.00")
+    ]  # fmt: skip
