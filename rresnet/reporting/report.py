@@ -9,7 +9,6 @@ import pandas as pd
 from rich.console import Console
 
 import rresnet
-from rresnet import scratch
 from rresnet.analysis import answer, decision, scaling
 from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
@@ -50,20 +49,18 @@ def write(
     chapters = [_chapter(number, part, known, searched) for number, part in enumerate(own, start=1)]
     summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
     whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
+    drawn = {name: content for chapter in chapters for name, content in _figures(chapter).items()}
+    texts = {name: text.encode("utf-8", "replace") for name, text in (("summary.md", summary), ("index.html", whole))}
     to = place.at(out or folders[0] / "report")
     try:
-        with scratch.folder() as drawn:
-            files = [file.name for chapter in chapters for file in _figures(chapter, drawn)]
-            for name in files:
-                to.write(name, (drawn / name).read_bytes())
-        for name, text in (("summary.md", summary), ("index.html", whole)):
-            to.write(name, text.encode("utf-8", "replace"))
+        for name, content in (drawn | texts).items():
+            to.write(name, content)
     except OSError as error:
         raise StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
     first = page.lead(chapters, decisions) if chapters else ["There are no trials in these results."]
     for line in first:
         say(console, line)
-    told = f"Report: {to.told('index.html')}; beside it summary.md and {len(files)} figure files."
+    told = f"Report: {to.told('index.html')}; beside it summary.md and {len(drawn)} figure files."
     say(console, told)
     return to.told("index.html")
 
@@ -98,11 +95,11 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
     )
 
 
-def _figures(chapter: Chapter, folder: Path) -> list[Path]:
+def _figures(chapter: Chapter) -> dict[str, bytes]:
     of = re.sub(r"[^\w.-]", "_", f"{chapter.part.run_id}-{chapter.part.machine}")
-    return [
-        file
+    return {
+        name: content
         for section in chapter.sections
         if section.figure
-        for file in drawing.save(section.figure, folder / f"{section.key}-{of}", section.svg)
-    ]
+        for name, content in drawing.files(section.figure, f"{section.key}-{of}", section.svg).items()
+    }
