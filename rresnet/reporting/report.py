@@ -10,15 +10,16 @@ from rich.console import Console
 
 import rresnet
 from rresnet.analysis import answer, decision, scaling
+from rresnet.analysis.costs import costs as costs_of
 from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
 from rresnet.config import OF_SIZES
 from rresnet.experiments import ladder
 from rresnet.figures import drawing
-from rresnet.reporting import page, parts
+from rresnet.reporting import page, parts, speed, use
 from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
-from rresnet.reporting.sections import sections
+from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.tables import place
 from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
@@ -93,6 +94,29 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
         sections=[] if without else sections(part, cells, prices),
         without_figures=without,
     )
+
+
+def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
+    """The sections of a part and its `answer.compared` in their order, those without anything to show included."""
+    measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
+    if measured.empty:
+        return []
+    shown = measured.head(MOST_LINES)
+    first_copies = part.trials[part.trials["copy"] == 0]
+    costs = costs_of(first_copies, used(first_copies, prices))  # the others are for other parts of the report
+    found = [
+        speed.speedups(measured),
+        speed.batch_sizes(part, measured),
+        speed.climbs(part),
+        use.time(part, shown),
+        use.clocks(part, shown),
+        use.limit(shown),
+        speed.learning(part, measured),
+        use.memory(shown),
+        use.energy(shown, costs),
+        use.cost(costs, prices),
+    ]
+    return [section for section in found if section is not None]
 
 
 def _figures(chapter: Chapter) -> dict[str, bytes]:
