@@ -66,17 +66,12 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
 def check_batches(planned: Planned, images: data.ImageData) -> None:
     """Raise UsageError where a batch of what can run is larger than a worker's share of the data set."""
     for cell in dict.fromkeys(trial.cell for trial, reason in planned if reason is None):
-        share = len(images.train.labels) // cell.num_workers
-        if cell.batch_size > share and cell.num_workers == 1:
-            raise UsageError(
-                f"--batch-size {cell.batch_size} is more than the {share} training images of {cell.dataset}: "
-                f"give at most {share}, or a larger --dataset"
-            )
+        share, workers = len(images.train.labels) // cell.num_workers, cell.num_workers
+        each, flags = (f" that each of {workers} workers has", " or --num-workers") if workers > 1 else ("", "")
         if cell.batch_size > share:
             raise UsageError(
                 f"{cell.batch_size} images per step and worker are more than the {share} training images of "
-                f"{cell.dataset} that each of {cell.num_workers} workers has: lower --batch-size or --num-workers, or "
-                "give a larger --dataset"
+                f"{cell.dataset}{each}: lower --batch-size{flags}, or give a larger --dataset"
             )
 
 
