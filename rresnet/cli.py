@@ -15,9 +15,7 @@ from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import experiment, planning, running
 from rresnet.terminal import say
-
-OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143
-
+from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, TERMINATED, WRONG_REQUEST
 
 PLAIN_WIDTH = 140  # of what goes to a file or a pipe
 

@@ -10,9 +10,9 @@ from rich.console import Console
 
 from rresnet import __version__, usage
 from rresnet.cell import UsageError
-from rresnet.cli import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 from rresnet.tables import place
 from rresnet.terminal import say
+from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 
 DESCRIPTION = """What should you train on? Measure it, then look at it with the commands below.
 

@@ -193,3 +193,8 @@ class Settings:
     def repeats_planned(self) -> int:
         """Repeats, with the default resolved."""
         return self.repeats or (1 if self.epochs else DEFAULT_REPEATS)
+
+    @property
+    def processes_planned(self) -> int:
+        """Processes that the repeats are spread over: at most one a repeat."""
+        return min(self.processes, self.repeats_planned)

@@ -92,15 +92,15 @@ def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> l
     """Every cell once in each repeat, in the order they run.
 
     Repeats are outermost, so that slow drift of the machine meets every cell alike; the order within a repeat is
-    shuffled by the seed, so that no cell always follows the same neighbour. Consecutive repeats share a trial process.
+    shuffled by the seed, so that no cell always follows the same neighbour. Consecutive repeats share a trial process;
+    there are at most as many processes as repeats (`Settings.processes_planned`).
     """
-    process_of = [repeat * min(processes, repeats) // repeats for repeat in range(repeats)]
+    process_of = [repeat * processes // repeats for repeat in range(repeats)]
     return [trial for repeat, process in enumerate(process_of) for trial in _repeat(cells, repeat, process, seed)]
 
 
 def more(cells: Sequence[Cell], part: int, *, repeats: int, processes: int, seed: int) -> list[Trial]:
     """What comes after the plan of so many repeats and processes: its `part`-th extension, one process more each."""
-    processes = min(processes, repeats)
     length = repeats // processes
     first = repeats + part * length
     return [trial for i in range(length) for trial in _repeat(cells, first + i, processes + part, seed)]

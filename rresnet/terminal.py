@@ -1,5 +1,6 @@
 """How things are told in a terminal: text as it is, tables that fit into it, seconds as a person says them."""
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 
 from rich import box
@@ -101,5 +102,5 @@ def duration(seconds: float) -> str:
 
 
 def short_hash(text: str) -> str:
-    """The first digits of a commit's hash, and what follows it; a short text as it is."""
-    return text[:10] + text[40:]
+    """The first digits of a commit's hash, and what follows it; a text that begins with no such hash as it is."""
+    return re.sub("^([0-9a-f]{10})[0-9a-f]{30}", r"\1", text)

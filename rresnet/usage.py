@@ -1,4 +1,4 @@
-"""The command line, made from settings and functions: flags in groups, help that fits, and what was likely meant."""
+"""The command line, made from settings and functions: flags in groups, help that fits, what was meant, exit codes."""
 
 import ast
 import difflib
@@ -24,6 +24,7 @@ from rresnet.terminal import say
 S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
+OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # exit codes
 WIDTH = 78  # of the words before the flags; the flags are fitted to the terminal
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 

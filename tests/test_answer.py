@@ -58,6 +58,15 @@ def test_the_fastest_is_never_slower_than_the_second_in_the_repeats_that_both_ha
     assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x the second" in text
 
 
+def test_the_ratio_that_scatters_is_that_of_the_fastest_and_the_second():
+    # By its rate `tuned` leads and `large` is second; where both were measured `blog` is 1.11 times as fast as it.
+    large = make_cell(batch_size=256)
+    cells = (TUNED, [90.0, 90.0, 90.0, 400.0]), (large, [60.0, 180.0, 70.0, 250.0]), (BLOG, [99.0, 100.0, 101.0, None])
+    text = printed(trials(*cells).assign(process=0))
+    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x the second" in text
+    assert "That ratio scatters by 1.0 % from repeat to repeat (standard deviations)." in text
+
+
 def test_a_projected_epoch_is_that_of_the_rate():
     cells = rates.by_cell(trials((BLOG, [50.0, 200.0, 100.0, 400.0])))
     assert cells["epoch_seconds"].iloc[0] == pytest.approx(10_000 / cells["images_per_second"].iloc[0])

@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 # From the front door to the foundations: a module imports only what stands after it, and so does a folder.
 HOUSE = [
     ("", "command doctor cli usage"),
-    ("reporting", "report page sections speed use section parts rows trackers export"),
+    ("reporting", "report page speed use section parts rows trackers export"),
     ("experiments", "ladder blog scaling experiment running planning search growth"),
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff reference decision costs prediction scaling compiling answer regimes unpaired comparison"),

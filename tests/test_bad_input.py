@@ -25,7 +25,7 @@ FLAGS = [
     (["--batch-size", "1.5"], "--batch-size"),
     (["--batch-size", "32", "32"], "--batch-size names 32 twice"),
     (["--batch-size"], "--batch-size"),
-    (["--batch-size", "10001"], "--batch-size 10001 is more than the 10000 training images"),
+    (["--batch-size", "10001"], "10001 images per step and worker are more than the 10000 training images"),
     (["--batchsize", "3"], "Perhaps you meant"),
     (["--device", "tpu"], "'cpu', 'gpu'"),
     (["--device", "cpu", "cpu"], "--device names cpu twice"),

@@ -65,7 +65,9 @@ def test_a_dry_run_refuses_batches_that_the_run_would_or_says_that_they_are_not_
     where = ["--dry-run", "--batch-size", "20000", "--repeats", "1", "--results-dir", str(tmp_path / "out")]
     done = compare(*where)
     assert done.returncode == 2
-    assert "--batch-size 20000 is more than the 10000 training images of fashion-mnist-12k" in done.stderr
+    assert (
+        "20000 images per step and worker are more than the 10000 training images of fashion-mnist-12k" in done.stderr
+    )
     assert "planned trials" not in done.stdout
     done = compare(*where, "--dataset", "cifar10")
     assert done.returncode == 0

@@ -42,6 +42,7 @@ def test_wrong_settings_say_what_is_wrong(changes, message):
 
 def test_defaults_follow_the_kind_of_trial():
     assert (Settings().repeats_planned, Settings(epochs=2).repeats_planned) == (12, 1)
+    assert (Settings().processes_planned, Settings(epochs=2).processes_planned) == (3, 1)
 
 
 def test_the_time_limit_follows_the_cell():

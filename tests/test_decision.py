@@ -203,6 +203,26 @@ def test_two_versions_of_pytorch_on_one_machine_are_not_averaged():
     ]
 
 
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"driver_version": "570.1"}, "driver 570.1"),
+        ({"cuda_version": "12.8"}, "cuda 12.8"),
+        ({"cpu_model": "A CPU"}, "cpu model A CPU"),
+        ({"gpu_name": "NVIDIA A100"}, "gpu name NVIDIA A100"),
+        ({"os_version": "Linux 6.8.0-45-generic"}, "os Linux 6.8.0-45-generic"),  # the end of it may be what differs
+        ({}, "environment a"),  # rows of a CPU do not have the GPU's driver
+    ],
+)
+def test_two_environments_of_one_machine_have_two_names(changes, told):
+    one = trials((BLOG, [100.0] * 3), run_id="r1").assign(environment_fingerprint="a", **changes)
+    unknown = dict.fromkeys(changes)
+    table = pd.concat([one, one.assign(run_id="r2", environment_fingerprint="b", **unknown)])
+    first, second = decision.costs(table)["setting"]
+    assert first == f"cpu blog batch 64 ({told})"
+    assert second not in (first, "cpu blog batch 64")
+
+
 def test_a_failed_trial_that_does_not_know_its_machine_makes_no_second_row():
     table = pd.concat([trials((BLOG, [100.0] * 3)), trials((BLOG, [100.0]), status="killed", hostname=None)])
     assert decision.costs(table)["setting"].tolist() == ["cpu blog batch 64"]

@@ -176,7 +176,7 @@ def test_a_figure_of_the_report(copy):
     from results import BLOG, TUNED, trials, write
 
     (diff,) = blocks("A figure of the report", "diff")
-    assert apply(diff, copy) == ["rresnet/reporting/use.py", "rresnet/reporting/sections.py"]
+    assert apply(diff, copy) == ["rresnet/reporting/use.py", "rresnet/reporting/report.py"]
     rows = trials((BLOG, [100, 101, 99]), (TUNED, [200, 201, 199]))
     write(copy / "results", [row | {"canary_matrix_seconds": 0.01 * (row["repeat"] + 1)} for row in rows])
     code = "import sys; from rresnet.command import main; sys.exit(main(sys.argv[1:]))"

@@ -68,12 +68,12 @@ def test_drawing_leaves_the_programs_settings_alone():
     assert rcParams["font.size"] == before
 
 
-def test_png_and_svg_are_written(tmp_path):
+def test_a_figure_is_a_png_and_an_svg_file():
     figure = bars.amounts({"a": 1.5}, "MiB")
-    png, svg = drawing.save(figure, tmp_path / "new" / "v1.2", drawing.svg(figure))
-    assert (png.name, svg.name) == ("v1.2.png", "v1.2.svg")
-    assert png.read_bytes().startswith(b"\x89PNG")
-    assert ">1.5<" in svg.read_text()
+    files = drawing.files(figure, "new/v1.2", drawing.svg(figure))
+    assert list(files) == ["new/v1.2.png", "new/v1.2.svg"]
+    assert files["new/v1.2.png"].startswith(b"\x89PNG")
+    assert ">1.5<" in files["new/v1.2.svg"].decode()
 
 
 def test_amounts_stand_beside_their_bars():

@@ -120,7 +120,8 @@ def test_repeats_are_outermost_and_processes_take_consecutive_ones():
 
 
 def test_more_processes_than_repeats_gives_each_repeat_its_own():
-    assert [t.process for t in grid.plan([make_cell()], repeats=2, processes=5, seed=1)] == [0, 1]
+    processes = Settings(repeats=2, processes=5).processes_planned
+    assert [t.process for t in grid.plan([make_cell()], repeats=2, processes=processes, seed=1)] == [0, 1]
 
 
 def test_the_seed_alone_decides_the_order():
@@ -137,7 +138,8 @@ def test_the_seed_alone_decides_the_order():
 @given(st.integers(1, 8), st.integers(1, 30), st.integers(1, 40), st.integers(0, 2**31))
 def test_every_cell_is_planned_once_in_every_repeat(count, repeats, processes, seed):
     cells = [make_cell(batch_size=b + 1) for b in range(count)]
-    trials = grid.plan(cells, repeats=repeats, processes=processes, seed=seed)
+    planned = Settings(repeats=repeats, processes=processes).processes_planned
+    trials = grid.plan(cells, repeats=repeats, processes=planned, seed=seed)
     assert len({t.trial_id for t in trials}) == len(trials) == count * repeats
     assert [t.process for t in trials] == sorted(t.process for t in trials)
     assert len({t.process for t in trials}) == min(processes, repeats)

@@ -21,7 +21,7 @@ class FakeSweep:
 
     def __init__(self, settings, scatter):
         self.scatter, self.rows, self.parts = scatter, [], []
-        self.execute(grid.plan(CELLS, repeats=settings.repeats_planned, processes=settings.processes, seed=42))
+        self.execute(grid.plan(CELLS, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=42))
         self.parts.clear()
 
     def execute(self, trials):

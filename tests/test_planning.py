@@ -43,11 +43,12 @@ def test_the_opening_says_what_is_trained_on_what(done, told, short_side, shrunk
     [
         (
             {"batch_size": (64, 1235)},
-            "1235 is more than the 1234 training images of photos: give at most 1234",
+            "1235 images per step and worker are more than the 1234 training images of photos: lower --batch-size, or",
         ),
         (
             {"batch_size": (618,), "num_workers": (1, 2)},
-            "618 images per step and worker are more than the 617 training images of photos that each of 2",
+            "618 images per step and worker are more than the 617 training images of photos that each of 2 "
+            "workers has: lower --batch-size or --num-workers, or",
         ),
     ],
 )

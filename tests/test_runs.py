@@ -132,6 +132,7 @@ def test_a_commit_whose_code_was_changed_is_another(tmp_path, monkeypatch):
         (tmp_path / unmeasured).write_text("new")
     assert told("a") == commit
     assert short_hash(changed) == f"{commit[:10]}-dirty-{changed[-8:]}"
+    assert short_hash("Linux 6.8.0-45-generic") == "Linux 6.8.0-45-generic"
 
 
 def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):

@@ -30,17 +30,6 @@ MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]
 # Trained the same: settings that differ in these do not beat one another.
 TASK = ["model", "dataset", "dataset_fingerprint", "image_size"]
 
-# Told: of two machines, of two result sets, and of a setting that one machine has twice.
+# Told: of two machines; of two result sets, and of a setting that one machine has twice.
 OF_TWO_MACHINES = ["hostname", *MACHINE, *(column for column in COMPARED if column not in MACHINE)]
 OF_TWO_SETS = ["hostname", *COMPARED, "ray_version", "git_commit"]
-OF_ONE_TWICE = (
-    "os_version",
-    "python_version",
-    "torch_version",
-    "torchvision_version",
-    "ray_version",
-    "rresnet_version",
-    "variables",
-    "git_commit",
-    "dataset_fingerprint",
-)

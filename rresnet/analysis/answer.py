@@ -214,8 +214,11 @@ def ratio_text(estimate: float | None, low: float | None, high: float | None, no
 def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """What adds to the interval of the lead, and what it would take to halve it."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
-    pairs = pairing.paired(trials, measured[0]["cell_id"], measured[1]["cell_id"]) if len(measured) > 1 else None
-    if pairs is None or len(pairs) < MINIMUM_REPEATS:
+    if len(measured) < 2:
+        return []
+    first, second = _first_two(trials, measured)
+    pairs = pairing.paired(trials, first["cell_id"], second["cell_id"])
+    if len(pairs) < MINIMUM_REPEATS:
         return []
     lead = pairing.lead(pairs)
     parts, half = lead.parts, lead.half_width

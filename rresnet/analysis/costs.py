@@ -53,8 +53,11 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
             f"no price fits a trial: there are prices for {', '.join(p.what for p in prices)}, "
             f"the trials ran on {', '.join(there)}"
         )
-    for row in rows:
-        row["setting"] = _setting(row, rows)
+    names = [_setting(row, rows) for row in rows]
+    for row, of_row in zip(rows, names, strict=True):
+        # Rows of a CPU do not tell the GPU's driver, which is another environment all the same.
+        twice = names.count(of_row) > 1
+        row["setting"] = f"{of_row} (environment {_version(row['environment_fingerprint'])})" if twice else of_row
     front = _front(rows)
     return pd.DataFrame([row | {"on_front": on} for row, on in zip(rows, front, strict=True)])
 
@@ -71,7 +74,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
         return None if an_hour is None or pd.isna(seconds) else float(seconds) / 3600 * an_hour
 
     return {
-        **{c: first.get(c) for c in (*alike.AVERAGED, "cpu_model", "gpu_name", *alike.OF_ONE_TWICE)},
+        **{c: first.get(c) for c in (*alike.AVERAGED, "gpu_name", *alike.OF_TWO_SETS)},
         "nodes": nodes,
         "price_per_hour": price.per_hour if price else None,
         "epoch_cost": cost(row["epoch_seconds"]),
@@ -92,7 +95,7 @@ def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
     twice = [r for r in there if r["cell_id"] == row["cell_id"]]
     told = [
         f"{c.removesuffix('_version').replace('_', ' ')} {_version(row[c])}"
-        for c in alike.OF_ONE_TWICE
+        for c in (*alike.OF_TWO_SETS, "gpu_name")
         if len({_version(r[c]) for r in twice}) > 1
     ]
     return " ".join([*parts, *([f"({', '.join(told)})"] if told else [])])

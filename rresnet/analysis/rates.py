@@ -49,15 +49,14 @@ def _summed_up(ok: pd.DataFrame) -> pd.DataFrame:
     energy = numbers["energy_joules"].where(numbers["energy_joules"] > 0)
     numbers["epoch_joules"] = energy / numbers["measured_images"] * numbers["epoch_images"]
     of_cell = numbers.groupby(ok["cell_id"])
-    votes = ok.groupby(["cell_id", "bottleneck"]).size().reset_index(name="trials")
-    votes = votes.sort_values(["trials", "bottleneck"], ascending=[False, True]).drop_duplicates("cell_id")
+    votes = ok.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
     return pd.DataFrame(
         {
             **of_cell[["epoch_seconds", "epoch_images", "percent_of_limit"]].median(),
             **of_cell[["epoch_joules", "test_accuracy"]].mean(),
             "peak_memory_bytes": of_cell["peak_memory_bytes"].max(),
             "epoch_seconds_kind": ok.groupby("cell_id")["epoch_seconds_kind"].first(),
-            "bottleneck": votes.set_index("cell_id")["bottleneck"],
+            "bottleneck": votes.agg(lambda cast: cast.mode()[0]),  # of as many votes the first by name
         }
     )
 

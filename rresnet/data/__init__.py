@@ -4,6 +4,7 @@ import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -69,13 +70,7 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
         check_memory(dataset, len(split.labels), split.images.shape[1], image_size)
     train, test = _resized(source.train, image_size), _resized(source.test, image_size)
     _check_learnable(dataset, train, test, source.classes)
-    return ImageData(
-        train=train,
-        test=test,
-        classes=source.classes,
-        short_side=source.short_side,
-        fingerprint=_fingerprint(train, test),
-    )
+    return ImageData(**vars(source) | {"train": train, "test": test, "fingerprint": _fingerprint(train, test)})
 
 
 def _embedded(data_dir: Path | None, image_size: int, seed: int) -> Source:
@@ -98,23 +93,19 @@ def _synthetic(data_dir: Path | None, image_size: int, seed: int) -> Source:
     return Source(train=split(50_000), test=split(10_000), classes=tuple(f"class {i}" for i in range(10)))
 
 
-def _torchvision(of_class: str) -> Loader:
+def _torchvision(of_class: str, data_dir: Path | None, image_size: int, seed: int) -> Source:
     """Through a class of `torchvision.datasets` that is MNIST or CIFAR10, or derived from one of them."""
+    from rresnet.data import named  # imports torch
 
-    def loader(data_dir: Path | None, image_size: int, seed: int) -> Source:
-        from rresnet.data import named  # imports torch
-
-        return named.load(of_class, data_dir)
-
-    return loader
+    return named.load(of_class, data_dir)
 
 
 EMBEDDED = "fashion-mnist-12k"
 DATASETS: dict[str, Loader] = {
     EMBEDDED: _embedded,
-    "fashion-mnist": _torchvision("FashionMNIST"),
-    "mnist": _torchvision("MNIST"),
-    "cifar10": _torchvision("CIFAR10"),
+    "fashion-mnist": partial(_torchvision, "FashionMNIST"),
+    "mnist": partial(_torchvision, "MNIST"),
+    "cifar10": partial(_torchvision, "CIFAR10"),
     "synthetic": _synthetic,
 }
 

@@ -37,7 +37,7 @@ def grow(
     for part in itertools.count():
         rows = rows_so_far(writer)
         trials = grid.more(
-            cells, part, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed
+            cells, part, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=settings.seed
         )
         known = set(rows["trial_id"])
         todo = [trial for trial in trials if trial.trial_id not in known - left]

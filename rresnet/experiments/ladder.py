@@ -101,7 +101,6 @@ def _columns(name: str, interval: object) -> dict[str, float | None]:
 
 def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     """Print the ladder of a run, and draw it as a waterfall in `results/figures`."""
-    from rresnet import scratch
     from rresnet.analysis.answer import ratio_text
     from rresnet.figures import amounts, drawing
     from rresnet.tables import place
@@ -127,11 +126,10 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     print_table(console, columns, caption=caption, left=words, broken="change", left_out=["images/s", *needless])
     for line in lines:
         say(console, line)
-    kept, figure = place.at(results), amounts.waterfall(found)
-    with scratch.folder() as drawn:
-        for file in drawing.save(figure, drawn / f"ladder-{trials['run_id'].iloc[0]}", drawing.svg(figure)):
-            kept.write(name := f"figures/{file.name}", file.read_bytes())
-            say(console, f"Figure: {kept.told(name)}", "dim")
+    kept, figure, name = place.at(results), amounts.waterfall(found), f"figures/ladder-{trials['run_id'].iloc[0]}"
+    for file, content in drawing.files(figure, name, drawing.svg(figure)).items():
+        kept.write(file, content)
+        say(console, f"Figure: {kept.told(file)}", "dim")
 
 
 def summary(found: "pd.DataFrame") -> list[str]:

@@ -38,7 +38,9 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
         raise UsageError("no --num-workers can be spread evenly over --num-nodes: give a multiple of it")
     if all(reasons.values()):
         raise UsageError(_nothing_feasible(wanted, reasons, machine))
-    trials = grid.plan(wanted, repeats=settings.repeats_planned, processes=settings.processes, seed=settings.seed)
+    trials = grid.plan(
+        wanted, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=settings.seed
+    )
     return [(trial, reasons[trial.cell.cell_id]) for trial in trials]
 
 
@@ -66,17 +68,12 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
 def check_batches(planned: Planned, images: data.ImageData) -> None:
     """Raise UsageError where a batch of what can run is larger than a worker's share of the data set."""
     for cell in dict.fromkeys(trial.cell for trial, reason in planned if reason is None):
-        share = len(images.train.labels) // cell.num_workers
-        if cell.batch_size > share and cell.num_workers == 1:
-            raise UsageError(
-                f"--batch-size {cell.batch_size} is more than the {share} training images of {cell.dataset}: "
-                f"give at most {share}, or a larger --dataset"
-            )
+        share, workers = len(images.train.labels) // cell.num_workers, cell.num_workers
+        each, flags = (f" that each of {workers} workers has", " or --num-workers") if workers > 1 else ("", "")
         if cell.batch_size > share:
             raise UsageError(
                 f"{cell.batch_size} images per step and worker are more than the {share} training images of "
-                f"{cell.dataset} that each of {cell.num_workers} workers has: lower --batch-size or --num-workers, or "
-                "give a larger --dataset"
+                f"{cell.dataset}{each}: lower --batch-size{flags}, or give a larger --dataset"
             )
 
 
@@ -97,7 +94,7 @@ def opening(
         f"{len(images.classes)} classes",
         *_shrunk(images, settings.image_size),
         f"{counted(len(planned), 'trial')}: {counted(count, 'setting')} x "
-        f"{counted(settings.repeats_planned, 'repeat')}, {counted(_processes(settings), 'process', 'processes')}",
+        f"{counted(settings.repeats_planned, 'repeat')}, {counted(settings.processes_planned, 'process', 'processes')}",
     ]
     if len(todo) < len(planned):
         done = counted(len(planned) - len(todo), "trial is", "trials are")
@@ -129,10 +126,6 @@ def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
     if len(kinds) > 1:
         lines.append("These machines are not alike: rates are of them all, and speedups are averaged over them")
     return lines
-
-
-def _processes(settings: Settings) -> int:
-    return min(settings.processes, settings.repeats_planned)
 
 
 def show(planned: Planned, settings: Settings, console: Console) -> None:
@@ -172,5 +165,5 @@ def _prediction(planned: Planned, settings: Settings) -> str:
         seconds = rates.trial_seconds(frames.read(settings.results_dir).trials, cell_ids)
     if not seconds:
         return f"Predicted duration: not known until {settings.results_dir} holds a first result."
-    total = sum(seconds[cell_id] for cell_id in cell_ids) + _processes(settings) * process_start
+    total = sum(seconds[cell_id] for cell_id in cell_ids) + settings.processes_planned * process_start
     return f"Predicted duration: {duration(total)}, from the trials in {settings.results_dir}."

@@ -3,7 +3,6 @@
 import functools
 import io
 import re
-from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree  # nosec B405 - of what Matplotlib has drawn
 
@@ -75,20 +74,12 @@ def svg(figure: Figure) -> bytes:
     return CONTROLS.sub(b"?", file.getvalue())  # names may hold them; XML may not
 
 
-def save(figure: Figure, path: Path, drawn: bytes) -> list[Path]:
-    """Write PNG and SVG beside `path`; returns the files.
-
-    Args:
-        figure: what to write.
-        path: without a suffix.
-        drawn: the figure as `svg` gives it.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    png, written = (path.with_name(f"{path.name}{suffix}") for suffix in (".png", ".svg"))
+def files(figure: Figure, name: str, drawn: bytes) -> dict[str, bytes]:
+    """The figure as PNG and SVG files, by `name` with their suffixes; `drawn` is what `svg` gives of it."""
+    png = io.BytesIO()
     with style():
-        figure.savefig(png, dpi=150)
-    written.write_bytes(drawn)
-    return [png, written]
+        figure.savefig(png, format="png", dpi=150)
+    return {f"{name}.png": png.getvalue(), f"{name}.svg": drawn}
 
 
 def inline(drawn: bytes, *, name: str, title: str, description: str) -> str:

@@ -10,6 +10,7 @@ import pandas as pd
 from rresnet.analysis import answer, frames
 from rresnet.analysis.frames import Tables
 from rresnet.config import OF_SIZES
+from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
 from rresnet.tables.runs import Run, known
 
@@ -102,17 +103,14 @@ def split(tables: Tables, source: str, runs: Sequence[Run] = ()) -> Iterator[Par
                 machine=str(machine),
                 tables=Tables(
                     trials=trials,
-                    **{name: _of(getattr(tables, name), trials) for name in ("windows", "epochs", "losses")},
+                    **{
+                        name: getattr(tables, name).merge(trials[TRIAL_KEY], on=TRIAL_KEY)
+                        for name in ("windows", "epochs", "losses")
+                    },
                 ),
                 given_name=_given_name(planned.get(str(run_id))),
                 unfinished=_unfinished(planned.get(str(run_id)), len(of_run)),
             )
-
-
-def _of(table: pd.DataFrame, trials: pd.DataFrame) -> pd.DataFrame:
-    of_run = table["run_id"] == trials["run_id"].iloc[0]
-    found: pd.DataFrame = table[of_run & table["trial_id"].isin(trials["trial_id"])]
-    return found
 
 
 def _given_name(run: Run | None) -> str:

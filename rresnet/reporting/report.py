@@ -9,17 +9,17 @@ import pandas as pd
 from rich.console import Console
 
 import rresnet
-from rresnet import scratch
 from rresnet.analysis import answer, decision, scaling
+from rresnet.analysis.costs import costs as costs_of
 from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
 from rresnet.config import OF_SIZES
 from rresnet.experiments import ladder
 from rresnet.figures import drawing
-from rresnet.reporting import page, parts
+from rresnet.reporting import page, parts, speed, use
 from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
-from rresnet.reporting.sections import sections
+from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.tables import place
 from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
@@ -50,20 +50,18 @@ def write(
     chapters = [_chapter(number, part, known, searched) for number, part in enumerate(own, start=1)]
     summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
     whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
+    drawn = {name: content for chapter in chapters for name, content in _figures(chapter).items()}
+    texts = {name: text.encode("utf-8", "replace") for name, text in (("summary.md", summary), ("index.html", whole))}
     to = place.at(out or folders[0] / "report")
     try:
-        with scratch.folder() as drawn:
-            files = [file.name for chapter in chapters for file in _figures(chapter, drawn)]
-            for name in files:
-                to.write(name, (drawn / name).read_bytes())
-        for name, text in (("summary.md", summary), ("index.html", whole)):
-            to.write(name, text.encode("utf-8", "replace"))
+        for name, content in (drawn | texts).items():
+            to.write(name, content)
     except OSError as error:
         raise StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
     first = page.lead(chapters, decisions) if chapters else ["There are no trials in these results."]
     for line in first:
         say(console, line)
-    told = f"Report: {to.told('index.html')}; beside it summary.md and {len(files)} figure files."
+    told = f"Report: {to.told('index.html')}; beside it summary.md and {len(drawn)} figure files."
     say(console, told)
     return to.told("index.html")
 
@@ -98,11 +96,34 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
     )
 
 
-def _figures(chapter: Chapter, folder: Path) -> list[Path]:
+def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
+    """The sections of a part and its `answer.compared` in their order, those without anything to show included."""
+    measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
+    if measured.empty:
+        return []
+    shown = measured.head(MOST_LINES)
+    first_copies = part.trials[part.trials["copy"] == 0]
+    costs = costs_of(first_copies, used(first_copies, prices))  # the others are for other parts of the report
+    found = [
+        speed.speedups(measured),
+        speed.batch_sizes(part, measured),
+        speed.climbs(part),
+        use.time(part, shown),
+        use.clocks(part, shown),
+        use.limit(shown),
+        speed.learning(part, measured),
+        use.memory(shown),
+        use.energy(shown, costs),
+        use.cost(costs, prices),
+    ]
+    return [section for section in found if section is not None]
+
+
+def _figures(chapter: Chapter) -> dict[str, bytes]:
     of = re.sub(r"[^\w.-]", "_", f"{chapter.part.run_id}-{chapter.part.machine}")
-    return [
-        file
+    return {
+        name: content
         for section in chapter.sections
         if section.figure
-        for file in drawing.save(section.figure, folder / f"{section.key}-{of}", section.svg)
-    ]
+        for name, content in drawing.files(section.figure, f"{section.key}-{of}", section.svg).items()
+    }

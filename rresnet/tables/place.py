@@ -167,22 +167,20 @@ class _Folder(Place):
         return held
 
     def check_writable(self) -> None:
+        if obstacle := self._obstacle():
+            raise StoreError(f"can't write to {self.path}: {obstacle}; choose another --results-dir")
+
+    def _obstacle(self) -> str | None:
+        """Why nothing can be written; None where it can."""
         try:
             nearest, free = self._nearest(), self.free_bytes()
         except OSError as error:
-            reason = self.reason(error)
-            raise StoreError(f"can't write to {self.path}: {reason}; choose another --results-dir") from error
+            return self.reason(error)
         if not nearest.is_dir():
-            raise StoreError(f"can't write to {self.path}: {nearest} is not a folder; choose another --results-dir")
+            return f"{nearest} is not a folder"
         if not os.access(nearest, os.W_OK | os.X_OK):
-            raise StoreError(
-                f"can't write to {self.path}: no right to write in {nearest}; choose another --results-dir"
-            )
-        if free < LEAST_FREE_BYTES:
-            raise StoreError(
-                f"can't write to {self.path}: the disk is full (less than 1 MiB is free): "
-                "make space, or choose another --results-dir"
-            )
+            return f"no right to write in {nearest}"
+        return "the disk is full (less than 1 MiB is free; make space)" if free < LEAST_FREE_BYTES else None
 
     def free_bytes(self) -> int:
         return shutil.disk_usage(self._nearest()).free
