@@ -61,6 +61,12 @@ def test_what_more_workers_bring_is_told(tmp_path):
     assert "cpu blog batch 64, 2 workers over 1: 0.80 (" in page.text
 
 
+def test_whether_compiling_pays_is_told(tmp_path):
+    rows = trials((BLOG, [100.0] * 3), (BLOG | {"execution": "compile"}, [125.0] * 3))
+    page, _, _ = made(tmp_path, write(tmp_path / "a", rows))
+    assert "cpu blog batch 64, compiled over eager: 1.25 (" in page.text
+
+
 def test_prices_that_fit_nothing_are_named_and_not_told_as_used(tmp_path):
     page, _, _ = made(tmp_path, write(tmp_path / "a", two()), prices=["cpu=0.125 EUR/h", "NVIDA A100=4 EUR/h"])
     assert "No trial ran on what a price was given for: NVIDA A100." in page.text

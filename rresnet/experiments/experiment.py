@@ -119,13 +119,13 @@ def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
 
         extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
     trials = running.measured(experiment, settings, means, extend)
-    from rresnet.analysis import answer, scaling  # pandas and scipy: seconds that the start need not wait for
+    from rresnet.analysis import answer, compiling, scaling  # pandas and scipy: seconds the start need not wait
 
     if experiment.show:
         experiment.show(trials, means.console, settings.results_dir)
     else:
         answer.findings(trials, means.console, searched=searched)
-        for line in scaling.told(trials):
+        for line in [*scaling.told(trials), *compiling.told(trials)]:
             say(means.console, line)
     answer.remarks(trials, means.console, advice=settings.advice)
     say(means.console, _completion(trials))

@@ -9,7 +9,7 @@ import pandas as pd
 from rich.console import Console
 
 import rresnet
-from rresnet.analysis import answer, decision, scaling
+from rresnet.analysis import answer, compiling, decision, scaling
 from rresnet.analysis.costs import costs as costs_of
 from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
@@ -82,14 +82,14 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
     ranked, is_ladder = answer.compared(part.trials), part.experiment == "ladder"
     climbs = ladder.summary(ladder.rungs(part.trials)) if is_ladder else []
     scatter = [] if is_ladder else answer.scatter(part.trials, ranked)  # a ladder's answer is another ratio
-    workers = scaling.told(part.trials)
+    axes = [*scaling.told(part.trials), *compiling.told(part.trials)]
     cells, without = pd.DataFrame(ranked), number > MOST_WITH_FIGURES
     return Chapter(
         number=number,
         part=part,
         answers=climbs or [answer.sentence(part.trials, ranked)],
         edge=[] if searched or is_ladder else answer.edge(part.trials, ranked),
-        remarks=[*scatter, *workers, *answer.states(part.trials, ranked)],
+        remarks=[*scatter, *axes, *answer.states(part.trials, ranked)],
         cells=cells,
         sections=[] if without else sections(part, cells, prices),
         without_figures=without,

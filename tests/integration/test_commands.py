@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from rresnet import hardware
 from rresnet.terminal import counted
 
 pytestmark = pytest.mark.integration
@@ -109,6 +110,27 @@ def test_two_workers_train_as_one_group(tmp_path):
     assert row["measured_images"] == 100  # of 100 training images none is left out and none counted twice
     epochs = pd.read_parquet(tmp_path / "out" / "epochs")
     assert epochs["images"].tolist() == [100, 100]
+
+
+NETWORK = """
+from torch import nn
+
+
+def few_layers(classes):
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(7200, classes))
+"""
+
+
+@pytest.mark.skipif(not hardware.probe().compiler, reason="needs a C++ compiler")
+def test_whether_compiling_pays_is_told_at_the_end(tmp_path):
+    (tmp_path / "mine.py").write_text(NETWORK)
+    done = compare(
+        "--model", "mine:few_layers", "--recipe", "tuned", "--execution", "eager", "compile", "--batch-size", "16",
+        "--repeats", "1", "--seconds", "0.05", "--results-dir", "out", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count("compiled over eager: ") == 1
+    assert "compiling takes" in done.stdout
 
 
 def images(folder):
