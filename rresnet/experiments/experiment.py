@@ -43,8 +43,7 @@ def run(
         if settings.dry_run:
             unchecked = _unchecked(planned, settings)
             planning.show(planned, begin, console)
-            for line in unchecked:
-                tell(line)
+            say(console, unchecked)
             return True
     place.at(settings.results_dir).check_writable()
     with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
@@ -125,8 +124,7 @@ def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
         experiment.show(trials, setup.console, settings.results_dir)
     else:
         answer.findings(trials, setup.console, searched=searched)
-        for line in scaling.told(trials):
-            say(setup.console, line)
+        say(setup.console, scaling.told(trials))
     answer.remarks(trials, setup.console, advice=settings.advice)
     say(setup.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
@@ -144,8 +142,7 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, setup: Setup) 
     extend = functools.partial(search.probe, most=most)
     probed = running.measured(probing, begin, setup, extend, reuse=True)  # sizes that are known are not probed again
     found = search.found(probed, most=most)
-    for line in found.told:
-        say(setup.console, line)
+    say(setup.console, found.told)
     return (
         replace(experiment, cells=lambda *of: [cell for cell in experiment.cells(*of) if found.fits(cell)]),
         replace(settings, batch_size=found.sizes),
