@@ -78,7 +78,7 @@ def main() -> int:
     for label, of_cell in ratios.items():
         kept = of_cell[1:]  # the first visit of a process still warms up its neighbour's memory
         drift = 0.0 if label.startswith("blog") else statistics.DRIFT_LIMIT  # the same work has no drift of its ratio
-        interval = statistics.log_mean_interval(kept, range(len(kept)), [0] * len(kept), drift_limit=drift)
+        interval = statistics.log_mean_interval(statistics.in_order(kept), drift_limit=drift)
         found_ratios[label] = interval.estimate
         share = median(shares[label])
         told = f"{label} over the plain script: {interval.estimate:.3f} ({interval.low:.3f} - {interval.high:.3f})"

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from rresnet import data, hardware
-from rresnet.analysis.statistics import log_mean_interval
+from rresnet.analysis.statistics import in_order, log_mean_interval
 from rresnet.cell import Cell
 from rresnet.data import ImageData
 from rresnet.tables.measurement import TRIALS, Measurement
@@ -127,7 +127,7 @@ def verdict(what: str, passed: bool) -> int:
 
 def agrees(what: str, ratios: Sequence[float], within: float) -> int:
     """Judge paired ratios of what should be one: the mean is that near to 1, or its interval holds 1."""
-    found = log_mean_interval(ratios, range(len(ratios)), [0] * len(ratios), drift_limit=0.0)
+    found = log_mean_interval(in_order(ratios), drift_limit=0.0)
     assert found.low is not None
     assert found.high is not None
     told = f"{what}: {found.estimate:.3f} ({found.low:.3f} - {found.high:.3f})"

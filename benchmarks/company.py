@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection
 
 from common import arguments, cell, measure, verdict, workbenches
 
-from rresnet.analysis.statistics import log_mean_interval
+from rresnet.analysis.statistics import in_order, log_mean_interval
 
 COMPANY = 4
 
@@ -52,7 +52,7 @@ def main() -> int:
         memory.append(found[0][1] / found[1][1])
     for pipe in pipes:
         pipe.send(False)
-    interval = log_mean_interval(ratios, range(len(ratios)), [0] * len(ratios))
+    interval = log_mean_interval(in_order(ratios))
     assert interval.low is not None
     assert interval.high is not None
     told = f"in company over alone: {interval.estimate:.3f} ({interval.low:.3f} - {interval.high:.3f}) images/s"

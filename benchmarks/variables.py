@@ -17,7 +17,7 @@ from statistics import median
 from common import arguments, cell, measure, workbenches
 
 from rresnet import grid, hardware
-from rresnet.analysis.statistics import log_mean_interval
+from rresnet.analysis.statistics import in_order, log_mean_interval
 
 SECONDS, SETTLING_SECONDS = 2.0, 0.7  # measured in a turn; before that, for caches that the other has used
 NAMES = ("without", "with")
@@ -80,7 +80,7 @@ def main() -> int:
     for size in sizes:
         without, found = (rates[size, name][1:] for name in NAMES)  # the first turn of each built the cell
         ratios = [b / a for a, b in zip(without, found, strict=True)]
-        interval = log_mean_interval(ratios, range(len(ratios)), [0] * len(ratios))
+        interval = log_mean_interval(in_order(ratios))
         print(
             f"{options.recipe} batch {size}: {median(without):.0f} images/s without, {median(found):.0f} with; "
             f"{interval.estimate:.3f} ({interval.low:.3f} - {interval.high:.3f}) times as many, {len(ratios)} pairs"

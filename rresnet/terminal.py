@@ -1,7 +1,7 @@
 """How things are told in a terminal: text as it is, tables that fit into it, seconds as a person says them."""
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from rich import box
 from rich.console import Console
@@ -11,13 +11,14 @@ from rich.text import Text
 UNLIMITED = 10_000  # columns
 
 
-def say(console: Console, text: str, style: str | None = None) -> None:
-    """Print text as it is: no markup, no colours of its own, and no line broken where it was not.
+def say(console: Console, text: str | Iterable[str], style: str | None = None) -> None:
+    """Print a text, or several, as it is: no markup, no colours of its own, and no line broken where it was not.
 
     The bytes of a path that are no UTF-8 are told by their numbers.
     """
-    printable = text.encode("utf-8", "backslashreplace").decode("utf-8")
-    console.print(printable, style=style, markup=False, highlight=False, soft_wrap=True)
+    for one in [text] if isinstance(text, str) else text:
+        printable = one.encode("utf-8", "backslashreplace").decode("utf-8")
+        console.print(printable, style=style, markup=False, highlight=False, soft_wrap=True)
 
 
 def print_table(

@@ -107,8 +107,8 @@ def test_what_failed_in_a_part_before_an_interruption_still_counts(status, fine,
     rows = pd.DataFrame(sweep.rows).reindex(columns=[f.name for f in TRIALS])
     monkeypatch.setattr(experiment.running, "measured", lambda *given, **named: rows)
     shown = Experiment(name="compare", show=lambda *of: None)
-    means = SimpleNamespace(console=Console(quiet=True))
-    assert experiment._measure(shown, settings, means) is fine
+    setup = SimpleNamespace(console=Console(quiet=True))
+    assert experiment._measure(shown, settings, setup) is fine
 
 
 def test_a_plan_too_small_for_an_interval_is_gone_on_with_until_there_is_one(monkeypatch):

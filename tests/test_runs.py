@@ -42,7 +42,8 @@ def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
     before = {"torch": "2.11", "cores": "8"}
     Writer(tmp_path, make_run(request_id="q", environment=before)).close()
     now = make_run(run_id="r2", plan_id="other", request_id="q", environment={"torch": "2.15", "cores": "8"})
-    with pytest.raises(StoreError, match=r"run r1 was begun with other means \(torch was 2\.11, is 2\.15\).*--fresh"):
+    refused = r"run r1 was begun in another environment \(torch was 2\.11, is 2\.15\).*--fresh"
+    with pytest.raises(StoreError, match=refused):
         runs.open_run(tmp_path, now, fresh=False)
     assert runs.open_run(tmp_path, now, fresh=True).run_id == "r2"
     assert runs.open_run(tmp_path, now, fresh=False, mix=True).run_id == "r1"
@@ -51,27 +52,27 @@ def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
 
 
 def test_a_run_whose_data_changed_is_not_continued_unasked(tmp_path):
-    Writer(tmp_path, make_run(environment=environment.means(A100, "9f3a"))).close()
-    with pytest.raises(StoreError, match=r"other means \(images was 9f3a, is 11b0\)"):
-        runs.open_run(tmp_path, make_run(environment=environment.means(A100, "11b0")), fresh=False)
+    Writer(tmp_path, make_run(environment=environment.of_run(A100, "9f3a"))).close()
+    with pytest.raises(StoreError, match=r"another environment \(images was 9f3a, is 11b0\)"):
+        runs.open_run(tmp_path, make_run(environment=environment.of_run(A100, "11b0")), fresh=False)
 
 
 def test_an_update_of_the_system_or_the_driver_is_another_environment(tmp_path, monkeypatch):
-    Writer(tmp_path, make_run(environment=environment.means(A100, "data"))).close()
-    assert runs.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False).run_id == "r1"
-    updated = make_run(environment=environment.means(replace(A100, driver_version="580.2"), "data"))
+    Writer(tmp_path, make_run(environment=environment.of_run(A100, "data"))).close()
+    assert runs.open_run(tmp_path, make_run(environment=environment.of_run(A100, "data")), fresh=False).run_id == "r1"
+    updated = make_run(environment=environment.of_run(replace(A100, driver_version="580.2"), "data"))
     with pytest.raises(StoreError, match=r"\(driver was 570\.1, is 580\.2\)"):
         runs.open_run(tmp_path, updated, fresh=False)
     monkeypatch.setattr("platform.release", lambda: "7.0-1")
     with pytest.raises(StoreError, match=r"operating system was Linux .*, is Linux 7\.0-1\)"):
-        runs.open_run(tmp_path, make_run(environment=environment.means(A100, "data")), fresh=False)
+        runs.open_run(tmp_path, make_run(environment=environment.of_run(A100, "data")), fresh=False)
 
 
 def test_other_variables_of_the_libraries_are_another_environment(tmp_path, monkeypatch):
     preloaded = replace(A100, variables="LD_PRELOAD=libtcmalloc.so")
-    Writer(tmp_path, make_run(environment=environment.means(A100, "data"))).close()
+    Writer(tmp_path, make_run(environment=environment.of_run(A100, "data"))).close()
     with pytest.raises(StoreError, match=r"set in the environment was none, is LD_PRELOAD=libtcmalloc\.so\)"):
-        runs.open_run(tmp_path, make_run(environment=environment.means(preloaded, "data")), fresh=False)
+        runs.open_run(tmp_path, make_run(environment=environment.of_run(preloaded, "data")), fresh=False)
     found = []
     for machine in (A100, preloaded):
         monkeypatch.setattr(environment, "probe", lambda hidden=False, machine=machine: machine)
@@ -140,7 +141,7 @@ def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):
     assert runs.open_run(tmp_path, make_run(run_id="r2", request_id="q"), fresh=False).run_id == "r1"
 
 
-def test_means_that_are_not_known_now_are_no_others(tmp_path):
+def test_what_is_not_known_now_is_no_other_environment(tmp_path):
     Writer(tmp_path, make_run(environment={"torch": "2.15", "rresnet's commit": "abc"})).close()
     assert runs.open_run(tmp_path, make_run(run_id="r2", environment={"torch": "2.15"}), fresh=False).run_id == "r1"
 

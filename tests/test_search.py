@@ -147,14 +147,14 @@ def test_the_probes_are_a_run_of_their_own_and_complete_ones_of_this_environment
     probed = rows((16, "ok", 100.0), (32, "out_of_memory", None), (24, "ok", 90.0))
     asked = []
 
-    def measured(what, settings, means, extend, *, reuse):
+    def measured(what, settings, setup, extend, *, reuse):
         asked.append((what.name, settings.batch_size, settings.retry, reuse))
         return probed
 
     monkeypatch.setattr(experiment.running, "measured", measured)
     images = SimpleNamespace(train=SimpleNamespace(labels=range(1000)))
-    means = SimpleNamespace(images=images, console=Console(quiet=True))
-    _, settings = experiment._find_batch_sizes(Experiment(name="compare"), Settings(batch_size="auto"), means)
+    setup = SimpleNamespace(images=images, console=Console(quiet=True))
+    _, settings = experiment._find_batch_sizes(Experiment(name="compare"), Settings(batch_size="auto"), setup)
     assert asked == [("compare-sizes", (16,), None, True)]
     assert settings.batch_size == (16, 24)
 

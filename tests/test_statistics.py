@@ -14,6 +14,7 @@ from rresnet.analysis.statistics import (
     degrees_of_freedom,
     drift_share,
     half_width,
+    in_order,
     log_mean_interval,
     long_run_variance,
     repeats_needed,
@@ -25,8 +26,7 @@ T2, Z = 4.302652729911275, 1.959963984540054
 
 
 def interval(values, processes=None, **options):
-    processes = processes or [0] * len(values)
-    return log_mean_interval(values, list(range(len(values))), processes, **options)
+    return log_mean_interval(in_order(values, processes=processes), **options)
 
 
 def logs(interval):
@@ -106,8 +106,8 @@ def test_equal_values_have_an_interval_of_no_width():
 
 def test_a_missing_repeat_is_the_run_without_it():
     values = [1.1, 1.2, 1.15, 1.3, 1.25]
-    gap = log_mean_interval(values, [0, 1, 5, 6, 11], [0, 0, 1, 1, 2])
-    assert gap == log_mean_interval(values, [0, 1, 2, 3, 4], [0, 0, 1, 1, 2])
+    gap = log_mean_interval(in_order(values, [0, 1, 5, 6, 11], [0, 0, 1, 1, 2]))
+    assert gap == log_mean_interval(in_order(values, [0, 1, 2, 3, 4], [0, 0, 1, 1, 2]))
 
 
 @pytest.mark.parametrize("processes", [[0] * 6, [0, 0, 0, 0, 1, 2], [0, 0, 1, 1, 2, 2], [0, 1, 2, 3, 4, 5]])
@@ -126,7 +126,7 @@ def test_an_outlier_widens_the_interval_and_stays_inside():
 def test_variance_components_of_equal_processes():
     # Logs 0 2 | 4 6: within mean square 2; process means 1 and 5, between mean square 2 * 2 * 2^2 = 16,
     # so (16 - 2) / 2.
-    found = variance_components(np.exp([0.0, 2.0, 4.0, 6.0]).tolist(), [0, 1, 2, 3], [0, 0, 1, 1])
+    found = variance_components(in_order(np.exp([0.0, 2.0, 4.0, 6.0]), processes=[0, 0, 1, 1]))
     assert (found.repeat_sd, found.process_sd) == pytest.approx((math.sqrt(2), math.sqrt(7)))
     assert found.processes == 2
 
@@ -134,21 +134,21 @@ def test_variance_components_of_equal_processes():
 def test_variance_components_of_unequal_processes():
     # Logs 0 1 2 | 7: within mean square (1 + 0 + 1) / (4 - 2) = 1; grand mean 2.5, between mean square
     # 3 * 1.5^2 + 1 * 4.5^2 = 27; repeats per process (4 - (9 + 1) / 4) / 1 = 1.5.
-    found = variance_components(np.exp([0.0, 1.0, 2.0, 7.0]).tolist(), [0, 1, 2, 3], [5, 5, 5, 9])
+    found = variance_components(in_order(np.exp([0.0, 1.0, 2.0, 7.0]), processes=[5, 5, 5, 9]))
     assert (found.repeat_sd, found.process_sd) == pytest.approx((1, math.sqrt(26 / 1.5)))
 
 
 def test_variance_components_that_can_not_be_told():
-    one_process = variance_components([1.0, math.e], [0, 1], [0, 0])
+    one_process = variance_components(in_order([1.0, math.e]))
     assert one_process.process_sd is None
     assert one_process.repeat_sd == pytest.approx(math.sqrt(0.5))
-    one_each = variance_components([1.0, 2.0, 3.0], [0, 1, 2], [0, 1, 2])
+    one_each = variance_components(in_order([1.0, 2.0, 3.0], processes=[0, 1, 2]))
     assert (one_each.repeat_sd, one_each.process_sd) == (None, None)
 
 
 def test_processes_that_agree_better_than_repeats_add_nothing():
     # Logs 0 2 | 0 2: the process means are equal.
-    found = variance_components(np.exp([0.0, 2.0, 0.0, 2.0]).tolist(), [0, 1, 2, 3], [0, 0, 1, 1])
+    found = variance_components(in_order(np.exp([0.0, 2.0, 0.0, 2.0]), processes=[0, 0, 1, 1]))
     assert found.process_sd == 0
 
 
@@ -157,13 +157,14 @@ def test_repeats_needed_without_drift():
     s = 0.01
     values = np.exp([-s, 0.0, s]).tolist()
     want = math.ceil((T2 * s / math.log(1.02)) ** 2)  # 4.7, so 5
-    assert repeats_needed(values, [0, 1, 2], [0, 0, 0], 0.02, drift_limit=0) == want == 5
+    assert repeats_needed(in_order(values), 0.02, drift_limit=0) == want == 5
 
 
 def test_repeats_needed_by_hand():
     # Four processes of two repeats, a process's mean at -3s, -s, s or 3s and each repeat s / 2 beside it.
     s, target = 0.01, 0.02
     values = np.exp([m * s + d * s / 2 for m in (-3, -1, 1, 3) for d in (-1, 1)]).tolist()
+    series = in_order(values, processes=[0, 0, 1, 1, 2, 2, 3, 3])
     within = s**2 / 2  # of a repeat
     of_process = 20 * s**2 / 3 - within / 2  # of the four means, less what their repeats explain
     scatter = math.sqrt((2 * 20 + 8 / 4) * s**2 / 7)
@@ -180,16 +181,16 @@ def test_repeats_needed_by_hand():
 
     for target in (0.045, 0.06, 0.1):
         want = next((n for n in range(3, 400) if half(n) <= math.log1p(target)), None)
-        found = repeats_needed(values, range(8), [0, 0, 1, 1, 2, 2, 3, 3], target, drift_limit=0.005, most=399)
+        found = repeats_needed(series, target, drift_limit=0.005, most=399)
         assert found == want, target
-    assert repeats_needed(values, range(8), [0, 0, 1, 1, 2, 2, 3, 3], 0.01, drift_limit=0.005) is None
+    assert repeats_needed(series, 0.01, drift_limit=0.005) is None
 
 
 def test_most_repeats_are_tried():
     # As `test_repeats_needed_without_drift`: 5 do.
     values = np.exp([-0.01, 0.0, 0.01]).tolist()
-    assert repeats_needed(values, [0, 1, 2], [0, 0, 0], 0.02, drift_limit=0, most=5) == 5
-    assert repeats_needed(values, [0, 1, 2], [0, 0, 0], 0.02, drift_limit=0, most=4) is None
+    assert repeats_needed(in_order(values), 0.02, drift_limit=0, most=5) == 5
+    assert repeats_needed(in_order(values), 0.02, drift_limit=0, most=4) is None
 
 
 def test_runs_side_by_side_each_have_their_own_width():
@@ -219,7 +220,7 @@ def test_three_unequal_processes_have_the_textbooks_components():
     # Groups of 1, 2 and 3: means 0, 3 and 4 about 3; within 2 * 0.25 + 2 * 1 over 3 = 2.5 / 3; between (9 + 0 + 3) / 2.
     groups = [[0.0], [2.5, 3.5], [3.0, 4.0, 5.0]]
     values = np.exp([v for group in groups for v in group]).tolist()
-    found = variance_components(values, range(6), [0, 1, 1, 2, 2, 2])
+    found = variance_components(in_order(values, processes=[0, 1, 1, 2, 2, 2]))
     per_process = (6 - (1 + 4 + 9) / 6) / 2
     assert found.repeat_sd == pytest.approx(math.sqrt(2.5 / 3))
     assert found.process_sd == pytest.approx(math.sqrt((6 - 2.5 / 3) / per_process))
@@ -227,25 +228,24 @@ def test_three_unequal_processes_have_the_textbooks_components():
 
 def test_repeats_needed_is_what_there_is_when_that_does():
     values = np.exp([-0.01, 0.0, 0.01]).tolist()
-    assert repeats_needed(values, [0, 1, 2], [0, 0, 0], 0.5) == 3
+    assert repeats_needed(in_order(values), 0.5) == 3
 
 
 def test_no_number_of_repeats_makes_up_for_few_processes():
     # Two processes a factor 1.5 apart: more repeats in them don't bring the interval under 1 %.
     values = [1.0, 1.001, 1.5, 1.501]
-    assert repeats_needed(values, [0, 1, 2, 3], [0, 0, 1, 1], 0.01, most=1000) is None
+    assert repeats_needed(in_order(values, processes=[0, 0, 1, 1]), 0.01, most=1000) is None
 
 
 def test_unseen_drift_needs_a_long_run():
     rng = np.random.default_rng(1)
-    values, numbers, processes = np.exp(0.02 * rng.standard_normal(12)).tolist(), list(range(12)), [0] * 12
-    few = repeats_needed(values, numbers, processes, 0.05, drift_limit=0)
-    many = repeats_needed(values, numbers, processes, 0.05)
+    series = in_order(np.exp(0.02 * rng.standard_normal(12)))
+    few, many = repeats_needed(series, 0.05, drift_limit=0), repeats_needed(series, 0.05)
     assert few < 12 < many
 
 
 def test_repeats_needed_under_three_repeats_is_unknown():
-    assert repeats_needed([1.0, 2.0], [0, 1], [0, 0], 0.1) is None
+    assert repeats_needed(in_order([1.0, 2.0]), 0.1) is None
 
 
 @pytest.mark.parametrize(
@@ -258,19 +258,20 @@ def test_repeats_needed_under_three_repeats_is_unknown():
         (([1.0, math.nan], [0, 1], [0, 0]), "positive and finite, got nan"),
         (([1.0, math.inf], [0, 1], [0, 0]), "positive and finite, got inf"),
         (([1.0, 2.0], [3, 3], [0, 0]), "got 3 more than once"),
-        (([1.0], [0], [0], 95), "level must be between 0 and 1, for example 0.95, got 95"),
     ],
 )
 def test_bad_input_is_named(arguments, message):
     with pytest.raises(ValueError, match=message):
-        log_mean_interval(*arguments)
+        in_order(*arguments)
 
 
 def test_bad_options_are_named():
+    with pytest.raises(ValueError, match=r"level must be between 0 and 1, for example 0\.95, got 95"):
+        interval([1.0], level=95)
     with pytest.raises(ValueError, match="drift_limit must be at least 0"):
         interval([1.0, 2.0, 3.0], drift_limit=-0.1)
     with pytest.raises(ValueError, match="target must be positive"):
-        repeats_needed([1.0, 2.0, 3.0], [0, 1, 2], [0, 0, 0], 0)
+        repeats_needed(in_order([1.0, 2.0, 3.0]), 0)
 
 
 RUNS = st.lists(st.floats(0.01, 100), min_size=3, max_size=30)
@@ -293,7 +294,8 @@ def test_inverted_values_have_the_inverted_interval(values):
 def test_the_order_of_rows_does_not_matter(values, data):
     rows = [(v, i, i // 4) for i, v in enumerate(values)]
     shuffled = data.draw(st.permutations(rows))
-    assert log_mean_interval(*zip(*shuffled, strict=True)) == log_mean_interval(*zip(*rows, strict=True))
+    one, other = (log_mean_interval(in_order(*zip(*of, strict=True))) for of in (shuffled, rows))
+    assert one == other
 
 
 @given(values=RUNS, levels=st.tuples(st.floats(0.5, 0.99), st.floats(0.5, 0.99)))

@@ -30,15 +30,13 @@ def findings(trials: pd.DataFrame, console: Console, *, searched: bool = False) 
     cells = compared(trials)
     _print_table(cells, console)
     larger = [] if searched else edge(trials, cells, AUTO_LOOKS)
-    for line in (sentence(trials, cells), *larger, *scatter(trials, cells), *_noise_floor(trials, cells)):
-        say(console, line)
+    say(console, [sentence(trials, cells), *larger, *scatter(trials, cells), *_noise_floor(trials, cells)])
 
 
 def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
     """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
     cells = compared(trials)
-    for line in states(trials, cells):
-        say(console, line)
+    say(console, states(trials, cells))
     for flag, count, what in flagged(trials):
         told = f": {what}" if advice and what else ""
         say(console, f"{count} of {len(trials)} rows are flagged {flag}{told}.")

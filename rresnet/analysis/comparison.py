@@ -12,7 +12,7 @@ from rresnet.analysis import alike
 from rresnet.analysis.frames import same, with_all_axes
 from rresnet.analysis.pairing import distinguishable, in_series, side_by_side
 from rresnet.analysis.ranking import as_written
-from rresnet.analysis.statistics import DRIFT_LIMIT, log_mean_interval, variance_components
+from rresnet.analysis.statistics import DRIFT_LIMIT, in_order, log_mean_interval, variance_components
 from rresnet.cell import AXES, CELL_COLUMNS
 
 
@@ -61,15 +61,15 @@ def speedup(
     axes = [axis for axis in CELL_COLUMNS if axis != over]
     unlike = [c for c in alike.COMPARED if c not in allow and len(_kinds(pairs, c)) > 1]
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
-    repeats, processes = map(np.asarray, in_series(pairs) if len(pairs) else ([], []))
+    repeats, processes = in_series(pairs)
     rows: list[dict[str, Any]] = []
     for at in _of_the_same_two(pairs, over, axes):
         for column in unlike:
             _refuse_unlike(pairs.iloc[at], column)
-        values = ratios[at].tolist(), repeats[at].tolist(), processes[at].tolist()
+        series = in_order(ratios[at], repeats[at], processes[at])
         # Identical cells do the same work, so the machine's drift can't move their ratio.
-        interval = log_mean_interval(*values, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
-        parts = variance_components(*values)
+        interval = log_mean_interval(series, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
+        parts = variance_components(series)
         first = pairs.iloc[at[0]]
         apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
         differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]

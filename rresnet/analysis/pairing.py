@@ -4,13 +4,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rresnet.analysis import alike
 from rresnet.analysis.statistics import (
     DRIFT_LIMIT,
     Components,
     Interval,
+    in_order,
     log_mean_interval,
     repeats_needed,
     variance_components,
@@ -71,16 +74,15 @@ def repeats_interval(
     values: "pd.Series[float]", rows: pd.DataFrame, level: float = 0.95, drift_limit: float = DRIFT_LIMIT
 ) -> Interval:
     """The geometric mean of `values`, one for each of `rows`, with its interval over repeats."""
-    return log_mean_interval(values.tolist(), *in_series(rows), level, drift_limit=drift_limit)
+    return log_mean_interval(in_order(values, *in_series(rows)), level, drift_limit=drift_limit)
 
 
-def in_series(rows: pd.DataFrame) -> tuple[list[int], list[int]]:
-    """Repeats and processes of `rows`, as one series in order of time."""
+def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Repeats and processes of `rows`, numbered as those of one series in order of time."""
     # Several runs, and machines, in one folder follow one another: their repeats and processes are numbered on.
     run = (rows["run_id"] + " " + rows["hostname"].fillna("")).rank(method="dense").astype(int)
-    repeats = run * (int(rows["repeat"].max()) + 1) + rows["repeat"]
-    processes = run * (int(rows["process"].max()) + 1) + rows["process"]
-    return repeats.tolist(), processes.tolist()
+    repeats, processes = (run * (rows[of].max() + 1) + rows[of] for of in ("repeat", "process"))
+    return repeats.to_numpy(), processes.to_numpy()
 
 
 def distinguishable(interval: Interval, floor: float | None = None) -> bool | None:
@@ -93,13 +95,13 @@ def distinguishable(interval: Interval, floor: float | None = None) -> bool | No
 
 def lead(pairs: pd.DataFrame) -> Lead:
     """What `paired` rows tell of their ratio. At least `MINIMUM_REPEATS` of them."""
-    interval = repeats_interval(pairs["ratio"], pairs)
+    series = in_order(pairs["ratio"], *in_series(pairs))
+    interval = log_mean_interval(series)
     assert interval.low is not None
     assert interval.high is not None
-    values, order = pairs["ratio"].tolist(), in_series(pairs)
     return Lead(
         half_width=math.sqrt(interval.high / interval.low) - 1,
-        parts=variance_components(values, *order),
-        repeats_for=lambda target: repeats_needed(values, *order, target),
-        processes_differ=lambda target: repeats_needed(values, *order, target, drift_limit=0.0) is None,
+        parts=variance_components(series),
+        repeats_for=lambda target: repeats_needed(series, target),
+        processes_differ=lambda target: repeats_needed(series, target, drift_limit=0.0) is None,
     )

@@ -2,12 +2,11 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from rresnet.analysis.frames import with_all_axes
 from rresnet.analysis.pairing import in_series
-from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, log_mean_interval
+from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, in_order, log_mean_interval
 from rresnet.cell import CELL_COLUMNS
 
 
@@ -30,12 +29,11 @@ def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _rate_intervals(ok: pd.DataFrame) -> pd.DataFrame:
     """By cell the mean of its rates, with its interval and how many repeats entered."""
-    series = in_series(ok) if len(ok) else ([], [])
-    values, repeats, processes = (np.asarray(of) for of in (ok["images_per_second"], *series))
+    values, (repeats, processes) = ok["images_per_second"].to_numpy(), in_series(ok)
     rows = {}
     for cell_id, at in ok.groupby("cell_id").indices.items():
-        of_cell = values[at].tolist(), repeats[at].tolist(), processes[at].tolist()
-        found = log_mean_interval(*of_cell, drift_limit=RATE_DRIFT_LIMIT)
+        series = in_order(values[at], repeats[at], processes[at])
+        found = log_mean_interval(series, drift_limit=RATE_DRIFT_LIMIT)
         rows[cell_id] = (found.estimate, found.low, found.high, found.count)
     columns = ["images_per_second", "low", "high", "repeats"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype="float64")

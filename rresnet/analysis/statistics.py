@@ -1,8 +1,8 @@
 """The geometric mean of repeats and its interval, as pure functions; why these, see `docs/statistics.md`."""
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -40,30 +40,55 @@ class Components:
     processes: int
 
 
-def log_mean_interval(
-    values: Sequence[float],
-    repeats: Sequence[int],
-    processes: Sequence[int],
-    level: float = 0.95,
-    *,
-    drift_limit: float = DRIFT_LIMIT,
-) -> Interval:
-    """The geometric mean of positive values and its interval.
+class Series(NamedTuple):
+    """Logs of values, one for each repeat in order of time, and the trial process of each."""
 
-    The interval is `exp(mean ± half_width(logs))`, see `half_width`.
+    logs: NDArray[np.float64]
+    processes: NDArray[np.int64]
+
+
+def in_order(values: ArrayLike, repeats: ArrayLike | None = None, processes: ArrayLike | None = None) -> Series:
+    """The series of positive values, one for each repeat.
 
     Args:
-        values: paired ratios, or rates, one for each repeat.
-        repeats: what puts the values in order of time; gaps do not matter.
-        processes: the trial process of each value.
+        values: paired ratios, or rates.
+        repeats: what puts the values in order of time; gaps do not matter. Default: as they stand.
+        processes: the trial process of each value. Default: one made them all.
+
+    Raises:
+        ValueError: no values, one that is not positive and finite, unequal lengths, or a repeat twice.
+    """
+    x = np.asarray(values, dtype=np.float64)
+    at = np.arange(len(x)) if repeats is None else np.asarray(repeats)
+    of = np.zeros(len(x), np.int64) if processes is None else np.asarray(processes, dtype=np.int64)
+    if not len(x) == len(at) == len(of):
+        lengths = f"{len(x)}, {len(at)} and {len(of)}"
+        raise ValueError(f"values, repeats and processes must be of equal length, got {lengths}")
+    if len(x) == 0:
+        raise ValueError("values must hold at least one repeat, got none")
+    for value, repeat in zip(x.tolist(), at.tolist(), strict=True):
+        if not (math.isfinite(value) and value > 0):
+            raise ValueError(f"values must be positive and finite, got {value} in repeat {repeat}")
+    numbers, counts = np.unique(at, return_counts=True)
+    if len(numbers) < len(x):
+        raise ValueError(f"repeats must differ (one value for each), got {numbers[counts > 1][0]} more than once")
+    order = np.argsort(at)
+    return Series(np.log(x)[order], of[order])
+
+
+def log_mean_interval(series: Series, level: float = 0.95, *, drift_limit: float = DRIFT_LIMIT) -> Interval:
+    """The geometric mean of the values and its interval, `exp(mean ± half_width(logs))`.
+
+    Args:
+        series: from `in_order`.
         level: confidence level.
         drift_limit: passed to `half_width`; 0 claims only the minutes that were measured.
 
     Raises:
-        ValueError: no values, one that is not positive and finite, unequal lengths, a repeat twice, or a bad level.
+        ValueError: the level or the limit is out of range.
     """
-    logs, of_process = _ordered_logs(values, repeats, processes)
     _check(level, drift_limit)
+    logs, of_process = series
     mean = float(logs.mean())
     if len(logs) < MINIMUM_REPEATS:
         return Interval(estimate=math.exp(mean), low=None, high=None, count=len(logs))
@@ -149,16 +174,13 @@ def drift_share(count: float) -> float:
     return 2 * (u + math.expm1(-u)) / u**2
 
 
-def variance_components(values: Sequence[float], repeats: Sequence[int], processes: Sequence[int]) -> Components:
+def variance_components(series: Series) -> Components:
     """How much repeats and processes each add to the scatter of the log value.
 
     The analysis of variance estimate for unequal groups (Searle, Casella and McCulloch 1992); a negative
     variance is reported as 0.
-
-    Raises:
-        ValueError: as for `log_mean_interval`.
     """
-    logs, of_process = _ordered_logs(values, repeats, processes)
+    logs, of_process = series
     groups = [logs[of_process == process] for process in np.unique(of_process)]
     total, many = len(logs), len(groups)
     repeat_sd = process_sd = None
@@ -173,14 +195,7 @@ def variance_components(values: Sequence[float], repeats: Sequence[int], process
 
 
 def repeats_needed(
-    values: Sequence[float],
-    repeats: Sequence[int],
-    processes: Sequence[int],
-    target: float,
-    level: float = 0.95,
-    *,
-    drift_limit: float = DRIFT_LIMIT,
-    most: int = MOST_REPEATS,
+    series: Series, target: float, level: float = 0.95, *, drift_limit: float = DRIFT_LIMIT, most: int = MOST_REPEATS
 ) -> int | None:
     """How many repeats in all, over as many processes as now, until the interval reaches at most `target` above.
 
@@ -194,13 +209,13 @@ def repeats_needed(
     Raises:
         ValueError: as for `log_mean_interval`, or the target is not positive.
     """
-    logs, _ = _ordered_logs(values, repeats, processes)
+    logs = series.logs
     _check(level, drift_limit)
     if not target > 0:
         raise ValueError(f"target must be positive (0.02 is 2 %), got {target}")
     if len(logs) < MINIMUM_REPEATS:
         return None
-    parts = variance_components(values, repeats, processes)
+    parts = variance_components(series)
     long_run = float(long_run_variance(logs, degrees_of_freedom(len(logs), parts.processes)))
     scatter, tail = float(logs.std(ddof=1)), (1 + level) / 2
     drift = min(DRIFT_PER_SCATTER * scatter, drift_limit) * float(special.ndtri(tail))
@@ -213,27 +228,6 @@ def repeats_needed(
         if math.hypot(seen, drift * math.sqrt(drift_share(count))) <= math.log1p(target):
             return count
     return None
-
-
-def _ordered_logs(
-    values: Sequence[float], repeats: Sequence[int], processes: Sequence[int]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Logs of the values and their processes, in order of the repeats."""
-    if not len(values) == len(repeats) == len(processes):
-        raise ValueError(
-            "values, repeats and processes must be of equal length, "
-            f"got {len(values)}, {len(repeats)} and {len(processes)}"
-        )
-    if len(values) == 0:
-        raise ValueError("values must hold at least one repeat, got none")
-    for value, repeat in zip(values, repeats, strict=True):
-        if not (math.isfinite(value) and value > 0):
-            raise ValueError(f"values must be positive and finite, got {value} in repeat {repeat}")
-    if len(set(repeats)) < len(repeats):
-        twice = next(r for r in sorted(repeats) if list(repeats).count(r) > 1)
-        raise ValueError(f"repeats must differ (one value for each), got {twice} more than once")
-    order = np.argsort(np.asarray(repeats))
-    return np.log(np.asarray(values, dtype=np.float64))[order], np.asarray(processes, dtype=np.int64)[order]
 
 
 def _check(level: float, drift_limit: float) -> None:

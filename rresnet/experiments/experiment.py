@@ -12,7 +12,7 @@ from rich.console import Console
 from rresnet import data, hardware
 from rresnet.config import AUTO, OF_SIZES, Settings
 from rresnet.experiments import planning, running
-from rresnet.experiments.running import Experiment, Extend, Means
+from rresnet.experiments.running import Experiment, Extend, Setup
 from rresnet.tables import place
 from rresnet.terminal import say
 
@@ -43,8 +43,7 @@ def run(
         if settings.dry_run:
             unchecked = _unchecked(planned, settings)
             planning.show(planned, begin, console)
-            for line in unchecked:
-                tell(line)
+            say(console, unchecked)
             return True
     place.at(settings.results_dir).check_writable()
     with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
@@ -67,13 +66,13 @@ def run(
         with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
             cluster = _alike(joined, begin, experiment.cells, tell)
             planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
-            means = Means(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
+            setup = Setup(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
             if settings.batch_size != AUTO:  # those are found among what there are images for
-                planning.check_batches(planned, means.images)
+                planning.check_batches(planned, setup.images)
             if settings.dry_run:
                 planning.show(planned, begin, console)
                 return True
-            return _measure(experiment, settings, means)
+            return _measure(experiment, settings, setup)
 
 
 def _unchecked(planned: planning.Planned, settings: Settings) -> list[str]:
@@ -108,44 +107,42 @@ def _beginning(settings: Settings) -> Settings:
     return search.first(settings)
 
 
-def _measure(experiment: Experiment, settings: Settings, means: Means) -> bool:
+def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
     """Run what was asked for, and answer."""
     searched = settings.batch_size == AUTO
     if searched:
-        experiment, settings = _find_batch_sizes(experiment, settings, means)
+        experiment, settings = _find_batch_sizes(experiment, settings, setup)
     extend: Extend | None = None
     if settings.target_interval:
         from rresnet.experiments import growth
 
         extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
-    trials = running.measured(experiment, settings, means, extend)
+    trials = running.measured(experiment, settings, setup, extend)
     from rresnet.analysis import answer, compiling, scaling  # pandas and scipy: seconds the start need not wait
 
     if experiment.show:
-        experiment.show(trials, means.console, settings.results_dir)
+        experiment.show(trials, setup.console, settings.results_dir)
     else:
-        answer.findings(trials, means.console, searched=searched)
-        for line in [*scaling.told(trials), *compiling.told(trials)]:
-            say(means.console, line)
-    answer.remarks(trials, means.console, advice=settings.advice)
-    say(means.console, _completion(trials))
+        answer.findings(trials, setup.console, searched=searched)
+        say(setup.console, [*scaling.told(trials), *compiling.told(trials)])
+    answer.remarks(trials, setup.console, advice=settings.advice)
+    say(setup.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
-    say(means.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {run_id})", "dim")
+    say(setup.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {run_id})", "dim")
     return bool((trials["status"] == "ok").all())  # also of those that an earlier command has run
 
 
-def _find_batch_sizes(experiment: Experiment, settings: Settings, means: Means) -> tuple[Experiment, Settings]:
+def _find_batch_sizes(experiment: Experiment, settings: Settings, setup: Setup) -> tuple[Experiment, Settings]:
     """Probe batch sizes in a run of their own; the experiment and settings of those that are worth measuring."""
     from rresnet.experiments import search
 
-    most = len(means.images.train.labels)
+    most = len(setup.images.train.labels)
     begin = search.first(settings, most=max(1, most // max(settings.num_workers)))
     probing = replace(experiment, name=f"{settings.name or experiment.name}{OF_SIZES}")
     extend = functools.partial(search.probe, most=most)
-    probed = running.measured(probing, begin, means, extend, reuse=True)  # sizes that are known are not probed again
+    probed = running.measured(probing, begin, setup, extend, reuse=True)  # sizes that are known are not probed again
     found = search.found(probed, most=most)
-    for line in found.told:
-        say(means.console, line)
+    say(setup.console, found.told)
     return (
         replace(experiment, cells=lambda *of: [cell for cell in experiment.cells(*of) if found.fits(cell)]),
         replace(settings, batch_size=found.sizes),

@@ -108,8 +108,7 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     found = rungs(trials)
     lines = [*summary(found), *left_out(trials, found)]
     if found.empty:
-        for line in lines:
-            say(console, line)
+        say(console, lines)
         return
     rows = found.to_dict("records")
     columns = {
@@ -124,8 +123,7 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     needless = [heading for heading in ("device", "batch size") if len(set(columns[heading])) == 1]
     words = ("device", "change")
     print_table(console, columns, caption=caption, left=words, broken="change", left_out=["images/s", *needless])
-    for line in lines:
-        say(console, line)
+    say(console, lines)
     kept, figure, name = place.at(results), amounts.waterfall(found), f"figures/ladder-{trials['run_id'].iloc[0]}"
     for file, content in drawing.files(figure, name, drawing.svg(figure)).items():
         kept.write(file, content)

@@ -41,7 +41,7 @@ class Experiment:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Means:
+class Setup:
     """What the trials of a run are measured with."""
 
     cluster: "Cluster"
@@ -51,17 +51,17 @@ class Means:
 
 
 def measured(
-    experiment: Experiment, settings: Settings, means: Means, extend: Extend | None, *, reuse: bool = False
+    experiment: Experiment, settings: Settings, setup: Setup, extend: Extend | None, *, reuse: bool = False
 ) -> "pd.DataFrame":
     """Run the plan, or what is missing of it in a run that is continued, and what extends it; returns the run's trials.
 
     With `reuse`, the newest run of this environment is gone on with even where it is complete.
     """
-    results, console, cluster = settings.results_dir, means.console, means.cluster
+    results, console, cluster = settings.results_dir, setup.console, setup.cluster
     planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
     this = runs.open_run(
         results,
-        _new_run(experiment.name, settings, planned, environment.means(cluster.hardware, means.images.fingerprint)),
+        _new_run(experiment.name, settings, planned, environment.of_run(cluster.hardware, setup.images.fingerprint)),
         fresh=settings.fresh,
         again=settings.retry is not None,
         reuse=reuse,
@@ -72,7 +72,7 @@ def measured(
         done = set()
     todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
     measuring = [machine.hardware for machine in cluster.machines]
-    say(console, planning.opening(this, settings, planned, todo, measuring, means.images))
+    say(console, planning.opening(this, settings, planned, todo, measuring, setup.images))
     from rresnet.runner import machines
 
     if waiting := machines.busy(cluster.machines):
@@ -80,7 +80,7 @@ def measured(
     with store.Writer(results, this, lambda text: say(console, text)) as writer:
         with _quiet_ray(console), Progress(console, total=len(planned), done=len(planned) - len(todo)) as progress:
             try:
-                sweep = _sweep(this, settings, means, writer, progress, attempts, experiment.trainable)
+                sweep = _sweep(this, settings, setup, writer, progress, attempts, experiment.trainable)
                 for trial, reason in todo:
                     if reason:
                         found = Measurement(status="infeasible", error_type="Infeasible", error_message=reason)
@@ -103,7 +103,7 @@ def measured(
 def _sweep(
     this: runs.Run,
     settings: Settings,
-    means: Means,
+    setup: Setup,
     writer: store.Writer,
     progress: Progress,
     attempts: Mapping[str, int],
@@ -116,8 +116,8 @@ def _sweep(
 
     return Sweep(
         run=this,
-        cluster=means.cluster,
-        data=ray.put(means.images),
+        cluster=setup.cluster,
+        data=ray.put(setup.images),
         how=How(
             seconds=settings.seconds,
             timeout_seconds=settings.timeout_seconds,
@@ -127,7 +127,7 @@ def _sweep(
         write=writer.write,
         keep=writer.keep,
         progress=progress,
-        stop_asked=means.stop_asked,
+        stop_asked=setup.stop_asked,
         earlier=attempts,
         trainable=trainable or run_trial,
     )

@@ -97,8 +97,7 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     }
     words = ("scaling", "setting")
     print_table(console, columns, caption=caption, left=words, broken="setting", left_out=("images/s", "speedup"))
-    for line in scaling.predictions(found):
-        say(console, line)
+    say(console, scaling.predictions(found))
 
 
 def _workers(row: Mapping[Any, Any]) -> str:

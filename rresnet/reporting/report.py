@@ -59,10 +59,8 @@ def write(
     except OSError as error:
         raise StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
     first = page.lead(chapters, decisions) if chapters else ["There are no trials in these results."]
-    for line in first:
-        say(console, line)
     told = f"Report: {to.told('index.html')}; beside it summary.md and {len(drawn)} figure files."
-    say(console, told)
+    say(console, [*first, told])
     return to.told("index.html")
 
 

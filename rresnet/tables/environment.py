@@ -42,7 +42,7 @@ def describe(device: Device) -> Environment:
     )
 
 
-def means(hardware: Hardware, images: str) -> dict[str, str]:
+def of_run(hardware: Hardware, images: str) -> dict[str, str]:
     """What a run is begun with, by name, without importing any of it: for the run's manifest.
 
     Args:

@@ -50,8 +50,8 @@ def open_run(
     changes = _changes(found, run)
     if changes and not mix:
         raise StoreError(
-            f"run {found.run_id} was begun with other means ({'; '.join(changes)}), and rows of both would be mixed: "
-            "--fresh starts a new run, --mix-environments goes on with this one all the same"
+            f"run {found.run_id} was begun in another environment ({'; '.join(changes)}), and rows of both would "
+            "be mixed: --fresh starts a new run, --mix-environments goes on with this one all the same"
         )
     return replace(found, finished_at=None)
 
@@ -82,7 +82,7 @@ def known(results: Location) -> list[Run]:
 
 def _is_whole(run: Run) -> bool:
     """Whether each field is of its kind: a manifest is a file that anybody may have changed."""
-    means = {} if run.environment is None else run.environment
+    begun_with = {} if run.environment is None else run.environment
     given = [text for text in (run.finished_at, run.request_id) if text is not None]
     texts = (run.experiment, run.name, run.plan_id, run.started_at, *given)
-    return isinstance(means, dict) and all(isinstance(text, str) for text in (*texts, *means.values()))
+    return isinstance(begun_with, dict) and all(isinstance(text, str) for text in (*texts, *begun_with.values()))
