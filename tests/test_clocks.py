@@ -77,7 +77,7 @@ def test_how_long_a_step_launches_is_not_told_where_the_step_itself_waits(monkey
             return None
 
     monkeypatch.setattr(clocks, "_launch_share", lambda *_: 0.5)
-    monkeypatch.setattr(clocks, "synchronize", lambda device: None)
+    monkeypatch.setattr("rresnet.training.timing.synchronize", lambda device: None)
     batch = (SimpleNamespace(device=torch.device("cuda")),)
     optimizer = torch.optim.Adam([torch.ones(1, requires_grad=True)], fused=fused)
     assert clocks.step_alone(Step(), optimizer, batch, 1).launch_share == (0.5 if told else None)

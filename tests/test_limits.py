@@ -210,7 +210,7 @@ def test_the_canary_keeps_little_of_a_small_gpu(monkeypatch, gib, copied, size):
     sizes = []
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (1, gib * 2**30))
     monkeypatch.setattr(limits, "_matrix_product", lambda device, dtype, size: lambda: sizes.append(size))
-    monkeypatch.setattr(limits, "_seconds", lambda device, call: call() or 0.0)
+    monkeypatch.setattr(limits, "seconds_of", lambda device, call: call() or 0.0)
     assert limits._copied_bytes("cuda") == copied * 2**20
     assert limits._copied_bytes("cpu") == limits.COPY_BYTES["cpu"]
     limits._canary_product.__wrapped__("cuda", torch.bfloat16)

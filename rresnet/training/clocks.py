@@ -11,7 +11,7 @@ import torch
 from rresnet.training.inputs import Batch, Raw
 from rresnet.training.limits import Limits, Work
 from rresnet.training.step import Eager, Step
-from rresnet.training.timing import synchronize
+from rresnet.training.timing import seconds_of, synchronize
 
 COMMUNICATION_TURNS = 3
 LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that
@@ -40,12 +40,7 @@ def step_alone(step: Eager, optimizer: torch.optim.Optimizer, batch: Raw, steps:
         optimizer.register_step_post_hook(lambda *_: marks.append(_mark(device))),
     ]
     try:
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(steps):
-            step(*batch)
-        synchronize(device)
-        seconds = (time.perf_counter() - start) / steps
+        seconds = seconds_of(device, lambda: step(*batch), steps)
     finally:
         for hook in hooks:
             hook.remove()
@@ -86,16 +81,11 @@ def communication(step: Eager, batch: Raw, steps: int) -> float:
     would drive the workers' weights apart.
     """
     network: Any = step.model
-    device = batch[0].device
 
     def passes(count: int) -> float:
-        synchronize(device)
-        start = time.perf_counter()
-        for _ in range(count):
-            torch.autograd.backward(step.forward(*batch))
-        synchronize(device)
+        seconds = seconds_of(batch[0].device, lambda: torch.autograd.backward(step.forward(*batch)), count)
         step.optimizer.zero_grad(set_to_none=True)
-        return (time.perf_counter() - start) / count
+        return seconds
 
     passes(1)
     added = []

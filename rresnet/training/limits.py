@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from rresnet.cell import Cell, Precision
 from rresnet.training import model as models
-from rresnet.training.timing import synchronize
+from rresnet.training.timing import seconds_of
 
 PROBE_SECONDS = 0.15  # of repeated calls, for each of the two limits
 LOOK_SECONDS = 0.6  # that one look at the limits takes, allowed for
@@ -88,7 +88,7 @@ def canary(kind: str, half: bool) -> tuple[float, float]:
     """
     device = torch.device(kind)
     product = _canary_product(kind, torch.bfloat16 if half else torch.float32)
-    return _seconds(device, product), _seconds(device, _copy(kind))
+    return seconds_of(device, product), seconds_of(device, _copy(kind))
 
 
 @functools.cache
@@ -115,7 +115,7 @@ def _copy(kind: str) -> Callable[[], object]:
 
 
 def _warmed(device: torch.device, call: Callable[[], object]) -> Callable[[], object]:
-    _seconds(device, call)  # first use: pages, kernels, workspaces
+    seconds_of(device, call)  # first use: pages, kernels, workspaces
     return call
 
 
@@ -128,16 +128,8 @@ def _matrix_product(device: torch.device, dtype: torch.dtype, size: int) -> Call
 def _fastest(device: torch.device, call: Callable[[], object], seconds: float) -> float:
     end, best = time.perf_counter() + seconds, float("inf")
     while time.perf_counter() < end or best == float("inf"):
-        best = min(best, _seconds(device, call))
+        best = min(best, seconds_of(device, call))
     return best
-
-
-def _seconds(device: torch.device, call: Callable[[], object]) -> float:
-    synchronize(device)
-    start = time.perf_counter()
-    call()
-    synchronize(device)
-    return time.perf_counter() - start
 
 
 @contextlib.contextmanager

@@ -70,6 +70,16 @@ def synchronize(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
+def seconds_of(device: torch.device, call: Callable[[], object], times: int = 1) -> float:
+    """Mean seconds of a call that is made so many times, the device synchronised at both ends."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(times):
+        call()
+    synchronize(device)
+    return (time.perf_counter() - start) / times
+
+
 def steps_in(seconds: float, step_seconds: float) -> int:
     """How many steps of `step_seconds` fill `seconds`, at least one."""
     return max(1, round(seconds / step_seconds))
