@@ -57,7 +57,8 @@ def few_layers(classes):
         nn.Conv2d(3, 8, 3, stride=4, padding=1, bias=False),
         nn.BatchNorm2d(8),
         nn.ReLU(inplace=True),
-        nn.MaxPool2d(3, stride=4, padding=1),
+        nn.Conv2d(8, 8, 3, stride=2, padding=1, bias=False),  # to a map of 4 x 4
+        nn.MaxPool2d(3, stride=2, padding=1),
         nn.Conv2d(8, 16, 1, bias=False),
         nn.BatchNorm2d(16),
         nn.Conv2d(16, 16, 3, padding=1, bias=False),  # over a map of 2 x 2, of images of 32 x 32

@@ -38,18 +38,19 @@ class SmallMapConv2d(nn.Conv2d):
         rows, columns = (
             Axis(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in range(2)
         )
+        axes = tuple(rows), tuple(columns)  # plain: the compiler finds no graph in its cache that makes others
         outputs, taps = rows.outputs * columns.outputs, rows.kernel * columns.kernel
         pixels, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)
         result: torch.Tensor
         if rows.size * columns.size <= taps:
-            whole = whole_of(weight, rows, columns, x.dtype)
+            whole = whole_of(weight, *axes, x.dtype)
             bias = None if self.bias is None else self.bias.repeat(outputs)
             result = linear(pixels.flatten(1), whole, bias).view(len(x), rows.outputs, columns.outputs, -1)
         elif 2 * outputs <= taps:
-            patches = patches_of(pixels, rows, columns)
+            patches = patches_of(pixels, *axes)
             result = linear(patches.flatten(3), weight.flatten(1), self.bias)
         elif outputs <= 2 * taps and x.dtype == torch.bfloat16 and self.bias is None:
-            result = Convolved.apply(pixels, weight.to(x.dtype), rows, columns)
+            result = Convolved.apply(pixels, weight.to(x.dtype), *axes)
         else:
             return super().forward(x)
         return _images(result)

@@ -143,6 +143,9 @@ class Compiler:
 
     def __init__(self) -> None:
         os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.cache_folder() / "inductor"))
+        from torch._functorch import config
+
+        config.autograd_cache_allow_custom_autograd_functions = True  # else a network of our layers is traced each time
         self._before = self._seen()
 
     @staticmethod
