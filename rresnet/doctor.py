@@ -1,5 +1,6 @@
 """Is this machine fit to be measured? The same checks that flag rows, before a run."""
 
+import contextlib
 import os
 import time
 
@@ -21,16 +22,18 @@ from rresnet.training import limits
 from rresnet.training.train import is_out_of_memory
 
 AMPLE_SHARE = 0.8  # of a GPU's memory: less that is free is worth a word, too
+CONTEXT_BYTES = 2**29  # of a GPU's memory, that CUDA itself takes for a process, about
 AMPLE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
 
 
 def examine(console: Console, *, seconds: float, results_dir: Location, advice: bool) -> bool:
     """Print the machine, its limits, and what would make its figures doubtful; returns whether nothing would."""
+    hardware.count_gpus_as_nvml_does()
     machine = hardware.probe()
     console.print(_description(machine))
     torch.set_num_threads(machine.cpu_cores)
     console.print(_limits(machine))
-    monitor = Monitor(str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None)
+    monitor = Monitor(_gpu_uuid())
     with monitor.watching():
         time.sleep(seconds)
     usage = monitor.usage()
@@ -44,6 +47,22 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
     if not doubts:
         say(console, f"Nothing in {seconds:g} s that would make figures doubtful.")
     return not doubts
+
+
+def _gpu_uuid() -> str | None:
+    """The first GPU's; None where there is none, or its memory is too full to ask."""
+    with contextlib.suppress(RuntimeError):
+        return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None
+    return None
+
+
+def _gpu_memory() -> tuple[int, int]:
+    """Bytes of the first GPU's memory that others hold, and of all of it; both 0 where it is too full to ask."""
+    try:
+        unused, total = torch.cuda.mem_get_info()
+    except RuntimeError:
+        return 0, 0
+    return max(0, total - unused - torch.cuda.memory_reserved() - CONTEXT_BYTES), total
 
 
 def _description(machine: Hardware) -> Table:
@@ -106,11 +125,12 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
                 "PyTorch has a GPU and NVML tells of none, so no trial would use it: install the driver's NVML, or "
                 "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
             )
-        unused, total = torch.cuda.mem_get_info()
-        if (held := total - unused - torch.cuda.memory_reserved()) > (1 - AMPLE_SHARE) * total:
+        held, total = _gpu_memory()
+        if not total or held > (1 - AMPLE_SHARE) * total:
+            told = f"{held / 2**30:.0f} of {total / 2**30:.0f} GiB" if total else "all"
             found.append(
-                f"{held / 2**30:.0f} of {total / 2**30:.0f} GiB of the GPU's memory are held by others: end what holds "
-                "them (nvidia-smi names it), or large batches will not fit"
+                f"{told} of the GPU's memory are held by others: end what holds them (nvidia-smi names it), or large "
+                "batches will not fit"
             )
     kept = place.at(results_dir)
     try:

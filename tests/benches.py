@@ -8,7 +8,7 @@ import torch
 from samples import make_cell
 
 from rresnet.data import ImageData, Split
-from rresnet.training import step
+from rresnet.training import relu, step
 from rresnet.training.workbench import Workbench
 
 CPU = torch.device("cpu")
@@ -42,6 +42,8 @@ def losses(execution="eager", **changes):
     """Losses of three steps in float64, where rounding does not grow into a difference of its own."""
     found = bench(**changes)
     found.network.double()
+    if execution == "compile":
+        relu.for_the_compiler(found.network)
 
     def load(*raw):
         images, labels = found.inputs.load(*raw)

@@ -13,6 +13,13 @@ def after(first, error):
     return error
 
 
+def instead_of(first, error):
+    """An error that is raised `from None` while another is handled; of none, one that is raised from itself."""
+    error.__context__, error.__cause__ = first, None if first else error
+    error.__suppress_context__ = True
+    return error
+
+
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -22,9 +29,10 @@ def after(first, error):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
         (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
-        (RuntimeError("FIND was unable to find an engine to execute this computation"), "out_of_memory"),
         (after(torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("the capture was ended")), "out_of_memory"),
         (after(KeyError("shape"), RuntimeError("the capture was ended")), "error"),
+        (instead_of(MemoryError(), KeyError("typo")), "error"),
+        (instead_of(None, KeyError("typo")), "error"),
         (SystemExit(3), "error"),
     ],
 )
@@ -32,6 +40,17 @@ def test_failures_are_told_apart(error, status):
     found = trial.failure(error)
     assert (found.status, found.error_type) == (status, type(error).__name__)
     assert found.error_message
+
+
+@pytest.mark.parametrize(("free", "status"), [(0.05, "out_of_memory"), (0.5, "error")])
+def test_a_kernel_that_cudnn_does_not_find_is_want_of_memory_where_little_is_free(monkeypatch, free, status):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free * 2**30, 2**30))
+    for text in (
+        "FIND was unable to find an engine to execute this computation",
+        "Unable to find a valid cuDNN algorithm",
+    ):
+        assert trial.failure(RuntimeError(text)).status == status
 
 
 def test_a_failure_in_a_worker_is_told_as_the_workers():

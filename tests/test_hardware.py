@@ -62,7 +62,8 @@ def three(monkeypatch):
 @pytest.mark.parametrize(
     ("visible", "count", "first"),
     [
-        (None, 3, "A"), ("", 0, None), ("-1", 0, None), ("1", 1, "B"), ("2, 0", 2, "C 1g.10gb"), ("0,7,1", 1, "A"),
+        (None, 3, "A"), ("", 0, None), ("-1", 0, None), ("1", 1, "B"), ("2, 0", 2, "A"), ("0,7,1", 1, "A"),
+        ("2,7,0", 1, "C 1g.10gb"),
         ("GPU-ab", 1, "B"), ("GPU-zz", 0, None), ("MIG-1", 1, "C 1g.10gb"), ("MIG-2", 0, None), ("NoDevFiles", 0, None),
     ],
 )  # fmt: skip

@@ -1,6 +1,7 @@
 import io
 import itertools
 import math
+import warnings
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -14,6 +15,7 @@ from rresnet.analysis import ranking
 from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import blog, ladder
+from rresnet.figures import amounts, drawing
 
 
 def test_each_rung_has_one_change_more(laptop, a100):
@@ -119,6 +121,16 @@ def test_the_waterfall_is_drawn(tmp_path):
     assert files[0].read_bytes().startswith(b"\x89PNG")
     drawn = files[1].read_text()
     assert all(text in drawn for text in ("100", "111", "1.10x", "166", "1.50x", "channels_last False", "cpu, batch"))
+
+
+def test_a_rung_of_two_axes_leaves_the_waterfall_its_width():
+    found = ladder.rungs(rows([100.0, 110.0, 165.0]))
+    found["change"] = ["blog", "input", "channels_last False -> True, cudnn_benchmark False -> True"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        drawn = drawing.svg(amounts.waterfall(found)).decode()
+    assert "channels_last False -&gt; True,<" in drawn
+    assert "cudnn_benchmark False -&gt; True<" in drawn
 
 
 def test_a_ladder_without_tuned_is_told_and_not_drawn(tmp_path):

@@ -57,6 +57,11 @@ def test_work_is_what_pytorchs_counter_says_of_resnet50():
     )  # the weights are shared by more images
 
 
+def test_work_is_the_same_however_it_is_run():
+    eager, compiled = (limits.work(make_cell(model="resnet18", execution=one), 10) for one in ("eager", "compile"))
+    assert eager == compiled
+
+
 def test_products_with_the_padding_are_no_work_where_they_are_spared():
     # Over 2 x 2 pixels 16 products of pixels for 4 x 9, of 256 x 256 channels in five convolutions, and 4 instead
     # of 9 of 512 x 512 in one; over one pixel 1 instead of 9 in two. Multiply-adds, once forward and twice backward.
@@ -224,5 +229,6 @@ def test_a_cell_on_the_cpu_does_not_start_cuda(monkeypatch):
 
     found = bench()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", started)
     step.State(found.network, found.optimizer).restore()

@@ -38,10 +38,15 @@ def _told(ok: pd.DataFrame, compiled: Mapping[Any, Any], ratio: Interval | None,
     if ratio is None:
         return f"never measured side by side; {cost}"
     faster = f"{answer.ratio_text(ratio.estimate, ratio.low, ratio.high)} times the images/s"
-    if apart is False:
-        return f"{faster}, not distinguishable; {cost}"
+    if not apart or ratio.low is None or ratio.high is None:  # too few repeats for an interval, too
+        return f"{faster}{', not distinguishable' if apart is False else ''}; {cost}"
     if ratio.estimate <= 1 or not costs:
         return f"{faster}; {cost}"
-    # Training takes t alone and t / ratio + s compiled: as long where t = s * ratio / (ratio - 1).
-    pays = duration(seconds.max() * ratio.estimate / (ratio.estimate - 1))
-    return f"{faster}; {cost}, and pays where training takes longer than {pays}"
+    spent = seconds.get("cold", seconds.max())
+    after, soonest, latest = (_pays_after(spent, bound) for bound in (ratio.estimate, ratio.high, ratio.low))
+    return f"{faster}; {cost}, and pays where training takes longer than {after} ({soonest} - {latest})"
+
+
+def _pays_after(seconds: float, ratio: float) -> str:
+    """Training takes t, or t / ratio after s seconds of compiling: as long where t = s ratio / (ratio - 1)."""
+    return duration(seconds * ratio / (ratio - 1)) if ratio > 1 else "never"

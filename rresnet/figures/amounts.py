@@ -130,7 +130,7 @@ def _steps(axis: Axes, group: pd.DataFrame) -> None:
         tip(bar, f"{names[number]}: {told}")
         after = max([r for r in (rate, below) if r == r], default=0.0)
         beside(axis, told, (after, number), (4, 0))
-    axis.set_yticks(range(len(names)), names)
+    axis.set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names])  # two axes in one rung
     axis.invert_yaxis()
     axis.set_xlabel("images/s")
     axis.set_xlim(0, 1.6 * max([r for r in rates if r == r], default=1.0))

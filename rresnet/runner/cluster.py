@@ -22,7 +22,7 @@ from rresnet.runner.machines import Machine, Wanted
 
 # Each was needed in practice; the reason stands beside it.
 _ENVIRONMENT = {
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # as NVML counts: else the first GPU of unlike ones is another for each
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # GPUs are numbered as NVML does, in the workers of a group as well
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry, and no prompt about it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # processes that hold no GPU keep CUDA_VISIBLE_DEVICES as it is
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's boxes, which verbose=0 does not silence

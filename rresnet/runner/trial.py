@@ -18,7 +18,7 @@ import torch
 from ray import tune
 from ray.train.torch import TorchTrainer
 
-from rresnet import scratch
+from rresnet import hardware, scratch
 from rresnet.cell import Cell, Device, Trial
 from rresnet.config import How
 from rresnet.data import ImageData
@@ -83,9 +83,9 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
 
 def _order_gpus() -> None:
     """Let the first GPU of this process be that of every other: Ray names those it was given in the order of a set."""
+    hardware.count_gpus_as_nvml_does()
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
-        named = sorted(visible.split(","), key=lambda name: (len(name), name))  # numbers in their order
-        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(named)
+        os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(sorted(visible.split(","), key=hardware.gpu_order))
 
 
 def _say_ready() -> None:

@@ -4,7 +4,7 @@ import contextlib
 import functools
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -153,7 +153,7 @@ def work(cell: Cell, classes: int) -> Work | None:
     batch_size = max(2, cell.batch_size)  # a batch of one has no statistics over a map of one pixel
     try:
         with torch.device("meta"):
-            network = models.of(cell, classes)
+            network = models.of(replace(cell, execution="eager"), classes)  # as whole operations, however they run
             images = torch.empty(batch_size, 3, cell.image_size, cell.image_size)
             labels = torch.empty(batch_size, dtype=torch.long)
         with FlopCounterMode(display=False) as flops, _ByteCounter() as traffic:

@@ -7,17 +7,19 @@ from torch import nn
 
 
 class CompiledReLU(nn.ReLU):
-    """ReLU whose gradient is multiplied by the sign of its output.
+    """ReLU whose gradient, where it is compiled, is multiplied by the sign of its output.
 
     PyTorch's own selects by a comparison. The compiler keeps the comparison from the forward pass for the backward
-    pass, since it has a byte for each element, and reads it back one element at a time: over ten times as slow as the
-    loop that takes the output, which the next layer keeps anyway (torch 2.15).
+    pass, since it has a byte for each element, and reads it back one element at a time; the output, which the next
+    layer keeps anyway, it reads in vectors (torch 2.15). Finite gradients come out the same.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The larger of `x` and 0; never in place, which the compiler decides itself."""
-        result: torch.Tensor = _Rectified.apply(x)
-        return result
+        """The larger of `x` and 0, written over `x` where the layer is in place."""
+        if not torch.compiler.is_compiling():  # an epoch's short batch
+            return super().forward(x)
+        y: torch.Tensor = _Rectified.apply(x)
+        return x.copy_(y) if self.inplace else y
 
 
 class _Rectified(torch.autograd.Function):
