@@ -180,6 +180,17 @@ OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
             "or join more machines with --address",
         ),
         (
+            {"device": "gpu", "num_workers": 4, "num_nodes": 2},
+            {"gpu_count": 2},
+            "4 workers with a GPU each take 2 machines, 1 there: lower --num-workers, "
+            "or join more machines with --address",
+        ),
+        (
+            {"cpu_threads": 2, "num_workers": 5},
+            {},
+            "10 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",
+        ),
+        (
             {"cpu_threads": 4, "num_workers": 3},
             {},
             "12 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",

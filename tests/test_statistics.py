@@ -186,6 +186,25 @@ def test_repeats_needed_by_hand():
     assert repeats_needed(series, 0.01, drift_limit=0.005) is None
 
 
+@pytest.mark.parametrize("processes", [[0] * 12, list(range(12))])  # in processes of one repeat its scatter is all
+def test_repeats_needed_of_repeats_that_alternate(processes):
+    # A series without slow waves, and so little scatter that unseen drift is bounded by it.
+    s = 0.002
+    values = np.exp([s, -s] * 6)
+    scatter, target = s * math.sqrt(12 / 11), 0.004
+    of_processes = len(set(processes))
+    long_run = float(long_run_variance(np.log(values), degrees_of_freedom(12, of_processes)))
+    assert long_run < 0.5 * scatter**2
+
+    def half(count):
+        quantile = float(stats.t.ppf(0.975, degrees_of_freedom(count, of_processes)))
+        drift = DRIFT_PER_SCATTER * scatter * Z * math.sqrt(drift_share(count))
+        return math.hypot(quantile * scatter / math.sqrt(count), drift)
+
+    want = next(n for n in range(3, 1000) if half(n) <= math.log1p(target))
+    assert repeats_needed(in_order(values, processes=processes), target) == want > 12
+
+
 def test_most_repeats_are_tried():
     # As `test_repeats_needed_without_drift`: 5 do.
     values = np.exp([-0.01, 0.0, 0.01]).tolist()
