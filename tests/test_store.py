@@ -22,6 +22,14 @@ def test_a_row_is_readable_by_pandas_before_the_run_ends(tmp_path):
     assert pd.read_parquet(tmp_path / "windows")["images"].tolist() == [16]
 
 
+def test_a_file_is_kept_by_its_run_and_one_that_is_not_is_told(tmp_path):
+    with pytest.raises(StoreError, match="can't write to"), Writer(tmp_path, make_run()) as writer:
+        writer.keep("a.trace.json.gz", b"trace")
+        assert (tmp_path / "files" / "r1" / "a.trace.json.gz").read_bytes() == b"trace"
+        (tmp_path / "files" / "r1" / "in the way").mkdir()
+        writer.keep("in the way", b"trace")
+
+
 def test_missing_is_null_and_never_zero(tmp_path):
     run = make_run()
     with Writer(tmp_path, run) as writer:
