@@ -75,9 +75,7 @@ def test_a_trial_that_waits_to_be_tried_alone_outlives_its_machine(monkeypatch):
                 return super().run_one(trial, config, tunes, callback, alone)
             self.begun += 1
             if self.begun == 2:
-                record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
-                outcome = {"record": record, "environment": {}, "when": {}, "alone": False}
-                return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+                return self.tell(tunes, callback, alone=False, status="out_of_memory", error_message="no memory")
             if self.begun == 3:
                 FakeMachine.dead = frozenset("b")
                 self._looked = 0.0
@@ -140,7 +138,7 @@ def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts
     (trial, *_) = plan_of(CELLS, seed=4)
     agenda, attempts = Agenda([trial]), []
     agenda.lose(trial)
-    sweep = SimpleNamespace(finish=lambda trial, found, attempt: attempts.append(attempt), how=How(seconds=1))
+    sweep = SimpleNamespace(record=lambda trial, record, attempt: attempts.append(attempt), how=How(seconds=1))
     lane = Lane(sweep, FakeMachine(node_id="a", hardware=LAPTOP), agenda)
     lane.died(trial, 1, "has died", 0.0, None, FakeMachine.killed)
     lane.evicted(trial, 2, "OutOfMemoryError", None)
@@ -150,10 +148,11 @@ def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts
 def test_a_trial_that_two_machines_died_with_is_a_row():
     lost = plan_of(CELLS, seed=4)[0]
     agenda = Agenda([lost])
-    sweep = SimpleNamespace(rows=[], finish=lambda trial, found, attempt: sweep.rows.append((trial, found, attempt)))
+    sweep = SimpleNamespace(rows=[], record=lambda *of, attempt: sweep.rows.append((*of, attempt)))
     for name in "ab":
         Lane(sweep, FakeMachine(node_id=name, hardware=LAPTOP), agenda)._lose(lost)
-    ((trial, found, attempt),) = sweep.rows
+    ((trial, record, attempt),) = sweep.rows
+    found = record.measurement
     assert (trial, found.status, found.error_type, attempt) == (lost, "killed", "NodeDiedError", 2)
 
 

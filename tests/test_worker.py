@@ -13,8 +13,7 @@ from torch import distributed
 from rresnet.config import How
 from rresnet.runner import group, hot
 from rresnet.runner.exchange import Training
-from rresnet.tables.measurement import Measurement
-from rresnet.training.train import Record
+from rresnet.tables.measurement import Measurement, Record
 
 
 @pytest.fixture

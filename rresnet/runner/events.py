@@ -53,8 +53,8 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
         """A trial has told its process, its speed so far, or what became of it."""
         if "outcome" in result:
             self._ended = trial.planned
-            (outcome,) = result["outcome"]
-            self._lane.reported(trial.planned, self._attempt, outcome, self._process_id, self._kills)
+            record, alone = result["outcome"]
+            self._lane.reported(trial.planned, self._attempt, record, alone, self._process_id, self._kills)
         elif "process_id" in result:
             self._started, self._process_id = time.monotonic(), result["process_id"]
         elif "workers_to_start" in result:

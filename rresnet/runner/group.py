@@ -25,7 +25,8 @@ from rresnet.runner.exchange import Exchange, Request, Training
 from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
 from rresnet.runner.layout import Layout
 from rresnet.runner.machines import NODE_ID
-from rresnet.training.train import Record, train
+from rresnet.tables.measurement import Record
+from rresnet.training.train import train
 from rresnet.training.workbench import Workbench
 
 END_SECONDS = 30.0  # for workers that have nothing left to do

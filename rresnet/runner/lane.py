@@ -19,7 +19,7 @@ from rresnet.runner.agenda import Agenda
 from rresnet.runner.events import Events
 from rresnet.runner.handout import AsGiven, Handout
 from rresnet.runner.machines import Machine
-from rresnet.tables.measurement import Measurement
+from rresnet.tables.measurement import Measurement, Record
 
 if TYPE_CHECKING:
     from rresnet.data import ImageData
@@ -119,7 +119,7 @@ class Lane:
             found = self._known_not_to_run(trials[0].cell)
             if found is None:
                 return True
-            self.sweep.finish(trials.popleft(), found)
+            self.sweep.record(trials.popleft(), Record(measurement=found))
         return False
 
     def _can_come(self, trials: Collection[Trial], process: int | None) -> list[Cell]:
@@ -173,7 +173,7 @@ class Lane:
     ) -> dict[str, Any]:
         """What the trial process is told: where the trial's workers are, the groups, and when to let these go."""
         return {
-            "trial": trial.to_json(),
+            "trial": trial,
             "nodes": layout.placement(trial.cell, nodes),
             "groups": groups,
             "is_last": bool(groups) and is_last(),
@@ -204,23 +204,23 @@ class Lane:
         return None
 
     def reported(
-        self, trial: Trial, attempt: int, outcome: Mapping[str, Any], process_id: int | None, kills: int
+        self, trial: Trial, attempt: int, record: Record, alone: bool, process_id: int | None, kills: int
     ) -> None:
-        """A trial has sent what became of it, as `trial.run` does; `kills` as in `died`: a worker may be among them."""
-        record = outcome["record"]
-        for name, content in outcome.get("files", {}).items():
+        """A trial has sent what became of it, as `trial.run` does; `kills` as in `died`: a worker may be among them.
+
+        It was `alone` where nothing but itself held memory.
+        """
+        for name, content in record.files.items():
             self.sweep.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
-        measurement = record["measurement"]
-        if measurement["status"] == "killed" and self.machine.kills_for_memory() > kills:
+        if record.measurement.status == "killed" and self.machine.kills_for_memory() > kills:
             self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
             return
-        if measurement["status"] == "out_of_memory":
-            if not outcome["alone"]:
+        if record.measurement.status == "out_of_memory":
+            if not alone:
                 self._unconfirmed.append(trial)
                 return
-            self._too_large[trial.cell.cell_id] = measurement["error_message"]
-        known = {**outcome["environment"], **outcome["when"]}
-        self.sweep.record(trial, measurement, self._made(trial, attempt), known, record)
+            self._too_large[trial.cell.cell_id] = str(record.measurement.error_message)
+        self.sweep.record(trial, record, attempt=self._made(trial, attempt))
 
     def _made(self, trial: Trial, attempt: int) -> int:
         """The attempts made at a trial: those before that went with their machines count, too."""
@@ -233,7 +233,7 @@ class Lane:
             return
         found = replace(death(account, 0.0, math.inf), output_tail=self.machine.output_tail(process_id))
         self._too_large[trial.cell.cell_id] = str(found.error_message)
-        self.sweep.finish(trial, found, attempt=self._made(trial, attempt))
+        self.sweep.record(trial, Record(measurement=found), attempt=self._made(trial, attempt))
 
     def died(
         self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None, kills: int
@@ -248,7 +248,7 @@ class Lane:
             self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
             return
         found = replace(found, output_tail=self.machine.output_tail(process_id))
-        self.sweep.finish(trial, found, attempt=self._made(trial, attempt))
+        self.sweep.record(trial, Record(measurement=found), attempt=self._made(trial, attempt))
 
     def _lose(self, trial: Trial) -> None:
         """The machine died with the trial: another one gets it, once."""
@@ -257,7 +257,7 @@ class Lane:
             return
         message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
         found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
-        self.sweep.finish(trial, found, attempt=2)
+        self.sweep.record(trial, Record(measurement=found), attempt=2)
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:
