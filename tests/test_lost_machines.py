@@ -10,6 +10,7 @@ from samples import LAPTOP, make_cell
 from rresnet.config import How
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import ClusterLostError
+from rresnet.runner.events import TrialProcess
 from rresnet.runner.lane import Lane
 
 
@@ -140,8 +141,8 @@ def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts
     agenda.lose(trial)
     sweep = SimpleNamespace(record=lambda trial, record, attempt: attempts.append(attempt), how=How(seconds=1))
     lane = Lane(sweep, FakeMachine(node_id="a", hardware=LAPTOP), agenda)
-    lane.died(trial, 1, "has died", 0.0, None, FakeMachine.killed)
-    lane.evicted(trial, 2, "OutOfMemoryError", None)
+    lane.died(TrialProcess(lane, attempt=1), trial, "has died", 0.0)
+    lane.evicted(TrialProcess(lane, attempt=2), trial, "OutOfMemoryError")
     assert attempts == [2, 3]
 
 

@@ -10,7 +10,7 @@ from rresnet import grid
 from rresnet.runner import lane
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import Cluster
-from rresnet.runner.events import Events
+from rresnet.runner.events import TrialProcess
 from rresnet.runner.lane import Lane
 from rresnet.runner.layout import Layout
 
@@ -155,7 +155,7 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone
 def test_that_workers_start_is_told():
     notes = []
     lane = SimpleNamespace(sweep=SimpleNamespace(progress=SimpleNamespace(note=notes.append)))
-    Events(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
+    TrialProcess(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
     assert notes == ["starting 4 workers, which takes 10 s and more"]
 
 
