@@ -23,7 +23,7 @@ from rresnet.cell import Cell, Device, Trial
 from rresnet.config import How
 from rresnet.data import ImageData
 from rresnet.runner.group import WorkerGroup
-from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
+from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back, images_of
 from rresnet.runner.lane import TrialProcessSpentError, death
 from rresnet.runner.layout import Layout, trains_all
 from rresnet.tables import environment
@@ -157,7 +157,7 @@ def _reporter() -> Progress:
 def _loop(config: dict[str, Any]) -> Record:
     start = time.perf_counter()
     cell: Cell = config["cell"]
-    data, device = _HOT.data(config["data"][0]), torch.device("cuda" if cell.device == "gpu" else "cpu")
+    data, device = images_of(config["data"][0]), torch.device("cuda" if cell.device == "gpu" else "cpu")
     bench = _HOT.bench(cell, lambda: Workbench(cell=cell, data=data, device=device))
     ready = time.perf_counter() - start
     return train(bench, config["how"], startup_seconds=ready, progress=config["progress"])
