@@ -20,7 +20,6 @@ import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict
 from pathlib import Path
 
 import pandas as pd
@@ -32,7 +31,7 @@ import rresnet
 from rresnet.cell import Trial
 from rresnet.runner import sweep
 from rresnet.tables import runs, store
-from rresnet.tables.measurement import Measurement
+from rresnet.tables.measurement import Measurement, Record
 
 RUN = [sys.executable, str(Path(__file__).parent / "stub_run.py")]
 
@@ -204,8 +203,8 @@ def write_many(results: Path, number: int, count: int) -> None:
     with store.Writer(results, run) as writer:
         for repeat in range(count):
             planned = Trial(cell=cell(), repeat=repeat, process=0)
-            measured = asdict(Measurement(status="ok", images_per_second=1.0))
-            made = sweep.rows_of(run, planned, measured, attempt=1, known={}, record={})
+            record = Record(measurement=Measurement(status="ok", images_per_second=1.0))
+            made = sweep.rows_of(run, planned, record, attempt=1)
             writer.write(f"{name}-{repeat}", made)
     writer.finish("2026")
 

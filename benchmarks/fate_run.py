@@ -24,7 +24,7 @@ from typing import Any
 from unittest import mock
 
 from rresnet import cli, grid
-from rresnet.cell import Cell, Device, Trial
+from rresnet.cell import Cell, Device
 from rresnet.config import How, Settings
 from rresnet.hardware import Hardware
 
@@ -160,7 +160,7 @@ def _doomed(fate: Fate) -> AbstractContextManager[object]:
 
 def trial(config: dict[str, Any], how: How, data: Any) -> None:
     """In place of `rresnet.runner.trial.run`, which it calls."""
-    fate = Fate(Trial.from_json(config["trial"]).cell.batch_size - FIRST_SIZE)
+    fate = Fate(config["trial"].cell.batch_size - FIRST_SIZE)
     called = time.time()
     from rresnet.runner import trial  # seconds, in a fresh process
 

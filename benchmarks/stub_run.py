@@ -10,16 +10,16 @@ import os
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from rresnet import cli, grid
-from rresnet.cell import Cell, Device, Trial
+from rresnet.cell import Cell, Device
 from rresnet.config import How, Settings
 from rresnet.hardware import Hardware
-from rresnet.tables.measurement import Environment, Measurement
+from rresnet.tables.measurement import Environment, Measurement, Record, When
 
 announced: list[int] = []  # once in a process, as `rresnet.runner.trial` does
 COPIES = int(os.environ.get("STUB_CELLS", "4"))  # cells, apart from each other by their batch size alone
@@ -29,7 +29,7 @@ def trial(config: dict[str, Any], how: How, data: object) -> None:
     """In place of `rresnet.runner.trial.run`."""
     from ray import tune
 
-    planned, started = Trial.from_json(config["trial"]), datetime.now(UTC)
+    planned, started = config["trial"], datetime.now(UTC)
     if not announced:
         announced.append(os.getpid())
         tune.report({"process_id": os.getpid()})
@@ -45,13 +45,9 @@ def trial(config: dict[str, Any], how: How, data: object) -> None:
         epoch_seconds=10_000 / rate,
         epoch_seconds_kind="projected",
     )
-    outcome = {
-        "record": {"measurement": asdict(found), "windows": [], "epochs": []},
-        "environment": asdict(Environment(hostname=_host())),
-        "when": {"started_at": started, "finished_at": datetime.now(UTC)},
-        "alone": False,
-    }
-    tune.report({"outcome": [outcome], "done": True})
+    when = When(started_at=started, finished_at=datetime.now(UTC))
+    record = Record(measurement=found, environment=Environment(hostname=_host()), when=when)
+    tune.report({"outcome": (record, False), "done": True})
 
 
 def _host() -> str:

@@ -170,13 +170,3 @@ class Trial:
     def to_dict(self) -> dict[str, Any]:
         """Plain values."""
         return {"cell": self.cell.to_dict(), "repeat": self.repeat, "process": self.process}
-
-    def to_json(self) -> str:
-        """One text, for the way through Tune, which deep-copies what it is given."""
-        return json.dumps(self.to_dict())
-
-    @staticmethod
-    def from_json(text: str) -> "Trial":
-        """The trial that `to_json` wrote."""
-        values = json.loads(text)
-        return Trial(cell=Cell(**values["cell"]), repeat=values["repeat"], process=values["process"])

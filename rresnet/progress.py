@@ -1,8 +1,6 @@
 """What a person sees while a run goes on: a live line on a terminal, a plain line a trial elsewhere."""
 
 import time
-from collections.abc import Mapping
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -10,6 +8,7 @@ from rich.progress import Progress as RichProgress
 from rich.table import Column
 
 from rresnet.cell import Trial
+from rresnet.tables.measurement import Measurement
 from rresnet.terminal import duration, number, say
 
 QUIET_SECONDS = 30.0  # a long trial says something at least this often where there is no live line
@@ -69,16 +68,13 @@ class Progress:
             self.note(f"{self._done}/{self._total}  running {self._cell}  {number(images_per_second)} img/s so far")
         self._bar.update(self._task, rate=f"{number(images_per_second)} img/s")
 
-    def finished(self, trial: Trial, measurement: Mapping[str, Any]) -> None:
+    def finished(self, trial: Trial, measurement: Measurement) -> None:
         """A trial has its row."""
         self._done += 1
-        self._measured += measurement["status"] != "infeasible"  # that takes no time, and tells nothing of what is left
-        ok = measurement["status"] == "ok"
-        speed = (
-            f"{number(measurement['images_per_second'])} img/s"
-            if ok
-            else f"{measurement['status']}: {measurement['error_message']}"
-        )
+        self._measured += measurement.status != "infeasible"  # that takes no time, and tells nothing of what is left
+        ok = measurement.status == "ok"
+        rate = measurement.images_per_second
+        speed = f"{measurement.status}: {measurement.error_message}" if rate is None else f"{number(rate)} img/s"
         left = self._time_left()
         self._bar.update(self._task, completed=self._done, rate=speed if ok else "", left=left)
         if not self._console.is_terminal or not ok:

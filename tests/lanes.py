@@ -10,6 +10,7 @@ from rresnet.runner.cluster import Cluster
 from rresnet.runner.lane import Lane
 from rresnet.runner.machines import Machine
 from rresnet.runner.sweep import Sweep
+from rresnet.tables.measurement import Environment, Measurement, Record
 from rresnet.tables.runs import Run
 
 CELLS = [make_cell(batch_size=size) for size in (1, 2, 3)]
@@ -30,8 +31,13 @@ class FakeLane(Lane):
             self.run_one(trial, planned._config(trial), tunes, callback, alone=len(of_process) == 1)
 
     def run_one(self, trial, config, tunes, callback, alone):
-        result = {"record": {"measurement": {"status": "ok"}}, "environment": {"hostname": self.machine.node_id}}
-        callback.on_trial_result(0, [], tunes, {"outcome": [{**result, "when": {}, "alone": alone}]})
+        self.tell(tunes, callback, alone=alone, status="ok")
+
+    def tell(self, tunes, callback, *, alone, **found):
+        """What a trial process sends."""
+        here = Environment(hostname=self.machine.node_id)
+        record = Record(measurement=Measurement(**found), environment=here)
+        callback.on_trial_result(0, [], tunes, {"outcome": (record, alone)})
 
 
 def swept(lane=FakeLane, repeats=2, machines=("a",), processes=1, cells=CELLS, seed=4):

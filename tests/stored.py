@@ -1,12 +1,10 @@
 """A run, and the rows of a trial of it, as a run's writer gets them."""
 
-from dataclasses import asdict
-
 from samples import make_cell
 
 from rresnet.cell import Trial
 from rresnet.runner.sweep import rows_of
-from rresnet.tables.measurement import Measurement
+from rresnet.tables.measurement import Measurement, Record, Window
 from rresnet.tables.runs import Run
 
 
@@ -24,14 +22,6 @@ def make_run(**changes):
 
 def rows_of_trial(run, repeat, status="ok", **values):
     trial = Trial(cell=make_cell(), repeat=repeat, process=0)
-    measurement = asdict(Measurement(status=status, **values))
-    window = {
-        "window": 0,
-        "kind": "measured",
-        "epoch": None,
-        "started_seconds": 0.0,
-        "seconds": 0.5,
-        "steps": 2,
-        "images": 16,
-    }
-    return trial.trial_id, rows_of(run, trial, measurement, attempt=1, known={}, record={"windows": [window]})
+    window = Window(window=0, kind="measured", started_seconds=0.0, seconds=0.5, steps=2, images=16)
+    record = Record(measurement=Measurement(status=status, **values), windows=(window,))
+    return trial.trial_id, rows_of(run, trial, record, attempt=1)

@@ -22,8 +22,8 @@ HOUSE = [
     ("runner", "trial group hot exchange sweep lane events handout agenda cluster machines layout"),
     ("training", "train workbench clocks limits timing step model relu convolution inputs"),
     ("quality", "flags monitor steady"),
-    ("tables", "environment store runs reading objects place measurement"),
     ("", "progress terminal"),
+    ("tables", "environment store runs reading objects place measurement"),
     ("data", "__init__ files named"),
     ("", "grid hardware scratch config cell"),
 ]

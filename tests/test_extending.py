@@ -61,7 +61,7 @@ def commands(heading):
 
 
 AXIS = """
-import json, sys
+import json, pickle, sys
 import pandas as pd
 from results import trials, write
 from samples import LAPTOP, make_cell
@@ -86,7 +86,7 @@ print(json.dumps({
     "their trial": [row["trial_id"], Trial(cell=cell, repeat=row["repeat"], process=0).trial_id],
     "request": Settings().request_id,
     "label": decayed.label(),
-    "again": Trial.from_json(Trial(cell=decayed, repeat=0, process=0).to_json()).cell.weight_decay,
+    "again": pickle.loads(pickle.dumps(Trial(cell=decayed, repeat=0, process=0))).cell.weight_decay,
     "doc": TRIALS.field("weight_decay").metadata[b"doc"].decode(),
     "decay": model.build(decayed, 4, torch.device("cpu"))[1].param_groups[0]["weight_decay"],
     "speedup": found["speedup"].round(2).tolist(),

@@ -10,6 +10,7 @@ from samples import LAPTOP, make_cell
 from rresnet.config import How
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import ClusterLostError
+from rresnet.runner.events import TrialProcess
 from rresnet.runner.lane import Lane
 
 
@@ -75,9 +76,7 @@ def test_a_trial_that_waits_to_be_tried_alone_outlives_its_machine(monkeypatch):
                 return super().run_one(trial, config, tunes, callback, alone)
             self.begun += 1
             if self.begun == 2:
-                record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
-                outcome = {"record": record, "environment": {}, "when": {}, "alone": False}
-                return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+                return self.tell(tunes, callback, alone=False, status="out_of_memory", error_message="no memory")
             if self.begun == 3:
                 FakeMachine.dead = frozenset("b")
                 self._looked = 0.0
@@ -140,20 +139,21 @@ def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts
     (trial, *_) = plan_of(CELLS, seed=4)
     agenda, attempts = Agenda([trial]), []
     agenda.lose(trial)
-    sweep = SimpleNamespace(finish=lambda trial, found, attempt: attempts.append(attempt), how=How(seconds=1))
+    sweep = SimpleNamespace(record=lambda trial, record, attempt: attempts.append(attempt), how=How(seconds=1))
     lane = Lane(sweep, FakeMachine(node_id="a", hardware=LAPTOP), agenda)
-    lane.died(trial, 1, "has died", 0.0, None, FakeMachine.killed)
-    lane.evicted(trial, 2, "OutOfMemoryError", None)
+    lane.died(TrialProcess(lane, attempt=1), trial, "has died", 0.0)
+    lane.evicted(TrialProcess(lane, attempt=2), trial, "OutOfMemoryError")
     assert attempts == [2, 3]
 
 
 def test_a_trial_that_two_machines_died_with_is_a_row():
     lost = plan_of(CELLS, seed=4)[0]
     agenda = Agenda([lost])
-    sweep = SimpleNamespace(rows=[], finish=lambda trial, found, attempt: sweep.rows.append((trial, found, attempt)))
+    sweep = SimpleNamespace(rows=[], record=lambda *of, attempt: sweep.rows.append((*of, attempt)))
     for name in "ab":
         Lane(sweep, FakeMachine(node_id=name, hardware=LAPTOP), agenda)._lose(lost)
-    ((trial, found, attempt),) = sweep.rows
+    ((trial, record, attempt),) = sweep.rows
+    found = record.measurement
     assert (trial, found.status, found.error_type, attempt) == (lost, "killed", "NodeDiedError", 2)
 
 

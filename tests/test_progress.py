@@ -7,6 +7,7 @@ from samples import make_cell
 from rresnet import progress
 from rresnet.cell import Trial
 from rresnet.progress import Progress
+from rresnet.tables.measurement import Measurement
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def shown(terminal):
 
 
 TRIAL = Trial(cell=make_cell(), repeat=0, process=0)
-OK = {"status": "ok", "images_per_second": 1234.5, "error_message": None}
+OK = Measurement(status="ok", images_per_second=1234.5)
 
 
 def test_plain_output_has_a_line_a_trial_and_the_time_left(clock):
@@ -69,9 +70,7 @@ def test_a_long_trial_speaks_every_half_minute(clock):
 def test_a_failure_is_always_a_line_of_its_own(clock, terminal):
     console = shown(terminal)
     with Progress(console, 1) as display:
-        display.finished(
-            TRIAL, {"status": "error", "images_per_second": None, "error_message": "it broke\nin two lines"}
-        )
+        display.finished(TRIAL, Measurement(status="error", error_message="it broke\nin two lines"))
     text = console.file.getvalue()
     assert "error: it broke" in text
     assert "in two lines" not in text
@@ -91,7 +90,7 @@ def test_a_terminal_shows_the_running_trial(clock):
 
 def test_what_is_infeasible_tells_nothing_of_the_time_that_is_left(clock):
     console = shown(terminal=False)
-    impossible = {"status": "infeasible", "images_per_second": None, "error_message": "no GPU"}
+    impossible = Measurement(status="infeasible", error_message="no GPU")
     with Progress(console, 5) as display:
         for clock.now, outcome in ((1.0, impossible), (50.0, OK), (50.0, impossible), (60.0, OK)):
             display.finished(TRIAL, outcome)

@@ -10,7 +10,7 @@ from rresnet import grid
 from rresnet.runner import lane
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import Cluster
-from rresnet.runner.events import Events
+from rresnet.runner.events import TrialProcess
 from rresnet.runner.lane import Lane
 from rresnet.runner.layout import Layout
 
@@ -108,9 +108,7 @@ def test_alone_a_trial_has_no_workers_beside_its_own():
             super()._tune(planned, callback, groups)
 
         def run_one(self, trial, config, tunes, callback, alone):
-            record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
-            outcome = {"record": record, "environment": {}, "when": {}, "alone": len(processes) > 1}
-            callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+            self.tell(tunes, callback, alone=len(processes) > 1, status="out_of_memory", error_message="no memory")
 
     swept(Noting, repeats=1, cells=[make_cell(num_workers=n) for n in (1, 2, 4)])
     assert processes[0] == [("a",) * 4]
@@ -122,9 +120,7 @@ def test_running_out_of_memory_is_believed_of_several_workers_too_once_it_happen
         def run_one(self, trial, config, tunes, callback, alone):
             if trial.cell.batch_size != HUNGRY:
                 return super().run_one(trial, config, tunes, callback, alone)
-            record = {"measurement": {"status": "out_of_memory", "error_message": "no memory"}}
-            outcome = {"record": record, "environment": {}, "when": {}, "alone": alone}
-            return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+            return self.tell(tunes, callback, alone=alone, status="out_of_memory", error_message="no memory")
 
     cells = [make_cell(batch_size=size, num_workers=2) for size in (1, HUNGRY, 3)]
     seed = next(seed for seed in range(9) if plan_of(cells, seed)[0].cell.batch_size != HUNGRY)
@@ -147,9 +143,7 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone
             if trial.cell.batch_size != HUNGRY:
                 return super().run_one(trial, config, tunes, callback, alone)
             FakeMachine.killed += killed
-            record = {"measurement": {"status": "killed", "error_message": "a worker has died"}}
-            outcome = {"record": record, "environment": {}, "when": {}, "alone": alone}
-            return callback.on_trial_result(0, [], tunes, {"outcome": [outcome]})
+            return self.tell(tunes, callback, alone=alone, status="killed", error_message="a worker has died")
 
     cells = [make_cell(batch_size=size, num_workers=2) for size in (1, HUNGRY, 3)]
     sweep = swept(WorkerKilled, repeats=1, cells=cells)
@@ -161,7 +155,7 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone
 def test_that_workers_start_is_told():
     notes = []
     lane = SimpleNamespace(sweep=SimpleNamespace(progress=SimpleNamespace(note=notes.append)))
-    Events(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
+    TrialProcess(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
     assert notes == ["starting 4 workers, which takes 10 s and more"]
 
 

@@ -11,7 +11,7 @@ from rresnet import grid
 from rresnet.cell import Trial
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.sweep import rows_of
-from rresnet.tables.measurement import Measurement
+from rresnet.tables.measurement import Environment, Epoch, Measurement, Record, Window
 from rresnet.tables.runs import Run
 
 
@@ -124,10 +124,16 @@ def test_an_agenda_gives_whole_repeats_in_order_and_takes_back_what_a_machine_le
 def test_rows_join_on_the_trial():
     planned = Trial(cell=make_cell(num_workers=2), repeat=3, process=1)
     run = Run(run_id="r", experiment="compare", name="n", plan_id="p", planned=1, started_at="")
-    record = {"windows": [{"window": 0}], "epochs": [{"epoch": 0}]}
-    rows = rows_of(run, planned, vars(Measurement(status="ok")), attempt=2, known={"hostname": "h"}, record=record)
+    record = Record(
+        measurement=Measurement(status="ok"),
+        windows=(Window(window=0, kind="measured", started_seconds=0.0, seconds=0.5, steps=2, images=16),),
+        epochs=(Epoch(epoch=0, seconds=0.5, images=16, train_loss=2.0),),
+        environment=Environment(hostname="h"),
+    )
+    rows = rows_of(run, planned, record, attempt=2)
     row = rows["trials"][0]
     assert (row["trial_id"], row["repeat"], row["process"], row["attempt"]) == (planned.trial_id, 3, 1, 2)
     assert (row["global_batch_size"], row["hostname"], row["started_at"]) == (16, "h", None)
-    assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, "window": 0}]
-    assert rows["epochs"][0]["trial_id"] == planned.trial_id
+    assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, **vars(record.windows[0])}]
+    assert rows["epochs"] == [{"run_id": "r", "trial_id": planned.trial_id, **vars(record.epochs[0])}]
+    assert rows["losses"] == []

@@ -11,8 +11,7 @@ from rresnet.cell import Trial
 from rresnet.config import How
 from rresnet.runner import hot, lane, trial
 from rresnet.runner.layout import Layout
-from rresnet.tables.measurement import Environment, Measurement
-from rresnet.training.train import Record
+from rresnet.tables.measurement import Environment, Measurement, Record
 
 OK = Measurement(status="ok")
 
@@ -64,10 +63,10 @@ def process(monkeypatch):
 
     def run(batch_size, num_workers=2, is_last=False, device="cpu", groups=("cpu",), workers=2):
         cell = make_cell(batch_size=batch_size, num_workers=num_workers, device=device)
-        one = Trial(cell=cell, repeat=0, process=0).to_json()
+        one = Trial(cell=cell, repeat=0, process=0)
         there = {kind: Layout(device=kind, nodes=("a",) * workers, cores=1) for kind in groups}
         trial.run({"trial": one, "nodes": ("a", "b"), "groups": there, "is_last": is_last}, How(seconds=1.0), [None])
-        return told[-1]["outcome"][0]
+        return told[-1]["outcome"]
 
     return SimpleNamespace(told=told, asked=asked, run=run)
 
@@ -94,7 +93,7 @@ def test_groups_of_both_devices_are_up_before_anything_is_measured_and_end_with_
 def test_a_group_that_has_ended_between_two_trials_costs_neither(process):
     process.run(1)
     trial._GROUPS["cpu"].ended = True  # the kernel has killed an idle worker, say
-    assert process.run(2)["record"]["measurement"]["status"] == "ok"
+    assert process.run(2)[0].measurement.status == "ok"
     assert process.asked == ["starts", "is up", (1, AB), "starts", "is up", (2, AB)]
 
 
@@ -112,7 +111,7 @@ def test_after_a_trial_that_failed_the_workers_are_let_go(process):
     with pytest.raises(lane.TrialProcessSpentError):
         process.run(3)
     assert process.asked[-1] == "ends"
-    assert process.told[-1]["outcome"][0]["record"]["measurement"]["error_message"] == "a worker failed"
+    assert process.told[-1]["outcome"][0].measurement.error_message == "a worker failed"
 
 
 def test_workers_that_do_not_start_are_the_error_of_a_trial_that_needs_them(process, monkeypatch):
@@ -125,12 +124,12 @@ def test_workers_that_do_not_start_are_the_error_of_a_trial_that_needs_them(proc
     monkeypatch.setattr(
         trial, "_fit", lambda cell, *of: fit(cell, *of) if cell.num_workers > 1 else Record(measurement=OK)
     )
-    assert process.run(1, num_workers=1)["record"]["measurement"]["status"] == "ok"
-    assert process.run(1, num_workers=1)["record"]["measurement"]["status"] == "ok"
+    assert process.run(1, num_workers=1)[0].measurement.status == "ok"
+    assert process.run(1, num_workers=1)[0].measurement.status == "ok"
     with pytest.raises(lane.TrialProcessSpentError):
         process.run(1)
-    found = process.told[-1]["outcome"][0]["record"]["measurement"]
-    assert (found["status"], found["error_message"]) == ("error", "no place for the workers")
+    found = process.told[-1]["outcome"][0].measurement
+    assert (found.status, found.error_message) == ("error", "no place for the workers")
     assert process.asked == ["starts", "does not start", "ends"]  # not tried at each trial
 
 
@@ -149,8 +148,8 @@ def test_the_first_trial_of_a_process_is_alone_unless_workers_that_it_does_not_u
 ):
     monkeypatch.setattr(trial, "_fit", lambda *of: Record(measurement=OK))
     given = {"num_workers": num_workers, "groups": groups, "workers": workers}
-    assert process.run(1, **given)["alone"] == alone
-    assert not process.run(2, **given)["alone"]
+    assert process.run(1, **given)[1] == alone
+    assert not process.run(2, **given)[1]
 
 
 def test_where_memory_is_short_this_process_drops_its_cells_first_and_then_the_workers_theirs(process, monkeypatch):

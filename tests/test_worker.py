@@ -11,10 +11,9 @@ from samples import make_cell
 from torch import distributed
 
 from rresnet.config import How
-from rresnet.runner import group, hot
+from rresnet.runner import group
 from rresnet.runner.exchange import Training
-from rresnet.tables.measurement import Measurement
-from rresnet.training.train import Record
+from rresnet.tables.measurement import Measurement, Record
 
 
 @pytest.fixture
@@ -24,7 +23,7 @@ def worker(tmp_path, monkeypatch):
     monkeypatch.setattr(group.ray, "get_runtime_context", lambda: context)
     monkeypatch.setattr(group, "get_device", lambda: torch.device("cpu"))
     monkeypatch.setattr(group, "free_memory_share", lambda device: 0.125)
-    monkeypatch.setattr(hot.HotCells, "data", lambda self, ref: "images")
+    monkeypatch.setattr(group, "images_of", lambda ref: "images")
     monkeypatch.setattr(group, "Workbench", lambda **parts: SimpleNamespace(**parts))
     made = []
 

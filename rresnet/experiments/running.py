@@ -16,7 +16,7 @@ from rresnet.experiments import planning
 from rresnet.experiments.planning import Cells, Planned
 from rresnet.progress import Progress
 from rresnet.tables import environment, reading, runs, store
-from rresnet.tables.measurement import Measurement
+from rresnet.tables.measurement import Measurement, Record
 from rresnet.terminal import say
 
 if TYPE_CHECKING:
@@ -84,7 +84,7 @@ def measured(
                 for trial, reason in todo:
                     if reason:
                         found = Measurement(status="infeasible", error_type="Infeasible", error_message=reason)
-                        sweep.finish(trial, found)
+                        sweep.record(trial, Record(measurement=found))
                 sweep.execute([trial for trial, reason in todo if reason is None])
                 if extend:
                     cells = list(dict.fromkeys(trial.cell for trial, reason in planned if reason is None))

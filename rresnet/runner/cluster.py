@@ -44,6 +44,7 @@ _LOCAL = {
     "RAY_enable_worker_prestart": "0",  # a process for each core, none of which Tune uses: its own have an environment
     "RAY_prestart_worker_first_driver": "0",  # the same, at the start
 }
+_QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 CONNECT_SECONDS = 5.0
 WATCH_SECONDS = 2.0  # between looks at whether a joined cluster is still there
 LOST_SECONDS = 40.0  # for which it may be away; after 60 Ray ends this process
@@ -84,41 +85,62 @@ def connect(
         _check_reachable(address)
     for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOCAL}).items():
         os.environ.setdefault(name, value)
+    with _started(hardware) if address is None else _joined(address, wanted or Wanted(), tell) as those:
+        yield Cluster(machines=those)
+
+
+@contextlib.contextmanager
+def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
+    """A Ray of our own, of this machine alone."""
     import ray
 
+    with contextlib.ExitStack() as cleanup:
+        with _connecting(lambda reason: f"Ray does not start on this machine: {reason}"):
+            scratch.remove_stale()
+            folder = cleanup.enter_context(scratch.folder())  # Ray would leave its logs behind
+            _make_token()
+            with _temporary_files_in(folder):
+                _start(
+                    num_cpus=hardware.cpu_count,
+                    num_gpus=hardware.gpu_count,
+                    _temp_dir=str(folder),
+                    include_dashboard=False,
+                    **_QUIET,
+                )
+        cleanup.callback(ray.shutdown)
+        yield (Machine(node_id=ray.nodes()[0]["NodeID"], hardware=hardware, logs=folder / "session_latest" / "logs"),)
+
+
+@contextlib.contextmanager
+def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterator[tuple[Machine, ...]]:
+    """A Ray that is there already; the machines of it that are to measure."""
+    import ray
+
+    with _connecting(lambda reason: _no_cluster(address, reason)):
+        ray.init(address, **_QUIET)
+    try:
+        with _watched(ray.get_runtime_context().gcs_address), machines.found(wanted, tell) as those:
+            yield those
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _connecting(message: Callable[[str], str]) -> Iterator[None]:
+    """For the block in which Ray starts or is joined: import Tune meanwhile, and keep the handler of SIGTERM.
+
+    Raises UsageError with the `message` of a reason, whatever the block raises.
+    """
     terminate = signal.getsignal(signal.SIGTERM)  # Ray replaces it with a handler that ends the process at once
     importing = threading.Thread(target=import_module, args=("ray.tune",))  # seconds, in which Ray can start
     importing.start()
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
-    cleanup, logs = contextlib.ExitStack(), None
     try:
-        if address is None:
-            scratch.remove_stale()
-            temporary = cleanup.enter_context(scratch.folder())  # Ray would leave its logs behind
-            common["_temp_dir"] = str(temporary)
-            logs = temporary / "session_latest" / "logs"
-            _make_token()
-            with _temporary_files_in(temporary):
-                _start(num_cpus=hardware.cpu_count, num_gpus=hardware.gpu_count, include_dashboard=False, **common)
-        else:
-            ray.init(address, **common)
+        yield
     except Exception as error:  # Ray raises plain ones, too: where its own processes don't start in time, say
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        if address is None:
-            raise UsageError(f"Ray does not start on this machine: {reason}") from error
-        raise UsageError(_no_cluster(address, reason)) from error
+        raise UsageError(message((str(error).splitlines() or [type(error).__name__])[0])) from error
     finally:
         importing.join()
         signal.signal(signal.SIGTERM, terminate)
-    with cleanup:
-        try:
-            if address is None:
-                yield Cluster(machines=(Machine(node_id=ray.nodes()[0]["NodeID"], hardware=hardware, logs=logs),))
-            else:
-                with _watched(ray.get_runtime_context().gcs_address), machines.found(wanted or Wanted(), tell) as those:
-                    yield Cluster(machines=those)
-        finally:
-            ray.shutdown()
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""Tune's events of one trial process, as calls of the lane."""
+"""A trial process as the driver knows it: Tune's events of it, as calls of the lane."""
 
 import time
 from pathlib import Path
@@ -17,17 +17,18 @@ if TYPE_CHECKING:
 usage.tag_callbacks = lambda callbacks: False
 
 
-class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
-    """Tune's events, as calls of the lane."""
+class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
+    """A trial process, as Tune tells of it."""
 
     def __init__(self, lane: "Lane", attempt: int) -> None:
-        self._lane, self._attempt = lane, attempt
-        self._process_id: int | None = None  # of the trial process, once it has said so
-        self._kills = 0  # for want of memory, before the trial
+        self._lane = lane
+        self.attempt = attempt  # that its trials are, but for those lost with their machines
+        self._process_id: int | None = None  # once it has said so
+        self._kills = 0  # for want of memory, when the trial began
         self._started: float | None = None
         self._ended: Trial | None = None  # the latest that has its row, or is to be tried again
         self.begun: Trial | None = None  # the latest
-        self.process_ended = False
+        self.ended = False
 
     def __getstate__(self) -> dict[str, Any]:
         """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
@@ -37,6 +38,16 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
     def running(self) -> Trial | None:
         """The trial that has begun and not ended."""
         return None if self.begun is self._ended else self.begun
+
+    @property
+    def killed_for_memory(self) -> bool:
+        """Whether the kernel has killed for want of memory, it or a worker, since the trial began."""
+        return self._lane.machine.kills_for_memory() > self._kills
+
+    @property
+    def output_tail(self) -> str | None:
+        """The end of what it has printed; None where that is not known."""
+        return self._lane.machine.output_tail(self._process_id)
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Look whether the run is to end, or the machine is gone."""
@@ -53,8 +64,8 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
         """A trial has told its process, its speed so far, or what became of it."""
         if "outcome" in result:
             self._ended = trial.planned
-            (outcome,) = result["outcome"]
-            self._lane.reported(trial.planned, self._attempt, outcome, self._process_id, self._kills)
+            record, alone = result["outcome"]
+            self._lane.reported(self, trial.planned, record, alone)
         elif "process_id" in result:
             self._started, self._process_id = time.monotonic(), result["process_id"]
         elif "workers_to_start" in result:
@@ -62,17 +73,12 @@ class Events(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
         elif "images_per_second" in result:
             self._lane.sweep.progress.rate(result["images_per_second"])
 
-    def evicted(self, account: str) -> None:
-        """Record the trial in whose time Ray's memory monitor ended the process."""
-        if trial := self.running:
-            self._lane.evicted(trial, self._attempt, account, self._process_id)
-
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """The process has ended: on purpose after a trial's row, or with the trial."""
-        process_id, self._process_id, self.process_ended = self._process_id, None, True
+        self.ended = True
         if trial.planned is self._ended:  # it had its row; the process was ended on purpose
             return
         self._ended = trial.planned
         elapsed = time.monotonic() - self._started if self._started else 0.0
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        self._lane.died(trial.planned, self._attempt, text, elapsed, process_id, self._kills)
+        self._lane.died(self, trial.planned, text, elapsed)

@@ -22,10 +22,11 @@ from rresnet.config import WORKERS_SECONDS, How
 from rresnet.data import ImageData
 from rresnet.runner import layout
 from rresnet.runner.exchange import Exchange, Request, Training
-from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
+from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back, images_of
 from rresnet.runner.layout import Layout
 from rresnet.runner.machines import NODE_ID
-from rresnet.training.train import Record, train
+from rresnet.tables.measurement import Record
+from rresnet.training.train import train
 from rresnet.training.workbench import Workbench
 
 END_SECONDS = 30.0  # for workers that have nothing left to do
@@ -166,7 +167,7 @@ class _Worker:
             if self._rank not in ranks:
                 return None
             start = time.perf_counter()
-            images = self._hot.data(self._data[0])
+            images = images_of(self._data[0])
             record = train(
                 self._hot.bench(cell, lambda: self._build(cell, images, ranks, part)),  # no name keeps it
                 self._how,

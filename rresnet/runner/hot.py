@@ -1,5 +1,6 @@
 """The cells that a process has built and keeps hot, and how much memory they leave."""
 
+import functools
 import gc
 from collections import OrderedDict
 from collections.abc import Callable
@@ -16,18 +17,18 @@ from rresnet.training.workbench import Workbench
 MEMORY_RESERVE = 0.25  # share of the memory that must be free before another cell is built beside the hot ones
 
 
+@functools.cache
+def images_of(ref: "ray.ObjectRef[ImageData]") -> ImageData:
+    """The data set behind `ref`; fetched once in this process, which has one."""
+    images: ImageData = ray.get(ref)
+    return images
+
+
 class HotCells:
     """The cells this process has built, least recently used first."""
 
     def __init__(self) -> None:
         self._benches: OrderedDict[str, Workbench] = OrderedDict()
-        self._data: dict[str, ImageData] = {}
-
-    def data(self, ref: "ray.ObjectRef[ImageData]") -> ImageData:
-        """The data set behind `ref`; fetched once in this process."""
-        if ref.hex() not in self._data:
-            self._data[ref.hex()] = ray.get(ref)
-        return self._data[ref.hex()]
 
     @property
     def count(self) -> int:

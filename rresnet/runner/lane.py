@@ -16,10 +16,10 @@ from rresnet.cell import Cell, Device, Trial
 from rresnet.config import How
 from rresnet.runner import layout, machines
 from rresnet.runner.agenda import Agenda
-from rresnet.runner.events import Events
+from rresnet.runner.events import TrialProcess
 from rresnet.runner.handout import AsGiven, Handout
 from rresnet.runner.machines import Machine
-from rresnet.tables.measurement import Measurement
+from rresnet.tables.measurement import Measurement, Record
 
 if TYPE_CHECKING:
     from rresnet.data import ImageData
@@ -91,13 +91,13 @@ class Lane:
         while not self.lost and self._any(trials, process):
             nodes = self._nodes()
             groups = layout.layouts(self._can_come(trials, process), nodes)
-            callback = Events(self, attempt)
+            fresh = TrialProcess(self, attempt)
 
             def next_trial(
-                nodes: Sequence[str] = nodes, groups: Collection[Device] = groups, callback: Events = callback
+                nodes: Sequence[str] = nodes, groups: Collection[Device] = groups, fresh: TrialProcess = fresh
             ) -> Trial | None:
                 """None also where the process has ended, or workers' machine: the next process has others, and room."""
-                over = self.lost or callback.process_ended or (groups and self._nodes() != nodes)
+                over = self.lost or fresh.ended or (groups and self._nodes() != nodes)
                 return trials.popleft() if not over and self._any(trials, process) else None
 
             config = functools.partial(
@@ -105,10 +105,10 @@ class Lane:
             )
             planned = Handout(next_trial, config)
             try:
-                self._tune(planned, callback, groups.values())
+                self._tune(planned, fresh, groups.values())
             except RuntimeError as error:
-                self._survive(error, callback)
-                if planned.given and planned.given is not callback.begun:  # handed out, but never begun
+                self._survive(error, fresh)
+                if planned.given and planned.given is not fresh.begun:  # handed out, but never begun
                     trials.appendleft(planned.given)
         if trials is not self._waiting:
             self._waiting.extendleft(trials)  # the machine is lost
@@ -119,7 +119,7 @@ class Lane:
             found = self._known_not_to_run(trials[0].cell)
             if found is None:
                 return True
-            self.sweep.finish(trials.popleft(), found)
+            self.sweep.record(trials.popleft(), Record(measurement=found))
         return False
 
     def _can_come(self, trials: Collection[Trial], process: int | None) -> list[Cell]:
@@ -128,17 +128,19 @@ class Lane:
         cells = dict.fromkeys([*(trial.cell for trial in trials), *coming])
         return [cell for cell in cells if self._known_not_to_run(cell) is None]
 
-    def _survive(self, error: RuntimeError, callback: Events) -> None:
+    def _survive(self, error: RuntimeError, process: TrialProcess) -> None:
         """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error."""
+        running = process.running
         if isinstance(error, MachineLostError) or isinstance(error.__cause__, MachineLostError):
-            if running := callback.running:
+            if running:
                 self._lose(running)
-        elif isinstance(error.__cause__, ray.exceptions.OutOfMemoryError) and callback.begun:
-            callback.evicted(str(error.__cause__))  # Tune gives up when Ray's memory monitor ends a process
+        elif isinstance(error.__cause__, ray.exceptions.OutOfMemoryError) and process.begun:
+            if running:  # Tune gives up when Ray's memory monitor ends a process
+                self.evicted(process, running, str(error.__cause__))
         else:
             raise error
 
-    def _tune(self, planned: Handout, callback: Events, groups: Collection[layout.Layout]) -> None:
+    def _tune(self, planned: Handout, process: TrialProcess, groups: Collection[layout.Layout]) -> None:
         self.machine.release(alone=self.agenda.wide or len(self.sweep.cluster.machines) == 1)
         if groups:
             there = {self.machine.node_id, *(node for those in groups for node in those.nodes)}
@@ -161,7 +163,7 @@ class Lane:
                     reuse_actors=True,
                     trial_dirname_creator=lambda trial: str(trial.trial_id),
                 ),
-                run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[callback]),
+                run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[process]),
             ).fit()
 
     def _config(
@@ -173,7 +175,7 @@ class Lane:
     ) -> dict[str, Any]:
         """What the trial process is told: where the trial's workers are, the groups, and when to let these go."""
         return {
-            "trial": trial.to_json(),
+            "trial": trial,
             "nodes": layout.placement(trial.cell, nodes),
             "groups": groups,
             "is_last": bool(groups) and is_last(),
@@ -203,52 +205,44 @@ class Lane:
             return Measurement(status="killed", error_type="NodeDiedError", error_message=reason)
         return None
 
-    def reported(
-        self, trial: Trial, attempt: int, outcome: Mapping[str, Any], process_id: int | None, kills: int
-    ) -> None:
-        """A trial has sent what became of it, as `trial.run` does; `kills` as in `died`: a worker may be among them."""
-        record = outcome["record"]
-        for name, content in outcome.get("files", {}).items():
+    def reported(self, process: TrialProcess, trial: Trial, record: Record, alone: bool) -> None:
+        """A trial has sent what became of it, and whether it was alone, with nothing hot beside it."""
+        for name, content in record.files.items():
             self.sweep.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
-        measurement = record["measurement"]
-        if measurement["status"] == "killed" and self.machine.kills_for_memory() > kills:
-            self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
+        if record.measurement.status == "killed" and process.killed_for_memory:
+            self.evicted(process, trial, KILLED_FOR_MEMORY)
             return
-        if measurement["status"] == "out_of_memory":
-            if not outcome["alone"]:
+        if record.measurement.status == "out_of_memory":
+            if not alone:
                 self._unconfirmed.append(trial)
                 return
-            self._too_large[trial.cell.cell_id] = measurement["error_message"]
-        known = {**outcome["environment"], **outcome["when"]}
-        self.sweep.record(trial, measurement, self._made(trial, attempt), known, record)
+            self._too_large[trial.cell.cell_id] = str(record.measurement.error_message)
+        self._record(process, trial, record)
 
-    def _made(self, trial: Trial, attempt: int) -> int:
-        """The attempts made at a trial: those before that went with their machines count, too."""
-        return attempt + self.agenda.losses(trial)
+    def _record(self, process: TrialProcess, trial: Trial, record: Record) -> None:
+        """Record a trial; its attempts before that went with their machines count, too."""
+        self.sweep.record(trial, record, attempt=process.attempt + self.agenda.losses(trial))
 
-    def evicted(self, trial: Trial, attempt: int, account: str, process_id: int | None) -> None:
+    def evicted(self, process: TrialProcess, trial: Trial, account: str) -> None:
         """Ray's memory monitor, or the kernel's own killer, has ended the process of a trial."""
-        if attempt == 1:  # other hot cells held memory, too
+        if process.attempt == 1:  # other hot cells held memory, too
             self._unconfirmed.append(trial)
             return
-        found = replace(death(account, 0.0, math.inf), output_tail=self.machine.output_tail(process_id))
+        found = replace(death(account, 0.0, math.inf), output_tail=process.output_tail)
         self._too_large[trial.cell.cell_id] = str(found.error_message)
-        self.sweep.finish(trial, found, attempt=self._made(trial, attempt))
+        self._record(process, trial, Record(measurement=found))
 
-    def died(
-        self, trial: Trial, attempt: int, account: str, elapsed: float, process_id: int | None, kills: int
-    ) -> None:
-        """The process of a trial has ended without its record; `kills` for want of memory were there when it began."""
-        found = death(account, elapsed, self.sweep.how.process_limit_seconds(trial.cell))
+    def died(self, process: TrialProcess, trial: Trial, account: str, elapsed_seconds: float) -> None:
+        """The process of a trial has ended without its record."""
+        found = death(account, elapsed_seconds, self.sweep.how.process_limit_seconds(trial.cell))
         if found.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
             self.lost = True
             self._lose(trial)
             return
-        if found.status == "killed" and self.machine.kills_for_memory() > kills:
-            self.evicted(trial, attempt, KILLED_FOR_MEMORY, process_id)
+        if found.status == "killed" and process.killed_for_memory:
+            self.evicted(process, trial, KILLED_FOR_MEMORY)
             return
-        found = replace(found, output_tail=self.machine.output_tail(process_id))
-        self.sweep.finish(trial, found, attempt=self._made(trial, attempt))
+        self._record(process, trial, Record(measurement=replace(found, output_tail=process.output_tail)))
 
     def _lose(self, trial: Trial) -> None:
         """The machine died with the trial: another one gets it, once."""
@@ -257,7 +251,7 @@ class Lane:
             return
         message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
         found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
-        self.sweep.finish(trial, found, attempt=2)
+        self.sweep.record(trial, Record(measurement=found), attempt=2)
 
 
 def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +13,7 @@ from rresnet.progress import Progress
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import Cluster, ClusterLostError
 from rresnet.runner.lane import Lane, run_trial
-from rresnet.tables.measurement import Environment, Identity, Measurement, Planned, When
+from rresnet.tables.measurement import TRIAL_KEY, Identity, Planned, Record
 from rresnet.tables.runs import Run
 from rresnet.tables.store import Rows
 
@@ -22,19 +22,11 @@ if TYPE_CHECKING:
 
     from rresnet.data import ImageData
 
-_NOTHING_KNOWN = {**asdict(Environment()), **asdict(When())}
 SIGNAL_SECONDS = 0.5  # how long Ctrl-C may wait while several machines measure
 
 
 def rows_of(
-    run: Run,
-    trial: Trial,
-    measurement: Mapping[str, Any],
-    *,
-    attempt: int,
-    known: Mapping[str, Any],
-    record: Mapping[str, Any],
-    command_started_at: datetime | None = None,
+    run: Run, trial: Trial, record: Record, *, attempt: int, command_started_at: datetime | None = None
 ) -> Rows:
     """The rows of one trial in all tables. Pure."""
     identity = Identity(
@@ -48,20 +40,17 @@ def rows_of(
         schema_version=SCHEMA_VERSION,
     )
     planned = Planned(global_batch_size=trial.cell.global_batch_size)
-    measured = {name: _text(value) if isinstance(value, str) else value for name, value in measurement.items()}
-    key = {"run_id": run.run_id, "trial_id": trial.trial_id}
-    found = {**measured, **_NOTHING_KNOWN, **known, "command_started_at": command_started_at}
-    return {
-        "trials": [{**asdict(identity), **asdict(trial.cell), **asdict(planned), **found}],
-        "windows": [{**key, **window} for window in record.get("windows", ())],
-        "epochs": [{**key, **epoch} for epoch in record.get("epochs", ())],
-        "losses": [{**key, **loss} for loss in record.get("losses", ())],
-    }
+    when = replace(record.when, command_started_at=command_started_at)
+    parts = (identity, trial.cell, planned, record.measurement, record.environment, when)
+    row = {name: _text(value) for part in parts for name, value in asdict(part).items()}
+    key = {name: row[name] for name in TRIAL_KEY}
+    others = ("windows", "epochs", "losses")
+    return {"trials": [row], **{name: [key | asdict(one) for one in getattr(record, name)] for name in others}}
 
 
-def _text(text: str) -> str:
+def _text(value: Any) -> Any:
     """What a program printed or raised, as text that Parquet can hold: half a surrogate pair becomes "?"."""
-    return text.encode("utf-8", "replace").decode("utf-8")
+    return value.encode("utf-8", "replace").decode("utf-8") if isinstance(value, str) else value
 
 
 @dataclass(kw_only=True)
@@ -123,29 +112,10 @@ class Sweep:
         if self._stopped or self.stop_asked():
             raise KeyboardInterrupt
 
-    def finish(self, trial: Trial, measurement: Measurement, *, attempt: int = 1) -> None:
-        """Record a trial that sent no record: it never ran, or its process ended."""
-        self.record(trial, asdict(measurement), attempt, {}, {})
-
-    def record(
-        self,
-        trial: Trial,
-        measurement: Mapping[str, Any],
-        attempt: int,
-        known: Mapping[str, Any],
-        record: Mapping[str, Any],
-    ) -> None:
+    def record(self, trial: Trial, record: Record, *, attempt: int = 1) -> None:
         """Write what became of a trial, and tell it."""
         attempt += self.earlier.get(trial.trial_id, 0)
-        rows = rows_of(
-            self.run,
-            trial,
-            measurement,
-            attempt=attempt,
-            known=known,
-            record=record,
-            command_started_at=self.started_at,
-        )
+        rows = rows_of(self.run, trial, record, attempt=attempt, command_started_at=self.started_at)
         with self._lock:
             self.write(trial.trial_id, rows)
-            self.progress.finished(trial, measurement)
+            self.progress.finished(trial, record.measurement)

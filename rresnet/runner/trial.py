@@ -8,7 +8,7 @@ import time
 import traceback
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -23,12 +23,12 @@ from rresnet.cell import Cell, Device, Trial
 from rresnet.config import How
 from rresnet.data import ImageData
 from rresnet.runner.group import WorkerGroup
-from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back
+from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back, images_of
 from rresnet.runner.lane import TrialProcessSpentError, death
 from rresnet.runner.layout import Layout, trains_all
 from rresnet.tables import environment
-from rresnet.tables.measurement import Measurement
-from rresnet.training.train import Progress, Record, is_out_of_memory, train
+from rresnet.tables.measurement import Measurement, Record, When
+from rresnet.training.train import Progress, is_out_of_memory, train
 from rresnet.training.workbench import Workbench
 
 PROGRESS_SECONDS = 1.0
@@ -49,7 +49,8 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
 
     A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
     """
-    trial, first = Trial.from_json(config["trial"]), not next(_TRIALS)
+    trial: Trial = config["trial"]
+    first = not next(_TRIALS)
     if first:
         _order_gpus()
         environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
@@ -64,19 +65,15 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         record = Record(measurement=failure(error, elapsed, limit))
     finally:
         faulthandler.cancel_dump_traceback_later()
-    outcome = {
-        "record": asdict(replace(record, files={})),
-        "files": record.files,
-        "environment": asdict(environment.describe(trial.cell.device)),
-        "when": {"started_at": started, "finished_at": datetime.now(UTC)},
-        "alone": first and all(trains_all(trial.cell, group) for group in config["groups"].values()),
-    }
+    when = When(started_at=started, finished_at=datetime.now(UTC))
+    record = replace(record, environment=environment.describe(trial.cell.device), when=when)
+    alone = first and all(trains_all(trial.cell, group) for group in config["groups"].values())
     ok = record.measurement.status == "ok"
     if config["is_last"] or not ok:
         for group in _GROUPS.values():
             group.end()
-    # In a list, for Tune flattens dicts, and averages each number in them; done, so that it need not ask for the end.
-    tune.report({"outcome": [outcome], "done": ok})
+    # In one value, for Tune averages each that is a number; done, so that it need not ask for the end.
+    tune.report({"outcome": (record, alone), "done": ok})
     if not ok:
         raise TrialProcessSpentError(record.measurement.error_type)
 
@@ -160,7 +157,7 @@ def _reporter() -> Progress:
 def _loop(config: dict[str, Any]) -> Record:
     start = time.perf_counter()
     cell: Cell = config["cell"]
-    data, device = _HOT.data(config["data"][0]), torch.device("cuda" if cell.device == "gpu" else "cpu")
+    data, device = images_of(config["data"][0]), torch.device("cuda" if cell.device == "gpu" else "cpu")
     bench = _HOT.bench(cell, lambda: Workbench(cell=cell, data=data, device=device))
     ready = time.perf_counter() - start
     return train(bench, config["how"], startup_seconds=ready, progress=config["progress"])

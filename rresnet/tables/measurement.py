@@ -1,6 +1,7 @@
 """The columns of the tables: what a trial reports, as dataclasses, and the Arrow schemas made from them."""
 
 import types
+from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from datetime import datetime
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -156,6 +157,19 @@ class Loss:
     epoch: int = column("epoch, from 0", optional=False)
     step: int = column("step of the epoch, from 1", optional=False)
     loss: float = column("mean cross-entropy of the step's batch (nats)", optional=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """All that is known of a trial when it has ended; a trial that sent nothing back has a measurement alone."""
+
+    measurement: Measurement
+    windows: tuple[Window, ...] = ()
+    epochs: tuple[Epoch, ...] = ()
+    losses: tuple[Loss, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)  # ending of the name -> content
+    environment: Environment = Environment()
+    when: When = When()
 
 
 @dataclass(frozen=True, kw_only=True)

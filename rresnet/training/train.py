@@ -3,8 +3,8 @@
 import math
 import re
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from rresnet import hardware
 from rresnet.config import How
 from rresnet.quality import flags, steady
 from rresnet.quality.monitor import Monitor, Usage, process_peak_bytes
-from rresnet.tables.measurement import Epoch, Loss, Measurement, Window
+from rresnet.tables.measurement import Epoch, Loss, Measurement, Record
 from rresnet.training import inputs, limits, step
 from rresnet.training.timing import Stopwatch
 from rresnet.training.workbench import Workbench
@@ -30,17 +30,6 @@ Progress = Callable[[float], None]  # called between windows with the images per
 
 class NonFiniteLossError(ArithmeticError):
     """The loss is NaN or infinite: what was trained is worth nothing, however fast it was."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Record:
-    """All that a trial sends back."""
-
-    measurement: Measurement
-    windows: tuple[Window, ...] = ()
-    epochs: tuple[Epoch, ...] = ()
-    losses: tuple[Loss, ...] = ()
-    files: Mapping[str, bytes] = field(default_factory=dict)  # ending of the name -> content
 
 
 def train(bench: Workbench, how: How, *, startup_seconds: float, progress: Progress) -> Record:
