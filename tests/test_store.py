@@ -1,3 +1,4 @@
+import contextlib
 import multiprocessing
 import threading
 
@@ -23,11 +24,12 @@ def test_a_row_is_readable_by_pandas_before_the_run_ends(tmp_path):
 
 
 def test_a_file_is_kept_by_its_run_and_one_that_is_not_is_told(tmp_path):
-    with pytest.raises(StoreError, match="can't write to"), Writer(tmp_path, make_run()) as writer:
+    with contextlib.closing(Writer(tmp_path, make_run())) as writer:
         writer.keep("a.trace.json.gz", b"trace")
         assert (tmp_path / "files" / "r1" / "a.trace.json.gz").read_bytes() == b"trace"
         (tmp_path / "files" / "r1" / "in the way").mkdir()
-        writer.keep("in the way", b"trace")
+        with pytest.raises(StoreError, match="can't write to"):
+            writer.keep("in the way", b"trace")
 
 
 def test_missing_is_null_and_never_zero(tmp_path):
