@@ -40,7 +40,7 @@ EXPECTED = {
     Fate.EXITS: ("error", "SystemExit", "3"),
     Fate.CUDA_OUT_OF_MEMORY: ("out_of_memory", "OutOfMemoryError", "CUDA out of memory"),
     Fate.OUT_OF_MEMORY: ("out_of_memory", "RuntimeError", "can't allocate memory"),
-    Fate.OUT_OF_MEMORY_KILLED: ("out_of_memory", "OutOfMemoryError", "the kernel ended the trial process"),
+    Fate.OUT_OF_MEMORY_KILLED: ("out_of_memory", "OutOfMemoryError", "the kernel ended a process of the trial"),
     Fate.KILLED_WHILE_BUILDING: ("killed", "ActorDiedError", "has died"),
     Fate.KILLED_IN_WARM_UP: ("killed", "ActorDiedError", "has died"),
     Fate.KILLED_WHILE_MEASURING: ("killed", "ActorDiedError", "has died"),
