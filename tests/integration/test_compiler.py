@@ -27,7 +27,9 @@ def test_what_was_compiled_is_found_in_the_cache(tmp_path, monkeypatch, ours):
         assert found.train_step(*next(found.batches)).item() == pytest.approx(expected, rel=tolerance)
         first = visit(found, seconds=0.01, startup_seconds=1000.0, progress=lambda rate: None).measurement
         assert first.compile_cache == cache
-        assert counters["aot_autograd"]["autograd_cache_bypass"] == 0  # traced once for good, our own layers as well
+        # Traced once for good, our own layers as well: found the second time, and neither left out of the cache.
+        assert (counters["aot_autograd"]["autograd_cache_hit"] > 0) == (cache == "warm")
+        assert counters["aot_autograd"]["autograd_cache_bypass"] == 0
         assert first.compile_seconds > 0
         assert first.startup_seconds == 1000.0 - first.compile_seconds
         second = visit(found, seconds=0.01, startup_seconds=0.0, progress=lambda rate: None).measurement
