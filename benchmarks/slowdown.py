@@ -21,7 +21,7 @@ from common import cell, verdict
 
 from rresnet import command
 from rresnet.cell import Trial
-from rresnet.config import SCHEMA_VERSION
+from rresnet.tables.measurement import SCHEMA_VERSION
 from rresnet.tables.runs import Run
 from rresnet.tables.store import Writer
 

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, 
 
 from rresnet.cell import AT_LEAST_1, LATER, Axes, Cell, Device, Execution, Must, UsageError, stable_hash
 
-SCHEMA_VERSION = 1
 AUTO: Literal["auto"] = "auto"
 OF_SIZES = "-sizes"  # ends the name of the run, and of its experiment, in which batch sizes are searched
 DEFAULT_REPEATS = 12

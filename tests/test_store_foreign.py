@@ -10,8 +10,8 @@ import pytest
 from stored import make_run, rows_of_trial
 
 import rresnet
-from rresnet.config import SCHEMA_VERSION
 from rresnet.tables import reading, runs
+from rresnet.tables.measurement import SCHEMA_VERSION
 from rresnet.tables.place import StoreError
 from rresnet.tables.reading import DamagedFileWarning
 from rresnet.tables.store import Writer

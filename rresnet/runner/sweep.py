@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from rresnet.cell import Trial
-from rresnet.config import SCHEMA_VERSION, How
+from rresnet.config import How
 from rresnet.progress import Progress
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import Cluster, ClusterLostError
 from rresnet.runner.lane import Lane, run_trial
-from rresnet.tables.measurement import TRIAL_KEY, Identity, Planned, Record
+from rresnet.tables.measurement import SCHEMA_VERSION, TRIAL_KEY, Identity, Planned, Record
 from rresnet.tables.runs import Run
 from rresnet.tables.store import Rows
 

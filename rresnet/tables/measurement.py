@@ -9,8 +9,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 import pyarrow as pa
 
 from rresnet.cell import Cell
-from rresnet.config import SCHEMA_VERSION
 
+SCHEMA_VERSION = 1  # of the columns
 Status = Literal["ok", "out_of_memory", "timeout", "error", "killed", "infeasible"]
 
 

@@ -9,8 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rresnet.config import SCHEMA_VERSION
-from rresnet.tables.measurement import DEFAULTS, SCHEMAS, TRIAL_KEY
+from rresnet.tables.measurement import DEFAULTS, SCHEMA_VERSION, SCHEMAS, TRIAL_KEY
 from rresnet.tables.place import Location, Place, StoreError, at
 
 _PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
