@@ -1,21 +1,15 @@
 """The figures of amounts: images/s against batch size, learning curves, cost against time, the waterfall."""
 
-import math
 import textwrap
 from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+from matplotlib.ticker import NullLocator
 
-from rresnet.figures.drawing import INK, SERIES, style, tip
-
-WIDTH = 4.9  # inches; a phone's width at the text's own size
-MARKERS = "os^Dv*"
-MOST_SERIES = len(SERIES)
+from rresnet.figures.drawing import INK, MARKERS, SERIES, WIDTH, plain_log, row_wise, style, tip
 
 
 def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
@@ -94,7 +88,7 @@ def costs(found: pd.DataFrame, currency: str) -> Figure:
                 f"{row['setting']}: {row['epoch_seconds']:,.4g} s, {row['epoch_cost']:,.4g} {currency} an epoch",
             )
             if row["on_front"]:
-                beside(axis, textwrap.fill(row["setting"], 24), (row["epoch_seconds"], row["epoch_cost"]), (7, -9))
+                _beside(axis, textwrap.fill(row["setting"], 24), (row["epoch_seconds"], row["epoch_cost"]), (7, -9))
         axis.set_xlabel("seconds an epoch")
         axis.set_ylabel(f"{currency} an epoch")
         axis.set_ylim(bottom=0)
@@ -129,7 +123,7 @@ def _steps(axis: Axes, group: pd.DataFrame) -> None:
         (bar,) = axis.barh(number, rate - below, left=below, color=colour, height=0.62)
         tip(bar, f"{names[number]}: {told}")
         after = max([r for r in (rate, below) if r == r], default=0.0)
-        beside(axis, told, (after, number), (4, 0))
+        _beside(axis, told, (after, number), (4, 0))
     axis.set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names])  # two axes in one rung
     axis.invert_yaxis()
     axis.set_xlabel("images/s")
@@ -142,25 +136,9 @@ def _one(height: float) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def beside(axis: Axes, text: str, mark: tuple[float, float], points: tuple[float, float]) -> None:
+def _beside(axis: Axes, text: str, mark: tuple[float, float], points: tuple[float, float]) -> None:
     """Words next to a mark, so many points from it."""
     axis.annotate(text, mark, xytext=points, textcoords="offset points", va="center", fontsize=8.5, color=INK)
-
-
-def plain_log(axis: Axis, low: float, high: float, unit: str = "") -> None:
-    """A logarithmic axis with plain numbers: as many round ones between the two ends as can be read."""
-    decades = math.log10(high / low)
-    if decades < 0.5:
-        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
-    else:
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.2 else (1,)))
-    axis.set_minor_locator(NullLocator())
-    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:{',.0f' if value >= 1000 else '.4g'}}{unit}"))
-
-
-def row_wise(columns: int, names: Sequence[str]) -> list[int]:
-    """The order in which a legend of so many columns reads along its rows; matplotlib fills columns."""
-    return [place for column in range(columns) for place in range(column, len(names), columns)]
 
 
 def _sizes(axis: Axes, sizes: Sequence[int]) -> None:

@@ -8,8 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rresnet.analysis.answer import ratio_text
-from rresnet.figures.amounts import MARKERS, WIDTH, plain_log, row_wise
-from rresnet.figures.drawing import INK, MUTED, SERIES, style, tip
+from rresnet.figures.drawing import INK, MARKERS, MUTED, SERIES, WIDTH, plain_log, row_wise, style, tip
 
 WRAP = 28  # letters of a setting's name in a line
 

@@ -1,21 +1,28 @@
-"""A matplotlib figure as files, and as SVG for a page: text as text, the page's colours, words for screen readers."""
+"""What all figures share: colours, style, axes and tips; and a matplotlib figure as files, and as SVG for a page."""
 
 import functools
 import io
+import math
 import re
+from collections.abc import Sequence
 from typing import Any
 from xml.etree import ElementTree  # nosec B405 - of what Matplotlib has drawn
 
 import matplotlib as mpl
 from matplotlib.artist import Artist
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 TIP = "tip:"
+WIDTH = 4.9  # inches; a phone's width at the text's own size
 CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 # Paul Tol's bright and high-contrast colours, told apart by the colour-blind, each at least 3:1 on white.
 SERIES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#997700", "#777777")
+MOST_SERIES = len(SERIES)
+MARKERS = "os^Dv*"  # of the same series
 INK, MUTED, RULE = "#222222", "#666666", "#dddddd"
 VARIABLES = {colour: f"var(--series-{n})" for n, colour in enumerate(SERIES)} | {
     INK: "var(--ink)",
@@ -63,6 +70,22 @@ style = functools.partial(mpl.rc_context, STYLE)  # draw and save within it: the
 def tip(artist: Artist, text: str) -> None:
     """Give a mark the words that a pointer over it shows in the page."""
     artist.set_gid(TIP + text)
+
+
+def plain_log(axis: Axis, low: float, high: float, unit: str = "") -> None:
+    """A logarithmic axis with plain numbers: as many round ones between the two ends as can be read."""
+    decades = math.log10(high / low)
+    if decades < 0.5:
+        axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if decades < 1.3 else (1, 3) if decades < 2.2 else (1,)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:{',.0f' if value >= 1000 else '.4g'}}{unit}"))
+
+
+def row_wise(columns: int, names: Sequence[str]) -> list[int]:
+    """The order in which a legend of so many columns reads along its rows; matplotlib fills columns."""
+    return [place for column in range(columns) for place in range(column, len(names), columns)]
 
 
 def svg(figure: Figure) -> bytes:

@@ -7,7 +7,7 @@ import pandas as pd
 from rresnet.analysis import answer, prediction
 from rresnet.experiments import ladder
 from rresnet.figures import amounts, bars
-from rresnet.figures.amounts import MOST_SERIES
+from rresnet.figures.drawing import MOST_SERIES
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.terminal import duration, number, percent
