@@ -24,7 +24,7 @@ from rresnet.analysis.frames import Tables, read
 def rows(trials: pd.DataFrame) -> list[list[str]]:
     """A row a series and batch size left out: series, batch size, measured, predicted, error."""
     found = []
-    for _, series in trials.groupby([*prediction.SERIES, *AVERAGED], dropna=False, sort=False):
+    for _, series in trials.groupby([*prediction.SERIES_COLUMNS, *AVERAGED], dropna=False, sort=False):
         sizes = sorted(series["batch_size"].unique())
         for size in sizes if len(sizes) >= prediction.FEWEST_TO_LEAVE_ONE_OUT else ():
             measured = float(np.exp(np.log(series[series["batch_size"] == size]["images_per_second"]).mean()))

@@ -59,7 +59,7 @@ def test_the_page_decides_the_colours_and_the_font_and_the_file_has_its_own():
     assert not re.findall(r"(?:fill|stroke): #", inline)
     assert "font-family" not in inline
     assert "<style" not in inline
-    assert drawing.SERIES[0].encode() in drawn
+    assert drawing.COLOURS[0].encode() in drawn
 
 
 def test_drawing_leaves_the_programs_settings_alone():

@@ -13,7 +13,7 @@ from rresnet.analysis.alike import AVERAGED
 from rresnet.analysis.frames import with_all_axes
 from rresnet.cell import CELL_COLUMNS
 
-SERIES = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
+SERIES_COLUMNS = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
 FEWEST_TO_LEAVE_ONE_OUT = 4  # three points are left: two fix the line, so it takes a third to be wrong
 NEAR_PEAK = 0.9
 
@@ -35,13 +35,13 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
     """
     ok = with_all_axes(trials[(trials["status"] == "ok") & (trials["copy"] == 0)])
     rows = []
-    for key, series in ok.groupby([*SERIES, *AVERAGED], dropna=False, sort=False):
+    for key, series in ok.groupby([*SERIES_COLUMNS, *AVERAGED], dropna=False, sort=False):
         rates = np.exp(np.log(series["images_per_second"]).groupby(series["batch_size"]).mean())
-        named: dict[str, Any] = dict(zip([*SERIES, *AVERAGED], key, strict=True))
+        named: dict[str, Any] = dict(zip([*SERIES_COLUMNS, *AVERAGED], key, strict=True))
         batches = rates.index.to_numpy(dtype=np.float64)
         seconds = batches * named["num_workers"] / rates.to_numpy(dtype=np.float64)
         rows.append({**named, **_line_columns(batches, seconds, named["num_workers"])})
-    return pd.DataFrame(rows, columns=[*SERIES, *AVERAGED, *FOUND])
+    return pd.DataFrame(rows, columns=[*SERIES_COLUMNS, *AVERAGED, *LINE_COLUMNS])
 
 
 def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:
@@ -58,7 +58,7 @@ def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:
     return float(batch_size * fit_row["num_workers"] / seconds)
 
 
-FOUND = [
+LINE_COLUMNS = [
     "fixed_seconds",
     "seconds_per_image",
     "peak_images_per_second",

@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import NullLocator
 
-from rresnet.figures.drawing import INK, MARKERS, SERIES, WIDTH, plain_log, row_wise, style, tip
+from rresnet.figures.drawing import COLOURS, INK, MARKERS, WIDTH, plain_log, row_wise, style, tip
 
 
 def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
@@ -22,7 +22,7 @@ def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
     with style():
         figure, axis = _one(3.6)
         for number, (series, points) in enumerate(rates.groupby("series", sort=False)):
-            colour, marker = SERIES[number], MARKERS[number]
+            colour, marker = COLOURS[number], MARKERS[number]
             ordered = points.sort_values("batch_size")
             axis.plot(ordered["batch_size"], ordered["images_per_second"], color=colour, label=str(series))
             for point in ordered.to_dict("records"):
@@ -56,9 +56,9 @@ def learning(epochs: pd.DataFrame) -> Figure:
         left, right = figure.subplots(1, 2, sharey=True)
         for number, (setting, rows) in enumerate(epochs.groupby("setting", sort=False)):
             for axis, column in ((left, "epoch"), (right, "elapsed_seconds")):
-                axis.plot(rows[column], rows["test_accuracy"], color=SERIES[number], label=str(setting))
+                axis.plot(rows[column], rows["test_accuracy"], color=COLOURS[number], label=str(setting))
                 for row in rows.to_dict("records"):
-                    mark = axis.plot(row[column], row["test_accuracy"], MARKERS[number], color=SERIES[number])
+                    mark = axis.plot(row[column], row["test_accuracy"], MARKERS[number], color=COLOURS[number])
                     seconds = f"{row['elapsed_seconds']:,.4g} s"
                     tip(mark[0], f"{setting}, epoch {row['epoch']}, {seconds}: {row['test_accuracy']:.3f}")
         left.set_ylabel("test accuracy")
@@ -81,8 +81,8 @@ def costs(found: pd.DataFrame, currency: str) -> Figure:
     with style():
         figure, axis = _one(3.4)
         for row in found.to_dict("records"):
-            fill = SERIES[0] if row["on_front"] else "none"
-            mark = axis.plot(row["epoch_seconds"], row["epoch_cost"], "o", color=SERIES[0], mfc=fill)
+            fill = COLOURS[0] if row["on_front"] else "none"
+            mark = axis.plot(row["epoch_seconds"], row["epoch_cost"], "o", color=COLOURS[0], mfc=fill)
             tip(
                 mark[0],
                 f"{row['setting']}: {row['epoch_seconds']:,.4g} s, {row['epoch_cost']:,.4g} {currency} an epoch",
@@ -115,7 +115,7 @@ def _steps(axis: Axes, group: pd.DataFrame) -> None:
     rates, names = group["images_per_second"].tolist(), group["change"].tolist()
     for number, (rate, row) in enumerate(zip(rates, group.to_dict("records"), strict=True)):
         below = next((known for known in reversed(rates[:number]) if known == known), 0.0)
-        colour = SERIES[0] if not number else SERIES[2] if rate >= below else SERIES[1]
+        colour = COLOURS[0] if not number else COLOURS[2] if rate >= below else COLOURS[1]
         told = f"{rate:,.0f}" if rate == rate else "not measured"
         if not pd.isna(row["step"]):
             told += f"   {row['step']:.2f}x"
@@ -156,7 +156,7 @@ def _legend(figure: Figure, axis: Axes) -> None:
     """The names above the figure, each with its line and mark."""
     names = axis.get_legend_handles_labels()[1]
     keys = [
-        Line2D([], [], color=SERIES[number], marker=MARKERS[number], label=name) for number, name in enumerate(names)
+        Line2D([], [], color=COLOURS[number], marker=MARKERS[number], label=name) for number, name in enumerate(names)
     ]
     columns = 2 if max(map(len, names)) < 28 else 1
     order = row_wise(columns, names)

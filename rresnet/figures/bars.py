@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from rresnet.analysis.answer import ratio_text
-from rresnet.figures.drawing import INK, MARKERS, MUTED, SERIES, WIDTH, plain_log, row_wise, style, tip
+from rresnet.figures.drawing import COLOURS, INK, MARKERS, MUTED, WIDTH, plain_log, row_wise, style, tip
 
 WRAP = 28  # letters of a setting's name in a line
 
@@ -22,7 +22,7 @@ def speedups(cells: pd.DataFrame, reference: str) -> Figure:
     """
     with style():
         figure, axis = _lines(cells["setting"].tolist())
-        colours = {device: SERIES[n] for n, device in enumerate(sorted(cells["device"].unique()))}
+        colours = {device: COLOURS[n] for n, device in enumerate(sorted(cells["device"].unique()))}
         for number, cell in enumerate(cells.to_dict("records")):
             colour, ratio = colours[cell["device"]], cell["speedup"]
             interval = not pd.isna(cell["speedup_low"])
@@ -52,7 +52,7 @@ def stacked(table: pd.DataFrame, unit: str) -> Figure:
     with style():
         figure, axis = _lines(list(table.index))
         left = pd.Series(0.0, index=range(len(table)))
-        for column, colour in zip(table.columns, SERIES, strict=False):
+        for column, colour in zip(table.columns, COLOURS, strict=False):
             values = table[column].fillna(0.0).reset_index(drop=True)
             drawn = axis.barh(range(len(table)), values, left=left, color=colour, height=0.62, label=column)
             for bar, setting, value in zip(drawn, table.index, table[column], strict=True):
@@ -75,8 +75,8 @@ def clocks(table: pd.DataFrame) -> Figure:
         for number, (column, marker) in enumerate(zip(table.columns, MARKERS, strict=False)):
             seen = [(place, rate) for place, rate in enumerate(table[column]) if rate == rate]
             for place, rate in seen:
-                fill = SERIES[number] if number == 0 else "none"
-                (mark,) = axis.plot(rate, place, marker, color=SERIES[number], mfc=fill, mew=1.4)
+                fill = COLOURS[number] if number == 0 else "none"
+                (mark,) = axis.plot(rate, place, marker, color=COLOURS[number], mfc=fill, mew=1.4)
                 tip(mark, f"{table.index[place]}, {column}: {rate:,.4g} images/s")
                 mark.set_label(column if place == seen[0][0] else "")
         axis.set_xscale("log")
@@ -101,7 +101,7 @@ def amounts(values: Mapping[str, float], unit: str, *, notes: Mapping[str, str] 
             told = " ".join(
                 filter(None, (f"{value:,.0f}" if value >= 100 else f"{value:.3g}", (notes or {}).get(setting)))
             )
-            (bar,) = axis.barh(number, value, color=SERIES[0], height=0.62)
+            (bar,) = axis.barh(number, value, color=COLOURS[0], height=0.62)
             tip(bar, f"{setting}: {told} {unit}")
             _beside(axis, told, number)
         axis.set_xlabel(unit)

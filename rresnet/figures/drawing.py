@@ -20,11 +20,11 @@ WIDTH = 4.9  # inches; a phone's width at the text's own size
 CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
 # Paul Tol's bright and high-contrast colours, told apart by the colour-blind, each at least 3:1 on white.
-SERIES = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#997700", "#777777")
-MOST_SERIES = len(SERIES)
+COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#997700", "#777777")
+MOST_SERIES = len(COLOURS)
 MARKERS = "os^Dv*"  # of the same series
 INK, MUTED, RULE = "#222222", "#666666", "#dddddd"
-VARIABLES = {colour: f"var(--series-{n})" for n, colour in enumerate(SERIES)} | {
+VARIABLES = {colour: f"var(--series-{n})" for n, colour in enumerate(COLOURS)} | {
     INK: "var(--ink)",
     MUTED: "var(--muted)",
     RULE: "var(--rule)",
