@@ -75,7 +75,7 @@ def run(
             return _measure(experiment, settings, setup)
 
 
-def _unchecked(planned: planning.Planned, settings: Settings) -> list[str]:
+def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
     """Check the batches of a dry run, which waits for no data; in a sentence what that leaves unchecked."""
     if settings.batch_size == AUTO:
         return []

@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from rresnet.tables.runs import Run
 
 Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
-Planned = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
+Plan = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
 
 USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
 GROUP_START_SECONDS = 12.0  # of its worker groups, likewise
 
 
-def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines: int = 1) -> Planned:
+def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines: int = 1) -> Plan:
     """The planned trials, in the order they run, on so many machines like `machine`.
 
     Raises UsageError where nothing of it can run there.
@@ -65,7 +65,7 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
     return f"nothing that was asked for can run here: {reasons[wanted[0].cell_id]}"
 
 
-def check_batches(planned: Planned, images: data.ImageData) -> None:
+def check_batches(planned: Plan, images: data.ImageData) -> None:
     """Raise UsageError where a batch of what can run is larger than a worker's share of the data set."""
     for cell in dict.fromkeys(trial.cell for trial, reason in planned if reason is None):
         share, workers = len(images.train.labels) // cell.num_workers, cell.num_workers
@@ -80,8 +80,8 @@ def check_batches(planned: Planned, images: data.ImageData) -> None:
 def opening(
     this: "Run",
     settings: Settings,
-    planned: Planned,
-    todo: Planned,
+    planned: Plan,
+    todo: Plan,
     machines: Sequence[hardware.Hardware],
     images: data.ImageData,
 ) -> str:
@@ -128,7 +128,7 @@ def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
     return lines
 
 
-def show(planned: Planned, settings: Settings, console: Console) -> None:
+def show(planned: Plan, settings: Settings, console: Console) -> None:
     """Print the planned trials, and how long they will take as far as earlier results tell."""
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
     values = {axis: [getattr(trial.cell, axis) for trial, _ in planned] for axis in axes}
@@ -153,7 +153,7 @@ def _words(axis: str) -> str:
     return axis.removeprefix("num_").removeprefix("cpu_").replace("_", " ")
 
 
-def _prediction(planned: Planned, settings: Settings) -> str:
+def _prediction(planned: Plan, settings: Settings) -> str:
     from rresnet.analysis import frames, rates
 
     cells = [trial.cell for trial, reason in planned if reason is None]

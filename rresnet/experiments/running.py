@@ -13,7 +13,7 @@ from rresnet import data, grid
 from rresnet.cell import Cell, UsageError, stable_hash
 from rresnet.config import How, Settings
 from rresnet.experiments import planning
-from rresnet.experiments.planning import Cells, Planned
+from rresnet.experiments.planning import Cells, Plan
 from rresnet.progress import Progress
 from rresnet.tables import environment, reading, runs, store
 from rresnet.tables.measurement import Measurement, Record
@@ -133,7 +133,7 @@ def _sweep(
     )
 
 
-def _new_run(name: str, settings: Settings, planned: Planned, begun_with: dict[str, str]) -> runs.Run:
+def _new_run(name: str, settings: Settings, planned: Plan, begun_with: dict[str, str]) -> runs.Run:
     plan_id = stable_hash([trial.to_dict() for trial, _ in planned])
     started, run_name = datetime.now(UTC), settings.name or name
     return runs.Run(

@@ -103,13 +103,13 @@ class Lane:
             config = functools.partial(
                 self._config, nodes=nodes, groups=groups, is_last=lambda: not self._any(trials, process)
             )
-            planned = Handout(next_trial, config)
+            handout = Handout(next_trial, config)
             try:
-                self._tune(planned, fresh, groups.values())
+                self._tune(handout, fresh, groups.values())
             except RuntimeError as error:
                 self._survive(error, fresh)
-                if planned.given and planned.given is not fresh.begun:  # handed out, but never begun
-                    trials.appendleft(planned.given)
+                if handout.given and handout.given is not fresh.begun:  # handed out, but never begun
+                    trials.appendleft(handout.given)
         if trials is not self._waiting:
             self._waiting.extendleft(trials)  # the machine is lost
 
@@ -140,13 +140,13 @@ class Lane:
         else:
             raise error
 
-    def _tune(self, planned: Handout, process: TrialProcess, groups: Collection[layout.Layout]) -> None:
+    def _tune(self, handout: Handout, process: TrialProcess, groups: Collection[layout.Layout]) -> None:
         self.machine.release(alone=self.agenda.wide or len(self.sweep.cluster.machines) == 1)
         if groups:
             there = {self.machine.node_id, *(node for those in groups for node in those.nodes)}
             those = [machine for machine in self.sweep.cluster.machines if machine.node_id in there]
             machines.wait_until_free(those, self.check, self.sweep.progress.note)
-        with scratch.folder() as storage, planned:
+        with scratch.folder() as storage, handout:
             trainable = tune.with_resources(
                 tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]),
                 self.machine.left_by(groups),
@@ -157,7 +157,7 @@ class Lane:
             tune.Tuner(
                 trainable,
                 tune_config=tune.TuneConfig(
-                    search_alg=planned,
+                    search_alg=handout,
                     scheduler=AsGiven(),
                     num_samples=-1,  # as many as the plan has
                     reuse_actors=True,

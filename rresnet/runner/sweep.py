@@ -13,7 +13,7 @@ from rresnet.progress import Progress
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import Cluster, ClusterLostError
 from rresnet.runner.lane import Lane, run_trial
-from rresnet.tables.measurement import SCHEMA_VERSION, TRIAL_KEY, Identity, Planned, Record
+from rresnet.tables.measurement import SCHEMA_VERSION, TRIAL_KEY, Derived, Identity, Record
 from rresnet.tables.runs import Run
 from rresnet.tables.store import Rows
 
@@ -39,9 +39,9 @@ def rows_of(
         attempt=attempt,
         schema_version=SCHEMA_VERSION,
     )
-    planned = Planned(global_batch_size=trial.cell.global_batch_size)
+    derived = Derived(global_batch_size=trial.cell.global_batch_size)
     when = replace(record.when, command_started_at=command_started_at)
-    parts = (identity, trial.cell, planned, record.measurement, record.environment, when)
+    parts = (identity, trial.cell, derived, record.measurement, record.environment, when)
     row = {name: _text(value) for part in parts for name, value in asdict(part).items()}
     key = {name: row[name] for name in TRIAL_KEY}
     others = ("windows", "epochs", "losses")

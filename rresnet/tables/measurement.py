@@ -173,7 +173,7 @@ class Record:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Planned:
+class Derived:
     """Columns that follow from the cell."""
 
     global_batch_size: int = column("images a step over all workers", optional=False)
@@ -211,7 +211,7 @@ def _schema(key: list["pa.Field[Any]"], *dataclasses: type) -> pa.Schema:
     )
 
 
-TRIALS = _schema([], Identity, Cell, Planned, Measurement, Environment, When)
+TRIALS = _schema([], Identity, Cell, Derived, Measurement, Environment, When)
 TRIAL_KEY = ["run_id", "trial_id"]  # what joins the other tables to the trials table
 _KEY = [TRIALS.field(name) for name in TRIAL_KEY]
 SCHEMAS = {
