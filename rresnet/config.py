@@ -18,20 +18,20 @@ WORKERS_SECONDS = 120.0  # for a worker group to start, and to end itself a tria
 T = TypeVar("T")
 
 
-class Group(NamedTuple):
+class FlagGroup(NamedTuple):
     """Flags that `--help` shows together."""
 
     name: str
     doc: str
 
 
-SETTING = Group(
+SETTING = FlagGroup(
     "setting", "What is measured. Flags that take several values are combined: every combination is measured."
 )
-MEASURING = Group("measuring", "How it is measured.")
-RESULTS = Group("results", "Where the results go.")
-CLUSTER = Group("cluster", "Which machines measure.")
-RUN = Group("run", "How this run goes on, and what it prints.")
+MEASURING = FlagGroup("measuring", "How it is measured.")
+RESULTS = FlagGroup("results", "Where the results go.")
+CLUSTER = FlagGroup("cluster", "Which machines measure.")
+RUN = FlagGroup("run", "How this run goes on, and what it prints.")
 
 _SECONDS = Must("must be a number of seconds above 0", lambda value: 0 < value < float("inf"))
 _MINUTES = Must("must be a number of minutes above 0", _SECONDS.holds)
