@@ -28,7 +28,7 @@ from rresnet.runner.lane import TrialProcessSpentError, death
 from rresnet.runner.layout import Layout, trains_all
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement, Record, When
-from rresnet.training.train import Progress, is_out_of_memory, train
+from rresnet.training.train import ProgressCallback, is_out_of_memory, train
 from rresnet.training.workbench import Workbench
 
 PROGRESS_SECONDS = 1.0
@@ -142,7 +142,7 @@ def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: Sequence
     return record
 
 
-def _reporter() -> Progress:
+def _reporter() -> ProgressCallback:
     last = time.monotonic()
 
     def report(images_per_second: float) -> None:

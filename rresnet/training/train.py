@@ -25,14 +25,14 @@ LOSS_STEPS = 100  # between the losses that are kept, as in the blog
 PROFILED_STEPS = 3
 MEMORY_STEPS = 2  # in which a cell's peak memory is noted, see `Workbench.noting_memory`
 
-Progress = Callable[[float], None]  # called between windows with the images per second so far
+ProgressCallback = Callable[[float], None]  # called between windows with the images per second so far
 
 
 class NonFiniteLossError(ArithmeticError):
     """The loss is NaN or infinite: what was trained is worth nothing, however fast it was."""
 
 
-def train(bench: Workbench, how: How, *, startup_seconds: float, progress: Progress) -> Record:
+def train(bench: Workbench, how: How, *, startup_seconds: float, progress: ProgressCallback) -> Record:
     """Train the cell as it asks for, whole epochs or a timed visit, and make the files that were asked for."""
     new = bench.steps_trained == 0
     if bench.cell.epochs:
@@ -50,7 +50,7 @@ def train(bench: Workbench, how: How, *, startup_seconds: float, progress: Progr
     return record
 
 
-def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress: Progress) -> Record:
+def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress: ProgressCallback) -> Record:
     """Train for `seconds` of measured windows.
 
     The first visit warms up first; a later one takes a single step to warm the caches that other cells have used.
@@ -100,7 +100,7 @@ def _warm_up_window(bench: Workbench, watch: Stopwatch, steps: int) -> None:
 
 
 def train_epochs(
-    bench: Workbench, *, epochs: int, startup_seconds: float, progress: Progress, save_model: bool = False
+    bench: Workbench, *, epochs: int, startup_seconds: float, progress: ProgressCallback, save_model: bool = False
 ) -> Record:
     """Train whole epochs from the cell's seed, evaluating after each, outside the clock."""
     canary = _canary(bench.device)
@@ -118,7 +118,7 @@ def train_epochs(
 
 
 def _train_epoch(
-    bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: Progress, told: list[Loss]
+    bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: ProgressCallback, told: list[Loss]
 ) -> Epoch:
     """Train one epoch and evaluate; `told` gets the loss of every hundredth step, as the blog prints it."""
     batches, losses, taken = bench.inputs.epoch(), list[torch.Tensor](), -1
