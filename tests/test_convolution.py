@@ -64,17 +64,17 @@ def test_in_bfloat16_it_is_as_near_to_the_truth_as_the_convolution_is(size, stri
 
 
 @pytest.mark.parametrize(
-    "axis", [convolution.Axis(2, 3, 1, 1), convolution.Axis(4, 3, 2, 1), convolution.Axis(2, 5, 3, 4)]
+    "dim", [convolution.Dimension(2, 3, 1, 1), convolution.Dimension(4, 3, 2, 1), convolution.Dimension(2, 5, 3, 4)]
 )
-def test_what_the_compiler_is_told_of_the_slices_is_what_they_give(axis):
-    taps, pixels = torch.randn(5, axis.kernel, axis.kernel, 7), torch.randn(2, axis.size, axis.size, 7)
-    whole = convolution.whole_of(taps, axis, axis, torch.bfloat16)
-    patches = convolution.patches_of(pixels, axis, axis)
+def test_what_the_compiler_is_told_of_the_slices_is_what_they_give(dim):
+    taps, pixels = torch.randn(5, dim.kernel, dim.kernel, 7), torch.randn(2, dim.size, dim.size, 7)
+    whole = convolution.whole_of(taps, dim, dim, torch.bfloat16)
+    patches = convolution.patches_of(pixels, dim, dim)
     checks = ("test_schema", "test_faketensor")
-    torch.library.opcheck(convolution.whole_of, (taps, axis, axis, torch.bfloat16), test_utils=checks)
-    torch.library.opcheck(convolution.taps_of, (whole, axis, axis, torch.float32), test_utils=checks)
-    torch.library.opcheck(convolution.patches_of, (pixels, axis, axis), test_utils=checks)
-    torch.library.opcheck(convolution.pixels_of, (patches, axis, axis), test_utils=checks)
+    torch.library.opcheck(convolution.whole_of, (taps, dim, dim, torch.bfloat16), test_utils=checks)
+    torch.library.opcheck(convolution.taps_of, (whole, dim, dim, torch.float32), test_utils=checks)
+    torch.library.opcheck(convolution.patches_of, (pixels, dim, dim), test_utils=checks)
+    torch.library.opcheck(convolution.pixels_of, (patches, dim, dim), test_utils=checks)
 
 
 def test_results_and_gradients_have_the_layout_of_their_neighbours():

@@ -36,21 +36,21 @@ class SmallMapConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to [N, D, H', W'], as `nn.Conv2d`; without a copy where they are channels-last."""
         rows, columns = (
-            Axis(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in range(2)
+            Dimension(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in range(2)
         )
-        axes = tuple(rows), tuple(columns)  # plain: the compiler finds no graph in its cache that makes others
+        dims = tuple(rows), tuple(columns)  # plain: the compiler finds no graph in its cache that makes others
         outputs, taps = rows.outputs * columns.outputs, rows.kernel * columns.kernel
         pixels, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)
         result: torch.Tensor
         if rows.size * columns.size <= taps:
-            whole = whole_of(weight, *axes, x.dtype)
+            whole = whole_of(weight, *dims, x.dtype)
             bias = None if self.bias is None else self.bias.repeat(outputs)
             result = linear(pixels.flatten(1), whole, bias).view(len(x), rows.outputs, columns.outputs, -1)
         elif 2 * outputs <= taps:
-            patches = patches_of(pixels, *axes)
+            patches = patches_of(pixels, *dims)
             result = linear(patches.flatten(3), weight.flatten(1), self.bias)
         elif outputs <= 2 * taps and x.dtype == torch.bfloat16 and self.bias is None:
-            result = Convolved.apply(pixels, weight.to(x.dtype), *axes)
+            result = Convolved.apply(pixels, weight.to(x.dtype), *dims)
         else:
             return super().forward(x)
         return _images(result)
@@ -59,15 +59,15 @@ class SmallMapConv2d(nn.Conv2d):
 def _images(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels [N, H, W, C] as channels-last images [N, C, H, W].
 
-    PyTorch's batch norm gives back images of one pixel with strides of one for its two axes, and takes far longer
+    PyTorch's batch norm gives back images of one pixel with strides of one for its two dimensions, and takes far longer
     backward where its input's strides are others: so they are the same from the start.
     """
     images, high, wide, channels = pixels.shape
     return pixels.reshape(images, channels, 1, 1) if high == wide == 1 else pixels.permute(0, 3, 1, 2)
 
 
-class Axis(NamedTuple):
-    """One axis of a convolution: which of its pixels meet which taps of the kernel."""
+class Dimension(NamedTuple):
+    """A spatial dimension of a convolution: which of its pixels meet which taps of the kernel."""
 
     size: int  # pixels
     kernel: int  # taps
@@ -108,14 +108,14 @@ def _operator(function: Callable[..., torch.Tensor]) -> Any:
 
 
 def _note(ctx: Any, inputs: Sequence[Any], output: torch.Tensor) -> None:
-    """Keep what the gradient of an operator takes: both axes, and the type of what it was given."""
-    ctx.axes, ctx.dtype = inputs[1:3], inputs[0].dtype
+    """Keep what the gradient of an operator takes: both dimensions, and the type of what it was given."""
+    ctx.dims, ctx.dtype = inputs[1:3], inputs[0].dtype
 
 
 @_operator
 def whole_of(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """The product over a whole map that a convolution is: the matrix [H' W' D, H W C] of taps [D, KH, KW, C]."""
-    down, across = Axis(*rows), Axis(*columns)
+    down, across = Dimension(*rows), Dimension(*columns)
     shape = down.outputs * across.outputs, len(taps), down.size, across.size, taps.shape[3]
     whole = taps.new_zeros(shape, dtype=dtype)
     for output, ((tap, pixel), (beside, next_to)) in enumerate(product(down.of_outputs(), across.of_outputs())):
@@ -126,7 +126,7 @@ def whole_of(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dt
 @_operator
 def taps_of(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
     """Taps [D, KH, KW, C]: of each the sum over where it stands in the matrix [H' W' D, H W C]."""
-    down, across = Axis(*rows), Axis(*columns)
+    down, across = Dimension(*rows), Dimension(*columns)
     channels = whole.shape[1] // (down.size * across.size)
     parts = whole.reshape(down.outputs * across.outputs, -1, down.size, across.size, channels)
     taps = whole.new_zeros((parts.shape[1], down.kernel, across.kernel, channels), dtype=dtype)
@@ -138,7 +138,7 @@ def taps_of(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dt
 @_operator
 def patches_of(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
     """What lies under the kernel for each output: [N, H', W', KH, KW, C] of [N, H, W, C], zeros in the padding."""
-    down, across = Axis(*rows), Axis(*columns)
+    down, across = Dimension(*rows), Dimension(*columns)
     shape = len(pixels), down.outputs, across.outputs, down.kernel, across.kernel, pixels.shape[3]
     patches = pixels.new_zeros(shape)
     for (i, (row, high)), (j, (column, wide)) in product(enumerate(down.of_taps()), enumerate(across.of_taps())):
@@ -149,7 +149,7 @@ def patches_of(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]
 @_operator
 def pixels_of(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
     """Pixels [N, H, W, C]: of each the sum over the patches [N, H', W', KH, KW, C] that it is in."""
-    down, across = Axis(*rows), Axis(*columns)
+    down, across = Dimension(*rows), Dimension(*columns)
     pixels = patches.new_zeros((len(patches), down.size, across.size, patches.shape[5]))
     for (i, (row, high)), (j, (column, wide)) in product(enumerate(down.of_taps()), enumerate(across.of_taps())):
         pixels[:, high, wide] += patches[:, row, column, i, j]
@@ -157,9 +157,9 @@ def pixels_of(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]
 
 
 whole_of.register_autograd(
-    lambda ctx, gradient: (taps_of(gradient, *ctx.axes, ctx.dtype), None, None, None), setup_context=_note
+    lambda ctx, gradient: (taps_of(gradient, *ctx.dims, ctx.dtype), None, None, None), setup_context=_note
 )
-patches_of.register_autograd(lambda ctx, gradient: (pixels_of(gradient, *ctx.axes), None, None), setup_context=_note)
+patches_of.register_autograd(lambda ctx, gradient: (pixels_of(gradient, *ctx.dims), None, None), setup_context=_note)
 
 
 class Convolved(torch.autograd.Function):
@@ -169,7 +169,9 @@ class Convolved(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, pixels: torch.Tensor, weight: torch.Tensor, rows: Axis, columns: Axis) -> torch.Tensor:
+    def forward(
+        ctx: Any, pixels: torch.Tensor, weight: torch.Tensor, rows: Dimension, columns: Dimension
+    ) -> torch.Tensor:
         """The convolution."""
         ctx.save_for_backward(pixels, weight)
         ctx.rows, ctx.columns = rows, columns
