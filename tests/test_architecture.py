@@ -19,7 +19,7 @@ HOUSE = [
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff reference decision costs prediction scaling compiling answer regimes unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
-    ("runner", "trial group hot exchange sweep lane events handout agenda cluster machines layout"),
+    ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster machines layout"),
     ("training", "train workbench clocks limits timing step model relu convolution inputs"),
     ("quality", "flags monitor steady"),
     ("", "progress terminal"),

@@ -4,7 +4,8 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
-from rresnet.runner import lane, trial
+from rresnet.runner import trial
+from rresnet.runner.failures import death
 
 
 def after(first, error):
@@ -111,4 +112,4 @@ def test_a_worker_whose_process_ended_is_told_as_a_trial_process(error, elapsed,
     ],
 )
 def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
-    assert lane.death(text, elapsed, 10.0).status == status
+    assert death(text, elapsed, 10.0).status == status

@@ -9,7 +9,7 @@ from samples import make_cell
 
 from rresnet.cell import Trial
 from rresnet.config import How
-from rresnet.runner import hot, lane, trial
+from rresnet.runner import failures, hot, trial
 from rresnet.runner.layout import Layout
 from rresnet.tables.measurement import Environment, Measurement, Record
 
@@ -108,7 +108,7 @@ def test_that_workers_start_is_told_and_the_clock_starts_anew_when_they_are_up(p
 
 def test_after_a_trial_that_failed_the_workers_are_let_go(process):
     process.run(1)
-    with pytest.raises(lane.TrialProcessSpentError):
+    with pytest.raises(failures.TrialProcessSpentError):
         process.run(3)
     assert process.asked[-1] == "ends"
     assert process.told[-1]["outcome"][0].measurement.error_message == "a worker failed"
@@ -126,7 +126,7 @@ def test_workers_that_do_not_start_are_the_error_of_a_trial_that_needs_them(proc
     )
     assert process.run(1, num_workers=1)[0].measurement.status == "ok"
     assert process.run(1, num_workers=1)[0].measurement.status == "ok"
-    with pytest.raises(lane.TrialProcessSpentError):
+    with pytest.raises(failures.TrialProcessSpentError):
         process.run(1)
     found = process.told[-1]["outcome"][0].measurement
     assert (found.status, found.error_message) == ("error", "no place for the workers")

@@ -17,6 +17,7 @@ from rresnet.config import How
 from rresnet.runner import layout, machines
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.events import TrialProcess
+from rresnet.runner.failures import death
 from rresnet.runner.handout import AsGiven, Handout
 from rresnet.runner.machines import Machine
 from rresnet.tables.measurement import Measurement, Record
@@ -37,13 +38,6 @@ def run_trial(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageD
     from rresnet.runner import trial
 
     trial.run(config, how, data)
-
-
-class TrialProcessSpentError(RuntimeError):
-    """Ends a trial process whose state a failed trial may have harmed; the next trial gets a new one.
-
-    It stands here because the driver unpickles it: from `rresnet.runner.trial` it would bring torch along.
-    """
 
 
 class MachineLostError(RuntimeError):
@@ -252,17 +246,3 @@ class Lane:
         message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
         found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
         self.sweep.record(trial, Record(measurement=found), attempt=2)
-
-
-def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:
-    """The measurement of a trial whose process ended without a report; `text` is Ray's account of it."""
-    if "OutOfMemoryError" in text or "low on memory" in text:
-        return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=text[:2000])
-    if elapsed_seconds >= timeout_seconds:
-        message = f"still running after {timeout_seconds:g} s (--timeout-seconds)"
-        return Measurement(status="timeout", error_type="TimeoutError", error_message=message)
-    signs = ("has died", "died unexpectedly", "is unavailable")  # the last of a process whose machine no longer answers
-    if any(sign in text for sign in signs):
-        detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
-        return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
-    return Measurement(status="error", error_type="RayTaskError", error_message=text[-2000:])

@@ -22,9 +22,9 @@ from rresnet import hardware, scratch
 from rresnet.cell import Cell, Device, Trial
 from rresnet.config import How
 from rresnet.data import ImageData
+from rresnet.runner.failures import TrialProcessSpentError, death
 from rresnet.runner.group import WorkerGroup
 from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back, images_of
-from rresnet.runner.lane import TrialProcessSpentError, death
 from rresnet.runner.layout import Layout, trains_all
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement, Record, When

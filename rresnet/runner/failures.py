@@ -1,0 +1,24 @@
+"""How a trial process ends before its time: what the trial process and the driver both know of it, without torch."""
+
+from rresnet.tables.measurement import Measurement
+
+
+class TrialProcessSpentError(RuntimeError):
+    """Ends a trial process whose state a failed trial may have harmed; the next trial gets a new one.
+
+    The driver unpickles it: from `rresnet.runner.trial` it would bring torch along.
+    """
+
+
+def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurement:
+    """The measurement of a trial whose process ended without a report; `text` is Ray's account of it."""
+    if "OutOfMemoryError" in text or "low on memory" in text:
+        return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=text[:2000])
+    if elapsed_seconds >= timeout_seconds:
+        message = f"still running after {timeout_seconds:g} s (--timeout-seconds)"
+        return Measurement(status="timeout", error_type="TimeoutError", error_message=message)
+    signs = ("has died", "died unexpectedly", "is unavailable")  # the last of a process whose machine no longer answers
+    if any(sign in text for sign in signs):
+        detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
+        return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
+    return Measurement(status="error", error_type="RayTaskError", error_message=text[-2000:])
