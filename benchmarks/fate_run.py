@@ -146,7 +146,7 @@ def _doomed(fate: Fate) -> AbstractContextManager[object]:
             os.kill(os.getpid(), signal.SIGKILL)
 
     if fate == Fate.KILLED_WHILE_BUILDING:
-        return around(trial, "_fit", before=_die_soon)
+        return around(trial, "_train", before=_die_soon)
     if fate == Fate.KILLED_IN_WARM_UP:
         return around(train, "_warm_up", before=_die_soon)
     if fate == Fate.KILLED_IN_EVALUATION:

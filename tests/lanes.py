@@ -20,15 +20,15 @@ HUNGRY = 2  # the batch size that Ray ends the process at
 class FakeLane(Lane):
     """A lane without Ray: trials begin and end as Tune tells it. What it met stands in `sweep.processes`."""
 
-    def _tune(self, planned, callback, groups):
+    def _tune(self, handout, callback, groups):
         of_process = []
         self.sweep.processes.append((self.machine.node_id, of_process))
-        while trial := planned.take():
+        while trial := handout.take():
             of_process.append((trial.cell.batch_size, trial.repeat))
             tunes = SimpleNamespace(planned=trial, error_file=None)
             callback.on_step_begin(0, [])
             callback.on_trial_start(0, [], tunes)
-            self.run_one(trial, planned._config(trial), tunes, callback, alone=len(of_process) == 1)
+            self.run_one(trial, handout._config(trial), tunes, callback, alone=len(of_process) == 1)
 
     def run_one(self, trial, config, tunes, callback, alone):
         self.tell(tunes, callback, alone=alone, status="ok")

@@ -47,14 +47,14 @@ def test_a_machine_that_dies_before_tune_asks_for_its_first_trial_loses_none(mon
     died = threading.Event()
 
     class AtTheDoor(FakeLane):
-        def _tune(self, planned, callback, groups):
+        def _tune(self, handout, callback, groups):
             if self.machine.node_id == "b":
                 FakeMachine.dead = frozenset("b")
                 self._looked = 0.0
                 died.set()
                 callback.on_step_begin(0, [])
             assert died.wait(timeout=20)
-            super()._tune(planned, callback, groups)
+            super()._tune(handout, callback, groups)
 
     sweep = swept(AtTheDoor, repeats=4, machines=("a", "b"))
     assert len(sweep.rows) == len({row["trial_id"] for row in sweep.rows}) == 12

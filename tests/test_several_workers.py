@@ -19,9 +19,9 @@ def test_trials_of_several_workers_take_turns_with_the_others_in_one_process():
     told = []  # for each process: workers, repeat, and what the trial process is told
 
     class Noting(FakeLane):
-        def _tune(self, planned, callback, groups):
+        def _tune(self, handout, callback, groups):
             told.append([])
-            super()._tune(planned, callback, groups)
+            super()._tune(handout, callback, groups)
 
         def run_one(self, trial, config, tunes, callback, alone):
             told[-1].append((trial.cell.num_workers, trial.repeat, config))
@@ -53,9 +53,9 @@ def test_no_group_is_there_for_what_is_known_to_be_too_large():
     processes = []
 
     class Noting(FakeLane):
-        def _tune(self, planned, callback, groups):
+        def _tune(self, handout, callback, groups):
             processes.append([len(those.nodes) for those in groups])
-            super()._tune(planned, callback, groups)
+            super()._tune(handout, callback, groups)
 
         def run_one(self, trial, config, tunes, callback, alone):
             if len(processes) == 1:
@@ -103,9 +103,9 @@ def test_alone_a_trial_has_no_workers_beside_its_own():
     processes = []
 
     class Noting(FakeLane):
-        def _tune(self, planned, callback, groups):
+        def _tune(self, handout, callback, groups):
             processes.append([those.nodes for those in groups])
-            super()._tune(planned, callback, groups)
+            super()._tune(handout, callback, groups)
 
         def run_one(self, trial, config, tunes, callback, alone):
             self.tell(tunes, callback, alone=len(processes) > 1, status="out_of_memory", error_message="no memory")

@@ -82,7 +82,7 @@ def test_a_worker_group_trains_until_the_last_trial(process):
 
 
 def test_groups_of_both_devices_are_up_before_anything_is_measured_and_end_with_the_last_trial(process, monkeypatch):
-    monkeypatch.setattr(trial, "_fit", lambda *of: process.asked.append("trains") or Record(measurement=OK))
+    monkeypatch.setattr(trial, "_train", lambda *of: process.asked.append("trains") or Record(measurement=OK))
     both = ("cpu", "gpu")
     process.run(1, num_workers=1, groups=both)
     process.run(2, num_workers=1, groups=both, is_last=True)
@@ -120,9 +120,9 @@ def test_workers_that_do_not_start_are_the_error_of_a_trial_that_needs_them(proc
         raise TimeoutError("no place for the workers")
 
     monkeypatch.setattr(FakeGroup, "wait_until_up", never)
-    fit = trial._fit
+    train = trial._train
     monkeypatch.setattr(
-        trial, "_fit", lambda cell, *of: fit(cell, *of) if cell.num_workers > 1 else Record(measurement=OK)
+        trial, "_train", lambda cell, *of: train(cell, *of) if cell.num_workers > 1 else Record(measurement=OK)
     )
     assert process.run(1, num_workers=1)[0].measurement.status == "ok"
     assert process.run(1, num_workers=1)[0].measurement.status == "ok"
@@ -146,7 +146,7 @@ def test_workers_that_do_not_start_are_the_error_of_a_trial_that_needs_them(proc
 def test_the_first_trial_of_a_process_is_alone_unless_workers_that_it_does_not_use_are_there(
     num_workers, workers, groups, alone, process, monkeypatch
 ):
-    monkeypatch.setattr(trial, "_fit", lambda *of: Record(measurement=OK))
+    monkeypatch.setattr(trial, "_train", lambda *of: Record(measurement=OK))
     given = {"num_workers": num_workers, "groups": groups, "workers": workers}
     assert process.run(1, **given)[1] == alone
     assert not process.run(2, **given)[1]
@@ -176,7 +176,7 @@ def test_no_room_is_made_for_what_is_hot(process, monkeypatch):
 def test_a_trial_process_notes_the_commit_before_its_first_trial_and_then_says_that_it_is_ready(process, monkeypatch):
     told = process.told
     monkeypatch.setattr(
-        trial, "_fit", lambda *of: told.append("trained") or Record(measurement=Measurement(status="ok"))
+        trial, "_train", lambda *of: told.append("trained") or Record(measurement=Measurement(status="ok"))
     )
     for _ in range(2):
         process.run(1, num_workers=1, groups=())
@@ -192,6 +192,6 @@ def test_the_first_gpu_of_every_trial_process_is_the_same(process, monkeypatch, 
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     if given is not None:
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", given)
-    monkeypatch.setattr(trial, "_fit", lambda *of: Record(measurement=OK))
+    monkeypatch.setattr(trial, "_train", lambda *of: Record(measurement=OK))
     process.run(1, num_workers=1, groups=())
     assert os.environ.get("CUDA_VISIBLE_DEVICES") == kept

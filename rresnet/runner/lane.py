@@ -76,11 +76,11 @@ class Lane:
 
     def _measure_process(self, process: int) -> None:
         """Measure the repeats that the plan has in one process, as far as other machines leave them."""
-        self._fit(self._waiting, process)
+        self._measure(self._waiting, process)
         while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
-            self._fit(deque([self._unconfirmed.popleft()]), attempt=2)
+            self._measure(deque([self._unconfirmed.popleft()]), attempt=2)
 
-    def _fit(self, trials: deque[Trial], process: int | None = None, attempt: int = 1) -> None:
+    def _measure(self, trials: deque[Trial], process: int | None = None, attempt: int = 1) -> None:
         """Run trials, and what the plan has in `process`, in a fresh process; those that one ends with, in the next."""
         while not self.lost and self._any(trials, process):
             nodes = self._nodes()

@@ -59,7 +59,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     started, clock = datetime.now(UTC), time.monotonic()
     try:
         faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
-        record = _TRAINING_THREAD.submit(_fit, trial.cell, how, data[0], config["nodes"]).result()
+        record = _TRAINING_THREAD.submit(_train, trial.cell, how, data[0], config["nodes"]).result()
     except (Exception, SystemExit) as error:
         elapsed, limit = time.monotonic() - clock, how.limit_seconds(trial.cell)  # the workers watch it themselves
         record = Record(measurement=failure(error, elapsed, limit))
@@ -118,7 +118,7 @@ def _make_room(device: Device) -> None:
         group.forget()
 
 
-def _fit(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: Sequence[str]) -> Record:
+def _train(cell: Cell, how: How, data: "ray.ObjectRef[ImageData]", nodes: Sequence[str]) -> Record:
     """Have Ray Train run the cell, alone in this process or in a group of workers."""
     if cell.num_workers > 1 and cell.device in _FAILED:
         raise _FAILED[cell.device]
