@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import product
 
-from rresnet.cell import FLAGGED, Axes, Cell, Device, Trial, UsageError, nearest
+from rresnet.cell import AXES, FLAGGED, Axes, Cell, Device, Trial, UsageError, nearest
 from rresnet.config import AUTO, Settings
 from rresnet.hardware import Hardware
 
@@ -33,6 +33,15 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
 
 
 RECIPES: dict[str, Callable[[Device, Hardware], Axes]] = {"blog": blog, "tuned": tuned}
+
+# The ladder from blog to tuned, in the order its changes are taken; where the two agree on a device is no rung there.
+# cuDNN keeps the kernels that it has found for a layout and precision, however it looked for them, so its search is
+# taken with the layout: a rung of its own would train on what another rung of its process has found.
+_FIRST: tuple[tuple[str, ...], ...] = (
+    ("input",), ("channels_last", "cudnn_benchmark"), ("pointwise",), ("small_maps",), ("precision",),
+    ("fused_optimizer",), ("execution",),
+)  # fmt: skip
+RUNGS = (*_FIRST, *((axis,) for axis in AXES if axis not in sum(_FIRST, ())))
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:

@@ -17,7 +17,7 @@ HOUSE = [
     ("reporting", "report page speed use section parts rows trackers export"),
     ("experiments", "ladder blog scaling experiment running planning search growth"),
     ("figures", "bars amounts drawing"),
-    ("analysis", "diff_text diff reference decision costs prediction scaling compiling answer regimes unpaired"),
+    ("analysis", "diff_text diff reference decision costs prediction scaling ladder compiling answer regimes unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
     ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster machines layout"),
     ("training", "train workbench clocks limits timing step model relu convolution inputs"),

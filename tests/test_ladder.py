@@ -12,6 +12,7 @@ from samples import make_cell
 
 from rresnet import grid
 from rresnet.analysis import ranking
+from rresnet.analysis.ladder import CHANGES, rungs, summary
 from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import blog, ladder
@@ -20,7 +21,7 @@ from rresnet.figures import amounts, drawing
 
 def test_each_rung_has_one_change_more(laptop, a100):
     found = ladder.cells(Settings(batch_size=(64,)), ["cpu"], a100)
-    axes = [[getattr(c, axis) for axis in ladder.CHANGES] for c in found]
+    axes = [[getattr(c, axis) for axis in CHANGES] for c in found]
     changes = [sum(a != b for a, b in zip(one, other, strict=True)) for one, other in itertools.pairwise(axes)]
     assert changes == [1] * (len(found) - 1)
     assert found[0] == grid.cells(Settings(batch_size=(64,), recipe=("blog",)), ["cpu"], a100)[0]
@@ -55,7 +56,7 @@ def test_what_the_ladder_decides_can_not_be_given(laptop, changes):
 
 
 def test_the_summary_names_the_total_and_the_largest_step():
-    (line,) = ladder.summary(ladder.rungs(rows([100.0, 110.0, 330.0])))
+    (line,) = summary(rungs(rows([100.0, 110.0, 330.0])))
     assert line.startswith("cpu batch 8: tuned over blog 3.30 (")
     assert "the largest step is channels_last False -> True, 3.00" in line
 
@@ -95,7 +96,7 @@ def rows(rates, repeats=6):
 
 
 def test_rungs_carry_paired_ratios_to_the_one_below_and_to_the_first():
-    found = ladder.rungs(rows([100.0, 110.0, 165.0]))
+    found = rungs(rows([100.0, 110.0, 165.0]))
     assert found["change"].tolist() == ["blog", "input dataloader -> resident", "channels_last False -> True"]
     assert found["step"].tolist()[1:] == pytest.approx([1.1, 1.5])
     assert found["total"].tolist()[1:] == pytest.approx([1.1, 1.65])
@@ -109,7 +110,7 @@ def test_a_rung_that_failed_keeps_its_place():
         "error",
         None,
     )
-    found = ladder.rungs(trials)
+    found = rungs(trials)
     assert found["images_per_second"].isna().tolist() == [False, True, False]
     assert found["total"].iloc[2] == pytest.approx(1.65)
 
@@ -124,7 +125,7 @@ def test_the_waterfall_is_drawn(tmp_path):
 
 
 def test_a_rung_of_two_axes_leaves_the_waterfall_its_width():
-    found = ladder.rungs(rows([100.0, 110.0, 165.0]))
+    found = rungs(rows([100.0, 110.0, 165.0]))
     found["change"] = ["blog", "input", "channels_last False -> True, cudnn_benchmark False -> True"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -146,7 +147,7 @@ def test_the_lowest_of_the_rungs_that_ran_is_not_called_the_blogs(tmp_path):
         trials.assign(cell_id=trials["cell_id"] + "64", batch_size=64),
         trials[trials["input"] == "resident"],
     )
-    found = ladder.rungs(pd.concat([whole, larger.assign(batch_size=128)]))
+    found = rungs(pd.concat([whole, larger.assign(batch_size=128)]))
     assert set(found["batch_size"]) == {64}
     out = io.StringIO()
     ladder.show(pd.concat([whole, larger.assign(batch_size=128)]), Console(file=out, width=120), tmp_path)

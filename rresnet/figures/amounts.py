@@ -99,7 +99,7 @@ def costs(found: pd.DataFrame, currency: str) -> Figure:
 
 
 def waterfall(rungs: pd.DataFrame) -> Figure:
-    """The rungs of `rresnet.experiments.ladder.rungs` for each device and batch size, each bar from the rung before."""
+    """The rungs of `rresnet.analysis.ladder.rungs` for each device and batch size, each bar from the rung before."""
     groups = list(rungs.groupby(["device", "batch_size"], sort=True))
     with style():
         most = max(len(group) for _, group in groups)

@@ -9,12 +9,11 @@ import pandas as pd
 from rich.console import Console
 
 import rresnet
-from rresnet.analysis import answer, compiling, decision, scaling
+from rresnet.analysis import answer, compiling, decision, ladder, scaling
 from rresnet.analysis.costs import costs as costs_of
 from rresnet.analysis.prices import Price, used
 from rresnet.analysis.prices import prices as read_prices
 from rresnet.config import OF_SIZES
-from rresnet.experiments import ladder
 from rresnet.figures import drawing
 from rresnet.reporting import page, parts, speed, use
 from rresnet.reporting.page import Chapter

@@ -4,8 +4,7 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import answer, prediction
-from rresnet.experiments import ladder
+from rresnet.analysis import answer, ladder, prediction
 from rresnet.figures import amounts, bars
 from rresnet.figures.drawing import MOST_SERIES
 from rresnet.reporting.parts import Part
