@@ -7,7 +7,7 @@ import pandas as pd
 from rich.console import Console
 from samples import make_cell
 
-from rresnet.analysis import answer
+from rresnet.experiments import printing
 from rresnet.tables.measurement import TRIALS
 
 
@@ -42,6 +42,6 @@ GPU = make_cell(batch_size=64, device="gpu", precision="tf32")
 
 def printed(table):
     console = Console(width=140, record=True, file=io.StringIO())
-    answer.findings(table, console)
-    answer.remarks(table, console)
+    printing.findings(table, console)
+    printing.remarks(table, console)
     return console.export_text()

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 HOUSE = [
     ("", "command doctor cli usage"),
     ("reporting", "report page speed use section parts rows trackers export"),
-    ("experiments", "ladder blog scaling experiment running planning search growth"),
+    ("experiments", "ladder blog scaling experiment running planning printing search growth"),
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff reference decision costs prediction scaling ladder compiling answer regimes unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),

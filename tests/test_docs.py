@@ -18,8 +18,7 @@ from rich.console import Console
 
 import rresnet
 from rresnet import command
-from rresnet.analysis import answer
-from rresnet.experiments import experiment
+from rresnet.experiments import experiment, printing
 
 ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "results" / "reference"
@@ -140,8 +139,8 @@ def test_the_tutorial_shows_what_is_printed(place, capsys):
     shown = [block.strip("\n") for block in blocks(page, "text")]
     out, trials = io.StringIO(), rresnet.read("results/reference").trials
     console = Console(file=out, width=140)
-    answer.findings(trials, console)
-    answer.remarks(trials, console)
+    printing.findings(trials, console)
+    printing.remarks(trials, console)
     table = "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines()).strip("\n")
     report = next(line for line in commands(page) if line.startswith("rresnet report"))
     assert command.main(shlex.split(report)[1:]) == 0

@@ -8,7 +8,7 @@ from rich.console import Console
 
 import rresnet
 from results import trials, write
-from rresnet.analysis import answer
+from rresnet.experiments import printing
 from rresnet.terminal import counted, duration, print_table, say
 
 
@@ -76,7 +76,7 @@ def test_a_table_without_rows_has_headings():
 @pytest.mark.parametrize("width", [80, 100, 140])
 def test_no_value_of_the_answer_is_cut_off(width):
     console = shown(width)
-    answer.findings(rresnet.read("results/reference").trials, console)
+    printing.findings(rresnet.read("results/reference").trials, console)
     table = console.file.getvalue().partition("Speedup over")[0]
     rows = [line for line in table.splitlines() if line.startswith("  cpu")]
     assert len(rows) == 6
@@ -110,5 +110,5 @@ def test_where_a_setting_has_several_workers_it_is_said_whose_batch_sizes_these_
     console = shown(200)
     cells = [({"num_workers": n}, [100.0 * n] * 3) for n in {1, workers}]
     write(tmp_path, trials(*cells))
-    answer.findings(rresnet.read(tmp_path).trials, console)
+    printing.findings(rresnet.read(tmp_path).trials, console)
     assert ("Batch sizes are those of each worker." in console.file.getvalue()) == (workers > 1)

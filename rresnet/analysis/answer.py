@@ -1,47 +1,17 @@
-"""The answer in the terminal: a table of the cells, and one sentence."""
+"""The answer: the cells of a run, compared, and in words what they tell."""
 
 from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
-from rich.console import Console
 
 from rresnet.analysis import alike, comparison, pairing, ranking, rates, regimes
 from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
 from rresnet.cell import AXES
 from rresnet.quality.flags import ADVICE
-from rresnet.terminal import counted, duration, number, percent, print_table, say
+from rresnet.terminal import counted, duration, number, percent
 
-AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
-NOT_APART = "~ "  # marks a speedup that can't be told from 1
-
-NO_GPU = (
-    "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
-    "or with --address HOST:6379 to join a Ray cluster that has one."
-)
-
-
-def findings(trials: pd.DataFrame, console: Console, *, searched: bool = False) -> None:
-    """Print the table of one run's cells, and the fastest of them in a sentence.
-
-    `searched` says that larger batch sizes were looked for (`--batch-size auto`), and none is worth a word.
-    """
-    cells = compared(trials)
-    _print_table(cells, console)
-    larger = [] if searched else edge(trials, cells, AUTO_LOOKS)
-    say(console, [sentence(trials, cells), *larger, *scatter(trials, cells), *_noise_floor(trials, cells)])
-
-
-def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
-    """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
-    cells = compared(trials)
-    say(console, states(trials, cells))
-    for flag, count, what in flagged(trials):
-        told = f": {what}" if advice and what else ""
-        say(console, f"{count} of {len(trials)} rows are flagged {flag}{told}.")
-    if "gpu" not in {cell["device"] for cell in cells}:
-        say(console, NO_GPU, "dim")
 
 
 def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -122,36 +92,6 @@ def verdict(ratio: Interval, apart: bool, floor: float | None) -> str:
     by_floor = floor is not None and pairing.distinguishable(ratio)
     why = f", for identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
     return f"not distinguishable{why}"
-
-
-def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
-    columns = {
-        "setting": [cell["setting"] for cell in cells],
-        "images/s": [rate(cell) for cell in cells],
-        "epoch": [epoch(cell) for cell in cells],
-        "speedup": [(NOT_APART if cell["distinguishable"] is False else "") + speedup(cell) for cell in cells],
-        "test accuracy": [known(cell["test_accuracy"], "{:.3f}") for cell in cells],
-        "of limit": [known(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
-        "bound by": [known(cell["bottleneck"], "{}") for cell in cells],
-        "trials": [cell["statuses"] for cell in cells],
-    }
-    optional = ["bound by", "of limit", "test accuracy", "epoch"]
-    if not any(columns["test accuracy"]):
-        del columns["test accuracy"]
-        optional.remove("test accuracy")
-    against = "".join(f"Speedup over {c['setting']}, paired by repeat. " for c in cells if c["is_reference"])
-    marked = any(cell["distinguishable"] is False for cell in cells)
-    mark = f"\n{NOT_APART.strip()}: not distinguishable from the reference." if marked else ""
-    each = "\nBatch sizes are those of each worker." if any(cell["num_workers"] > 1 for cell in cells) else ""
-    print_table(
-        console,
-        columns,
-        caption=f"{against}In brackets: 95 % intervals over repeats, with room for slow drift.{mark}{each}",
-        left=("setting", "bound by", "trials"),
-        broken="setting",
-        left_out=optional,
-        red=[number for number, cell in enumerate(cells) if not cell["repeats"]],
-    )
 
 
 def known(value: Any, form: str) -> str:
@@ -272,7 +212,7 @@ def doubts(trials: pd.DataFrame) -> list[str]:
     return [f"{doubtful} of {len(trials)} rows are doubtful: {names}."]
 
 
-def _noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
+def noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
     floors = comparison.noise_floors(trials)
     if not floors:

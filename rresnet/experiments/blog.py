@@ -50,8 +50,9 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
 def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     """Print the answer, the ten epochs of each setting, and apart from them what the blog published."""
     from rresnet.analysis import answer, rates
+    from rresnet.experiments import printing
 
-    answer.findings(trials, console)
+    printing.findings(trials, console)
     epochs = int(trials["epochs"].max()) if trials["epochs"].notna().any() else EPOCHS
     cells: list[dict[Any, Any]] = rates.by_cell(trials).sort_values("epoch_seconds").to_dict("records")
     rows = [

@@ -118,14 +118,15 @@ def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
 
         extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
     trials = running.measured(experiment, settings, setup, extend)
-    from rresnet.analysis import answer, compiling, scaling  # pandas and scipy: seconds the start need not wait
+    from rresnet.analysis import compiling, scaling  # pandas and scipy: seconds the start need not wait
+    from rresnet.experiments import printing
 
     if experiment.show:
         experiment.show(trials, setup.console, settings.results_dir)
     else:
-        answer.findings(trials, setup.console, searched=searched)
+        printing.findings(trials, setup.console, searched=searched)
         say(setup.console, [*scaling.told(trials), *compiling.told(trials)])
-    answer.remarks(trials, setup.console, advice=settings.advice)
+    printing.remarks(trials, setup.console, advice=settings.advice)
     say(setup.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
     say(setup.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {run_id})", "dim")

@@ -1,0 +1,72 @@
+"""The answer in the terminal: a table of the cells, the fastest in a sentence, and what makes it doubtful."""
+
+from typing import Any
+
+import pandas as pd
+from rich.console import Console
+
+from rresnet.analysis import answer
+from rresnet.terminal import print_table, say
+
+AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
+NOT_APART = "~ "  # marks a speedup that can't be told from 1
+
+NO_GPU = (
+    "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
+    "or with --address HOST:6379 to join a Ray cluster that has one."
+)
+
+
+def findings(trials: pd.DataFrame, console: Console, *, searched: bool = False) -> None:
+    """Print the table of one run's cells, and the fastest of them in a sentence.
+
+    `searched` says that larger batch sizes were looked for (`--batch-size auto`), and none is worth a word.
+    """
+    cells = answer.compared(trials)
+    _print_table(cells, console)
+    larger = [] if searched else answer.edge(trials, cells, AUTO_LOOKS)
+    say(
+        console,
+        [answer.sentence(trials, cells), *larger, *answer.scatter(trials, cells), *answer.noise_floor(trials, cells)],
+    )
+
+
+def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
+    """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
+    cells = answer.compared(trials)
+    say(console, answer.states(trials, cells))
+    for flag, count, what in answer.flagged(trials):
+        told = f": {what}" if advice and what else ""
+        say(console, f"{count} of {len(trials)} rows are flagged {flag}{told}.")
+    if "gpu" not in {cell["device"] for cell in cells}:
+        say(console, NO_GPU, "dim")
+
+
+def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
+    columns = {
+        "setting": [cell["setting"] for cell in cells],
+        "images/s": [answer.rate(cell) for cell in cells],
+        "epoch": [answer.epoch(cell) for cell in cells],
+        "speedup": [(NOT_APART if cell["distinguishable"] is False else "") + answer.speedup(cell) for cell in cells],
+        "test accuracy": [answer.known(cell["test_accuracy"], "{:.3f}") for cell in cells],
+        "of limit": [answer.known(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
+        "bound by": [answer.known(cell["bottleneck"], "{}") for cell in cells],
+        "trials": [cell["statuses"] for cell in cells],
+    }
+    optional = ["bound by", "of limit", "test accuracy", "epoch"]
+    if not any(columns["test accuracy"]):
+        del columns["test accuracy"]
+        optional.remove("test accuracy")
+    against = "".join(f"Speedup over {c['setting']}, paired by repeat. " for c in cells if c["is_reference"])
+    marked = any(cell["distinguishable"] is False for cell in cells)
+    mark = f"\n{NOT_APART.strip()}: not distinguishable from the reference." if marked else ""
+    each = "\nBatch sizes are those of each worker." if any(cell["num_workers"] > 1 for cell in cells) else ""
+    print_table(
+        console,
+        columns,
+        caption=f"{against}In brackets: 95 % intervals over repeats, with room for slow drift.{mark}{each}",
+        left=("setting", "bound by", "trials"),
+        broken="setting",
+        left_out=optional,
+        red=[number for number, cell in enumerate(cells) if not cell["repeats"]],
+    )
