@@ -11,7 +11,7 @@ import sys
 
 from common import arguments, busy_process, cell, run, verdict, workbenches
 
-from rresnet.analysis.regimes import LOAD_FLAGS
+from rresnet.quality.flags import LOAD_FLAGS
 
 
 def main() -> int:

@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 from common import arguments
 
-from rresnet.analysis.regimes import CHANGE_PER_SD, two_groups
+from rresnet.quality.states import CHANGE_PER_SD, two_groups
 
 
 def main() -> int:

@@ -5,10 +5,11 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import alike, comparison, pairing, ranking, rates, regimes
+from rresnet.analysis import alike, comparison, load, pairing, ranking, rates
 from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
 from rresnet.cell import AXES
 from rresnet.quality.flags import ADVICE
+from rresnet.quality.states import slow_repeats
 from rresnet.terminal import counted, duration, number, percent
 
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
@@ -180,13 +181,13 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
 def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     """Where the machine changed, and which speedups depend on that."""
     reference = next((cell for cell in cells if cell["is_reference"]), None)
-    slow = regimes.slow_repeats(trials)
+    slow = slow_repeats(trials)
     told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
     lines = [f"The machine changed: its canary was slow where the column repeat is {told}."] if slow else []
     for cell in cells:
         if reference is None or not cell["repeats"] or cell is reference:
             continue
-        found = regimes.split(trials, cell["cell_id"], reference["cell_id"], slow=slow)
+        found = load.quiet_and_loaded(trials, cell["cell_id"], reference["cell_id"], slow=slow)
         if found:
             quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in found)
             which = f"{cell['setting']} over {reference['setting']}"

@@ -93,9 +93,10 @@ def measured(
             except Exception:
                 writer.check()  # a full disk, say, which Tune tells as a failure of its own
                 raise
-        from rresnet.analysis import frames, regimes  # pandas and scipy, again
+        from rresnet.analysis import frames  # pandas and scipy, again
+        from rresnet.quality import states
 
-        changed = regimes.changed(frames.trials_of(results, this.run_id))
+        changed = states.changed(frames.trials_of(results, this.run_id))
         writer.finish(datetime.now(UTC).isoformat(), changed, "machine_changed")  # before another command may have it
     return frames.trials_of(results, this.run_id)
 

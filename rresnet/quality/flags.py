@@ -26,6 +26,7 @@ ADVICE = {
     "not_learning": "the loss did not fall: check the labels, the precision and the seed",
     "machine_changed": "the machine's own speed changed during the run: measure again in a quieter hour",
 }
+LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "gpu_throttled", "swapping"})
 
 
 def of_machine(usage: Usage, *, cpu_count: int) -> list[str]:

@@ -84,7 +84,7 @@ def measure(kind: str, precision: Precision, threads: int) -> Limits:
 def canary(kind: str, half: bool) -> tuple[float, float]:
     """Seconds of one matrix product (bfloat16 if `half`, else fp32) and of one copy: the same work on every call.
 
-    Some 30 ms on two slow cores. On a noisy machine these two tell the regime (`docs/measurement.md`).
+    Some 30 ms on two slow cores. On a noisy machine these two tell its state (`docs/measurement.md`).
     """
     device = torch.device(kind)
     product = _canary_product(kind, torch.bfloat16 if half else torch.float32)

@@ -6,7 +6,9 @@ import pandas as pd
 import pytest
 from samples import make_cell
 
-from rresnet.analysis import comparison, regimes
+from rresnet.analysis import comparison
+from rresnet.analysis.load import quiet_and_loaded
+from rresnet.quality import states
 from rresnet.tables.measurement import TRIALS
 
 FAST, SLOW = 0.010, 0.016
@@ -39,29 +41,29 @@ def run(copies, ratios, flags=None):
 
 
 def test_a_steady_machine_has_one_state():
-    assert regimes.slow_repeats(run([FAST] * 12, [1.3] * 12)) == set()
-    assert regimes.changed(run([FAST] * 12, [1.3] * 12)) == set()
+    assert states.slow_repeats(run([FAST] * 12, [1.3] * 12)) == set()
+    assert states.changed(run([FAST] * 12, [1.3] * 12)) == set()
 
 
 def test_the_repeats_with_a_slow_canary_are_named():
     trials = run([FAST] * 8 + [SLOW] * 4, [1.3] * 12)
-    assert regimes.slow_repeats(trials) == {("r", "vm", repeat) for repeat in range(8, 12)}
-    assert regimes.changed(trials) == {f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in range(8, 12)}
+    assert states.slow_repeats(trials) == {("r", "vm", repeat) for repeat in range(8, 12)}
+    assert states.changed(trials) == {f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in range(8, 12)}
 
 
 def test_where_the_machine_was_mostly_slow_the_fast_repeats_are_the_changed_ones():
-    assert regimes.changed(run([FAST] * 3 + [SLOW] * 9, [1.3] * 12)) == {
+    assert states.changed(run([FAST] * 3 + [SLOW] * 9, [1.3] * 12)) == {
         f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in range(3)
     }
 
 
 def test_one_odd_repeat_is_noise():
-    assert regimes.slow_repeats(run([FAST] * 11 + [SLOW], [1.3] * 12)) == set()
+    assert states.slow_repeats(run([FAST] * 11 + [SLOW], [1.3] * 12)) == set()
 
 
 def test_the_ratio_is_told_apart_by_state_where_it_depends_on_it():
     trials = run([FAST] * 8 + [SLOW] * 4, [1.35] * 8 + [1.16] * 4)
-    quiet, loaded = regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials))
+    quiet, loaded = quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials))
     assert quiet.estimate == pytest.approx(1.35, rel=0.01)
     assert loaded.estimate == pytest.approx(1.16, rel=0.01)
     assert (quiet.count, loaded.count) == (8, 4)
@@ -69,34 +71,34 @@ def test_the_ratio_is_told_apart_by_state_where_it_depends_on_it():
 
 def test_the_load_flags_tell_the_state_too():
     trials = run([FAST] * 12, [1.35] * 6 + [1.16] * 6, flags={repeat: ["foreign_load"] for repeat in range(6, 12)})
-    _, loaded = regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials))
+    _, loaded = quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials))
     assert loaded.count == 6
 
 
 def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
     trials = run([FAST] * 8 + [SLOW] * 4, [1.3] * 12)
-    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials)) is None
+    assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
 
 
 def test_two_loaded_repeats_prove_nothing():
     trials = run([FAST] * 12, [1.35] * 10 + [1.16] * 2, flags={10: ["steal"], 11: ["steal"]})
-    assert regimes.split(trials, TUNED.cell_id, BLOG.cell_id, slow=regimes.slow_repeats(trials)) is None
+    assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
 
 
 def test_rows_without_a_canary_have_no_state():
     trials = run([FAST] * 8 + [SLOW] * 4, [1.3] * 12)
     trials[["canary_copy_seconds", "canary_matrix_seconds"]] = None
-    assert regimes.changed(trials) == set()
+    assert states.changed(trials) == set()
 
 
 def test_normal_noise_is_rarely_taken_for_a_change():
     rng = np.random.default_rng(1)
-    apart = [regimes.two_groups(rng.normal(0, 0.1, 12)) for _ in range(500)]
-    assert sum(gap > regimes.CHANGE and sds > regimes.CHANGE_PER_SD for _, gap, sds in apart) <= 15
+    apart = [states.two_groups(rng.normal(0, 0.1, 12)) for _ in range(500)]
+    assert sum(gap > states.CHANGE and sds > states.CHANGE_PER_SD for _, gap, sds in apart) <= 15
 
 
 def test_the_two_groups_are_those_of_least_scatter():
-    upper, gap, sds = regimes.two_groups(np.array([1.0, 5.0, 1.2, 5.4, 1.1, 5.2]))
+    upper, gap, sds = states.two_groups(np.array([1.0, 5.0, 1.2, 5.4, 1.1, 5.2]))
     assert upper.tolist() == [False, True, False, True, False, True]
     assert gap == pytest.approx(5.2 - 1.1)
     assert sds == pytest.approx(4.1 / math.sqrt((2 * 0.01 + 2 * 0.04) / 4))
@@ -126,5 +128,5 @@ def test_repeats_that_two_canaries_found_slow_are_the_changed_ones_and_not_those
     trials = run([SLOW] * 4 + [FAST] * 8, [1.3] * 12)
     trials.loc[trials["repeat"] >= 8, "canary_matrix_seconds"] *= 1.6
     slow = [0, 1, 2, 3, 8, 9, 10, 11]
-    assert regimes.slow_repeats(trials) == {("r", "vm", repeat) for repeat in slow}
-    assert regimes.changed(trials) == {f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in slow}
+    assert states.slow_repeats(trials) == {("r", "vm", repeat) for repeat in slow}
+    assert states.changed(trials) == {f"{recipe}{repeat}" for recipe in ("blog", "tuned") for repeat in slow}
