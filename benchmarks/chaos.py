@@ -54,7 +54,7 @@ def kill_driver(number: int, undisturbed_seconds: float, folder: Path) -> tuple[
         time.sleep(moment)
         driver.kill()
         driver.communicate()
-        if any(run.finished_at for run in runs.known(results)):  # too late: the same command would begin another run
+        if any(run.finished_at for run in runs.read_runs(results)):  # too late: the command would begin another run
             return kill_driver(number, 0.8 * undisturbed_seconds, folder)
         before = rows(results)
         lingering = bool(place.processes())

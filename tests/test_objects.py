@@ -68,7 +68,7 @@ def test_the_tables_are_those_of_a_folder_byte_for_byte(url, tmp_path, monkeypat
         assert kept.read(f"{table}/r1.parquet") == (tmp_path / table / "r1.parquet").read_bytes()
     assert pd.read_parquet(f"{url}/trials")["images_per_second"].tolist() == [100.0, 101.0, 102.0, 103.0, 104.0]
     assert rresnet.read(url).trials.equals(rresnet.read(tmp_path).trials)
-    assert runs.known(url) == runs.known(tmp_path)
+    assert runs.read_runs(url) == runs.read_runs(tmp_path)
 
 
 @pytest.mark.parametrize("form", ["tensorboard", "mlflow"])
@@ -86,7 +86,7 @@ def test_what_a_command_left_is_continued_and_its_lock_is_gone(url):
     assert found.run_id == "r1"
     write(url, 1, 2, run=found).finish("2026-01-01T01:00:00+00:00")
     assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [0, 1, 2]
-    assert runs.known(url)[0].planned == 3
+    assert runs.read_runs(url)[0].planned == 3
     assert place.at(url).names("runs") == ["r1.json"]
     assert runs.open_run(url, make_run(run_id="r2"), fresh=False).run_id == "r2"
 

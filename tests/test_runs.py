@@ -150,11 +150,11 @@ def test_runs_are_in_the_order_of_their_start(tmp_path):
     for run_id, day in (("b", 2), ("a", 3), ("c", 1)):
         with Writer(tmp_path, make_run(run_id=run_id, started_at=f"2026-01-0{day}T00:00:00+00:00")):
             pass
-    assert [run.run_id for run in runs.known(tmp_path)] == ["c", "b", "a"]
+    assert [run.run_id for run in runs.read_runs(tmp_path)] == ["c", "b", "a"]
 
 
 def test_manifests_tell_the_runs_and_damaged_ones_are_passed_over(tmp_path):
     Writer(tmp_path, runs.open_run(tmp_path, make_run(), fresh=False)).close()
     (tmp_path / "runs" / "broken.json").write_text("{")
     (tmp_path / "runs" / "other.json").write_text(json.dumps({"unknown": 1}))
-    assert [run.run_id for run in runs.known(tmp_path)] == ["r1"]
+    assert [run.run_id for run in runs.read_runs(tmp_path)] == ["r1"]

@@ -256,7 +256,7 @@ def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
     writer.finish("2026-01-01T01:00:00+00:00", {ids[1]}, "machine_changed")
     flags = reading.read_tables(tmp_path)["trials"]["quality_flags"].to_pylist()
     assert flags == [["steal"], ["steal", "machine_changed"], ["steal"]]
-    assert runs.known(tmp_path)[0].planned == 3
+    assert runs.read_runs(tmp_path)[0].planned == 3
     (file,) = (tmp_path / "trials").glob("*.parquet")
     assert pq.read_schema(file).field("quality_flags") == SCHEMAS["trials"].field("quality_flags")
     assert pq.read_schema(file).field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata

@@ -102,6 +102,6 @@ def test_what_a_killed_process_had_half_written_goes_when_its_run_goes_on(writte
     ],
 )
 def test_a_manifest_that_was_changed_is_passed_over(written, content):
-    assert [run.run_id for run in runs.known(written)] == ["r1"]
+    assert [run.run_id for run in runs.read_runs(written)] == ["r1"]
     (written / "runs" / "r1.json").write_bytes(content)
-    assert runs.known(written) == []
+    assert runs.read_runs(written) == []

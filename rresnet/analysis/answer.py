@@ -95,7 +95,7 @@ def verdict(ratio: Interval, apart: bool, floor: float | None) -> str:
     return f"not distinguishable{why}"
 
 
-def known(value: Any, form: str) -> str:
+def formatted(value: Any, form: str) -> str:
     """The value in that form; nothing where it is null."""
     return "" if pd.isna(value) else form.format(value)
 

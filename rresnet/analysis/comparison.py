@@ -125,12 +125,12 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     """
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
-    known = with_all_axes(trials)
-    if "git_commit" not in known:
-        known = known.assign(git_commit=None)
+    rows = with_all_axes(trials)
+    if "git_commit" not in rows:
+        rows = rows.assign(git_commit=None)
     if over in ("device", "recipe"):
-        known = _without_rungs(known)
-    ok = known[known["status"] == "ok"]
+        rows = _without_rungs(rows)
+    ok = rows[rows["status"] == "ok"]
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
@@ -191,8 +191,8 @@ def noise_floors(trials: pd.DataFrame) -> dict[str, float]:
 
     The larger of the largest ratio seen and the root mean square of the half-widths of their intervals.
     """
-    known = with_all_axes(trials)
-    ok = known[known["status"] == "ok"]
+    rows = with_all_axes(trials)
+    ok = rows[rows["status"] == "ok"]
     if not {0, 1} <= set(ok["copy"]):
         return {}
     try:

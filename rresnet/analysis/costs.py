@@ -107,8 +107,8 @@ def _version(value: Any) -> str:
 
 def _front(rows: list[dict[Any, Any]]) -> list[bool | None]:
     columns = ["cost_per_1000_images", "joules_per_1000_images"]
-    known = [[1 / row["images_per_second"], *(row[c] for c in columns)] for row in rows]
-    values = np.array(known, dtype=np.float64).reshape(-1, 3)
+    amounts = [[1 / row["images_per_second"], *(row[c] for c in columns)] for row in rows]
+    values = np.array(amounts, dtype=np.float64).reshape(-1, 3)
 
     def beaten(i: int) -> bool:
         others = [j for j, row in enumerate(rows) if all(frames.same(row[c], rows[i][c]) for c in alike.TASK)]

@@ -39,12 +39,12 @@ def grow(
         trials = grid.more(
             cells, part, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=settings.seed
         )
-        known = set(rows["trial_id"])
-        todo = [trial for trial in trials if trial.trial_id not in known - left]
+        recorded = set(rows["trial_id"])
+        todo = [trial for trial in trials if trial.trial_id not in recorded - left]
         if not todo:
             continue
         left -= {trial.trial_id for trial in todo}
-        begun = any(trial.trial_id in known for trial in trials)
+        begun = any(trial.trial_id in recorded for trial in trials)
         widest = ranking.widest(rows)
         enough = widest.half_width <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
         if enough and not begun:

@@ -48,9 +48,9 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
         "images/s": [answer.rate(cell) for cell in cells],
         "epoch": [answer.epoch(cell) for cell in cells],
         "speedup": [(NOT_APART if cell["distinguishable"] is False else "") + answer.speedup(cell) for cell in cells],
-        "test accuracy": [answer.known(cell["test_accuracy"], "{:.3f}") for cell in cells],
-        "of limit": [answer.known(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
-        "bound by": [answer.known(cell["bottleneck"], "{}") for cell in cells],
+        "test accuracy": [answer.formatted(cell["test_accuracy"], "{:.3f}") for cell in cells],
+        "of limit": [answer.formatted(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
+        "bound by": [answer.formatted(cell["bottleneck"], "{}") for cell in cells],
         "trials": [cell["statuses"] for cell in cells],
     }
     optional = ["bound by", "of limit", "test accuracy", "epoch"]

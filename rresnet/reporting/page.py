@@ -102,9 +102,9 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
         answer.rate(cell),
         answer.epoch(cell),
         answer.speedup(cell) + (", not distinguishable" if cell["distinguishable"] is False else ""),
-        answer.known(cell["percent_of_limit"], "{:.0f} %"),
-        answer.known(cell["bottleneck"], "{}"),
-        answer.known(cell["peak_memory_bytes"] / 2**20, "{:,.0f} MiB"),
+        answer.formatted(cell["percent_of_limit"], "{:.0f} %"),
+        answer.formatted(cell["bottleneck"], "{}"),
+        answer.formatted(cell["peak_memory_bytes"] / 2**20, "{:,.0f} MiB"),
         cell["statuses"],
     )
 

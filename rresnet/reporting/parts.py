@@ -12,7 +12,7 @@ from rresnet.analysis.frames import Tables
 from rresnet.config import OF_SIZES
 from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
-from rresnet.tables.runs import Run, known
+from rresnet.tables.runs import Run, read_runs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
     """
     found: list[Part] = []
     for folder in {folder.resolve(): folder for folder in folders}.values():
-        found += split(frames.read(folder), str(folder), known(folder))
+        found += split(frames.read(folder), str(folder), read_runs(folder))
     unknown = sorted(set(runs) - {part.run_id for part in found})
     if unknown:
         there = ", ".join(sorted({part.run_id for part in found})) or "none"

@@ -43,10 +43,10 @@ def write(
     Raises:
         UsageError, StoreError: a folder, run or price is not there, or `out` can't be written to.
     """
-    known, own = read_prices(prices), parts.read(folders, runs)
-    decisions = _decisions(own, known)
+    given_prices, own = read_prices(prices), parts.read(folders, runs)
+    decisions = _decisions(own, given_prices)
     searched = any(part.experiment.endswith(OF_SIZES) for part in own)  # then larger sizes were looked for
-    chapters = [_chapter(number, part, known, searched) for number, part in enumerate(own, start=1)]
+    chapters = [_chapter(number, part, given_prices, searched) for number, part in enumerate(own, start=1)]
     summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
     whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
     drawn = {name: content for chapter in chapters for name, content in _figures(chapter).items()}

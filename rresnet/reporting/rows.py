@@ -47,10 +47,10 @@ def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
     numbered = [frame.assign(part=number) for number, frame in enumerate(trials, start=1)]
     table = pd.concat([frame.astype({PART: "int64"}) for frame in numbered]) if numbered else pd.DataFrame()
     docs = OWN_DOCS | {f.name: (f.metadata or {})[b"doc"].decode() for f in TRIALS}
-    known = [name for name in docs if name in table and table[name].notna().any()]
-    first = [name for name in (PART, *SHOWN) if name in known]
+    filled = [name for name in docs if name in table and table[name].notna().any()]
+    first = [name for name in (PART, *SHOWN) if name in filled]
     columns = []
-    for name in dict.fromkeys([*first, *known]):
+    for name in dict.fromkeys([*first, *filled]):
         values = _plain(table[name])
         several = values.nunique(dropna=False) > 1
         shown = name in ALWAYS or (several and name in (PART, *SHOWN))

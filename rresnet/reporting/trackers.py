@@ -121,7 +121,7 @@ def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
             key = f"{one.run_id}/{one.cell_id}"
             there = client.search_runs([home], filter_string=f"tags.`rresnet.series` = '{key}'")
             starts, ends = (int(f(p.at for p in one.points).timestamp() * 1000) for f in (min, max))
-            known = {
+            exported = {
                 (tag, metric.step)
                 for run in there
                 for tag in {p.tag for p in one.points}
@@ -130,7 +130,7 @@ def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
             metrics = [
                 Metric(p.tag, p.value, int(p.at.timestamp() * 1000), p.step)
                 for p in one.points
-                if (p.tag, p.step) not in known
+                if (p.tag, p.step) not in exported
             ]
             if there and not metrics:
                 continue

@@ -116,7 +116,7 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     columns = [
         table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
     ]
-    known = [
+    filled = [
         pc.fill_null(c, DEFAULTS[f.name]) if f.name in DEFAULTS else c for c, f in zip(columns, schema, strict=True)
     ]
-    return pa.table(known, schema=schema)
+    return pa.table(filled, schema=schema)

@@ -41,7 +41,9 @@ def open_run(
         StoreError: the folder can't be written to, or the run to continue was begun in another environment.
     """
     at(results).check_writable()
-    same = [r for r in known(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)]
+    same = [
+        r for r in read_runs(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)
+    ]
     alike = [r for r in same if mix or not _changes(r, run)] if reuse else []
     candidates = [r for r in same if again or r.finished_at is None or r in alike]
     if fresh or not candidates:
@@ -57,8 +59,8 @@ def open_run(
 
 
 def _same_request(one: Run, other: Run) -> bool:
-    known = one.request_id is not None and other.request_id is not None
-    return one.request_id == other.request_id if known else one.plan_id == other.plan_id
+    by_request = one.request_id is not None and other.request_id is not None
+    return one.request_id == other.request_id if by_request else one.plan_id == other.plan_id
 
 
 def _changes(one: Run, other: Run) -> list[str]:
@@ -68,7 +70,7 @@ def _changes(one: Run, other: Run) -> list[str]:
     ]
 
 
-def known(results: Location) -> list[Run]:
+def read_runs(results: Location) -> list[Run]:
     """The runs in a results folder, oldest first; a manifest that is damaged is passed over."""
     place, found = at(results), []
     for name in matching(place, "runs", "*.json"):
