@@ -158,16 +158,16 @@ class FakeRay:
 
 def test_machines_that_are_there_measure_the_most_able_first(monkeypatch):
     fake, told = FakeRay(monkeypatch, [HEAD, SMALL, A100, SMALL]), []
-    with machines.found(Wanted(), told.append) as those:
+    with machines.gathered(Wanted(), told.append) as those:
         assert those == ("2", "1", "3")
-    with machines.found(Wanted(count=2), told.append) as those:
+    with machines.gathered(Wanted(count=2), told.append) as those:
         assert those == ("2", "1")
     assert (told, fake.asked) == ([], [])
 
 
 def test_machines_that_the_autoscaler_may_start_are_asked_for_waited_for_and_let_go(monkeypatch):
     fake, told = FakeRay(monkeypatch, [HEAD], coming=[A100], types=[HEAD, A100]), []
-    with machines.found(Wanted(accelerator_type="A100"), told.append) as those:
+    with machines.gathered(Wanted(accelerator_type="A100"), told.append) as those:
         assert those == ("1",)
         assert fake.asked == [[{"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}]]
     assert fake.asked[1:] == [[]]
@@ -177,12 +177,12 @@ def test_machines_that_the_autoscaler_may_start_are_asked_for_waited_for_and_let
 def test_what_nothing_would_start_is_told_at_once(monkeypatch):
     fake = FakeRay(monkeypatch, [SMALL])
     with pytest.raises(UsageError, match=r"has 0 of 1 machine with a GPU \(2 CPUs, 0 GPUs seen\).*drop --device gpu"):
-        machines.found(Wanted(gpu=True), print).__enter__()
+        machines.gathered(Wanted(gpu=True), print).__enter__()
     assert fake.asked == []
 
 
 def test_a_machine_that_does_not_come_in_time_is_told_and_no_longer_asked_for(monkeypatch):
     fake = FakeRay(monkeypatch, [SMALL], types=[A100])
     with pytest.raises(UsageError, match="after 20 s the Ray cluster has 0 of 2 machines with a GPU"):
-        machines.found(Wanted(gpu=True, count=2, wait_seconds=20.0), print).__enter__()
+        machines.gathered(Wanted(gpu=True, count=2, wait_seconds=20.0), print).__enter__()
     assert fake.asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []]

@@ -72,12 +72,12 @@ def rows(*probes, **changes):
 
 
 def test_the_fastest_and_the_largest_are_found_and_told():
-    found = search.found(
+    found = search.result(
         rows((16, "ok", 100.0), (32, "ok", 150.0), (64, "ok", 140.0), (128, "out_of_memory", None)), most=1000
     )
     assert found.sizes == (32, 64)
-    assert "the largest batch that ran is 64 (128 ended out_of_memory)" in found.told[0]
-    assert "32 with 150 images/s" in found.told[0]
+    assert "the largest batch that ran is 64 (128 ended out_of_memory)" in found.summary[0]
+    assert "32 with 150 images/s" in found.summary[0]
     assert found.fits(make_cell(batch_size=64))
     assert not found.fits(make_cell(batch_size=65))
     assert not found.fits(make_cell(batch_size=16, recipe="tuned"))  # never probed
@@ -85,21 +85,23 @@ def test_the_fastest_and_the_largest_are_found_and_told():
 
 def test_each_series_has_its_own_largest():
     small = rows((16, "ok", 10.0), (32, "error", None), precision="bf16")
-    found = search.found(pd.concat([rows((16, "ok", 1.0), (32, "ok", 2.0)), small]), most=32)
+    found = search.result(pd.concat([rows((16, "ok", 1.0), (32, "ok", 2.0)), small]), most=32)
     assert found.sizes == (16, 32)
-    assert "the data set has no more images" in found.told[0]
+    assert "the data set has no more images" in found.summary[0]
     assert not found.fits(make_cell(batch_size=32, precision="bf16"))
 
 
 def test_series_are_told_apart_by_what_differs():
-    found = search.found(pd.concat([rows((16, "ok", 1.0), execution=how) for how in ("eager", "compile")]), most=16)
-    assert [line.partition(":")[0] for line in found.told] == ["cpu blog execution eager", "cpu blog execution compile"]
-    assert search.found(rows((16, "ok", 1.0)), most=16).told[0].startswith("cpu blog: the largest batch that ran is 16")
+    found = search.result(pd.concat([rows((16, "ok", 1.0), execution=how) for how in ("eager", "compile")]), most=16)
+    names = [line.partition(":")[0] for line in found.summary]
+    assert names == ["cpu blog execution eager", "cpu blog execution compile"]
+    (line,) = search.result(rows((16, "ok", 1.0)), most=16).summary
+    assert line.startswith("cpu blog: the largest batch that ran is 16")
 
 
 def test_nothing_that_fits_is_a_wrong_request():
     with pytest.raises(UsageError, match="no batch size runs"):
-        search.found(rows((1, "out_of_memory", None)), most=100)
+        search.result(rows((1, "out_of_memory", None)), most=100)
 
 
 def test_the_first_probes_are_one_repeat():
@@ -176,7 +178,7 @@ def test_an_axis_that_may_be_none_has_its_series_found_again(monkeypatch, values
     monkeypatch.setattr(search, "rows_so_far", so_far)
     search.probe(SimpleNamespace(execute=execute), cells, None, SimpleNamespace(more=lambda *_: None), most=64)
     assert [cell.batch_size for cell in probed] == sorted([32, 64] * len(values))
-    assert all(search.found(so_far(None), most=64).fits(cell) for cell in cells)
+    assert all(search.result(so_far(None), most=64).fits(cell) for cell in cells)
 
 
 def test_small_data_is_probed_from_what_it_has():

@@ -187,11 +187,11 @@ def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     for cell in cells:
         if reference is None or not cell["repeats"] or cell is reference:
             continue
-        found = load.quiet_and_loaded(trials, cell["cell_id"], reference["cell_id"], slow=slow)
-        if found:
-            quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in found)
+        sides = load.quiet_and_loaded(trials, cell["cell_id"], reference["cell_id"], slow=slow)
+        if sides:
+            quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in sides)
             which = f"{cell['setting']} over {reference['setting']}"
-            counts = f"{found[0].count} and {found[1].count} repeats"
+            counts = f"{sides[0].count} and {sides[1].count} repeats"
             lines.append(
                 f"It depends on the machine's state: {which} is {quiet} while quiet, {loaded} while loaded ({counts})."
             )

@@ -78,10 +78,10 @@ def _split(text: str) -> tuple[str, str]:
 
 def _of_commit(commits: "pd.Series[str]", part: str) -> "pd.Series[bool]":
     """Which begin so, in full or as they are told; those of changed code only where it is named, or alone there."""
-    told = commits.fillna("").astype(str)
-    found = told.str.startswith(part) | told.map(short_hash).str.startswith(part)
-    unchanged = found & ~told.str.contains("-dirty-")
-    return unchanged if unchanged.any() and "-" not in part else found
+    texts = commits.fillna("").astype(str)
+    matching = texts.str.startswith(part) | texts.map(short_hash).str.startswith(part)
+    unchanged = matching & ~texts.str.contains("-dirty-")
+    return unchanged if unchanged.any() and "-" not in part else matching
 
 
 def _runs(trials: pd.DataFrame) -> list[str]:
@@ -169,18 +169,18 @@ def _change(
 ) -> Change:
     floor = comparison.floor_of(*(side.get(b["device"].iloc[0]) for side in floors))
     ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
-    found, verdict = None, _of_failures(a, b)
+    ratio, verdict = None, _of_failures(a, b)
     if verdict is None:
-        found = unpaired.ratio(ok_b, ok_a)
-        verdict = _of_ratio(found, floor)
+        ratio = unpaired.ratio(ok_b, ok_a)
+        verdict = _of_ratio(ratio, floor)
     return Change(
         setting=_setting(b, cells),
         machine=_machine(b),
         verdict=verdict,
-        ratio=found.estimate if found else None,
-        low=found.low if found else None,
-        high=found.high if found else None,
-        repeats=found.count if found else 0,
+        ratio=ratio.estimate if ratio else None,
+        low=ratio.low if ratio else None,
+        high=ratio.high if ratio else None,
+        repeats=ratio.count if ratio else 0,
         floor=floor,
     )
 

@@ -63,8 +63,8 @@ def _spread(cell: Mapping[Any, Any]) -> tuple[int, int]:
 def told(trials: pd.DataFrame) -> list[str]:
     """In a sentence for each setting of several workers: how it compares with fewer, and what the exchange takes."""
     trials = frames.with_all_axes(trials)
-    found = trials.loc[(trials["status"] == "ok") & (trials["copy"] == 0), ["num_workers", "num_nodes"]]
-    if len(found.drop_duplicates()) < 2:
+    measured = trials.loc[(trials["status"] == "ok") & (trials["copy"] == 0), ["num_workers", "num_nodes"]]
+    if len(measured.drop_duplicates()) < 2:
         return []
     lines = []
     for (_, setting), series in points(trials).groupby(["kind", "setting"], sort=False):
@@ -186,10 +186,10 @@ def held_out_error(series: pd.DataFrame) -> float | None:
     return abs(model.step_seconds(int(largest)) - measured) / measured
 
 
-def predictions(found: pd.DataFrame) -> list[str]:
-    """What the model says of more workers than were measured, marked as a prediction."""
+def predictions(measured: pd.DataFrame) -> list[str]:
+    """What the model says, from `points`, of more workers than were measured, marked as a prediction."""
     lines = []
-    weak = found[found["kind"] == "weak"]
+    weak = measured[measured["kind"] == "weak"]
     for (setting, size), series in weak.groupby(["setting", "base_batch_size"]):
         model = fit(series)
         if model is None:

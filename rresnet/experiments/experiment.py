@@ -142,11 +142,11 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, setup: Setup) 
     probing = replace(experiment, name=f"{settings.name or experiment.name}{OF_SIZES}")
     extend = functools.partial(search.probe, most=most)
     probed = running.measured(probing, begin, setup, extend, reuse=True)  # sizes that are known are not probed again
-    found = search.found(probed, most=most)
-    say(setup.console, found.told)
+    result = search.result(probed, most=most)
+    say(setup.console, result.summary)
     return (
-        replace(experiment, cells=lambda *of: [cell for cell in experiment.cells(*of) if found.fits(cell)]),
-        replace(settings, batch_size=found.sizes),
+        replace(experiment, cells=lambda *of: [cell for cell in experiment.cells(*of) if result.fits(cell)]),
+        replace(settings, batch_size=result.sizes),
     )
 
 

@@ -83,8 +83,8 @@ def measured(
                 sweep = _sweep(this, settings, setup, writer, progress, attempts, experiment.trainable)
                 for trial, reason in todo:
                     if reason:
-                        found = Measurement(status="infeasible", error_type="Infeasible", error_message=reason)
-                        sweep.record(trial, Record(measurement=found))
+                        measurement = Measurement(status="infeasible", error_type="Infeasible", error_message=reason)
+                        sweep.record(trial, Record(measurement=measurement))
                 sweep.execute([trial for trial, reason in todo if reason is None])
                 if extend:
                     cells = list(dict.fromkeys(trial.cell for trial, reason in planned if reason is None))

@@ -81,11 +81,11 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     if not (trials["status"] == "ok").any():
         console.print("No trial ended ok, so there is nothing to compare: the trials table has the errors.")
         return
-    found = scaling.points(trials)
+    points = scaling.points(trials)
     caption = (
         "Speedup over the fewest workers, paired; efficiency: over how many times the GPUs, or cores. 95 % intervals."
     )
-    rows = found.to_dict("records")
+    rows = points.to_dict("records")
     columns = {
         "scaling": [row["kind"] for row in rows],
         "setting": [row["setting"] for row in rows],
@@ -97,7 +97,7 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     }
     words = ("scaling", "setting")
     print_table(console, columns, caption=caption, left=words, broken="setting", left_out=("images/s", "speedup"))
-    say(console, scaling.predictions(found))
+    say(console, scaling.predictions(points))
 
 
 def _workers(row: Mapping[Any, Any]) -> str:

@@ -25,12 +25,12 @@ _APART = ("batch_size", "epochs", "copy")  # cells that differ in nothing else a
 
 
 @dataclass(frozen=True, kw_only=True)
-class Found:
+class SearchResult:
     """What the probes told."""
 
     sizes: tuple[int, ...]  # each series' fastest and largest
     largest: Mapping[str, int]  # series -> the largest that fits
-    told: Sequence[str]  # the same in words
+    summary: Sequence[str]  # the same in words
 
     def fits(self, cell: Cell) -> bool:
         """Whether a cell of that size runs."""
@@ -130,15 +130,15 @@ def _trial(cell: Cell, size: int) -> Trial:
     return Trial(cell=replace(cell, batch_size=size), repeat=0, process=0)
 
 
-def found(trials: pd.DataFrame, *, most: int) -> Found:
+def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
     """What the probes' rows tell. Raises UsageError where no size runs."""
-    sizes, largest, told = set[int](), {}, []
+    sizes, largest, summary = set[int](), {}, []
     probes: list[dict[Any, Any]] = trials.to_dict("records")
     for series, rows in trials.groupby([_series(row) for row in probes], sort=False):
         one, ok = rows.iloc[0].to_dict(), rows[rows["status"] == "ok"]
         name = answer.name(one, probes, sized=False)
         if ok.empty:
-            told.append(f"{name}: no batch size runs ({rows['error_message'].iloc[-1]})")
+            summary.append(f"{name}: no batch size runs ({rows['error_message'].iloc[-1]})")
             continue
         best = ok.sort_values("images_per_second").iloc[-1]
         top = ok.sort_values("batch_size").iloc[-1]
@@ -150,15 +150,15 @@ def found(trials: pd.DataFrame, *, most: int) -> Found:
             why = "the data set has no more images"
         else:
             why = f"a step of twice as many would take over {STEP_SECONDS:g} s, and was not tried"
-        told.append(
+        summary.append(
             f"{name}: the largest batch that ran is {top['batch_size']} ({why}); the fastest of {len(ok)}, each "
             f"measured once, {best['batch_size']} with {number(best['images_per_second'])} images/s"
         )
         largest[str(series)] = int(top["batch_size"])
         sizes |= {int(best["batch_size"]), int(top["batch_size"])}
     if not sizes:
-        raise UsageError(f"--batch-size {AUTO}: {'; '.join(told)}: take a smaller --model or --image-size")
-    return Found(sizes=tuple(sorted(sizes)), largest=largest, told=told)
+        raise UsageError(f"--batch-size {AUTO}: {'; '.join(summary)}: take a smaller --model or --image-size")
+    return SearchResult(sizes=tuple(sorted(sizes)), largest=largest, summary=summary)
 
 
 def _probes(trials: pd.DataFrame) -> _Probes:

@@ -71,16 +71,16 @@ def learning(epochs: pd.DataFrame) -> Figure:
     return figure
 
 
-def costs(found: pd.DataFrame, currency: str) -> Figure:
+def costs(priced: pd.DataFrame, currency: str) -> Figure:
     """Cost against time of an epoch, a mark a setting; those that no other beats are filled and named.
 
     Args:
-        found: `setting`, `epoch_seconds`, `epoch_cost`, `on_front`.
+        priced: `setting`, `epoch_seconds`, `epoch_cost`, `on_front`.
         currency: of the costs.
     """
     with style():
         figure, axis = _one(3.4)
-        for row in found.to_dict("records"):
+        for row in priced.to_dict("records"):
             fill = COLOURS[0] if row["on_front"] else "none"
             mark = axis.plot(row["epoch_seconds"], row["epoch_cost"], "o", color=COLOURS[0], mfc=fill)
             tip(

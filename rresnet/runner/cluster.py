@@ -119,7 +119,7 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
     with _connecting(lambda reason: _no_cluster(address, reason)):
         ray.init(address, **_QUIET)
     try:
-        with _watched(ray.get_runtime_context().gcs_address), machines.found(wanted, tell) as those:
+        with _watched(ray.get_runtime_context().gcs_address), machines.gathered(wanted, tell) as those:
             yield those
     finally:
         ray.shutdown()

@@ -110,10 +110,10 @@ class Lane:
     def _any(self, trials: deque[Trial], process: int | None) -> bool:
         """Whether there is one to run; those before it that are known not to run get their rows."""
         while trials or (process is not None and self._take(process)):
-            found = self._known_not_to_run(trials[0].cell)
-            if found is None:
+            measurement = self._known_not_to_run(trials[0].cell)
+            if measurement is None:
                 return True
-            self.sweep.record(trials.popleft(), Record(measurement=found))
+            self.sweep.record(trials.popleft(), Record(measurement=measurement))
         return False
 
     def _can_come(self, trials: Collection[Trial], process: int | None) -> list[Cell]:
@@ -222,21 +222,21 @@ class Lane:
         if process.attempt == 1:  # other hot cells held memory, too
             self._unconfirmed.append(trial)
             return
-        found = replace(death(account, 0.0, math.inf), output_tail=process.output_tail)
-        self._too_large[trial.cell.cell_id] = str(found.error_message)
-        self._record(process, trial, Record(measurement=found))
+        measurement = replace(death(account, 0.0, math.inf), output_tail=process.output_tail)
+        self._too_large[trial.cell.cell_id] = str(measurement.error_message)
+        self._record(process, trial, Record(measurement=measurement))
 
     def died(self, process: TrialProcess, trial: Trial, account: str, elapsed_seconds: float) -> None:
         """The process of a trial has ended without its record."""
-        found = death(account, elapsed_seconds, self.sweep.how.process_limit_seconds(trial.cell))
-        if found.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
+        measurement = death(account, elapsed_seconds, self.sweep.how.process_limit_seconds(trial.cell))
+        if measurement.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
             self.lost = True
             self._lose(trial)
             return
-        if found.status == "killed" and process.killed_for_memory:
+        if measurement.status == "killed" and process.killed_for_memory:
             self.evicted(process, trial, KILLED_FOR_MEMORY)
             return
-        self._record(process, trial, Record(measurement=replace(found, output_tail=process.output_tail)))
+        self._record(process, trial, Record(measurement=replace(measurement, output_tail=process.output_tail)))
 
     def _lose(self, trial: Trial) -> None:
         """The machine died with the trial: another one gets it, once."""
@@ -244,5 +244,5 @@ class Lane:
             self._waiting.appendleft(trial)  # goes back to the agenda with the rest
             return
         message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
-        found = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
-        self.sweep.record(trial, Record(measurement=found), attempt=2)
+        measurement = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
+        self.sweep.record(trial, Record(measurement=measurement), attempt=2)

@@ -151,7 +151,7 @@ def wait_until_free(those: Sequence[Machine], check: Callable[[], None], tell: C
 
 
 @contextlib.contextmanager
-def found(wanted: Wanted, tell: Callable[[str], None]) -> Iterator[tuple[Machine, ...]]:
+def gathered(wanted: Wanted, tell: Callable[[str], None]) -> Iterator[tuple[Machine, ...]]:
     """The wanted machines of the joined cluster, the most able first; an autoscaler is asked for those that lack.
 
     Raises UsageError where there are too few, and none of them can still come, or they did not in time.
