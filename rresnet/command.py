@@ -158,7 +158,7 @@ def export(
 
 def _beside(results: Path, name: str) -> Path:
     """A file or folder beside the tables. Raises UsageError where they lie in object storage."""
-    path = place.at(results).told(name)
+    path = place.at(results).full_name(name)
     if "://" in path:
         raise UsageError(f"{path} is in object storage, where this format can't be written: give --out")
     return Path(path)

@@ -154,14 +154,14 @@ class Settings:
         execution: tuple[Execution, ...] = ()
 
     def __post_init__(self) -> None:
-        for name, told in self.flags().items():
+        for name, metadata in self.flags().items():
             value, text = getattr(self, name), f"--{name.replace('_', '-')}"
             values = value if isinstance(value, tuple) else () if value in (None, AUTO) else (value,)
             if getattr(type(self), name) and value == ():
                 raise UsageError(f"{text} needs at least one value")
             if twice := sorted({str(one) for one in values if values.count(one) > 1}):
                 raise UsageError(f"{text} names {', '.join(twice)} twice: give each value once")
-            for must in (one for one in told if isinstance(one, Must)):
+            for must in (one for one in metadata if isinstance(one, Must)):
                 for one in values:
                     must.check(text, one)
         if self.timeout_seconds and not self.epochs and self.timeout_seconds <= self.seconds:
@@ -184,7 +184,7 @@ class Settings:
     @property
     def request_id(self) -> str:
         """Hash of what is asked for, without where it goes and how it is told."""
-        apart = {name for name, told in self.flags().items() if {RESULTS, CLUSTER, RUN} & set(told)} - {"name"}
+        apart = {name for name, metadata in self.flags().items() if {RESULTS, CLUSTER, RUN} & set(metadata)} - {"name"}
         apart |= {name for name in LATER if not getattr(self, name, ())}  # requests from before the axis keep theirs
         return stable_hash({k: str(v) for k, v in asdict(self).items() if k not in apart})
 

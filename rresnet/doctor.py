@@ -138,5 +138,5 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
     except place.StoreError as error:
         return [*found, str(error)]
     if (free := kept.free_bytes()) is not None and free < AMPLE_BYTES:
-        found.append(f"less than 2 GiB are free in {kept.told('')}: make space, or choose another --results-dir")
+        found.append(f"less than 2 GiB are free in {kept.full_name('')}: make space, or choose another --results-dir")
     return found

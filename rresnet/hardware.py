@@ -78,8 +78,8 @@ def probe(*, hidden: bool = False) -> Hardware:
 
 def _variables() -> str:
     named = [n for n in sorted(os.environ) if _OF_LIBRARIES.fullmatch(n) and not _NOT_OF_SPEED.fullmatch(n)]
-    told = " ".join(f"{name}={os.environ[name]}" for name in named) or "none"
-    return told.encode(errors="surrogateescape").decode(errors="replace")  # tables hold text
+    text = " ".join(f"{name}={os.environ[name]}" for name in named) or "none"
+    return text.encode(errors="surrogateescape").decode(errors="replace")  # tables hold text
 
 
 def _has_compiler() -> bool:

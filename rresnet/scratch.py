@@ -48,5 +48,5 @@ def _is_left(folder: Path) -> bool:
 
 def _works_in(folder: Path, process: psutil.Process) -> bool:
     """Whether a process was told of the folder: by its command line, which some overwrite, or as its TMPDIR."""
-    told = any(str(folder) in word for word in process.cmdline())
-    return told or process.environ().get("TMPDIR") == str(folder)
+    named = any(str(folder) in word for word in process.cmdline())
+    return named or process.environ().get("TMPDIR") == str(folder)

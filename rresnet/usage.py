@@ -38,12 +38,12 @@ def settings(given: S, *, name: str, description: str) -> S:
     hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
     docs["dataset"] += f" Names: {', '.join(data.DATASETS)}."
     own, groups = FlagGroup(name, "Of this experiment alone."), dict[FlagGroup, list[tuple[str, Any, Any]]]()
-    for flag, told in given.flags().items():
+    for flag, metadata in given.flags().items():
         value = getattr(given, flag)
         default = "" if value in (None, ()) or isinstance(value, bool) else None  # None: as tyro tells it
         metavar = None if isinstance(value, bool) else _metavar(hints[flag])
         shown = tyro.conf.arg(help=docs.get(flag), metavar=metavar, help_behavior_hint=default)
-        group = next((one for one in told if isinstance(one, FlagGroup)), own)
+        group = next((one for one in metadata if isinstance(one, FlagGroup)), own)
         groups.setdefault(group, []).append((flag, Annotated[hints[flag], shown], field(default=value)))
     parts = [(group, make_dataclass(group.name, flags)) for group, flags in groups.items()]
     for group, part in parts:

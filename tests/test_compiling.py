@@ -19,7 +19,7 @@ def measured(compile_seconds=(50.0, None, 10.0, None), **rates):
 
 
 def test_what_compiling_brings_and_costs_and_after_how_long_it_pays():
-    (line,) = compiling.told(measured(eager=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0]))
+    (line,) = compiling.summary(measured(eager=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0]))
     assert line.startswith("cpu blog batch 8, compiled over eager: 1.25 (")
     # 250 s train 25,000 images eagerly; compiled they take 200 s, after 50 s of compiling.
     assert line.endswith(
@@ -30,19 +30,19 @@ def test_what_compiling_brings_and_costs_and_after_how_long_it_pays():
 
 def test_what_is_faster_by_an_interval_that_holds_next_to_nothing_may_never_pay():
     assert compiling._pays_after(50.0, 1.0) == "never"
-    (line,) = compiling.told(measured(eager=[100.0] * 2, compile=[125.0] * 2))  # no interval
+    (line,) = compiling.summary(measured(eager=[100.0] * 2, compile=[125.0] * 2))  # no interval
     assert line.endswith("1.25 times the images/s; compiling takes 50 s cold.")
 
 
 def test_compiling_that_was_slower_from_the_cache_is_counted_as_it_was_without():
     table = measured(eager=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0])
     table["compile_seconds"] = table["compile_seconds"].replace(10.0, 70.0)
-    (line,) = compiling.told(table)
+    (line,) = compiling.summary(table)
     assert "compiling takes 50 s cold and 1 min 10 s warm, and pays where training takes longer than 4 min 10 s" in line
 
 
 def test_it_is_told_over_the_fastest_of_the_others():
-    (line,) = compiling.told(measured(eager=[50.0] * 4, graph=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0]))
+    (line,) = compiling.summary(measured(eager=[50.0] * 4, graph=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0]))
     assert "compiled over graph: 1.25" in line
 
 
@@ -57,20 +57,20 @@ def test_it_is_told_over_the_fastest_of_the_others():
     ],
 )
 def test_what_is_no_faster_does_not_pay(rates, told):
-    (line,) = compiling.told(measured(eager=[100.0] * 4, compile=rates))
+    (line,) = compiling.summary(measured(eager=[100.0] * 4, compile=rates))
     assert line.endswith(told)
     assert "pays" not in line
 
 
 def test_what_was_not_measured_is_told_so():
     table = measured(eager=[100.0] * 4, compile=[125.0] * 4, compile_seconds=(None,) * 4)
-    (line,) = compiling.told(table)
+    (line,) = compiling.summary(table)
     assert line.endswith("times the images/s; how long compiling took is not known.")
     apart = table[(table["execution"] == "eager") == (table["repeat"] < 2)]
-    (line,) = compiling.told(apart)
+    (line,) = compiling.summary(apart)
     assert "compiled over eager: never measured side by side" in line
-    assert compiling.told(table[table["execution"] == "compile"]) == []
-    assert compiling.told(table[table["execution"] == "eager"]) == []
+    assert compiling.summary(table[table["execution"] == "compile"]) == []
+    assert compiling.summary(table[table["execution"] == "eager"]) == []
 
 
 def test_settings_are_paired_with_their_own_kind_and_a_second_copy_with_none():
@@ -80,7 +80,7 @@ def test_settings_are_paired_with_their_own_kind_and_a_second_copy_with_none():
         (CELLS["eager"], [100.0] * 4), (CELLS["compile"], [200.0] * 4), (twice, [900.0] * 4),
         (other[0], [100.0] * 4), (other[1], [300.0] * 4),
     ).assign(compile_seconds=None, compile_cache=None)  # fmt: skip
-    lines = compiling.told(table)
+    lines = compiling.summary(table)
     assert [(line.split(",")[0], line.split(": ")[1][:4]) for line in sorted(lines)] == [
         ("cpu blog batch 16", "3.00"), ("cpu blog batch 8", "2.00")
     ]  # fmt: skip

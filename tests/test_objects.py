@@ -95,8 +95,8 @@ def test_files_of_a_run_and_paths_that_lost_a_slash(url, tmp_path):
     with Writer(url, make_run()) as writer:
         writer.keep("trace.json", b"{}")
     assert place.at(url).read("files/r1/trace.json") == b"{}"
-    assert place.at(Path(url)).told("trials") == f"{url}/trials"
-    assert place.at(f"file://{tmp_path}").told("trials") == str(tmp_path / "trials")
+    assert place.at(Path(url)).full_name("trials") == f"{url}/trials"
+    assert place.at(f"file://{tmp_path}").full_name("trials") == str(tmp_path / "trials")
 
 
 def test_two_commands_never_continue_one_run_at_once(url, quick):

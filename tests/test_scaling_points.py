@@ -115,20 +115,20 @@ def test_second_copies_are_no_points_and_what_differs_is_named():
 
 def test_what_more_workers_bring_and_the_exchange_takes_is_told_of_each_setting():
     table = series({1: 100.0, 2: 80.0}, {2: 0.05})
-    assert scaling.told(table) == [
+    assert scaling.summary(table) == [
         "cpu blog batch 8, 2 workers over 1: 0.80 (0.80 - 0.80) times the images/s; "
         "exchanging gradients takes 25 % of a step."
     ]
     alone = table.assign(communication_seconds=None)
-    assert scaling.told(alone)[0].endswith("(0.80 - 0.80) times the images/s.")
-    assert scaling.told(table[table["num_workers"] == 2]) == []
-    assert scaling.told(table.assign(status="error")) == []
+    assert scaling.summary(alone)[0].endswith("(0.80 - 0.80) times the images/s.")
+    assert scaling.summary(table[table["num_workers"] == 2]) == []
+    assert scaling.summary(table.assign(status="error")) == []
 
 
 def test_a_batch_that_workers_share_is_told_with_what_each_has_and_machines_with_their_number():
     cells = [make_cell(num_workers=1, batch_size=8), make_cell(num_workers=2, num_nodes=2, batch_size=4)]
     table = made((cells[0], [100.0] * 3), (cells[1], [150.0] * 3)).assign(step_seconds=0.1)
-    told = scaling.told(table)
+    told = scaling.summary(table)
     assert [line.split(":")[0] for line in told] == [
         "cpu blog batch 8, 2 workers of batch 4 on 2 machines over 1 on 1 machine"
     ]
@@ -136,12 +136,12 @@ def test_a_batch_that_workers_share_is_told_with_what_each_has_and_machines_with
 
 def test_what_more_workers_bring_is_told_of_no_copies():
     table = series({1: 100.0, 2: 80.0}, {2: 0.05}).assign(copy=1)
-    assert scaling.told(table) == []
+    assert scaling.summary(table) == []
     assert scaling.points(table).empty
 
 
 def told_of(*cells_and_rates):
-    return scaling.told(made(*cells_and_rates).assign(step_seconds=0.1))
+    return scaling.summary(made(*cells_and_rates).assign(step_seconds=0.1))
 
 
 def test_settings_whose_fewest_workers_differ_keep_names_of_their_own():
@@ -172,4 +172,4 @@ def test_a_ratio_that_says_nothing_or_was_not_measured_is_told_so():
 
 def test_a_table_that_is_older_than_the_exchange_and_the_machines_is_read_too():
     table = series({1: 100.0, 2: 80.0}, {2: 0.05}).drop(columns=["communication_seconds", "num_nodes"])
-    assert scaling.told(table) == ["cpu blog batch 8, 2 workers over 1: 0.80 (0.80 - 0.80) times the images/s."]
+    assert scaling.summary(table) == ["cpu blog batch 8, 2 workers over 1: 0.80 (0.80 - 0.80) times the images/s."]

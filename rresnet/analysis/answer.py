@@ -108,11 +108,11 @@ def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = 
     varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1]
     if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in alike}) == 1:
         varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, whoever has them
-    parts += [_told(axis, cell[axis]) for axis in varied]
+    parts += [_with_axis(axis, cell[axis]) for axis in varied]
     return " ".join([*parts, *(["again"] if cell.get("copy") else [])])
 
 
-def _told(axis: str, value: Any) -> str:
+def _with_axis(axis: str, value: Any) -> str:
     """A value of an axis as part of a name."""
     if axis in _COUNTED:
         return counted(int(value), _COUNTED[axis])

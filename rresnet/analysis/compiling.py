@@ -11,7 +11,7 @@ from rresnet.cell import CELL_COLUMNS
 from rresnet.terminal import duration
 
 
-def told(trials: pd.DataFrame) -> list[str]:
+def summary(trials: pd.DataFrame) -> list[str]:
     """In a sentence for each compiled setting that was measured otherwise, too: what compiling brings, and costs."""
     trials = frames.with_all_axes(trials)
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
@@ -26,11 +26,11 @@ def told(trials: pd.DataFrame) -> list[str]:
             setting = answer.name(compiled, [cell | {"execution": "compile"} for cell in cells])
             ratio = pairing.ratio(ok, compiled["cell_id"], other["cell_id"])
             apart = pairing.distinguishable(ratio, floors.get(compiled["device"])) if ratio else None
-            lines.append(f"{setting}, compiled over {other['execution']}: {_told(ok, compiled, ratio, apart)}.")
+            lines.append(f"{setting}, compiled over {other['execution']}: {_comparison(ok, compiled, ratio, apart)}.")
     return lines
 
 
-def _told(ok: pd.DataFrame, compiled: Mapping[Any, Any], ratio: Interval | None, apart: bool | None) -> str:
+def _comparison(ok: pd.DataFrame, compiled: Mapping[Any, Any], ratio: Interval | None, apart: bool | None) -> str:
     rows = ok[ok["cell_id"] == compiled["cell_id"]]
     seconds = rows.groupby("compile_cache")["compile_seconds"].median()
     costs = [f"{duration(seconds[kind])} {kind}" for kind in ("cold", "warm") if kind in seconds]

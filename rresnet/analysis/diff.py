@@ -87,8 +87,8 @@ def _of_commit(commits: "pd.Series[str]", part: str) -> "pd.Series[bool]":
 def _runs(trials: pd.DataFrame) -> list[str]:
     found = []
     for run, commits in trials.groupby("run_id")["git_commit"]:
-        told = ", ".join(map(short_hash, commits.dropna().unique()))
-        found.append(f"{run} (commit {told})" if told else str(run))
+        hashes = ", ".join(map(short_hash, commits.dropna().unique()))
+        found.append(f"{run} (commit {hashes})" if hashes else str(run))
     return found
 
 
@@ -111,8 +111,8 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     both = [key for key in of_a if key in of_b]
     if not both:
         raise UsageError(f"nothing was measured in both {names[0]} and {names[1]}: {_apart(a, b)}")
-    for side, told in zip((of_a, of_b), names, strict=True):
-        _refuse_mixed([side[key] for key in both], told)
+    for side, named in zip((of_a, of_b), names, strict=True):
+        _refuse_mixed([side[key] for key in both], named)
     cells = [rows.iloc[0].to_dict() for side in (of_a, of_b) for rows in side.values()]
     shared_a, shared_b = (pd.concat([side[key] for key in both]) for side in (of_a, of_b))
     return Diff(
@@ -136,31 +136,31 @@ def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], 
     known, ok = rows["cpu_model"].notna(), rows[rows["status"] == "ok"]
     its = others[others["cpu_model"].isin(rows.loc[known, "cpu_model"])] if known.any() else others
     lost = its[~its["device"].isin(ok["device"])]
-    machines = _told(lost, "device", alike.MACHINE) | _told(rows, "device", alike.MACHINE)
+    machines = _kinds(lost, "device", alike.MACHINE) | _kinds(rows, "device", alike.MACHINE)
     for column in alike.MACHINE:
         only = {device: kinds[column].iloc[0] for device, kinds in machines.items() if len(kinds) == 1}
         rows[column] = rows[column].where(known, rows["device"].map(only))
     column = "dataset_fingerprint"
     lost = others[~others["dataset"].isin(ok["dataset"])]
-    prints = _told(lost, "dataset", [column]) | _told(rows, "dataset", [column])
+    prints = _kinds(lost, "dataset", [column]) | _kinds(rows, "dataset", [column])
     only = {dataset: kinds[column].iloc[0] for dataset, kinds in prints.items() if len(kinds) == 1}
     rows[column] = rows[column].where(rows[column].notna(), rows["dataset"].map(only))
     groups = rows.groupby(alike.MATCHED, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
 
 
-def _told(rows: pd.DataFrame, of: str, columns: list[str]) -> dict[Any, pd.DataFrame]:
+def _kinds(rows: pd.DataFrame, of: str, columns: list[str]) -> dict[Any, pd.DataFrame]:
     """By each value of a column the kinds there are of others, of the rows that tell the first of these."""
-    return {value: told.drop_duplicates(columns) for value, told in rows.dropna(subset=columns[:1]).groupby(of)}
+    return {value: of_value.drop_duplicates(columns) for value, of_value in rows.dropna(subset=columns[:1]).groupby(of)}
 
 
-def _refuse_mixed(parts: Iterable[pd.DataFrame], told: str) -> None:
-    for rows in parts:
+def _refuse_mixed(settings: Iterable[pd.DataFrame], named: str) -> None:
+    for rows in settings:
         for column in ("git_commit", "environment_fingerprint"):
             if rows[column].nunique() > 1:
                 raise UsageError(
-                    f"{told} holds runs of unlike {column}, which can't be averaged: name one of them as "
-                    f"{_split(told)[0]}@RUN_ID or @COMMIT; there are: {'; '.join(_runs(rows))}"
+                    f"{named} holds runs of unlike {column}, which can't be averaged: name one of them as "
+                    f"{_split(named)[0]}@RUN_ID or @COMMIT; there are: {'; '.join(_runs(rows))}"
                 )
 
 

@@ -69,8 +69,8 @@ def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
 
 def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     """Rows that another reader than `read` has read: with axes that they are older than at their defaults."""
-    told = {axis: trials.get(axis, pd.Series(None, trials.index, object)) for axis in DEFAULTS}
-    return trials.assign(**{axis: told[axis].where(told[axis].notna(), value) for axis, value in DEFAULTS.items()})
+    values = {axis: trials.get(axis, pd.Series(None, trials.index, object)) for axis in DEFAULTS}
+    return trials.assign(**{axis: values[axis].where(values[axis].notna(), value) for axis, value in DEFAULTS.items()})
 
 
 def same(one: Any, other: Any) -> bool:

@@ -47,8 +47,8 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
     """
     ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
     wanted = [*alike.PAIRED, "process", "images_per_second", "quality_flags", *times, "dataset_fingerprint"]
-    told = [column for column in wanted if column in trials]
-    one, other = (trials.loc[ok & (trials["cell_id"] == of), told] for of in (cell_id, reference_cell_id))
+    there = [column for column in wanted if column in trials]
+    one, other = (trials.loc[ok & (trials["cell_id"] == of), there] for of in (cell_id, reference_cell_id))
     keys = [column for column in (*alike.PAIRED, "dataset_fingerprint") if column in trials]
     pairs = side_by_side(one.merge(other, on=keys, suffixes=("", "_reference")))
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])

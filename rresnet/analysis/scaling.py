@@ -60,7 +60,7 @@ def _spread(cell: Mapping[Any, Any]) -> tuple[int, int]:
     return cell["num_workers"], cell["num_nodes"]
 
 
-def told(trials: pd.DataFrame) -> list[str]:
+def summary(trials: pd.DataFrame) -> list[str]:
     """In a sentence for each setting of several workers: how it compares with fewer, and what the exchange takes."""
     trials = frames.with_all_axes(trials)
     measured = trials.loc[(trials["status"] == "ok") & (trials["copy"] == 0), ["num_workers", "num_nodes"]]

@@ -125,11 +125,11 @@ def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
         experiment.show(trials, setup.console, settings.results_dir)
     else:
         printing.findings(trials, setup.console, searched=searched)
-        say(setup.console, [*scaling.told(trials), *compiling.told(trials)])
+        say(setup.console, [*scaling.summary(trials), *compiling.summary(trials)])
     printing.remarks(trials, setup.console, advice=settings.advice)
     say(setup.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
-    say(setup.console, f"Rows: {place.at(settings.results_dir).told('trials')} (run {run_id})", "dim")
+    say(setup.console, f"Rows: {place.at(settings.results_dir).full_name('trials')} (run {run_id})", "dim")
     return bool((trials["status"] == "ok").all())  # also of those that an earlier command has run
 
 

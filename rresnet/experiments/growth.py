@@ -49,7 +49,7 @@ def grow(
         enough = widest.half_width <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
         if enough and not begun:
             return
-        told = _told(widest.half_width, target) if widest else "No interval yet"
+        told = _widths(widest.half_width, target) if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
             needed = widest.repeats_for(target) if widest else None
             would = f"about {needed} repeats would do" if needed else f"{MOST_REPEATS:,} repeats would not do either"
@@ -67,5 +67,5 @@ def rows_so_far(writer: store.Writer) -> pd.DataFrame:
     return frames.trials_of(writer.results, writer.run.run_id)
 
 
-def _told(half_width: float, target: float) -> str:
+def _widths(half_width: float, target: float) -> str:
     return f"Intervals reach ±{percent(half_width, 1)}, ±{percent(target, 1)} was asked for"

@@ -70,4 +70,4 @@ def show(trials: "pd.DataFrame", console: Console, results: Location) -> None:
     kept, figure, name = place.at(results), amounts.waterfall(rungs), f"figures/ladder-{trials['run_id'].iloc[0]}"
     for file, content in drawing.files(figure, name, drawing.svg(figure)).items():
         kept.write(file, content)
-        say(console, f"Figure: {kept.told(file)}", "dim")
+        say(console, f"Figure: {kept.full_name(file)}", "dim")

@@ -56,11 +56,11 @@ def write(
         for name, content in (drawn | texts).items():
             to.write(name, content)
     except OSError as error:
-        raise StoreError(f"can't write to {to.told('')}: {to.reason(error)}; choose another --out") from error
+        raise StoreError(f"can't write to {to.full_name('')}: {to.reason(error)}; choose another --out") from error
     first = page.lead(chapters, decisions) if chapters else ["There are no trials in these results."]
-    told = f"Report: {to.told('index.html')}; beside it summary.md and {len(drawn)} figure files."
+    told = f"Report: {to.full_name('index.html')}; beside it summary.md and {len(drawn)} figure files."
     say(console, [*first, told])
-    return to.told("index.html")
+    return to.full_name("index.html")
 
 
 def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
@@ -79,7 +79,7 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
     ranked, is_ladder = answer.compared(part.trials), part.experiment == "ladder"
     climbs = ladder.summary(ladder.rungs(part.trials)) if is_ladder else []
     scatter = [] if is_ladder else answer.scatter(part.trials, ranked)  # a ladder's answer is another ratio
-    axes = [*scaling.told(part.trials), *compiling.told(part.trials)]
+    axes = [*scaling.summary(part.trials), *compiling.summary(part.trials)]
     cells, without = pd.DataFrame(ranked), number > MOST_WITH_FIGURES
     return Chapter(
         number=number,

@@ -61,10 +61,10 @@ def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
 def _plain(values: "pd.Series[Any]") -> "pd.Series[Any]":
     """As JSON has it: texts, numbers, and None."""
     if isinstance(values.dtype, pd.DatetimeTZDtype):
-        told: pd.Series[Any] = values.dt.strftime("%Y-%m-%d %H:%M:%S")
+        plain: pd.Series[Any] = values.dt.strftime("%Y-%m-%d %H:%M:%S")
     else:
-        told = values.map(_value)
-    return told.astype(object)
+        plain = values.map(_value)
+    return plain.astype(object)
 
 
 def _value(value: Any) -> Any:

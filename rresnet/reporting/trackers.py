@@ -136,8 +136,8 @@ def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
                 continue
             tags = one.tags | {"rresnet.series": key, "rresnet.run_id": one.run_id}
             of = there[0] if there else client.create_run(home, start_time=starts, run_name=one.setting, tags=tags)
-            run, told = of.info.run_id, of.data.params
-            client.log_batch(run, params=[Param(k, str(v)) for k, v in one.axes.items() if k not in told])
+            run, logged = of.info.run_id, of.data.params
+            client.log_batch(run, params=[Param(k, str(v)) for k, v in one.axes.items() if k not in logged])
             for i in range(0, len(metrics), 1000):  # MLflow takes no more at once
                 client.log_batch(run, metrics=metrics[i : i + 1000])
             client.set_terminated(run, end_time=ends)

@@ -64,18 +64,18 @@ def clocks(part: Part, shown: pd.DataFrame) -> Section:
         reading="Images/s of training, of the training step alone on a batch that is already there, and of the input "
         "alone: medians over the trials that timed all of them. But for noise, training does not pass the lower of the "
         "two hollow marks: that one deserves the work.",
-        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *_told_by(timed, shown)),
+        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *_trials_of(timed, shown)),
         figure=bars.clocks(table),
         data=table.reset_index(),
     )
 
 
-def _told_by(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
+def _trials_of(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
     """Of how many trials each setting's bottleneck is: few are weak evidence, and they may disagree."""
-    told = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
-    known = shown[shown["bottleneck"].notna() & shown["cell_id"].isin(list(told.groups))]
+    bottlenecks = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
+    known = shown[shown["bottleneck"].notna() & shown["cell_id"].isin(list(bottlenecks.groups))]
     counts = [
-        f"{setting} {what} in {int((told.get_group(cell) == what).sum())} of {len(told.get_group(cell))}"
+        f"{setting} {what} in {int((bottlenecks.get_group(cell) == what).sum())} of {len(bottlenecks.get_group(cell))}"
         for cell, setting, what in zip(known["cell_id"], known["setting"], known["bottleneck"], strict=True)
     ]
     return [f"Trials that say so: {'; '.join(counts)}."] if counts else []

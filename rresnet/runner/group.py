@@ -122,8 +122,8 @@ class WorkerGroup:
             raise TimeoutError(f"the workers of a group did not answer within {timeout:g} s")
         if not answer.done():
             raise self._ended.exception() or RuntimeError("the worker group has ended")
-        told: bytes = answer.result()
-        return told
+        content: bytes = answer.result()
+        return content
 
 
 def _loop(config: dict[str, Any]) -> None:

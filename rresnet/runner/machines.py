@@ -207,7 +207,7 @@ def _wait(wanted: Wanted, need: int, tell: Callable[[str], None]) -> list[dict[s
     kind = {f"accelerator_type:{wanted.accelerator_type}": 0.001} if wanted.accelerator_type else {}
     bundle = {"CPU": 1.0, **({"GPU": 1.0} if wanted.gpu or kind else {}), **kind}
     _request([bundle] * need)
-    began = told = time.monotonic()
+    began = last_told = time.monotonic()
     tell(f"waiting for {wanted}, at most {wanted.wait_seconds:g} s (--wait-seconds): asked the cluster's autoscaler")
     while len(nodes := _nodes(wanted)) < need:
         now = time.monotonic()
@@ -216,8 +216,8 @@ def _wait(wanted: Wanted, need: int, tell: Callable[[str], None]) -> list[dict[s
                 f"after {wanted.wait_seconds:g} s the Ray cluster has {len(nodes)} of {wanted}: see `ray status` for "
                 "what the autoscaler says, give --wait-seconds more, or --machines fewer"
             )
-        if now - told > TELL_SECONDS:
-            told = now
+        if now - last_told > TELL_SECONDS:
+            last_told = now
             tell(f"still waiting after {now - began:.0f} s: {len(nodes)} of {wanted}")
         time.sleep(POLL_SECONDS)
     return nodes

@@ -175,14 +175,14 @@ def failure(error: BaseException, elapsed_seconds: float = 0.0, limit_seconds: f
     cause = next(iter([*deaths, *failures.values()]))  # where one has died, the others raise that it no longer answers
     output_tail = "".join(traceback.format_exception(cause))[-TEXT_CHARACTERS:]
     if deaths:
-        return replace(death(_told(cause), elapsed_seconds, limit_seconds), output_tail=output_tail)
+        return replace(death(_message(cause), elapsed_seconds, limit_seconds), output_tail=output_tail)
     return Measurement(
         status="out_of_memory" if is_out_of_memory(cause) else "error",
         error_type=type(cause).__name__,
-        error_message=_told(cause)[:TEXT_CHARACTERS],
+        error_message=_message(cause)[:TEXT_CHARACTERS],
         output_tail=output_tail,
     )
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     return str(error) or repr(error)

@@ -50,7 +50,7 @@ class _Objects(Place):
     def __init__(self, url: str, system: pa_fs.FileSystem, base: str) -> None:
         self.url, self.system, self.base = url, system, base
 
-    def told(self, name: str) -> str:
+    def full_name(self, name: str) -> str:
         return f"{self.url}/{name}".rstrip("/")
 
     def holds(self, folder: str) -> bool:
@@ -71,7 +71,7 @@ class _Objects(Place):
                 content = file.read()
             if self.system.get_file_info(path).size == len(content):
                 return bytes(content)
-        raise OSError(11, f"{self.told(name)} is replaced faster than it can be read")
+        raise OSError(11, f"{self.full_name(name)} is replaced faster than it can be read")
 
     def write(self, name: str, content: bytes) -> None:
         """A fault that may pass is outwaited; the content goes up in one call, since a stream left early is kept."""

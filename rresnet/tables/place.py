@@ -44,7 +44,7 @@ class Place(ABC):
     """Files by their names relative to a results folder. A reader meets each file whole, in its old or its new form."""
 
     @abstractmethod
-    def told(self, name: str) -> str:
+    def full_name(self, name: str) -> str:
         """A file's full name, for people."""
 
     @abstractmethod
@@ -109,14 +109,14 @@ class _Folder(Place):
     def __init__(self, path: Path) -> None:
         self.path = path
 
-    def told(self, name: str) -> str:
+    def full_name(self, name: str) -> str:
         return str(self.path / name)
 
     def holds(self, folder: str) -> bool:
         try:
             return (self.path / folder).is_dir()
         except OSError as error:  # no right to look there, or a name that is too long for one
-            raise StoreError(f"can't read {self.told(folder)}: {self.reason(error)}") from error
+            raise StoreError(f"can't read {self.full_name(folder)}: {self.reason(error)}") from error
 
     def names(self, folder: str) -> list[str]:
         try:
@@ -201,7 +201,7 @@ class _FileLock(Hold):
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             self._file.close()
-            raise StoreError(busy(run_id, folder.told(""))) from error
+            raise StoreError(busy(run_id, folder.full_name(""))) from error
 
     def confirm(self) -> None:
         """A file lock is never lost."""

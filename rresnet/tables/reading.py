@@ -24,7 +24,8 @@ def check_there(results: Location) -> None:
     kept = at(results)
     if not kept.holds("trials"):
         raise StoreError(
-            f"no results in {kept.told('')} (no folder {kept.told('trials')}): run python experiments/compare.py first"
+            f"no results in {kept.full_name('')} (no folder {kept.full_name('trials')}): "
+            "run python experiments/compare.py first"
         )
 
 
@@ -41,7 +42,7 @@ def matching(place: Place, folder: str, pattern: str) -> list[str]:
     try:
         return [f"{folder}/{name}" for name in place.names(folder) if fnmatchcase(name, pattern)]
     except OSError as error:
-        raise StoreError(f"can't read {place.told(folder)}: {place.reason(error)}") from error
+        raise StoreError(f"can't read {place.full_name(folder)}: {place.reason(error)}") from error
 
 
 def content_of(place: Place, name: str) -> bytes | None:
@@ -51,7 +52,7 @@ def content_of(place: Place, name: str) -> bytes | None:
     except FileNotFoundError:  # joined since it was listed
         return None
     except OSError as error:  # the system's fault, not the file's
-        raise StoreError(f"can't read {place.told(name)}: {place.reason(error)}") from error
+        raise StoreError(f"can't read {place.full_name(name)}: {place.reason(error)}") from error
 
 
 def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
@@ -87,12 +88,12 @@ def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Tabl
     """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        _check_version(place.told(name), file.schema_arrow.metadata)
+        _check_version(place.full_name(name), file.schema_arrow.metadata)
         return _conform(file.read(), schema)
     except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
         place.set_aside(name)
         what = (
-            f"{place.told(name)} is damaged ({error}) and left out: "
+            f"{place.full_name(name)} is damaged ({error}) and left out: "
             "the command of its run, given again, measures its trials anew"
         )
         warnings.warn(what, DamagedFileWarning, stacklevel=2)

@@ -164,7 +164,7 @@ class Writer:
         except (OSError, pa.ArrowException) as error:
             reason = self._place.reason(error) if isinstance(error, OSError) else str(error)
             raise StoreError(
-                f"can't write to {self._place.told('')}: {reason}; what was written before is whole: "
+                f"can't write to {self._place.full_name('')}: {reason}; what was written before is whole: "
                 "make space or mend the place, then give the same command again"
             ) from error
 

@@ -118,9 +118,9 @@ def train_epochs(
 
 
 def _train_epoch(
-    bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: ProgressCallback, told: list[Loss]
+    bench: Workbench, watch: Stopwatch, monitor: Monitor, epoch: int, progress: ProgressCallback, rows: list[Loss]
 ) -> Epoch:
-    """Train one epoch and evaluate; `told` gets the loss of every hundredth step, as the blog prints it."""
+    """Train one epoch and evaluate; `rows` gets the loss of every hundredth step, as the blog prints it."""
     batches, losses, taken = bench.inputs.epoch(), list[torch.Tensor](), -1
     with monitor.watching():
         while taken < len(losses):
@@ -131,7 +131,7 @@ def _train_epoch(
             measured, _, trained = watch.total("measured")
             progress(trained / measured)
     windows = [w for w in watch.windows if w.epoch == epoch]
-    told += [
+    rows += [
         Loss(epoch=epoch, step=number, loss=losses[number - 1].item())
         for number in range(LOSS_STEPS, len(losses) + 1, LOSS_STEPS)
     ]
