@@ -108,11 +108,11 @@ def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> l
     return [trial for repeat, process in enumerate(process_of) for trial in _repeat(cells, repeat, process, seed)]
 
 
-def more(cells: Sequence[Cell], part: int, *, repeats: int, processes: int, seed: int) -> list[Trial]:
-    """What comes after the plan of so many repeats and processes: its `part`-th extension, one process more each."""
+def more(cells: Sequence[Cell], extension: int, *, repeats: int, processes: int, seed: int) -> list[Trial]:
+    """What comes after the plan of so many repeats and processes: that extension, from 0, one process more each."""
     length = repeats // processes
-    first = repeats + part * length
-    return [trial for i in range(length) for trial in _repeat(cells, first + i, processes + part, seed)]
+    first = repeats + extension * length
+    return [trial for i in range(length) for trial in _repeat(cells, first + i, processes + extension, seed)]
 
 
 def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list[Trial]:

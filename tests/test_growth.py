@@ -20,12 +20,12 @@ class FakeSweep:
     """Rows at once, whose ratio scatters less and less."""
 
     def __init__(self, settings, scatter):
-        self.scatter, self.rows, self.parts = scatter, [], []
+        self.scatter, self.rows, self.extensions = scatter, [], []
         self.execute(grid.plan(CELLS, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=42))
-        self.parts.clear()
+        self.extensions.clear()
 
     def execute(self, trials):
-        self.parts.append([(t.repeat, t.process) for t in trials])
+        self.extensions.append([(t.repeat, t.process) for t in trials])
         for trial in trials:
             rate = 200.0 * (1 + self.scatter * (-1) ** trial.repeat) if trial.cell.recipe == "tuned" else 100.0
             row = {**asdict(trial.cell), "cell_id": trial.cell.cell_id, "trial_id": trial.trial_id, "run_id": "r"}
@@ -57,15 +57,15 @@ def test_nothing_is_added_where_the_interval_is_tight_enough(monkeypatch):
     settings = Settings(repeats=6, target_interval=0.02)
     sweep = FakeSweep(settings, scatter=0.0001)
     assert grow(monkeypatch, sweep, settings) == []
-    assert sweep.parts == []
+    assert sweep.extensions == []
 
 
-def test_parts_are_added_in_fresh_processes_until_it_is(monkeypatch):
+def test_extensions_are_added_in_fresh_processes_until_it_is(monkeypatch):
     settings = Settings(repeats=6, processes=3, target_interval=0.05)
     sweep = FakeSweep(settings, scatter=0.02)
     lines = grow(monkeypatch, sweep, settings)
-    assert sweep.parts[0] == [(6, 3), (6, 3), (7, 3), (7, 3)]
-    assert sweep.parts[1][0] == (8, 4)
+    assert sweep.extensions[0] == [(6, 3), (6, 3), (7, 3), (7, 3)]
+    assert sweep.extensions[1][0] == (8, 4)
     assert lines[0][0] == 4
     assert "±5.0 % was asked for: 4 trials more" in lines[0][1]
 
@@ -76,30 +76,30 @@ def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
     ((added, why),) = grow(monkeypatch, sweep, settings, clock=61.0)
     assert added == 0
     assert "10,000 repeats would not do either; --max-minutes 1 is over" in why
-    assert sweep.parts == []
+    assert sweep.extensions == []
 
 
-def test_what_failed_in_a_part_is_tried_again_where_that_is_asked_for(monkeypatch):
+def test_what_failed_in_an_extension_is_tried_again_where_that_is_asked_for(monkeypatch):
     settings = Settings(repeats=6, processes=3, target_interval=0.5)
     sweep = FakeSweep(settings, scatter=0.0001)
-    part = grid.more(CELLS, 0, repeats=6, processes=3, seed=42)
-    sweep.execute(part)
-    sweep.parts.clear()
-    grow(monkeypatch, sweep, settings, again={part[1].trial_id})
-    assert sweep.parts == [[(part[1].repeat, part[1].process)]]
+    extension = grid.more(CELLS, 0, repeats=6, processes=3, seed=42)
+    sweep.execute(extension)
+    sweep.extensions.clear()
+    grow(monkeypatch, sweep, settings, again={extension[1].trial_id})
+    assert sweep.extensions == [[(extension[1].repeat, extension[1].process)]]
 
 
-def test_a_part_that_was_interrupted_is_completed_even_if_the_interval_is_tight(monkeypatch):
+def test_an_extension_that_was_interrupted_is_completed_even_if_the_interval_is_tight(monkeypatch):
     settings = Settings(repeats=6, processes=3, target_interval=0.5)
     sweep = FakeSweep(settings, scatter=0.0001)
     sweep.execute(grid.more(CELLS, 0, repeats=6, processes=3, seed=42)[:1])
-    sweep.parts.clear()
+    sweep.extensions.clear()
     grow(monkeypatch, sweep, settings)
-    assert [len(part) for part in sweep.parts] == [3]
+    assert [len(extension) for extension in sweep.extensions] == [3]
 
 
 @pytest.mark.parametrize(("status", "fine"), [("ok", True), ("error", False)])
-def test_what_failed_in_a_part_before_an_interruption_still_counts(status, fine, monkeypatch, tmp_path):
+def test_what_failed_in_an_extension_before_an_interruption_still_counts(status, fine, monkeypatch, tmp_path):
     settings = Settings(repeats=6, processes=3, target_interval=0.5, results_dir=str(tmp_path))
     sweep = FakeSweep(settings, scatter=0.0001)
     sweep.execute(grid.more(CELLS, 0, repeats=6, processes=3, seed=42))
@@ -116,7 +116,7 @@ def test_a_plan_too_small_for_an_interval_is_gone_on_with_until_there_is_one(mon
     sweep = FakeSweep(settings, scatter=0.0001)
     lines = grow(monkeypatch, sweep, settings)
     assert lines[0] == (4, "No interval yet: 4 trials more")
-    assert sweep.parts == [[(2, 1), (2, 1), (3, 1), (3, 1)]]
+    assert sweep.extensions == [[(2, 1), (2, 1), (3, 1), (3, 1)]]
 
 
 def test_a_single_cell_has_no_interval_to_wait_for(monkeypatch):
@@ -128,11 +128,11 @@ def test_a_single_cell_has_no_interval_to_wait_for(monkeypatch):
 
 def test_the_extension_follows_the_plan():
     plan = grid.plan(CELLS, repeats=6, processes=3, seed=1)
-    more = [t for part in (0, 1) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=1)]
+    more = [t for extension in (0, 1) for t in grid.more(CELLS, extension, repeats=6, processes=3, seed=1)]
     assert [t.repeat for t in (*plan, *more)] == [r for r in range(10) for _ in CELLS]
     assert sorted({t.process for t in more}) == [3, 4]
-    other = [t for part in range(8) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=2)]
-    assert other != [t for part in range(8) for t in grid.more(CELLS, part, repeats=6, processes=3, seed=1)]
+    other = [t for extension in range(8) for t in grid.more(CELLS, extension, repeats=6, processes=3, seed=2)]
+    assert other != [t for extension in range(8) for t in grid.more(CELLS, extension, repeats=6, processes=3, seed=1)]
     assert len({t.trial_id for t in (*plan, *more)}) == 20
 
 

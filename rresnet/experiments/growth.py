@@ -27,17 +27,17 @@ def grow(
     settings: Settings,
     began: float,
 ) -> None:
-    """Measure part after part, each in a fresh process, until every speedup is known well enough or time is over.
+    """Measure extensions, each in a fresh process, until every speedup is known well enough or time is over.
 
-    A part of an interrupted run is completed first. `again` are ids of trials that have a row and are to be run once
+    One of an interrupted run is completed first. `again` are ids of trials that have a row and are to be run once
     more; `began` is when the run began, by `time.monotonic`.
     """
     assert settings.target_interval is not None
     target, last_seconds, left = settings.target_interval, 0.0, set(again)
-    for part in itertools.count():
+    for extension in itertools.count():
         rows = rows_so_far(writer)
         trials = grid.more(
-            cells, part, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=settings.seed
+            cells, extension, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=settings.seed
         )
         recorded = set(rows["trial_id"])
         todo = [trial for trial in trials if trial.trial_id not in recorded - left]
