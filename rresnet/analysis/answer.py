@@ -160,10 +160,10 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     if len(pairs) < MINIMUM_REPEATS:
         return []
     lead = pairing.lead(pairs)
-    parts, half = lead.parts, lead.half_width
+    components, half = lead.components, lead.half_width
     if not half:
         return []
-    of = ((parts.repeat_sd, "from repeat to repeat"), (parts.process_sd, "from process to process"))
+    of = ((components.repeat_sd, "from repeat to repeat"), (components.process_sd, "from process to process"))
     shares = [f"{percent(sd, 1)} {where}" for sd, where in of if sd]
     scattered = f"That ratio scatters by {' and by '.join(shares)} (standard deviations). " if shares else ""
     needed = lead.repeats_for(half / 2)
@@ -171,7 +171,7 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
         why = "part of it is room for slow drift, which only a longer run lessens"
         return [f"{scattered}Half as wide an interval takes about {needed} repeats: {why}."]
     never = (
-        f"it takes more --processes, too ({parts.processes} so far)"
+        f"it takes more --processes, too ({components.processes} so far)"
         if lead.processes_differ(half / 2)
         else "the rest is room for the machine's slow drift, and a quieter machine does more"
     )

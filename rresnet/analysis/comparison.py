@@ -69,7 +69,7 @@ def speedup(
         series = in_order(ratios[at], repeats[at], processes[at])
         # Identical cells do the same work, so the machine's drift can't move their ratio.
         interval = log_mean_interval(series, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
-        parts = variance_components(series)
+        components = variance_components(series)
         first = pairs.iloc[at[0]]
         apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
         differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]
@@ -86,8 +86,8 @@ def speedup(
                 "pairs": interval.count,
                 "distinguishable": distinguishable(interval, floor),
                 "differs": "; ".join(differs),
-                "repeat_sd": parts.repeat_sd,
-                "process_sd": parts.process_sd,
+                "repeat_sd": components.repeat_sd,
+                "process_sd": components.process_sd,
             }
         )
     telling = [c for c in (*axes, "git_commit") if c in in_any or len({str(row[c]) for row in rows}) > 1]

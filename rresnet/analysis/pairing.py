@@ -27,7 +27,7 @@ class Lead:
     """How well a ratio is known, and what it would take to know it better."""
 
     half_width: float  # of its interval, as a share of the ratio
-    parts: Components
+    components: Components
     repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
     processes_differ: Callable[[float], bool]  # so much that no number of repeats in them gets there, without any drift
 
@@ -101,7 +101,7 @@ def lead(pairs: pd.DataFrame) -> Lead:
     assert interval.high is not None
     return Lead(
         half_width=math.sqrt(interval.high / interval.low) - 1,
-        parts=variance_components(series),
+        components=variance_components(series),
         repeats_for=lambda target: repeats_needed(series, target),
         processes_differ=lambda target: repeats_needed(series, target, drift_limit=0.0) is None,
     )

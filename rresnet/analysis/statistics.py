@@ -215,16 +215,16 @@ def repeats_needed(
         raise ValueError(f"target must be positive (0.02 is 2 %), got {target}")
     if len(logs) < MINIMUM_REPEATS:
         return None
-    parts = variance_components(series)
-    long_run = float(long_run_variance(logs, degrees_of_freedom(len(logs), parts.processes)))
+    components = variance_components(series)
+    long_run = float(long_run_variance(logs, degrees_of_freedom(len(logs), components.processes)))
     scatter, tail = float(logs.std(ddof=1)), (1 + level) / 2
     drift = min(DRIFT_PER_SCATTER * scatter, drift_limit) * float(special.ndtri(tail))
-    repeat_variance = scatter**2 if parts.repeat_sd is None else parts.repeat_sd**2
-    process_variance = (parts.process_sd or 0.0) ** 2 / parts.processes
-    quantiles = {freedom: float(special.stdtrit(freedom, tail)) for freedom in range(2, max(3, parts.processes))}
+    repeat_variance = scatter**2 if components.repeat_sd is None else components.repeat_sd**2
+    process_variance = (components.process_sd or 0.0) ** 2 / components.processes
+    quantiles = {freedom: float(special.stdtrit(freedom, tail)) for freedom in range(2, max(3, components.processes))}
     for count in range(MINIMUM_REPEATS, most + 1):
         variance = max(long_run / count, repeat_variance / count + process_variance)
-        seen = quantiles[degrees_of_freedom(count, parts.processes)] * math.sqrt(variance)
+        seen = quantiles[degrees_of_freedom(count, components.processes)] * math.sqrt(variance)
         if math.hypot(seen, drift * math.sqrt(drift_share(count))) <= math.log1p(target):
             return count
     return None
