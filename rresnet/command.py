@@ -102,7 +102,7 @@ def diff(
     from rresnet.analysis import diff_text
 
     share = None if fail_on_regression is None else _share(fail_on_regression)
-    found = diffs.compare(diffs.rows_of(a), diffs.rows_of(b), names=(a, b))
+    found = diffs.compare(diffs.read_rows(a), diffs.read_rows(b), names=(a, b))
     try:
         print(diff_text.render(found, format, share=share), flush=True)
     except BrokenPipeError:  # `| head`; the exit code tells the regressions all the same

@@ -106,7 +106,7 @@ def test_what_was_measured_with_changed_code_is_chosen_as_it_is_told(tmp_path):
     folder = written(tmp_path / "results", rows)
 
     def rates(of):
-        return set(diff.rows_of(f"{folder}@{of}")["images_per_second"])
+        return set(diff.read_rows(f"{folder}@{of}")["images_per_second"])
 
     assert rates("01234") == {1.0}
     assert rates("0123456789-dirty-a") == rates(f"{commit}-dirty-a") == {2.0}

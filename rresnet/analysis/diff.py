@@ -51,7 +51,7 @@ class Diff:
         ]
 
 
-def rows_of(text: str) -> pd.DataFrame:
+def read_rows(text: str) -> pd.DataFrame:
     """The trials that a text names: `FOLDER`, `FOLDER@RUN_ID` or `FOLDER@COMMIT` (either may be cut short).
 
     Raises:
