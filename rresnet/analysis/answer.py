@@ -63,7 +63,7 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if apart is None:
         return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
     interval = f"95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs"
-    return f"{told}. That is {than} ({interval}): {verdict(lead, apart, floor)}."
+    return f"{told}. That is {than} ({interval}): {apart_text(lead, apart, floor)}."
 
 
 def _first_two(trials: pd.DataFrame, measured: list[dict[Any, Any]]) -> tuple[dict[Any, Any], dict[Any, Any]]:
@@ -86,7 +86,7 @@ def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = ""
     return [f"{told}: a larger one may be faster{what_to_do}."]
 
 
-def verdict(ratio: Interval, apart: bool, floor: float | None) -> str:
+def apart_text(ratio: Interval, apart: bool, floor: float | None) -> str:
     """Whether two settings are `apart`; where the noise floor alone says that they are not, it is named."""
     if apart:
         return "distinguishable"

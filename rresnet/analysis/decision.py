@@ -43,8 +43,8 @@ class Verdict:
             return f"{told}; {'; '.join(filter(None, (apart, few)))}."
         bounds = f"95 % interval {self.ratio.low:.2f} - {self.ratio.high:.2f}"
         count = f"{self.ratio.count} {'pairs' if self.side_by_side else 'repeats'}"
-        verdict = answer.verdict(self.ratio, self.distinguishable, self.floor)
-        return f"{told} ({', '.join(filter(None, (bounds, count, apart)))}): {verdict}."
+        whether = answer.apart_text(self.ratio, self.distinguishable, self.floor)
+        return f"{told} ({', '.join(filter(None, (bounds, count, apart)))}): {whether}."
 
 
 def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict]:

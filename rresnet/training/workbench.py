@@ -214,7 +214,7 @@ class Workbench:
         if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - before:
             self.limit(look=True)
         self._clocks_seconds = before + time.perf_counter() - start
-        verdict = clocks.bottleneck(
+        bottleneck = clocks.bottleneck(
             clock,
             images=len(batch[0]),
             input_rate=rate,
@@ -225,7 +225,7 @@ class Workbench:
         return {
             "compute_images_per_second": self.cell.global_batch_size / clock.seconds,
             "input_images_per_second": rate * self.world,
-            "bottleneck": verdict,
+            "bottleneck": bottleneck,
             "optimizer_seconds": clock.optimizer_seconds,
             "launch_share": clock.launch_share,
         }
