@@ -161,6 +161,19 @@ def test_a_rate_is_given_more_drift_than_a_ratio():
     assert half > half_width(np.log(values), 3)
 
 
+def test_rows_tell_how_fast_their_repeats_followed_one_another():
+    table = trials((BLOG, [100.0, 110.0, 90.0, 105.0] * 3), (TUNED, [200.0] * 12))
+    start, widths = pd.Timestamp("2026-01-01", tz="UTC"), []
+    for seconds in (60.0, 1.0):
+        timed = table.assign(started_at=start + pd.to_timedelta(seconds * table["repeat"], unit="s"))
+        rate = rates.by_cell(timed).set_index("cell_id").loc[BLOG.cell_id]
+        ratio = rresnet.speedup(timed, over="recipe", reference="blog").iloc[0]
+        paired = pairing.ratio(timed, TUNED.cell_id, BLOG.cell_id)
+        assert ratio["low"] == pytest.approx(paired.low)
+        widths.append([rate["high"] / rate["low"], ratio["high"] / ratio["low"]])
+    assert (np.array(widths[1]) > 1.005 * np.array(widths[0])).all()
+
+
 def test_analysis_needs_neither_ray_nor_torch():
     code = (
         "import sys, rresnet.analysis.diff, rresnet.analysis.answer; sys.exit(bool({'ray', 'torch'} & {*sys.modules}))"

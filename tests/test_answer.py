@@ -145,7 +145,7 @@ def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
     )
     # Repeats scatter, processes do not: what is left is the allowance for drift, which the run's length alone lessens.
     even = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 260.0, 160.0] * 4))
-    monkeypatch.setattr(statistics, "DRIFT_REPEATS", 10.0**9)
+    monkeypatch.setattr(statistics, "DRIFT_ROUNDS", 10.0**9)
     assert "More repeats alone would not halve its interval: the rest is room for the machine's slow drift" in printed(
         even
     )

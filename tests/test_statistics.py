@@ -9,7 +9,8 @@ from scipy import stats
 from rresnet.analysis.statistics import (
     DRIFT_LIMIT,
     DRIFT_PER_SCATTER,
-    DRIFT_REPEATS,
+    DRIFT_ROUNDS,
+    ROUND_SECONDS,
     Interval,
     degrees_of_freedom,
     drift_share,
@@ -85,6 +86,36 @@ def test_alternation_is_not_long_run_variance():
 )
 def test_degrees_of_freedom(count, processes, freedom):
     assert degrees_of_freedom(count, processes) == freedom
+
+
+def test_repeats_that_follow_one_another_fast_are_fewer_rounds():
+    x = [1.0, 1.1, 0.9, 1.05, 1.2, 0.8, 1.0, 1.1]
+    at = np.arange(8.0)
+    assert in_order(x).rounds == 8
+    assert in_order(x, times=ROUND_SECONDS * at).rounds == 8
+    assert in_order(x, times=10 * ROUND_SECONDS * at).rounds == 8  # never more than repeats
+    assert in_order(x, times=ROUND_SECONDS / 2 * at).rounds == pytest.approx(4)
+    assert in_order(x, times=0 * at).rounds == 1  # a clock that tells nothing
+    assert in_order(x, times=np.full(8, np.nan)).rounds == 8
+    assert in_order([1.0], times=[5.0]).rounds == 1
+
+
+def test_the_order_of_repeats_and_one_night_between_two_commands_do_not_change_the_rounds():
+    times = np.array([0.0, 1, 2, 3, 4, 40_000, 40_001, 40_002])
+    shuffled = np.array([3, 0, 7, 5, 1, 2, 6, 4])
+    series = in_order(np.ones(8) + shuffled, shuffled, times=times[shuffled])
+    assert series.rounds == pytest.approx(8 / ROUND_SECONDS)
+
+
+def test_fewer_rounds_make_a_wider_interval_and_more_repeats_are_needed():
+    values, processes = np.exp(0.02 * np.random.default_rng(3).standard_normal(40)), np.arange(40) // 4
+    fast, slow = (in_order(values, processes=processes, times=gap * np.arange(40)) for gap in (0.5, 4.0))
+    assert log_mean_interval(slow) == log_mean_interval(in_order(values, processes=processes))
+    of_fast = log_mean_interval(fast)
+    half = half_width(np.log(values), 10, rounds=5.0)
+    assert math.log(of_fast.high / of_fast.low) / 2 == pytest.approx(float(half))
+    assert half > Z * DRIFT_LIMIT * math.sqrt(drift_share(5.0)) > float(half_width(np.log(values), 10))
+    assert repeats_needed(fast, 0.02) > 2 * repeats_needed(slow, 0.02)
 
 
 def test_drift_share_falls_with_the_length_of_the_run():
@@ -176,7 +207,7 @@ def test_repeats_needed_by_hand():
         drift = min(DRIFT_PER_SCATTER * scatter, 0.005) * Z
         variance = max(long_run / count, within / count + of_process / 4)
         quantile = t3 if int(0.4 * count ** (2 / 3)) >= 3 else T2
-        u = count / DRIFT_REPEATS
+        u = count / DRIFT_ROUNDS
         return math.hypot(quantile * math.sqrt(variance), drift * math.sqrt(2 * (u - 1 + math.exp(-u)) / u**2))
 
     for target in (0.045, 0.06, 0.1):

@@ -61,12 +61,12 @@ def speedup(
     axes = [axis for axis in CELL_COLUMNS if axis != over]
     unlike = [c for c in alike.COMPARED if c not in allow and len(_kinds(pairs, c)) > 1]
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
-    repeats, processes = in_series(pairs)
+    repeats, processes, times = in_series(pairs)
     rows: list[dict[str, Any]] = []
     for at in _of_the_same_two(pairs, over, axes):
         for column in unlike:
             _refuse_unlike(pairs.iloc[at], column)
-        series = in_order(ratios[at], repeats[at], processes[at])
+        series = in_order(ratios[at], repeats[at], processes[at], times[at])
         # Identical cells do the same work, so the machine's drift can't move their ratio.
         interval = log_mean_interval(series, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
         components = variance_components(series)

@@ -77,12 +77,17 @@ def repeats_interval(
     return log_mean_interval(in_order(values, *in_series(rows)), level, drift_limit=drift_limit)
 
 
-def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Repeats and processes of `rows`, numbered as those of one series in order of time."""
+def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
+    """Repeats and processes of `rows`, numbered as those of one series in order of time; and when each was measured.
+
+    In seconds of the epoch, NaN where the rows do not tell.
+    """
     # Several runs, and machines, in one folder follow one another: their repeats and processes are numbered on.
     run = (rows["run_id"] + " " + rows["hostname"].fillna("")).rank(method="dense").astype(int)
     repeats, processes = (run * (rows[of].max() + 1) + rows[of] for of in ("repeat", "process"))
-    return repeats.to_numpy(), processes.to_numpy()
+    started = pd.to_datetime(rows["started_at"] if "started_at" in rows else pd.Series(pd.NaT, rows.index), utc=True)
+    times = (started - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
+    return repeats.to_numpy(), processes.to_numpy(), np.asarray(times)
 
 
 def distinguishable(interval: Interval, floor: float | None = None) -> bool | None:

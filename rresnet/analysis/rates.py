@@ -29,10 +29,10 @@ def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _rate_intervals(ok: pd.DataFrame) -> pd.DataFrame:
     """By cell the mean of its rates, with its interval and how many repeats entered."""
-    values, (repeats, processes) = ok["images_per_second"].to_numpy(), in_series(ok)
+    values, (repeats, processes, times) = ok["images_per_second"].to_numpy(), in_series(ok)
     rows = {}
     for cell_id, at in ok.groupby("cell_id").indices.items():
-        series = in_order(values[at], repeats[at], processes[at])
+        series = in_order(values[at], repeats[at], processes[at], times[at])
         found = log_mean_interval(series, drift_limit=RATE_DRIFT_LIMIT)
         rows[cell_id] = (found.estimate, found.low, found.high, found.count)
     columns = ["images_per_second", "low", "high", "repeats"]

@@ -15,7 +15,8 @@ MOST_REPEATS = 10_000  # that a forecast looks at
 DRIFT_PER_SCATTER = 2.5  # its sd between periods, at most this many times the sd of one repeat,
 DRIFT_LIMIT = 0.045  # and at most this, in log units: 4.5 %
 RATE_DRIFT_LIMIT = 0.08  # the same for a rate alone, which no pairing shields (`benchmarks/unpaired.py`)
-DRIFT_REPEATS = 30.0  # how many repeats it takes to change
+DRIFT_ROUNDS = 30.0  # how many rounds it takes to change,
+ROUND_SECONDS = 4.0  # each of so long: from one to the next in the traces that this was calibrated on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,15 +46,23 @@ class Series(NamedTuple):
 
     logs: NDArray[np.float64]
     processes: NDArray[np.int64]
+    rounds: float  # as many as there are repeats, fewer where these follow one another faster than `ROUND_SECONDS`
 
 
-def in_order(values: ArrayLike, repeats: ArrayLike | None = None, processes: ArrayLike | None = None) -> Series:
+def in_order(
+    values: ArrayLike,
+    repeats: ArrayLike | None = None,
+    processes: ArrayLike | None = None,
+    times: ArrayLike | None = None,
+) -> Series:
     """The series of positive values, one for each repeat.
 
     Args:
         values: paired ratios, or rates.
         repeats: what puts the values in order of time; gaps do not matter. Default: as they stand.
         processes: the trial process of each value. Default: one made them all.
+        times: when each was measured, in seconds, NaN where that is not known: the machine drifts by the clock, however
+            many repeats are measured meanwhile. Default: none is known, and a repeat counts as a round.
 
     Raises:
         ValueError: no values, one that is not positive and finite, unequal lengths, or a repeat twice.
@@ -73,7 +82,14 @@ def in_order(values: ArrayLike, repeats: ArrayLike | None = None, processes: Arr
     if len(numbers) < len(x):
         raise ValueError(f"repeats must differ (one value for each), got {numbers[counts > 1][0]} more than once")
     order = np.argsort(at)
-    return Series(np.log(x)[order], of[order])
+    return Series(np.log(x)[order], of[order], _rounds(len(x), None if times is None else np.asarray(times)[order]))
+
+
+def _rounds(count: int, times: NDArray[np.float64] | None) -> float:
+    """How many rounds so many repeats are: the median of what lies between two ignores a night between commands."""
+    apart = np.abs(np.diff(np.empty(0) if times is None else times))
+    known = apart[np.isfinite(apart)]
+    return max(1.0, count * min(1.0, float(np.median(known)) / ROUND_SECONDS)) if len(known) else float(count)
 
 
 def log_mean_interval(series: Series, level: float = 0.95, *, drift_limit: float = DRIFT_LIMIT) -> Interval:
@@ -88,11 +104,11 @@ def log_mean_interval(series: Series, level: float = 0.95, *, drift_limit: float
         ValueError: the level or the limit is out of range.
     """
     _check(level, drift_limit)
-    logs, of_process = series
+    logs, of_process, rounds = series
     mean = float(logs.mean())
     if len(logs) < MINIMUM_REPEATS:
         return Interval(estimate=math.exp(mean), low=None, high=None, count=len(logs))
-    half = float(half_width(logs, len(set(of_process)), level, drift_limit=drift_limit))
+    half = float(half_width(logs, len(set(of_process)), level, rounds=rounds, drift_limit=drift_limit))
     return Interval(estimate=math.exp(mean), low=math.exp(mean - half), high=math.exp(mean + half), count=len(logs))
 
 
@@ -115,7 +131,12 @@ def independent_ratio(numerator: Interval, denominator: Interval) -> Interval:
 
 
 def half_width(
-    logs: ArrayLike, processes: int, level: float = 0.95, *, drift_limit: float = DRIFT_LIMIT
+    logs: ArrayLike,
+    processes: int,
+    level: float = 0.95,
+    *,
+    rounds: float | None = None,
+    drift_limit: float = DRIFT_LIMIT,
 ) -> NDArray[np.float64]:
     """Half the width of the interval of the mean: what the run shows, and an allowance for what it can't show.
 
@@ -127,6 +148,7 @@ def half_width(
         logs: log values in order of time, shape (..., n) with n of at least 3; leading axes are separate runs.
         processes: how many trial processes made them; more of them allow more degrees of freedom.
         level: confidence level.
+        rounds: how many rounds of `ROUND_SECONDS` the values are, at most one each. Default: one each.
         drift_limit: largest sd that the unseen drift is given, in log units.
 
     Returns:
@@ -139,19 +161,21 @@ def half_width(
     count = x.shape[-1]
     if count < MINIMUM_REPEATS:
         raise ValueError(f"an interval needs at least {MINIMUM_REPEATS} repeats, got {count}")
-    freedom = degrees_of_freedom(count, processes)
+    rounds = count if rounds is None else rounds
+    freedom = degrees_of_freedom(rounds, processes)
     seen = special.stdtrit(freedom, (1 + level) / 2) * np.sqrt(long_run_variance(x, freedom) / count)
     scatter = x.std(axis=-1, ddof=1)
-    unseen = np.minimum(DRIFT_PER_SCATTER * scatter, drift_limit) * math.sqrt(drift_share(count))
+    unseen = np.minimum(DRIFT_PER_SCATTER * scatter, drift_limit) * math.sqrt(drift_share(rounds))
     return np.asarray(np.hypot(seen, special.ndtri((1 + level) / 2) * unseen))
 
 
-def degrees_of_freedom(count: int, processes: int) -> int:
+def degrees_of_freedom(rounds: float, processes: int) -> int:
     """How many cosines are averaged: at least 2, fewer than processes (Kalibera and Jones 2013), at most 0.4 n^(2/3).
 
-    The last is the rule of Lazarus, Lewis, Stock and Watson (2018).
+    The last is the rule of Lazarus, Lewis, Stock and Watson (2018), with n rounds: of repeats that follow one another
+    faster, more cosines would be too fast to see the drift.
     """
-    return max(2, min(processes - 1, int(0.4 * count ** (2 / 3))))
+    return max(2, min(processes - 1, int(0.4 * rounds ** (2 / 3))))
 
 
 def long_run_variance(logs: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
@@ -165,12 +189,12 @@ def long_run_variance(logs: NDArray[np.float64], freedom: int) -> NDArray[np.flo
     return np.asarray(((logs @ (math.sqrt(2 / count) * np.cos(waves)).T) ** 2).mean(axis=-1))
 
 
-def drift_share(count: float) -> float:
+def drift_share(rounds: float) -> float:
     """Variance of the mean of a drift over a run, relative to the drift's own: 1 for a short run, 2 / u for a long one.
 
-    For exponentially forgotten drift, `2 (u - 1 + exp(-u)) / u**2` with `u = count / DRIFT_REPEATS` (Taylor 1922).
+    For exponentially forgotten drift, `2 (u - 1 + exp(-u)) / u**2` with `u = rounds / DRIFT_ROUNDS` (Taylor 1922).
     """
-    u = count / DRIFT_REPEATS
+    u = rounds / DRIFT_ROUNDS
     return 2 * (u + math.expm1(-u)) / u**2
 
 
@@ -180,7 +204,7 @@ def variance_components(series: Series) -> Components:
     The analysis of variance estimate for unequal groups (Searle, Casella and McCulloch 1992); a negative
     variance is reported as 0.
     """
-    logs, of_process = series
+    logs, of_process, _ = series
     groups = [logs[of_process == process] for process in np.unique(of_process)]
     total, many = len(logs), len(groups)
     repeat_sd = process_sd = None
@@ -209,14 +233,14 @@ def repeats_needed(
     Raises:
         ValueError: as for `log_mean_interval`, or the target is not positive.
     """
-    logs = series.logs
+    logs, pace = series.logs, series.rounds / len(series.logs)
     _check(level, drift_limit)
     if not target > 0:
         raise ValueError(f"target must be positive (0.02 is 2 %), got {target}")
     if len(logs) < MINIMUM_REPEATS:
         return None
     components = variance_components(series)
-    long_run = float(long_run_variance(logs, degrees_of_freedom(len(logs), components.processes)))
+    long_run = float(long_run_variance(logs, degrees_of_freedom(series.rounds, components.processes)))
     scatter, tail = float(logs.std(ddof=1)), (1 + level) / 2
     drift = min(DRIFT_PER_SCATTER * scatter, drift_limit) * float(special.ndtri(tail))
     repeat_variance = scatter**2 if components.repeat_sd is None else components.repeat_sd**2
@@ -224,8 +248,8 @@ def repeats_needed(
     quantiles = {freedom: float(special.stdtrit(freedom, tail)) for freedom in range(2, max(3, components.processes))}
     for count in range(MINIMUM_REPEATS, most + 1):
         variance = max(long_run / count, repeat_variance / count + process_variance)
-        seen = quantiles[degrees_of_freedom(count, components.processes)] * math.sqrt(variance)
-        if math.hypot(seen, drift * math.sqrt(drift_share(count))) <= math.log1p(target):
+        seen = quantiles[degrees_of_freedom(count * pace, components.processes)] * math.sqrt(variance)
+        if math.hypot(seen, drift * math.sqrt(drift_share(count * pace))) <= math.log1p(target):
             return count
     return None
 
