@@ -76,7 +76,7 @@ def test_how_long_a_step_launches_is_not_told_where_the_step_itself_waits(monkey
         def __call__(self, *batch):
             return None
 
-    monkeypatch.setattr(clocks, "_launch_share", lambda *_: 0.5)
+    monkeypatch.setattr(clocks, "_launched", lambda *_: (0.01, 0.02))
     monkeypatch.setattr("rresnet.training.timing.synchronize", lambda device: None)
     batch = (SimpleNamespace(device=torch.device("cuda")),)
     optimizer = torch.optim.Adam([torch.ones(1, requires_grad=True)], fused=fused)

@@ -13,8 +13,8 @@ from rresnet.training.train import visit
 LIMITS = Limits(matrix_flops_per_second=100.0, copy_bytes_per_second=10.0)
 
 
-def clock(seconds=1.0, optimizer=0.1, launch=None):
-    return StepClock(seconds=seconds, optimizer_seconds=optimizer, launch_share=launch)
+def clock(seconds=1.0, optimizer=0.1, launch=None, launched=None):
+    return StepClock(seconds=seconds, optimizer_seconds=optimizer, launch_seconds=launched, launch_share=launch)
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,10 @@ def clock(seconds=1.0, optimizer=0.1, launch=None):
         (clock(), 100.0, Work(flops=100, bytes=20), "memory"),  # 1 s of computing, 2 s of moving
         (clock(), 100.0, None, None),
         (clock(optimizer=None), 100.0, Work(flops=100, bytes=1), "compute"),
+        # The processor fetches and launches one after the other, and the GPU waits where both take longer than it does.
+        (clock(launched=0.8, launch=0.8), 20.0, Work(flops=100, bytes=20), "launch"),
+        (clock(launched=0.6, launch=0.6), 15.0, Work(flops=100, bytes=20), "input"),
+        (clock(launched=0.3, launch=0.3), 15.0, Work(flops=100, bytes=20), "memory"),
     ],
 )
 def test_the_bottleneck_is_the_largest_part(of_step, input_rate, work, expected):

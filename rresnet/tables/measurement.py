@@ -126,7 +126,7 @@ class When:
 
 @dataclass(frozen=True, kw_only=True)
 class Window:
-    """One timed stretch of steps, the device synchronised at its edges. A row of the windows table."""
+    """One timed stretch of steps, on the time line of the device that took them. A row of the windows table."""
 
     window: int = column("number of the window in its trial, from 0", optional=False)
     kind: Literal["warmup", "measured"] = column("warm-up windows are kept but enter no figure", optional=False)

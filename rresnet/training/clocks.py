@@ -11,7 +11,7 @@ import torch
 from rresnet.training.inputs import Batch, Raw
 from rresnet.training.limits import Limits, Work
 from rresnet.training.step import Eager, Step
-from rresnet.training.timing import seconds_of, synchronize
+from rresnet.training.timing import between, mark, seconds_of, synchronize
 
 COMMUNICATION_TURNS = 3
 LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that
@@ -23,7 +23,8 @@ class StepClock:
 
     seconds: float  # of one step, steps being given to the device one after the other
     optimizer_seconds: float | None  # of that in optimizer.step; None where the step doesn't call it (a graph)
-    launch_share: float | None  # of a single step until the CPU had launched it all; None where it can't be told
+    launch_seconds: float | None = None  # until the CPU had launched all of a single step; None where it can't be told
+    launch_share: float | None = None  # the same as a share of that step
 
 
 def step_alone(step: Eager, optimizer: torch.optim.Optimizer, batch: Raw, steps: int) -> StepClock:
@@ -36,42 +37,31 @@ def step_alone(step: Eager, optimizer: torch.optim.Optimizer, batch: Raw, steps:
     device = batch[0].device
     marks: list[Any] = []
     hooks = [
-        optimizer.register_step_pre_hook(lambda *_: marks.append(_mark(device))),
-        optimizer.register_step_post_hook(lambda *_: marks.append(_mark(device))),
+        optimizer.register_step_pre_hook(lambda *_: marks.append(mark(device))),
+        optimizer.register_step_post_hook(lambda *_: marks.append(mark(device))),
     ]
     try:
         seconds = seconds_of(device, lambda: step(*batch), steps)
     finally:
         for hook in hooks:
             hook.remove()
-    spent = [_between(a, b) for a, b in zip(marks[::2], marks[1::2], strict=True)]
+    spent = [between(a, b) for a, b in zip(marks[::2], marks[1::2], strict=True)]
+    launched, single = _launched(step, batch) if device.type == "cuda" and not waits else (None, 1.0)
     return StepClock(
         seconds=seconds,
         optimizer_seconds=sum(spent) / steps if spent else None,
-        launch_share=_launch_share(step, batch) if device.type == "cuda" and not waits else None,
+        launch_seconds=launched,
+        launch_share=None if launched is None else launched / single,
     )
 
 
-def _mark(device: torch.device) -> Any:
-    """Now: the clock, or an event on the GPU's own time line, which waits for nothing."""
-    if device.type != "cuda":
-        return time.perf_counter()
-    event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
-    event.record()
-    return event
-
-
-def _between(a: Any, b: Any) -> float:
-    """Seconds between two marks."""
-    return float(b - a if isinstance(a, float) else a.elapsed_time(b) / 1000)
-
-
-def _launch_share(step: Step, batch: Raw) -> float:
+def _launched(step: Step, batch: Raw) -> tuple[float, float]:
+    """Seconds until the CPU had launched all of a single step, and until it was over."""
     start = time.perf_counter()
     step(*batch)
     launched = time.perf_counter() - start
     synchronize(batch[0].device)
-    return launched / (time.perf_counter() - start)
+    return launched, time.perf_counter() - start
 
 
 def communication(step: Eager, batch: Raw, steps: int) -> float:
@@ -121,9 +111,11 @@ def bottleneck(
     `images` are a step's, `input_rate` is images a second. None where what it takes is not known: without the work of
     an image memory and compute can't be told apart.
     """
-    optimizer = clock.optimizer_seconds or 0.0
+    optimizer, supply = clock.optimizer_seconds or 0.0, images / input_rate
+    if clock.launch_seconds is not None and supply + clock.launch_seconds > clock.seconds:
+        return "input" if supply > clock.launch_seconds else "launch"  # one thread does both, and the GPU waits for it
     parts = {
-        "input": images / input_rate,
+        "input": supply,
         "optimizer": optimizer,
         "communication": communication_seconds,
         "network": clock.seconds - optimizer - communication_seconds,

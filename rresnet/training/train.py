@@ -64,19 +64,27 @@ def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress:
             for raw in watch.window(bench.batches, steps, "measured", world=bench.world):
                 bench.take_step(raw)
             measured, taken, trained = watch.total("measured")
-            bench.step_seconds = measured / taken
-            progress(trained / measured)
+            if taken:
+                bench.step_seconds = measured / taken
+                progress(trained / measured)
+        watch.read()
     return _record(bench, watch, monitor.usage(), canary, settled, startup_seconds)
 
 
 def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
     """Train until the times of the windows have settled, on a later visit for one step; returns whether they have.
 
-    Settled means that the Mann-Kendall test sees no fall in the latter half of the windows (`rresnet.quality.steady`).
+    A GPU is left with one step to go on with, so that the first measured one, too, is fetched while it computes.
     """
-    if bench.step_seconds is not None:  # a later visit
+    first = bench.step_seconds is None
+    settled = not first or _settle(bench, watch)
+    if not first or bench.device.type == "cuda":
         _warm_up_window(bench, watch, 1)
-        return True
+    return settled
+
+
+def _settle(bench: Workbench, watch: Stopwatch) -> bool:
+    """Train until the Mann-Kendall test sees no fall in the latter half of the windows (`rresnet.quality.steady`)."""
     settled = over = False
     while steps := bench.agreed(0 if settled or over else bench.steps_in_window()):
         if len(watch.windows) == 1:
@@ -85,7 +93,9 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
         else:  # DDP allots its buckets anew in its second step: that is over before memory is noted
             fewest = 2 if bench.world > 1 and not watch.windows else 1
             _warm_up_window(bench, watch, max(fewest, steps))
+        watch.read()
         times = [window.seconds / window.steps for window in watch.windows]
+        bench.step_seconds = times[-1]
         warm = watch.total("warmup")[0]
         settled = warm >= WARMUP_SECONDS and not steady.falls(steady.latter_half(times))
         over = warm >= WARMUP_LIMIT_SECONDS and len(times) > steady.FEWEST_VALUES
@@ -95,8 +105,6 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
 def _warm_up_window(bench: Workbench, watch: Stopwatch, steps: int) -> None:
     for raw in watch.window(bench.batches, steps, "warmup", world=bench.world):
         bench.take_step(raw)
-    window = watch.windows[-1]
-    bench.step_seconds = window.seconds / window.steps
 
 
 def train_epochs(
@@ -128,8 +136,10 @@ def _train_epoch(
             steps = bench.steps_in_window()
             for raw in watch.window(batches, steps, "measured", epoch=epoch, world=bench.world):
                 losses.append(bench.take_step(raw))
-            measured, _, trained = watch.total("measured")
-            progress(trained / measured)
+            measured, taken_so_far, trained = watch.total("measured")
+            if taken_so_far:
+                progress(trained / measured)
+        watch.read()
     windows = [w for w in watch.windows if w.epoch == epoch]
     rows += [
         Loss(epoch=epoch, step=number, loss=losses[number - 1].item())
@@ -212,7 +222,8 @@ def _record(
         cpu_seconds=usage.cpu_seconds,
         foreign_cpu_seconds=usage.foreign_cpu_seconds,
         steal_cpu_seconds=usage.steal_cpu_seconds,
-        energy_joules=usage.energy_joules,
+        # A GPU was watched from the middle of the step before: the power is taken to be the same.
+        energy_joules=usage.energy_joules and usage.energy_joules * measured / usage.seconds,
         gpu_utilization_percent=usage.gpu_utilization_percent,
         observed_threads=threads,
         first_loss=bench.first_loss,
