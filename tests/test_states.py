@@ -80,6 +80,12 @@ def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
     assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
 
 
+def test_what_the_two_intervals_allow_for_is_no_difference():
+    # Means 5 % apart, each of 6 ratios that scatter by 2.5 %: Welch's t-test at 95 % would call that a difference.
+    trials = run([FAST] * 12, [1.27, 1.33] * 3 + [1.33, 1.39] * 3, flags={repeat: ["steal"] for repeat in range(6, 12)})
+    assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
+
+
 def test_two_loaded_repeats_prove_nothing():
     trials = run([FAST] * 12, [1.35] * 10 + [1.16] * 2, flags={10: ["steal"], 11: ["steal"]})
     assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
