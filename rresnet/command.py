@@ -96,7 +96,8 @@ def diff(
         a: the baseline: a results folder, FOLDER@RUN_ID or FOLDER@COMMIT.
         b: the candidate, likewise.
         format: how to print it.
-        fail_on_regression: exit code 1 if a setting is distinguishably slower by more than this (5%), or fails.
+        fail_on_regression: exit code 1 if a setting is distinguishably slower by more than this (5%), all settings
+            judged at once, or fails.
     """
     from rresnet.analysis import diff as diffs
     from rresnet.analysis import diff_text

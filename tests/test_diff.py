@@ -60,6 +60,30 @@ def test_a_slowdown_is_worse_and_a_speedup_better():
     assert found.regressions(0.20) == []  # slower, but not by more than that
 
 
+def test_the_more_settings_there_are_the_surer_a_regression_has_to_be():
+    # 6 % slower is told of one setting (the interval ends at 0.986), of one of 12 it may be chance, of all 12 hardly.
+    settings = [replace(BLOG, batch_size=size) for size in range(1, 13)]
+    a = side(*((one, QUIET) for one in settings))
+    one_slower = side((settings[0], scaled(0.94)), *((one, QUIET) for one in settings[1:]), run_id="r2")
+    found = diff.compare(a, one_slower)
+    assert [setting for setting, verdict in verdicts(found).items() if verdict == "worse"] == ["cpu blog batch 1"]
+    assert found.regressions(0.05) == []
+    assert "maybe by chance: cpu blog batch 1." in render(found, "text", share=0.05)
+    alone = diff.compare(a[a["batch_size"] == 1], one_slower[one_slower["batch_size"] == 1])
+    assert len(alone.regressions(0.05)) == 1
+    all_slower = diff.compare(a, side(*((one, scaled(0.94)) for one in settings), run_id="r2"))
+    assert len(all_slower.regressions(0.05)) == 12
+    assert "maybe by chance" not in render(all_slower, "text", share=0.05)
+
+
+def test_a_side_of_a_single_process_is_told():
+    a, b = side((BLOG, QUIET), (TUNED, QUIET)), side((BLOG, QUIET), (TUNED, QUIET), run_id="r2")
+    assert "single process" not in render(diff.compare(a, b), "text")
+    assert "One side ran in a single process" in render(diff.compare(a, b.assign(process=0)), "text")
+    b.loc[b["recipe"] == "tuned", "process"] = 0
+    assert "One side of cpu tuned batch 64 ran in a single process" in render(diff.compare(a, b), "markdown")
+
+
 def test_what_pairs_could_tell_two_runs_cannot():
     # 5 % in every repeat of a noisy machine: side by side that is told, of two runs it is not.
     noisy = [100.0, 130.0, 80.0, 110.0, 90.0, 120.0]

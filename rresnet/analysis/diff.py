@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -14,6 +14,8 @@ from rresnet.cell import CELL_COLUMNS, UsageError
 from rresnet.terminal import short_hash
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
+LEVEL, ANY_BY_CHANCE = 0.95, 0.05  # of each interval; that anything is taken for a regression by chance
+PROCESS = ["run_id", "hostname", "process"]  # whose rows are of one process
 MOSTLY = 0.5  # a setting of whose trials a smaller share ends ok fails mostly
 
 
@@ -28,7 +30,9 @@ class Change:
     low: float | None
     high: float | None
     repeats: int  # of the side that has fewer
+    processes: int  # likewise
     floor: float | None  # the noise floor of A or B, whichever is larger
+    sure: bool = False  # whether it is worse where all settings are judged at once, too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +47,9 @@ class Diff:
     differs: tuple[str, ...]  # what of software and machine is not the same, as `column: in A vs in B`
 
     def regressions(self, share: float) -> list[Change]:
-        """What is told to be slower, by more than `share` (0.05 is 5 %), or no longer ends ok."""
+        """What is surely slower, by more than `share` (0.05 is 5 %), or no longer ends ok."""
         return [
-            c
-            for c in self.changes
-            if c.verdict == "failed" or (c.verdict == "worse" and c.ratio is not None and c.ratio < 1 - share)
+            c for c in self.changes if c.verdict == "failed" or (c.sure and c.ratio is not None and c.ratio < 1 - share)
         ]
 
 
@@ -115,10 +117,13 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
         _refuse_mixed([side[key] for key in both], named)
     cells = [rows.iloc[0].to_dict() for side in (of_a, of_b) for rows in side.values()]
     shared_a, shared_b = (pd.concat([side[key] for key in both]) for side in (of_a, of_b))
+    changes = {key: _change(of_a[key], of_b[key], cells, floors) for key in both}
+    worse = {key: (of_a[key], of_b[key]) for key, change in changes.items() if change.verdict == "worse"}
+    sure = _surely_worse(worse, tested=sum(change.low is not None for change in changes.values()))
     return Diff(
         a=names[0],
         b=names[1],
-        changes=tuple(_change(of_a[key], of_b[key], cells, floors) for key in both),
+        changes=tuple(replace(change, sure=key in sure) for key, change in changes.items()),
         only_a=tuple(_setting_on_machine(rows, cells) for key, rows in of_a.items() if key not in of_b),
         only_b=tuple(_setting_on_machine(rows, cells) for key, rows in of_b.items() if key not in of_a),
         differs=tuple(unpaired.differences(shared_a, shared_b, alike.OF_TWO_SETS)),
@@ -168,10 +173,9 @@ def _change(
     a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[str, float]]
 ) -> Change:
     floor = comparison.floor_of(*(side.get(b["device"].iloc[0]) for side in floors))
-    ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
     ratio, verdict = None, _of_failures(a, b)
     if verdict is None:
-        ratio = unpaired.ratio(ok_b, ok_a)
+        ratio = _ratio(a, b)
         verdict = _of_ratio(ratio, floor)
     return Change(
         setting=_setting(b, cells),
@@ -181,8 +185,28 @@ def _change(
         low=ratio.low if ratio else None,
         high=ratio.high if ratio else None,
         repeats=ratio.count if ratio else 0,
+        processes=min(side[side["status"] == "ok"].groupby(PROCESS, dropna=False).ngroups for side in (a, b)),
         floor=floor,
     )
+
+
+def _ratio(a: pd.DataFrame, b: pd.DataFrame, level: float = LEVEL) -> Interval:
+    ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
+    return unpaired.ratio(ok_b, ok_a, level)
+
+
+def _surely_worse(worse: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], tested: int) -> set[Any]:
+    """Which of the settings told to be worse still are where all that were `tested` are judged at once.
+
+    By Hochberg's step-up rule (Biometrika 75, 1988, 800-802), one side of each interval: the probability that any is
+    told by chance is at most `ANY_BY_CHANCE`, whether settings are independent or slow down together.
+    """
+    for left in range(tested - len(worse) + 1, tested + 1):
+        level = max(LEVEL, 1 - 2 * ANY_BY_CHANCE / left)
+        sure = {key for key, sides in worse.items() if pairing.distinguishable(_ratio(*sides, level))}
+        if len(sure) > tested - left:
+            return sure
+    return set()
 
 
 def _of_failures(a: pd.DataFrame, b: pd.DataFrame) -> Verdict | None:

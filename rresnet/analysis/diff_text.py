@@ -64,10 +64,18 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     lines.append(
         "The runs were not measured side by side, so the intervals allow for what the machine did between them."
     )
+    single = [c.setting for c in diff.changes if c.low is not None and c.processes == 1]
+    if single:
+        told = "" if len(single) == len(diff.changes) else f" of {'; '.join(single)}"
+        lines.append(
+            f"One side{told} ran in a single process, which may be the difference: give --processes 3 or more."
+        )
     if share is not None:
         found = diff.regressions(share)
         named = ", ".join(f"{c.setting} ({c.verdict}{f', {c.ratio:.2f}' if c.ratio else ''})" for c in found)
         lines.append(f"Regressions by more than {share * 100:g} %: {named or 'none told'}.")
+        unsure = [c.setting for c in diff.changes if c.verdict == "worse" and not c.sure]
+        lines += [f"Worse, but of so many settings maybe by chance: {'; '.join(unsure)}."] if unsure else []
     return lines
 
 
