@@ -136,6 +136,17 @@ def test_a_batch_size_at_the_edge_of_what_was_measured_is_told():
     assert "the largest that was measured" not in printed(one_size)
 
 
+def test_processes_are_named_only_where_they_are_told_to_differ():
+    # Process means 8 % apart where repeats scatter by 8 %: the F-test has 3.0, its limit is 4.96.
+    table = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 220.0, 185.0] * 2 + [216.0, 238.0, 200.0] * 2))
+    table["process"] = table["repeat"] // 6
+    text = printed(table)
+    assert "% from repeat to repeat (standard deviations)." in text
+    assert "from process to process" not in text
+    table.loc[(table["process"] == 1) & (table["recipe"] == "tuned"), "images_per_second"] *= 1.2
+    assert "from process to process" in printed(table)
+
+
 def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
     # Two processes, each steady in itself and 20 % from the other: repeats in them tell no more.
     apart = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 2 + [240.0, 241.0, 239.0] * 2))

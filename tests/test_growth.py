@@ -79,6 +79,16 @@ def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
     assert sweep.extensions == []
 
 
+def test_what_would_do_is_told_for_the_fresh_processes_that_extensions_bring(monkeypatch):
+    # One of three processes is 20 % faster: no number of repeats in these three would do.
+    settings = Settings(repeats=6, processes=3, target_interval=0.1, max_minutes=1.0)
+    sweep = FakeSweep(settings, scatter=0.001)
+    for row in sweep.rows:
+        row["images_per_second"] *= 1.2 if (row["process"], row["recipe"]) == (1, "tuned") else 1.0
+    ((_, why),) = grow(monkeypatch, sweep, settings, clock=61.0)
+    assert " repeats would do; --max-minutes 1 is over" in why
+
+
 def test_what_failed_in_an_extension_is_tried_again_where_that_is_asked_for(monkeypatch):
     settings = Settings(repeats=6, processes=3, target_interval=0.5)
     sweep = FakeSweep(settings, scatter=0.0001)

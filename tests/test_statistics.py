@@ -183,6 +183,21 @@ def test_processes_that_agree_better_than_repeats_add_nothing():
     assert found.process_sd == 0
 
 
+def test_processes_differ_where_the_analysis_of_variance_says_so():
+    # The first two of the tests above: mean squares 16 over 2 and 27 over 1, with 1 and 2 degrees of freedom, for which
+    # the F-test's limit is 18.5.
+    assert not variance_components(in_order(np.exp([0.0, 2.0, 4.0, 6.0]), processes=[0, 0, 1, 1])).processes_differ
+    assert variance_components(in_order(np.exp([0.0, 1.0, 2.0, 7.0]), processes=[5, 5, 5, 9])).processes_differ
+    assert variance_components(in_order([1.0, 1.0, 2.0, 2.0], processes=[0, 0, 1, 1])).processes_differ  # no scatter
+    assert not variance_components(in_order([1.0] * 4, processes=[0, 0, 1, 1])).processes_differ
+    assert not variance_components(in_order([1.0, 2.0, 3.0], processes=[0, 1, 2])).processes_differ
+
+
+def test_processes_that_are_not_told_to_differ_are_no_reason_for_more_of_them():
+    series = in_order(np.exp([0.0, 0.02, 0.04, 0.06]), processes=[0, 0, 1, 1])
+    assert repeats_needed(series, 0.01, drift_limit=0) is not None
+
+
 def test_repeats_needed_without_drift():
     # Logs -s, 0, s in one process: variance s^2, long-run variance the same, so T2 * s / sqrt(n) <= ln 1.02.
     s = 0.01
@@ -285,6 +300,21 @@ def test_no_number_of_repeats_makes_up_for_few_processes():
     # Two processes a factor 1.5 apart: more repeats in them don't bring the interval under 1 %.
     values = [1.0, 1.001, 1.5, 1.501]
     assert repeats_needed(in_order(values, processes=[0, 0, 1, 1]), 0.01, most=1000) is None
+
+
+def test_more_processes_make_up_for_few():
+    # The same, with two repeats in each process to come: what processes add, (log 1.5)^2 / 2, falls with their number.
+    series = in_order([1.0, 1.001, 1.5, 1.501], processes=[0, 0, 1, 1])
+    long_run = float(long_run_variance(series.logs, 2))
+
+    def half(count):
+        freedom = max(2, min(count // 2 - 1, int(0.4 * count ** (2 / 3))))
+        variance = max(long_run / count, 5e-7 / count + math.log(1.5) ** 2 / 2 / (count // 2))
+        return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
+
+    want = next(n for n in range(3, 1000) if half(n) <= math.log1p(0.1))
+    assert repeats_needed(series, 0.1, drift_limit=0, in_more_processes=True) == want
+    assert repeats_needed(series, 0.1, drift_limit=0) is None
 
 
 def test_unseen_drift_needs_a_long_run():

@@ -163,7 +163,8 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     components, half = lead.components, lead.half_width
     if not half:
         return []
-    of = ((components.repeat_sd, "from repeat to repeat"), (components.process_sd, "from process to process"))
+    of_process = components.process_sd if components.processes_differ else None
+    of = ((components.repeat_sd, "from repeat to repeat"), (of_process, "from process to process"))
     shares = [f"{percent(sd, 1)} {where}" for sd, where in of if sd]
     scattered = f"That ratio scatters by {' and by '.join(shares)} (standard deviations). " if shares else ""
     needed = lead.repeats_for(half / 2)
@@ -172,7 +173,7 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
         return [f"{scattered}Half as wide an interval takes about {needed} repeats: {why}."]
     never = (
         f"it takes more --processes, too ({components.processes} so far)"
-        if lead.processes_differ(half / 2)
+        if lead.repeats_for(half / 2, drift_limit=0.0) is None
         else "the rest is room for the machine's slow drift, and a quieter machine does more"
     )
     return [f"{scattered}More repeats alone would not halve its interval: {never}."]

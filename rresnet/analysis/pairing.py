@@ -1,5 +1,6 @@
 """Pairs: rows of two cells that ran right after one another, their ratio, and how well it is known."""
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -28,8 +29,7 @@ class Lead:
 
     half_width: float  # of its interval, as a share of the ratio
     components: Components
-    repeats_for: Callable[[float], int | None]  # repeats in all until the half-width is at most so much
-    processes_differ: Callable[[float], bool]  # so much that no number of repeats in them gets there, without any drift
+    repeats_for: Callable[..., int | None]  # `repeats_needed` of its series
 
 
 def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> Interval | None:
@@ -107,6 +107,5 @@ def lead(pairs: pd.DataFrame) -> Lead:
     return Lead(
         half_width=math.sqrt(interval.high / interval.low) - 1,
         components=variance_components(series),
-        repeats_for=lambda target: repeats_needed(series, target),
-        processes_differ=lambda target: repeats_needed(series, target, drift_limit=0.0) is None,
+        repeats_for=functools.partial(repeats_needed, series),
     )

@@ -33,12 +33,14 @@ class Interval:
 class Components:
     """How much repeats and processes each add: standard deviations of the log value, None where they can't be told.
 
-    `repeat_sd` is one repeat's within its process, `process_sd` that of one process about the others.
+    `repeat_sd` is one repeat's within its process, `process_sd` that of one process about the others, which is more
+    than chance where `processes_differ` (F-test at 95 %).
     """
 
     repeat_sd: float | None
     process_sd: float | None
     processes: int
+    processes_differ: bool = False
 
 
 class Series(NamedTuple):
@@ -207,7 +209,7 @@ def variance_components(series: Series) -> Components:
     logs, of_process, _ = series
     groups = [logs[of_process == process] for process in np.unique(of_process)]
     total, many = len(logs), len(groups)
-    repeat_sd = process_sd = None
+    repeat_sd, process_sd, differ = None, None, False
     if total > many:
         within = sum(float(((g - g.mean()) ** 2).sum()) for g in groups) / (total - many)
         repeat_sd = math.sqrt(within)
@@ -215,17 +217,25 @@ def variance_components(series: Series) -> Components:
             between = sum(len(g) * float(g.mean() - logs.mean()) ** 2 for g in groups) / (many - 1)
             per_process = (total - sum(len(g) ** 2 for g in groups) / total) / (many - 1)
             process_sd = math.sqrt(max(0.0, (between - within) / per_process))
-    return Components(repeat_sd=repeat_sd, process_sd=process_sd, processes=many)
+            by_chance = special.fdtrc(many - 1, total - many, between / within) if within else float(not between)
+            differ = bool(by_chance < 0.05)
+    return Components(repeat_sd=repeat_sd, process_sd=process_sd, processes=many, processes_differ=differ)
 
 
 def repeats_needed(
-    series: Series, target: float, level: float = 0.95, *, drift_limit: float = DRIFT_LIMIT, most: int = MOST_REPEATS
+    series: Series,
+    target: float,
+    level: float = 0.95,
+    *,
+    drift_limit: float = DRIFT_LIMIT,
+    most: int = MOST_REPEATS,
+    in_more_processes: bool = False,
 ) -> int | None:
-    """How many repeats in all, over as many processes as now, until the interval reaches at most `target` above.
+    """How many repeats in all until the interval reaches at most `target` above, which is relative: 0.02 is 2 %.
 
-    A forecast: it takes the scatter seen so far to be the scatter to come, and the mean's variance to be that of the
-    variance components or of the long-run variance, whichever is larger. `target` is relative to the estimate: 0.02 is
-    2 %. The other arguments are those of `log_mean_interval`.
+    They are taken to be in as many processes as now, or `in_more_processes`, as many in each. A forecast: the scatter
+    seen so far is that to come, and the mean's variance that of the variance components (of processes only where they
+    are told to differ) or of the long-run variance, whichever is larger. The rest is as for `log_mean_interval`.
 
     Returns:
         The number of repeats; None when `most` would not do, or when there are fewer than `MINIMUM_REPEATS`.
@@ -244,11 +254,12 @@ def repeats_needed(
     scatter, tail = float(logs.std(ddof=1)), (1 + level) / 2
     drift = min(DRIFT_PER_SCATTER * scatter, drift_limit) * float(special.ndtri(tail))
     repeat_variance = scatter**2 if components.repeat_sd is None else components.repeat_sd**2
-    process_variance = (components.process_sd or 0.0) ** 2 / components.processes
-    quantiles = {freedom: float(special.stdtrit(freedom, tail)) for freedom in range(2, max(3, components.processes))}
+    process_variance = (components.process_sd or 0.0) ** 2 if components.processes_differ else 0.0
+    quantiles = special.stdtrit(np.arange(degrees_of_freedom(most, most) + 1), tail)
     for count in range(MINIMUM_REPEATS, most + 1):
-        variance = max(long_run / count, repeat_variance / count + process_variance)
-        seen = quantiles[degrees_of_freedom(count * pace, components.processes)] * math.sqrt(variance)
+        processes = max(1, count * components.processes // len(logs)) if in_more_processes else components.processes
+        variance = max(long_run / count, repeat_variance / count + process_variance / processes)
+        seen = quantiles[degrees_of_freedom(count * pace, processes)] * math.sqrt(variance)
         if math.hypot(seen, drift * math.sqrt(drift_share(count * pace))) <= math.log1p(target):
             return count
     return None

@@ -51,7 +51,7 @@ def grow(
             return
         told = _widths(widest.half_width, target) if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
-            needed = widest.repeats_for(target) if widest else None
+            needed = widest.repeats_for(target, in_more_processes=True) if widest else None
             would = f"about {needed} repeats would do" if needed else f"{MOST_REPEATS:,} repeats would not do either"
             progress.more(0, f"{told}: {would}; --max-minutes {settings.max_minutes:g} is over")
             return
