@@ -7,7 +7,7 @@ import pytest
 from samples import make_cell
 from tables import BLOG, TUNED, printed, trials
 
-from rresnet.analysis import answer, ranking, rates, statistics
+from rresnet.analysis import answer, decision, ranking, rates, statistics
 from rresnet.terminal import number
 
 
@@ -30,6 +30,21 @@ def test_the_answer_does_not_claim_what_it_can_not_tell():
     assert "not distinguishable" in noisy
     few = printed(trials((BLOG, [100.0]), (TUNED, [200.0])))
     assert "Under 3 repeats there is no interval" in few
+
+
+def test_what_else_can_not_be_told_from_the_fastest_is_named():
+    # `third` is the slowest by its mean, for its odd repeats; nothing tells it from the first.
+    second, third = make_cell(batch_size=128), make_cell(batch_size=256)
+    odd = trials((TUNED, [200.0] * 4), (second, [180.0, 181.0, 179.0, 180.0]), (third, [200.0, 60.0, 200.0, 210.0]))
+    assert "4 pairs): distinguishable, but not from cpu blog batch 256." in printed(odd)
+    assert decision.verdicts(odd)[0].sentence().endswith("4 pairs): distinguishable, but not from cpu blog batch 256.")
+    near = trials((TUNED, [200.0] * 4), (second, [190.0, 210.0, 170.0, 220.0]), (third, [200.0, 60.0, 200.0, 210.0]))
+    assert "4 pairs): not distinguishable; nor from cpu blog batch 256." in printed(near)
+    clear = trials((TUNED, [200.0] * 4), (second, [180.0, 181.0, 179.0, 180.0]), (third, [100.0, 101.0, 99.0, 100.0]))
+    assert "4 pairs): distinguishable." in printed(clear)
+    many = [make_cell(batch_size=size) for size in range(1, 7)]
+    crowd = printed(trials(*((one, [100.0 + one.batch_size, 105.0, 100.0]) for one in many)))
+    assert "not distinguishable; nor from cpu blog batch 4, cpu blog batch 3, cpu blog batch 2 and 1 more." in crowd
 
 
 def test_a_speedup_that_can_not_be_told_from_1_is_marked():

@@ -1,6 +1,6 @@
 """The answer: the cells of a run, compared, and in words what they tell."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -12,6 +12,7 @@ from rresnet.quality.flags import ADVICE
 from rresnet.quality.states import slow_repeats
 from rresnet.terminal import counted, duration, number, percent
 
+MOST_NAMED = 3  # of the settings that can't be told from the first
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
 
 
@@ -42,7 +43,7 @@ def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
-    """The fastest setting, by how much, and whether that can be told from the second."""
+    """The fastest setting, by how much, and whether it can be told from the second and from the others."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
     if not measured:
         return "No trial ended ok, so there is no answer: the errors stand above, and in the trials table."
@@ -50,20 +51,25 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         only = measured[0]
         return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
     first, second = _first_two(trials, measured)
-    lead = pairing.ratio(trials, first["cell_id"], second["cell_id"])
+    floors = comparison.noise_floors(trials)
+
+    def over(other: Mapping[Any, Any]) -> tuple[Interval | None, float | None]:
+        floor = comparison.floor_of(floors.get(first["device"]), floors.get(other["device"]))
+        return pairing.ratio(trials, first["cell_id"], other["cell_id"]), floor
+
+    lead, floor = over(second)
     by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
     told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
     if lead is None:
         never = f"it was never measured side by side with the second, {name(second, measured)}"
         return f"{told}; {never}: --fresh measures all anew."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
-    floors = comparison.noise_floors(trials)
-    floor = comparison.floor_of(floors.get(first["device"]), floors.get(second["device"]))
     apart = pairing.distinguishable(lead, floor)
     if apart is None:
         return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
     interval = f"95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs"
-    return f"{told}. That is {than} ({interval}): {apart_text(lead, apart, floor)}."
+    others = [name(c, measured) for c in measured if c is not first and c is not second and not_apart(*over(c))]
+    return f"{told}. That is {than} ({interval}): {apart_text(lead, apart, floor, others)}."
 
 
 def _first_two(trials: pd.DataFrame, measured: list[dict[Any, Any]]) -> tuple[dict[Any, Any], dict[Any, Any]]:
@@ -86,13 +92,21 @@ def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = ""
     return [f"{told}: a larger one may be faster{what_to_do}."]
 
 
-def apart_text(ratio: Interval, apart: bool, floor: float | None) -> str:
-    """Whether two settings are `apart`; where the noise floor alone says that they are not, it is named."""
-    if apart:
-        return "distinguishable"
-    by_floor = floor is not None and pairing.distinguishable(ratio)
+def not_apart(ratio: Interval | None, floor: float | None) -> bool:
+    """Whether a setting is to be named beside the first: their ratio has an interval, and does not tell them apart."""
+    return ratio is not None and pairing.distinguishable(ratio, floor) is False
+
+
+def apart_text(ratio: Interval, apart: bool, floor: float | None, others: Sequence[str] = ()) -> str:
+    """Whether the first and the second are `apart`, and which `others` are `not_apart` from the first.
+
+    Where the noise floor alone says that the two are not apart, it is named.
+    """
+    by_floor = not apart and floor is not None and pairing.distinguishable(ratio)
     why = f", for identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
-    return f"not distinguishable{why}"
+    more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
+    rest = f"{', but not' if apart else '; nor'} from {', '.join(others[:MOST_NAMED])}{more}" if others else ""
+    return f"{'' if apart else 'not '}distinguishable{why}{rest}"
 
 
 def formatted(value: Any, form: str) -> str:

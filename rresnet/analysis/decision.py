@@ -29,6 +29,7 @@ class Verdict:
     distinguishable: bool | None = None  # None where no interval is claimed
     side_by_side: bool = False  # whether the ratio is of pairs
     floor: float | None = None  # the noise floor, where it was measured
+    not_apart: tuple[str, ...] = ()  # settings but the next that can't be told from it
     task: str | None = None  # model, data and image size, where several were measured
 
     def sentence(self) -> str:
@@ -43,7 +44,7 @@ class Verdict:
             return f"{told}; {'; '.join(filter(None, (apart, few)))}."
         bounds = f"95 % interval {self.ratio.low:.2f} - {self.ratio.high:.2f}"
         count = f"{self.ratio.count} {'pairs' if self.side_by_side else 'repeats'}"
-        whether = answer.apart_text(self.ratio, self.distinguishable, self.floor)
+        whether = answer.apart_text(self.ratio, self.distinguishable, self.floor, self.not_apart)
         return f"{told} ({', '.join(filter(None, (bounds, count, apart)))}): {whether}."
 
 
@@ -130,15 +131,19 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     )
     if second is None:
         return found
-    sides = (ranked[first], ranked[second])
-    floor = comparison.floor_of(*(comparison.noise_floors(_at(trials, cell)).get(cell["device"]) for cell in sides))
+    floors = [comparison.noise_floors(_at(trials, cell)).get(cell["device"]) for cell in ranked]
+    over = {
+        n: (ratio(first, n), comparison.floor_of(floors[first], floors[n])) for n in range(len(ranked)) if n != first
+    }
+    lead, floor = over.pop(second)
     return replace(
         found,
         next_setting=ranked[second]["setting"],
-        ratio=ratio(first, second),
-        distinguishable=pairing.distinguishable(ratio(first, second), floor),
+        ratio=lead,
+        distinguishable=pairing.distinguishable(lead, floor),
         side_by_side=paired(first, second) is not None,
         floor=floor,
+        not_apart=tuple(ranked[n]["setting"] for n, found in over.items() if answer.not_apart(*found)),
     )
 
 
