@@ -82,11 +82,13 @@ def test_the_ratio_that_scatters_is_that_of_the_fastest_and_the_second():
     assert "That ratio scatters by 1.0 % from repeat to repeat (standard deviations)." in text
 
 
-def test_a_projected_epoch_is_that_of_the_rate():
-    cells = rates.by_cell(trials((BLOG, [50.0, 200.0, 100.0, 400.0])))
-    assert cells["epoch_seconds"].iloc[0] == pytest.approx(10_000 / cells["images_per_second"].iloc[0])
-    whole = trials((BLOG, [50.0, 200.0, 100.0])).assign(epoch_seconds_kind="measured")
-    assert rates.by_cell(whole)["epoch_seconds"].iloc[0] == 100.0  # of 200, 50 and 100
+@pytest.mark.parametrize("kind", ["projected", "measured"])
+def test_an_epoch_is_that_of_the_rate_and_so_is_its_interval(kind):
+    (cell,) = rates.by_cell(trials((BLOG, [50.0, 200.0, 100.0, 400.0])).assign(epoch_seconds_kind=kind)).to_dict(
+        "records"
+    )
+    assert cell["epoch_seconds"] == pytest.approx(10_000 / (50 * 200 * 100 * 400) ** 0.25)  # not the median, of 75 s
+    assert cell["epoch_seconds"] ** 2 == pytest.approx(cell["epoch_low"] * cell["epoch_high"])
 
 
 def test_a_slow_rate_is_told_to_two_digits():

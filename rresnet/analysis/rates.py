@@ -13,6 +13,7 @@ from rresnet.cell import CELL_COLUMNS
 def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
     """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
 
+    Epoch seconds are those of the rate, its interval included, whether epochs were trained whole or not.
     No pairing shields a rate from the machine's drift: its interval allows for more of it (`RATE_DRIFT_LIMIT`).
     """
     trials = with_all_axes(trials)
@@ -20,9 +21,8 @@ def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
     statuses = trials.groupby("cell_id")["status"].value_counts()
     found = trials.drop_duplicates("cell_id").set_index("cell_id")[list(CELL_COLUMNS)]
     found = found.join(_rate_intervals(ok)).join(_summed_up(ok))
-    rate = found["images_per_second"].where(found["epoch_seconds_kind"] == "projected")
-    found["epoch_seconds"] = (found["epoch_images"] / rate).fillna(found["epoch_seconds"])
-    found["epoch_low"], found["epoch_high"] = (found["epoch_images"] / found[bound] for bound in ("high", "low"))
+    of_rates = {"epoch_seconds": "images_per_second", "epoch_low": "high", "epoch_high": "low"}
+    found = found.assign(**{epoch: found["epoch_images"] / found[rate] for epoch, rate in of_rates.items()})
     found["statuses"] = [", ".join(f"{n} {status}" for status, n in statuses[cell].items()) for cell in found.index]
     return found.assign(repeats=found["repeats"].fillna(0).astype(int)).drop(columns="epoch_images").reset_index()
 
@@ -50,7 +50,7 @@ def _summed_up(ok: pd.DataFrame) -> pd.DataFrame:
     votes = ok.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
     return pd.DataFrame(
         {
-            **of_cell[["epoch_seconds", "epoch_images", "percent_of_limit"]].median(),
+            **of_cell[["epoch_images", "percent_of_limit"]].median(),
             **of_cell[["epoch_joules", "test_accuracy"]].mean(),
             "peak_memory_bytes": of_cell["peak_memory_bytes"].max(),
             "epoch_seconds_kind": ok.groupby("cell_id")["epoch_seconds_kind"].first(),
