@@ -42,30 +42,45 @@ def main(
         if not sys.stdout.isatty():
             os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))
         # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
-        console = Console(file=sys.stdout)
+        console = _Console(file=sys.stdout)
         return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
     except UsageError as error:
         say(errors, f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:
-        say(errors, f"\nStopped; every trial that ended is kept. To continue: {_python()} {shlex.join(sys.argv)}")
-        return TERMINATED if stop.signal == signal.SIGTERM else INTERRUPTED
+        say(errors, f"\nStopped; every trial that ended is kept. To continue: {_again()}")
+        return INTERRUPTED if stop.signal in (None, signal.SIGINT) else TERMINATED
 
 
-def _python() -> str:
-    """The Python that runs, as it is called from this folder: `make` starts one that the shell may not find."""
-    if shutil.which("python") == sys.executable:
-        return "python"
-    return shlex.quote(min(os.path.relpath(sys.executable), sys.executable, key=len))
+class _Console(Console):
+    """A console whose reader may go (`| head`): the run is stopped as by Ctrl-C."""
+
+    def on_broken_pipe(self) -> None:
+        """Instead of exiting with rich's code, which is ours for a trial that failed."""
+        usage.nobody_reads()
+        raise KeyboardInterrupt
+
+
+def _again() -> str:
+    """The command that goes on with what this one has begun, from this folder."""
+    words = [word for word in sys.argv if word != "--fresh"]  # which would begin once more
+    python = "python"
+    if shutil.which("python") != sys.executable:  # `make` starts one that the shell may not find
+        python = shlex.quote(min(os.path.relpath(sys.executable), sys.executable, key=len))
+    return f"{python} {shlex.join(words)}"
 
 
 class _Stop:
-    """Ctrl-C or SIGTERM: raised where the program is, and noted, since code in between may swallow the exception."""
+    """Ctrl-C, SIGTERM or a terminal that closes: raised where the program is, and noted.
+
+    Code in between may swallow the exception.
+    """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        signal.signal(signal.SIGINT, self._handle)
-        signal.signal(signal.SIGTERM, self._handle)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+                signal.signal(number, self._handle)
 
     def asked(self) -> bool:
         """Whether a signal came."""

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "rresnet"
 
 # From the front door to the foundations: a module imports only what stands after it, and so does a folder.
 HOUSE = [
-    ("", "command doctor cli usage"),
+    ("", "__main__ command doctor cli usage"),
     ("reporting", "report page speed use section parts rows trackers export"),
     ("experiments", "ladder blog scaling experiment running planning printing search growth"),
     ("figures", "bars amounts drawing"),

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from rresnet import command
+from rresnet import cli, command
 
 ROOT = Path(__file__).parents[1]
 
@@ -32,6 +32,32 @@ def test_a_wrong_request_exits_with_2_and_one_message(tmp_path, flags, message):
     assert message in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_goes_stops_the_run_as_ctrl_c_does(monkeypatch, capsys):
+    class Gone:
+        encoding, isatty = "utf-8", lambda self: False
+
+        def write(self, text):
+            raise BrokenPipeError
+
+        def flush(self):
+            raise BrokenPipeError
+
+    monkeypatch.setattr(cli.usage, "nobody_reads", lambda: None)
+    monkeypatch.setattr(sys, "argv", ["experiments/compare.py", "--fresh", "--repeats", "3"])
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(cli.experiment, "run", lambda what, settings, console, asked: console.print("a row"))
+    monkeypatch.setattr(sys, "stdout", Gone())
+    assert cli.main("compare", "the experiment") == 130
+    said = " ".join(capsys.readouterr().err.split())
+    assert "Stopped; every trial that ended is kept." in said
+    assert said.endswith("experiments/compare.py --repeats 3")
+
+
+def test_python_m_rresnet_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "rresnet", "--version"], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout.split()[0]) == (0, "rresnet")
 
 
 def test_scaling_takes_batch_sizes_that_are_given():

@@ -78,12 +78,24 @@ def test_a_folder_is_split_by_its_seed_class_by_class(tmp_path):
     assert load(tmp_path).fingerprint == found.fingerprint
 
 
-@pytest.mark.parametrize("test_name", ["test", "val", "validation"])
-def test_a_folder_may_bring_its_own_split(tmp_path, test_name):
-    write_folder(tmp_path / "train", count=3)
-    write_folder(tmp_path / test_name, count=1)
+@pytest.mark.parametrize(
+    ("train", "test"), [("train", "test"), ("train", "val"), ("train", "validation"), ("Training", "TEST")]
+)
+def test_a_folder_may_bring_its_own_split(tmp_path, train, test):
+    write_folder(tmp_path / train, count=3)
+    write_folder(tmp_path / test, count=1)
     found = load(tmp_path)
     assert (len(found.train.labels), len(found.test.labels)) == (6, 2)
+
+
+def test_a_folder_of_the_users_is_found_and_one_of_parquet_files_told_what_to_give(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_folder(tmp_path / "mine", count=3)
+    assert data.load("~/mine", image_size=8).classes == ("cat", "dog")
+    (tmp_path / "parts").mkdir()
+    write_parquet(tmp_path / "parts" / "a.parquet")
+    with pytest.raises(data.DataError, match=r"no class folders.*of Parquet files give one, --dataset FOLDER/FILE"):
+        load(tmp_path / "parts")
 
 
 def test_one_thread_decodes_small_images_and_several_where_any_is_larger(tmp_path, monkeypatch):
@@ -206,7 +218,7 @@ def test_only_the_formats_that_are_named_are_opened(tmp_path):
 
 @pytest.mark.skipif(not FULL.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
 def test_the_embedded_set_can_be_built_again(tmp_path, monkeypatch):
-    build = runpy.run_path(data.Path(__file__).parents[1] / "tools" / "build_fashion_mnist_12k.py")
+    build = runpy.run_path(str(data.Path(__file__).parents[1] / "tools" / "build_fashion_mnist_12k.py"))
     monkeypatch.setitem(build["main"].__globals__, "TARGET", tmp_path / "built.npz")
     build["main"](FULL)
     small = load("fashion-mnist-12k", 28)

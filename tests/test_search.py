@@ -99,6 +99,12 @@ def test_series_are_told_apart_by_what_differs():
     assert line.startswith("cpu blog: the largest batch that ran is 16")
 
 
+def test_a_single_probe_is_a_search_too():
+    found = search.result(rows((16, "ok", 1.0)), most=1000)
+    assert found.sizes == (16,)
+    assert found.fits(make_cell(batch_size=16))
+
+
 def test_nothing_that_fits_is_a_wrong_request():
     with pytest.raises(UsageError, match="no batch size runs"):
         search.result(rows((1, "out_of_memory", None)), most=100)

@@ -112,7 +112,7 @@ DATASETS: dict[str, Loader] = {
 
 def check_known(dataset: str) -> None:
     """Raise DataError unless it is a known name, a folder or a file; nothing of it is read."""
-    path = Path(dataset)
+    path = Path(dataset).expanduser()
     with _as_data_error(dataset):  # no right to look there, or a name that is too long for one
         if dataset in DATASETS or path.is_dir() or path.is_file():
             return
@@ -138,7 +138,7 @@ def _as_data_error(dataset: str) -> Iterator[None]:
 def _own(dataset: str, image_size: int, seed: int) -> Source:
     from rresnet.data import files
 
-    path = Path(dataset)
+    path = Path(dataset).expanduser()
     return (files.folder if path.is_dir() else files.parquet)(path, image_size, seed)
 
 

@@ -21,7 +21,8 @@ from PIL import Image, ImageOps
 from rresnet.data import DataError, Labels, Pixels, Source, Split, check_memory, stratified_test_split
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif"})
-TEST_FOLDERS = ("test", "val", "validation")
+TRAINING_FOLDERS = ("train", "training")
+TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 # Pillow knows many more formats, chosen by content whatever the file is called; one of them starts Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 million
@@ -35,13 +36,13 @@ _GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
 
 def folder(root: Path, image_size: int, seed: int) -> Source:
     """An image folder, split in `train/` and `test/` (or val/, validation/) if it has these, else by the seed."""
-    test = next((root / name for name in TEST_FOLDERS if (root / name).is_dir()), None)
-    if (root / "train").is_dir() and test:
-        classes, tested = _class_folders(root / "train"), _class_folders(test)
+    train, test = (_first_folder(root, names) for names in (TRAINING_FOLDERS, TEST_FOLDERS))
+    if train and test:
+        classes, tested = _class_folders(train), _class_folders(test)
         unknown = [name for name in tested if name not in classes]
         if unknown:
-            raise DataError(f"{test} has the class {unknown[0]!r} that {root / 'train'} lacks: name its folders alike")
-        parts = [_files(root / "train", classes, classes), _files(test, classes, tested)]
+            raise DataError(f"{test} has the class {unknown[0]!r} that {train} lacks: name its folders alike")
+        parts = [_files(train, classes, classes), _files(test, classes, tested)]
     else:
         classes = _class_folders(root)
         parts = [_files(root, classes, classes)]
@@ -52,11 +53,18 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
     return _split(*images, labels, classes, seed, len(parts[0]) if len(parts) == 2 else None)
 
 
+def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
+    """The folder in `root` that has the first of the names, in large or small letters."""
+    there = {entry.name.lower(): Path(entry) for entry in os.scandir(root) if entry.is_dir()}
+    return next((there[name] for name in names if name in there), None)
+
+
 def _class_folders(root: Path) -> list[str]:
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
+        several = "; of Parquet files give one, --dataset FOLDER/FILE.parquet" if any(root.glob("*.parquet")) else ""
         raise DataError(
-            f"{root} has no class folders: expected one folder a class with images in it, {root}/CLASS/*.png"
+            f"{root} has no class folders: expected one folder a class with images in it, {root}/CLASS/*.png{several}"
         )
     return names
 

@@ -143,7 +143,7 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
     """What the probes' rows tell. Raises UsageError where no size runs."""
     sizes, largest, summary = set[int](), {}, []
     probes: list[dict[Any, Any]] = trials.to_dict("records")
-    for series, rows in trials.groupby([_series(row) for row in probes], sort=False):
+    for series, rows in trials.groupby(pd.Series([_series(row) for row in probes], trials.index), sort=False):
         one, ok = rows.iloc[0].to_dict(), rows[rows["status"] == "ok"]
         name = answer.name(one, probes, sized=False)
         if ok.empty:

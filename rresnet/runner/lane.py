@@ -1,6 +1,7 @@
 """One machine's trials, one after another in its trial processes, through Ray Tune."""
 
 import functools
+import logging
 import math
 import time
 from collections import deque
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from rresnet.data import ImageData
     from rresnet.runner.sweep import Sweep
 
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # a trial that ended badly is a row, and told as one
 ALIVE_SECONDS = 1.0  # between looks at whether the machine is still there
 DEATH_SECONDS = 60.0  # in which a machine answers, or Ray finds out that it is gone
 KILLED_FOR_MEMORY = (

@@ -55,7 +55,7 @@ def test_a_run_from_another_folder_ends_with_rows_and_an_answer(tmp_path):
 def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path):
     flags = [*QUICK, "--repeats", "200", "--processes", "1", "--results-dir", str(tmp_path)]
     command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
-    running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen([*command, "--fresh"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 400
     while len(list((tmp_path / "trials").glob("[!.]*.parquet"))) == 0 and time.monotonic() < deadline:
         time.sleep(0.2)
@@ -69,7 +69,7 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     assert running.returncode == 130
     assert time.monotonic() - stopped < 30
     again = shlex.split(errors.split("To continue: ")[1])
-    assert again[1:] == command[1:]
+    assert again[1:] == command[1:]  # without --fresh
     assert os.path.samefile(again[0], sys.executable)
     assert "Traceback" not in errors
     before = pd.read_parquet(tmp_path / "trials")
