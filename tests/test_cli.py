@@ -61,6 +61,15 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_of_batches_to_be_found_says_what_its_first_probes_lead_to(tmp_path):
+    done = compare("--dry-run", "--batch-size", "auto", "--repeats", "5", "--results-dir", str(tmp_path / "out"))
+    assert done.returncode == 0
+    assert "2 planned trials, in the order they run" in done.stdout  # one of each recipe
+    told = " ".join(done.stdout.split())
+    assert "These are the first probes of --batch-size auto" in told
+    assert "the fastest and the largest sizes are then measured in 5 repeats" in told
+
+
 def test_a_dry_run_refuses_batches_that_the_run_would_or_says_that_they_are_not_checked(tmp_path):
     where = ["--dry-run", "--batch-size", "20000", "--repeats", "1", "--results-dir", str(tmp_path / "out")]
     done = compare(*where)

@@ -42,7 +42,7 @@ def run(
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
             unchecked = _unchecked(planned, settings)
-            planning.show(planned, begin, console)
+            _show(planned, settings, console)
             say(console, unchecked)
             return True
     place.at(settings.results_dir).check_writable()
@@ -70,7 +70,7 @@ def run(
             if settings.batch_size != AUTO:  # those are found among what there are images for
                 planning.check_batches(planned, setup.images)
             if settings.dry_run:
-                planning.show(planned, begin, console)
+                _show(planned, settings, console)
                 return True
             return _measure(experiment, settings, setup)
 
@@ -83,6 +83,15 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
         return [f"Not checked: whether {settings.dataset} has images for each batch. A dry run does not load them."]
     planning.check_batches(planned, data.load(data.EMBEDDED, image_size=EMBEDDED_SIZE))
     return []
+
+
+def _show(planned: planning.Planned, settings: Settings, console: Console) -> None:
+    """Print what would run; where batch sizes are to be found, what the first probes lead to."""
+    planning.show(planned, _beginning(settings), console)
+    if settings.batch_size == AUTO:
+        from rresnet.experiments import search
+
+        say(console, search.plan_of(settings))
 
 
 def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: Callable[[str], None]) -> "Cluster":

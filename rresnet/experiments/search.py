@@ -13,7 +13,7 @@ from rresnet.experiments.growth import rows_so_far
 from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
 from rresnet.tables import store
-from rresnet.terminal import number
+from rresnet.terminal import counted, number
 
 FIRST_SIZE = 16
 STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
@@ -52,6 +52,15 @@ def first(settings: Settings, *, most: int = FIRST_SIZE) -> Settings:
         epochs=None,
         aa=False,
         profile=False,
+    )
+
+
+def plan_of(settings: Settings) -> str:
+    """In words, what the first probes lead to."""
+    return (
+        f"These are the first probes of --batch-size {AUTO}. Sizes are doubled until one does not fit, its step would "
+        f"take over {STEP_SECONDS:g} s, or there are no more images; of what fits, the fastest and the largest sizes "
+        f"are then measured in {counted(settings.repeats_planned, 'repeat')}."
     )
 
 
