@@ -85,7 +85,7 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
     return []
 
 
-def _show(planned: planning.Planned, settings: Settings, console: Console) -> None:
+def _show(planned: planning.Plan, settings: Settings, console: Console) -> None:
     """Print what would run; where batch sizes are to be found, what the first probes lead to."""
     planning.show(planned, _beginning(settings), console)
     if settings.batch_size == AUTO:
