@@ -60,6 +60,11 @@ def test_a_busy_machine_gets_advice_which_can_be_silenced(tmp_path, monkeypatch)
     assert "other programs" not in text
 
 
+def test_under_a_quota_the_work_of_others_is_not_judged(tmp_path, monkeypatch):
+    fine, text = examined(tmp_path, monkeypatch, replace(usage(), busy_cpu_seconds=None, steal_cpu_seconds=None))
+    assert fine, text
+
+
 def test_threads_held_down_by_the_environment_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "0")
     fine, text = examined(tmp_path, monkeypatch, usage())

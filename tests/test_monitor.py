@@ -1,10 +1,13 @@
 import os
 import types
+from dataclasses import replace
 
+import psutil
 import pynvml
 import pytest
-from samples import make_cell
+from samples import LAPTOP, make_cell
 
+from rresnet import hardware
 from rresnet.quality import flags, monitor
 from rresnet.quality.monitor import Monitor, Usage
 
@@ -89,6 +92,43 @@ def test_what_the_process_does_is_counted_inside_the_blocks_alone():
     assert 0 < one.seconds < watched.usage().seconds
     assert 0 < one.cpu_seconds <= one.seconds * 1.5
     assert one.gpu_utilization_percent is None
+
+
+def watched_on(monkeypatch, listed, may_use, quota=None):
+    """What is counted where processors, busy and stolen from so long, are listed, and some of them may be used."""
+    first = [types.SimpleNamespace(user=0.0, steal=0.0) for _ in listed]
+    second = [types.SimpleNamespace(user=busy, steal=stolen) for busy, stolen in listed]
+    listings = iter([first, second])
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(listings))
+    monkeypatch.setattr(hardware, "cpus", lambda: frozenset(may_use))
+    monkeypatch.setattr(hardware, "probe", lambda: replace(LAPTOP, cpu_count=quota or len(may_use)))
+    watched = Monitor()
+    with watched.watching():
+        pass
+    return watched.usage()
+
+
+def test_work_on_processors_that_this_process_may_not_use_is_not_in_its_way(monkeypatch):
+    found = watched_on(monkeypatch, [(5.0, 0.5), (7.0, 2.0), (9.0, 4.0)], may_use={0, 2})
+    assert (found.busy_cpu_seconds, found.steal_cpu_seconds) == (14.0, 4.5)
+    assert found.foreign_cpu_seconds == pytest.approx(14.0, abs=0.5)
+
+
+def test_a_container_may_list_its_own_processors_numbered_anew(monkeypatch):
+    found = watched_on(monkeypatch, [(5.0, 0.5), (7.0, 2.0)], may_use={4, 5})
+    assert (found.busy_cpu_seconds, found.steal_cpu_seconds) == (12.0, 2.5)
+
+
+@pytest.mark.parametrize(("may_use", "quota"), [({0, 1, 2}, 2), ({0, 7}, None)])
+def test_others_work_is_not_known_under_a_quota_nor_on_processors_not_listed(monkeypatch, may_use, quota):
+    found = watched_on(monkeypatch, [(50.0, 20.0)] * 3, may_use, quota)
+    assert (found.foreign_cpu_seconds, found.steal_cpu_seconds) == (None, None)
+    assert flags.of_machine(found, cpu_count=2) == []
+
+
+def test_a_counter_that_fell_tells_nothing(monkeypatch):
+    """As that of stolen time may, when a virtual machine moves to another host."""
+    assert watched_on(monkeypatch, [(5.0, -0.5)], {0}).steal_cpu_seconds is None
 
 
 def test_energy_is_unknown_where_a_counter_wrapped(monkeypatch):

@@ -96,6 +96,10 @@ def test_each_worker_brings_in_its_share_of_what_its_machine_used(monkeypatch):
     used = found.over_workers(Usage(**one, major_faults=0, swapped_bytes=0))
     assert (used.cpu_seconds, used.busy_cpu_seconds, used.steal_cpu_seconds) == (6.0, 8.0, 2.0)
     assert (used.foreign_cpu_seconds, used.energy_joules, used.seconds) == (2.0, 20.0, 2.0)
+    unknown = {**one, "busy_cpu_seconds": None, "steal_cpu_seconds": None, "energy_joules": None}
+    used = found.over_workers(Usage(**unknown, major_faults=0, swapped_bytes=0))
+    assert (used.cpu_seconds, used.foreign_cpu_seconds, used.steal_cpu_seconds) == (6.0, None, None)
+    assert used.energy_joules is None
 
 
 def test_gradients_of_several_workers_stand_where_they_are_exchanged(monkeypatch):

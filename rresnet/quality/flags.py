@@ -33,8 +33,8 @@ def of_machine(usage: Usage, *, cpu_count: int) -> list[str]:
     """Flags of what went on around a trial, or around nothing at all."""
     available = cpu_count * usage.seconds
     found = {
-        "foreign_load": usage.foreign_cpu_seconds > FOREIGN_SHARE * available,
-        "steal": usage.steal_cpu_seconds > STEAL_SHARE * available,
+        "foreign_load": (usage.foreign_cpu_seconds or 0) > FOREIGN_SHARE * available,
+        "steal": (usage.steal_cpu_seconds or 0) > STEAL_SHARE * available,
         "gpu_shared": usage.gpu_foreign_processes > 0,
         "gpu_throttled": usage.gpu_throttled,
         "swapping": usage.major_faults > 0 or usage.swapped_bytes > 0,

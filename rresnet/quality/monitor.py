@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pynvml
 
+from rresnet import hardware
+
 # Reasons why a GPU runs below its clocks that are the machine's doing; idling and chosen clocks are not.
 _THROTTLING = (
     pynvml.nvmlClocksThrottleReasonSwPowerCap
@@ -32,8 +34,8 @@ class Usage:
 
     seconds: float
     cpu_seconds: float  # of this process, over its threads
-    busy_cpu_seconds: float  # of the whole machine
-    steal_cpu_seconds: float  # that the hypervisor gave to others
+    busy_cpu_seconds: float | None  # of the processors that this process may run on
+    steal_cpu_seconds: float | None  # of the same, that the hypervisor gave to others
     major_faults: int
     swapped_bytes: int  # of the whole machine, in and out
     energy_joules: float | None = None
@@ -42,9 +44,9 @@ class Usage:
     gpu_foreign_processes: int = 0
 
     @property
-    def foreign_cpu_seconds(self) -> float:
-        """CPU time of everybody else."""
-        return max(0.0, self.busy_cpu_seconds - self.cpu_seconds)
+    def foreign_cpu_seconds(self) -> float | None:
+        """CPU time of everybody else on these processors."""
+        return None if self.busy_cpu_seconds is None else max(0.0, self.busy_cpu_seconds - self.cpu_seconds)
 
 
 class Monitor:
@@ -76,30 +78,45 @@ class Monitor:
         """What the blocks used in all; there must have been one."""
 
         def total(name: str) -> Any:
-            return sum(after[name] - before[name] for before, after in self._spans)
+            parts = [(before[name], after[name]) for before, after in self._spans]
+            known = all(None not in part and part[0] <= part[1] for part in parts)  # RAPL's counters wrap
+            return sum(after - before for before, after in parts) if known else None
 
-        energies = [(before["energy_joules"], after["energy_joules"]) for before, after in self._spans]
-        known = [b - a for a, b in energies if a is not None and b is not None and b >= a]  # RAPL's counters wrap
         utilization = [percent for percent in self._utilization if percent is not None]
         return Usage(
-            **{name: total(name) for name in self._spans[0][0] if name != "energy_joules"},
-            energy_joules=sum(known) if len(known) == len(energies) else None,
+            **{name: total(name) for name in self._spans[0][0]},
             gpu_utilization_percent=sum(utilization) / len(utilization) if utilization else None,
             gpu_throttled=self._throttled,
             gpu_foreign_processes=self._foreign,
         )
 
     def _read(self) -> _Counters:
-        own, machine, swap = resource.getrusage(resource.RUSAGE_SELF), psutil.cpu_times(), psutil.swap_memory()
+        own, swap = resource.getrusage(resource.RUSAGE_SELF), psutil.swap_memory()
+        busy, steal = _processors()
         return {
             "seconds": time.perf_counter(),
             "cpu_seconds": own.ru_utime + own.ru_stime,
-            "busy_cpu_seconds": sum(getattr(machine, k, 0.0) for k in ("user", "nice", "system", "irq", "softirq")),
-            "steal_cpu_seconds": getattr(machine, "steal", 0.0),
+            "busy_cpu_seconds": busy,
+            "steal_cpu_seconds": steal,
             "major_faults": own.ru_majflt,
             "swapped_bytes": swap.sin + swap.sout,
             "energy_joules": self._gpu.energy_joules() if self._gpu else _rapl_joules(),
         }
+
+
+def _processors() -> tuple[float | None, float | None]:
+    """CPU seconds so far that the processors which this process may run on were busy, and that were stolen from them.
+
+    None under a quota of fewer: there others' work need not be in our way. And where they can't be found in the list.
+    """
+    cpus, listed = hardware.cpus(), psutil.cpu_times(percpu=True)
+    # A container's list may be of its own processors alone, numbered anew.
+    ours = listed if len(listed) == len(cpus) else [times for number, times in enumerate(listed) if number in cpus]
+    if len(ours) != len(cpus) or hardware.probe().cpu_count < len(cpus):
+        return None, None
+    kinds = ("user", "nice", "system", "irq", "softirq")
+    busy = sum(getattr(times, kind, 0.0) for times in ours for kind in kinds)
+    return busy, sum(getattr(times, "steal", 0.0) for times in ours)
 
 
 def _parent(pid: int) -> int | None:
