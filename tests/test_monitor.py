@@ -46,7 +46,8 @@ def test_a_quiet_trial_has_no_flag():
     [
         ({"busy_cpu_seconds": 22.1}, "foreign_load"),  # 2.1 of 20 CPU seconds are others'
         ({"steal_cpu_seconds": 1.1}, "steal"),  # of 20
-        ({"cpu_seconds": 13.9, "busy_cpu_seconds": 14}, "cpu_starved"),  # of 20
+        # 6.1 of 20 are missing; while one of two threads stands still, the other waits
+        ({"cpu_seconds": 13.9, "busy_cpu_seconds": 14, "throttled_cpu_seconds": 1.6}, "cpu_starved"),
         ({"observed_threads": 1, "cpu_seconds": 10.0, "busy_cpu_seconds": 10.0}, "fewer_threads"),
         ({"gpu_foreign_processes": 1}, "gpu_shared"),
         ({"gpu_throttled": True}, "gpu_throttled"),
@@ -65,6 +66,29 @@ def test_each_doubt_is_flagged_alone(changes, flag):
 
 def test_a_gpu_trial_is_not_judged_by_its_processor_time():
     assert flagged(make_cell(device="gpu"), cpu_seconds=1.0, busy_cpu_seconds=1.5, observed_threads=1) == ()
+
+
+EIGHT = {"cpu_count": 8, "cpu_cores": 8, "observed_threads": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "starved"),
+    [
+        ({"busy_cpu_seconds": 53.0}, False),  # 28 of 80 are missing because one thread makes the input
+        ({"busy_cpu_seconds": 65.9}, False),  # 13.9 are others'
+        ({"busy_cpu_seconds": 66.1}, True),  # 14.1 are
+        ({"busy_cpu_seconds": 60.0, "steal_cpu_seconds": 6.1}, True),
+        ({"busy_cpu_seconds": 60.0, "throttled_cpu_seconds": 1.7}, False),  # halts 13.6
+        ({"busy_cpu_seconds": None, "steal_cpu_seconds": None, "throttled_cpu_seconds": 1.8}, True),  # halts 14.4
+        ({"busy_cpu_seconds": None, "steal_cpu_seconds": None}, False),
+        ({"busy_cpu_seconds": 132.0, "cpu_count": 16}, False),  # the others' 80 left 80 for the trial
+        ({"busy_cpu_seconds": 147.0, "cpu_count": 16}, True),  # 95 left 65
+        ({"busy_cpu_seconds": None, "steal_cpu_seconds": None, "cpu_count": 6}, True),  # a quota of 6
+        ({"cpu_seconds": 57.0, "busy_cpu_seconds": 80.0}, False),  # 71 % is enough
+    ],
+)
+def test_a_trial_is_starved_where_what_it_misses_was_taken(changes, starved):
+    assert ("cpu_starved" in flagged(**{**EIGHT, "cpu_seconds": 52.0, **changes})) is starved
 
 
 def test_workers_that_share_the_cores_have_threads_enough():
@@ -129,6 +153,15 @@ def test_others_work_is_not_known_under_a_quota_nor_on_processors_not_listed(mon
 def test_a_counter_that_fell_tells_nothing(monkeypatch):
     """As that of stolen time may, when a virtual machine moves to another host."""
     assert watched_on(monkeypatch, [(5.0, -0.5)], {0}).steal_cpu_seconds is None
+
+
+def test_what_a_quota_withholds_is_read_from_the_containers_cgroup(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor, "_CPU_STAT", tmp_path / "cpu.stat")
+    assert monitor._throttled_seconds() == 0
+    (tmp_path / "cpu.stat").write_text("usage_usec 9000000\nnr_periods 20\nnr_throttled 5\nthrottled_usec 2500000\n")
+    assert monitor._throttled_seconds() == 2.5
+    (tmp_path / "cpu.stat").write_text("usage_usec 9000000\n")  # as of a machine's own, which has no quota
+    assert monitor._throttled_seconds() == 0
 
 
 def test_energy_is_unknown_where_a_counter_wrapped(monkeypatch):

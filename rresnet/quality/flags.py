@@ -10,6 +10,7 @@ from rresnet.quality.monitor import Usage
 FOREIGN_SHARE = 0.1  # of all processors, busy with other programs
 STEAL_SHARE = 0.05  # of all processors, given to other machines by the hypervisor; its clock ticks 10 ms
 STARVED_SHARE = 0.7  # of threads x seconds that the trial got
+TAKEN_SHARE = 0.5  # of what it did not get: threads that wait for the input, on a machine that idles, are not starved
 FEWEST_WINDOWS = 2
 LEARNING_STEPS = 50  # before these a loss says little
 
@@ -60,8 +61,15 @@ def of_trial(
     trained to tell.
     """
     on_cpu, threads = cell.device == "cpu", observed_threads * cell.workers_per_node
+    seconds = cell.num_nodes * usage.seconds
+    missing = threads * seconds - usage.cpu_seconds
+    others = (usage.foreign_cpu_seconds or 0) + (usage.steal_cpu_seconds or 0)
+    taken = others - (cpu_count - threads) * seconds  # those processors do without a thread
+    halted = threads * usage.throttled_cpu_seconds  # all wait for the one that stands still
     found = {
-        "cpu_starved": on_cpu and usage.cpu_seconds < STARVED_SHARE * threads * cell.num_nodes * usage.seconds,
+        "cpu_starved": on_cpu
+        and missing > (1 - STARVED_SHARE) * threads * seconds
+        and max(taken, halted) > TAKEN_SHARE * missing,
         "fewer_threads": on_cpu and threads < cpu_cores // cell.workers_per_node * cell.workers_per_node,
         "few_windows": len(window_seconds) < FEWEST_WINDOWS,
         "unsteady": not settled or steady.trends(window_seconds),

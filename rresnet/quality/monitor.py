@@ -24,6 +24,7 @@ _THROTTLING = (
     | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 )
 _RAPL = Path("/sys/class/powercap")
+_CPU_STAT = Path("/sys/fs/cgroup/cpu.stat")
 
 _Counters = Mapping[str, Any]  # readings at one moment, by the names of `Usage`
 
@@ -38,6 +39,7 @@ class Usage:
     steal_cpu_seconds: float | None  # of the same, that the hypervisor gave to others
     major_faults: int
     swapped_bytes: int  # of the whole machine, in and out
+    throttled_cpu_seconds: float = 0.0  # that threads stood still because a cgroup's quota was used up
     energy_joules: float | None = None
     gpu_utilization_percent: float | None = None
     gpu_throttled: bool = False
@@ -98,6 +100,7 @@ class Monitor:
             "cpu_seconds": own.ru_utime + own.ru_stime,
             "busy_cpu_seconds": busy,
             "steal_cpu_seconds": steal,
+            "throttled_cpu_seconds": _throttled_seconds(),
             "major_faults": own.ru_majflt,
             "swapped_bytes": swap.sin + swap.sout,
             "energy_joules": self._gpu.energy_joules() if self._gpu else _rapl_joules(),
@@ -117,6 +120,14 @@ def _processors() -> tuple[float | None, float | None]:
     kinds = ("user", "nice", "system", "irq", "softirq")
     busy = sum(getattr(times, kind, 0.0) for times in ours for kind in kinds)
     return busy, sum(getattr(times, "steal", 0.0) for times in ours)
+
+
+def _throttled_seconds() -> float:
+    """CPU seconds so far that the quota of our container kept from threads that could have run; 0 without one."""
+    with contextlib.suppress(OSError, ValueError):
+        told = dict(line.split() for line in _CPU_STAT.read_text().splitlines())
+        return int(told.get("throttled_usec", 0)) / 1e6
+    return 0.0
 
 
 def _parent(pid: int) -> int | None:

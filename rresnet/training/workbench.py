@@ -136,8 +136,8 @@ class Workbench:
         if self.world == 1:
             return usage
         share = 1 / self.cell.workers_per_node
-        shares = {"cpu_seconds": 1.0, "busy_cpu_seconds": share, "steal_cpu_seconds": share}
-        shares["energy_joules"] = share if self.device.type == "cpu" else 1.0
+        shares = dict.fromkeys(("busy_cpu_seconds", "steal_cpu_seconds", "throttled_cpu_seconds"), share)
+        shares |= {"cpu_seconds": 1.0, "energy_joules": share if self.device.type == "cpu" else 1.0}
         known = {name: getattr(usage, name) for name in shares}
         own = [math.nan if known[name] is None else known[name] * part for name, part in shares.items()]
         total = torch.tensor(own, device=self.device)
