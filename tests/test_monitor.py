@@ -91,6 +91,26 @@ def test_a_trial_is_starved_where_what_it_misses_was_taken(changes, starved):
     assert ("cpu_starved" in flagged(**{**EIGHT, "cpu_seconds": 52.0, **changes})) is starved
 
 
+@pytest.mark.parametrize(
+    ("foreign", "changes", "loaded"),
+    [
+        (5.1, {}, True),  # half a core in 10 s: every step waits for the thread that shares its core
+        (4.9, {}, False),
+        (5.1, {"observed_threads": 15}, False),  # a core is left to it
+        (10.1, {"observed_threads": 15}, True),
+        (5.1, {"cpu_count": 32}, True),  # the other half of a core that is in use is none to spare
+        (5.1, {"cell": make_cell(device="gpu")}, False),
+        (5.1, {"cell": make_cell(num_workers=2, num_nodes=2)}, False),  # on two machines
+        (10.1, {"cell": make_cell(num_workers=2, num_nodes=2)}, True),
+    ],
+)
+def test_little_foreign_work_is_load_where_no_core_is_left_to_it(foreign, changes, loaded):
+    values = {"cpu_count": 16, "cpu_cores": 16, "observed_threads": 16, **changes}
+    own = 10.0 * values["observed_threads"]
+    found = flagged(**values, cpu_seconds=own, busy_cpu_seconds=own + foreign)
+    assert ("foreign_load" in found) is loaded
+
+
 def test_workers_that_share_the_cores_have_threads_enough():
     cell = make_cell(num_workers=2)
     assert flagged(cell, observed_threads=1, cpu_count=2, cpu_cores=2) == ()
