@@ -208,14 +208,22 @@ def test_rapl_packages_are_summed_and_their_parts_are_not(tmp_path, monkeypatch)
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """NVML of a GPU that is throttled for heat, shared with process 1, and has used 2 J between two readings."""
+    """NVML of a GPU that is throttled for heat, shared with process 1, and has used 2 J between two readings.
+
+    Which policies held it down for how long it does not tell.
+    """
     energy = iter([5000, 7000, 9000])
+
+    def untold(handle, policy):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
     fakes = {
         "nvmlInit": lambda: None,
         "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: next(energy),
         "nvmlDeviceGetUtilizationRates": lambda handle: types.SimpleNamespace(gpu=83),
         "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "nvmlDeviceGetViolationStatus": untold,
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
             types.SimpleNamespace(pid=os.getpid()),
             types.SimpleNamespace(pid=1),
@@ -236,6 +244,36 @@ def test_a_gpus_readings(nvml):
     assert found.gpu_utilization_percent == 83
     assert found.gpu_throttled
     assert found.gpu_foreign_processes == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True), (False, False)])
+def test_a_gpu_that_does_not_tell_was_throttled_if_it_is_so_before_or_after(nvml, monkeypatch, before, after):
+    heat = pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
+    reasons = iter([before * heat, after * heat])
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda handle: next(reasons))
+    watched = Monitor("x")
+    with watched.watching():
+        pass
+    assert watched.usage().gpu_throttled is (before or after)
+
+
+@pytest.mark.parametrize(("power", "heat", "throttled"), [(0.0, 0.0, False), (0.09, 0.0, False), (0.07, 0.05, True)])
+def test_a_gpu_that_tells_how_long_it_was_held_down_was_throttled_for_a_share_of_the_time(
+    nvml, monkeypatch, power, heat, throttled
+):
+    """Whatever reasons it names at the edges: there it begins to work, or to idle."""
+    held = {pynvml.NVML_PERF_POLICY_POWER: power, pynvml.NVML_PERF_POLICY_THERMAL: heat}
+    clock = [100.0]
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(
+        pynvml,
+        "nvmlDeviceGetViolationStatus",
+        lambda handle, policy: types.SimpleNamespace(violationTime=int(clock[0] * held[policy] * 1e9)),
+    )
+    watched = Monitor("x")
+    with watched.watching():
+        clock[0] += 10
+    assert watched.usage().gpu_throttled is throttled
 
 
 def test_what_the_same_ray_has_started_is_not_foreign_to_a_trial(nvml, monkeypatch):
@@ -264,7 +302,7 @@ def test_in_a_container_one_unknown_process_is_ourselves(nvml, monkeypatch):
 
 
 def test_what_a_gpu_does_not_tell_is_not_known_and_no_failure(nvml, monkeypatch):
-    def unsupported(handle):
+    def unsupported(*asked):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     for name in nvml.keys() - {"nvmlInit", "nvmlDeviceGetHandleByUUID"}:

@@ -23,6 +23,7 @@ _THROTTLING = (
     | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
     | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 )
+THROTTLED_SHARE = 0.1  # of the time, held down: a GPU that boosts touches its power limit for moments all the time
 _RAPL = Path("/sys/class/powercap")
 _CPU_STAT = Path("/sys/fs/cgroup/cpu.stat")
 
@@ -68,11 +69,12 @@ class Monitor:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Count what happens in the block."""
+        self._throttled |= self._gpu is not None and self._gpu.throttled()
         before = self._read()
         yield
         if self._gpu:
+            self._throttled |= self._gpu.throttled()  # first: it begins to idle
             self._utilization.append(self._gpu.utilization_percent())
-            self._throttled |= self._gpu.throttled()
             self._foreign = max(self._foreign, self._gpu.foreign_processes())
         self._spans.append((before, self._read()))
 
@@ -85,10 +87,12 @@ class Monitor:
             return sum(after - before for before, after in parts) if known else None
 
         utilization = [percent for percent in self._utilization if percent is not None]
+        found = {name: total(name) for name in self._spans[0][0]}
+        held = found.pop("gpu_held_seconds")
         return Usage(
-            **{name: total(name) for name in self._spans[0][0]},
+            **found,
             gpu_utilization_percent=sum(utilization) / len(utilization) if utilization else None,
-            gpu_throttled=self._throttled,
+            gpu_throttled=self._throttled if held is None else held > THROTTLED_SHARE * found["seconds"],
             gpu_foreign_processes=self._foreign,
         )
 
@@ -103,6 +107,7 @@ class Monitor:
             "throttled_cpu_seconds": _throttled_seconds(),
             "major_faults": own.ru_majflt,
             "swapped_bytes": swap.sin + swap.sout,
+            "gpu_held_seconds": self._gpu.held_seconds() if self._gpu else None,
             "energy_joules": self._gpu.energy_joules() if self._gpu else _rapl_joules(),
         }
 
@@ -161,8 +166,14 @@ class _Gpu:
         return None if rates is None else float(rates.gpu)
 
     def throttled(self) -> bool:
-        """Whether it is known to be."""
+        """Whether it is known to be, at this moment."""
         return bool((self._ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0) & _THROTTLING)
+
+    def held_seconds(self) -> float | None:
+        """Seconds so far in which power held it below its clocks, and in which heat did."""
+        policies = pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL
+        told = [self._ask(pynvml.nvmlDeviceGetViolationStatus, policy) for policy in policies]
+        return None if None in told else float(sum(status.violationTime for status in told)) / 1e9  # nanoseconds
 
     def foreign_processes(self) -> int:
         """Processes computing on the GPU that are neither this one nor of the same Ray: a run's own take turns.
@@ -174,9 +185,9 @@ class _Gpu:
             return max(0, len(pids) - 1)
         return sum(pid != os.getpid() and _parent(pid) != os.getppid() for pid in pids)
 
-    def _ask(self, question: Callable[[Any], Any]) -> Any:
+    def _ask(self, question: Callable[..., Any], *of: int) -> Any:
         try:
-            return None if self._handle is None else question(self._handle)
+            return None if self._handle is None else question(self._handle, *of)
         except pynvml.NVMLError:
             return None
 
