@@ -38,8 +38,9 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
         time.sleep(seconds)
     usage = monitor.usage()
     busy = {"foreign_load": usage.foreign_cpu_seconds, "steal": usage.steal_cpu_seconds}
-    amounts = {flag: f" ({used / usage.seconds:.1f} of {machine.cpu_count} CPUs)" for flag, used in busy.items()}
-    found = {flag: f"{flag}{amounts.get(flag, '')}" for flag in flags.of_machine(usage, cpu_count=machine.cpu_count)}
+    amounts = {flag: f" ({(used or 0) / usage.seconds:.1f} of {machine.cpu_count} CPUs)" for flag, used in busy.items()}
+    around = flags.of_machine(usage, cpu_count=machine.cpu_count, spare_cores=0)  # a trial on the CPU takes all cores
+    found = {flag: f"{flag}{amounts.get(flag, '')}" for flag in around}
     doubts = [f"{told}: {flags.ADVICE[flag]}" if advice else told for flag, told in found.items()]
     doubts += _settings(machine, results_dir)
     for doubt in doubts:

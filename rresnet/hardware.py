@@ -89,9 +89,15 @@ def _has_compiler() -> bool:
     return any(map(shutil.which, compilers)) and headers.exists()
 
 
+@functools.cache
+def cpus() -> frozenset[int]:
+    """The numbers of the processors in this process's affinity mask; read once, for OpenMP may bind a thread later."""
+    return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
+
+
 def _usable_cpus() -> int:
-    """Processors in this process's affinity mask, or fewer where a cgroup's quota grants fewer."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    """How many processors this process may use; fewer than it may run on where a cgroup's quota grants fewer."""
+    count = len(cpus())
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
         if quota != "max":

@@ -60,6 +60,16 @@ def test_a_busy_machine_gets_advice_which_can_be_silenced(tmp_path, monkeypatch)
     assert "other programs" not in text
 
 
+def test_work_that_would_be_in_the_way_of_a_trial_on_all_cores_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: A100)  # of 16 cores
+    assert "foreign_load (0.6 of 16 CPUs)" in examined(tmp_path, monkeypatch, usage(busy=0.6))[1]
+
+
+def test_under_a_quota_the_work_of_others_is_not_judged(tmp_path, monkeypatch):
+    fine, text = examined(tmp_path, monkeypatch, replace(usage(), busy_cpu_seconds=None, steal_cpu_seconds=None))
+    assert fine, text
+
+
 def test_threads_held_down_by_the_environment_are_named(tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "0")
     fine, text = examined(tmp_path, monkeypatch, usage())

@@ -1,6 +1,8 @@
 """Which GPUs a process may use: NVML knows them all, CUDA_VISIBLE_DEVICES hides some."""
 
 import os
+import subprocess
+import sys
 
 import pynvml
 import pytest
@@ -24,6 +26,14 @@ def test_variables_are_those_that_change_how_fast_libraries_run(monkeypatch):
     assert told.startswith("LD_PRELOAD=libtcmalloc")
     assert told.endswith(".so TORCHDYNAMO_DISABLE=1")
     assert told.encode()
+
+
+def test_the_processors_are_those_of_the_affinity_mask():
+    bound = min(os.sched_getaffinity(0))
+    code = f"import os; os.sched_setaffinity(0, [{bound}]); from rresnet.hardware import cpus, probe; "
+    code += "print(*cpus(), probe().cpu_count)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.split() == [str(bound), "1"]
 
 
 @pytest.fixture

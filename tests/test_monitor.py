@@ -1,10 +1,13 @@
 import os
 import types
+from dataclasses import replace
 
+import psutil
 import pynvml
 import pytest
-from samples import make_cell
+from samples import LAPTOP, make_cell
 
+from rresnet import hardware
 from rresnet.quality import flags, monitor
 from rresnet.quality.monitor import Monitor, Usage
 
@@ -43,7 +46,8 @@ def test_a_quiet_trial_has_no_flag():
     [
         ({"busy_cpu_seconds": 22.1}, "foreign_load"),  # 2.1 of 20 CPU seconds are others'
         ({"steal_cpu_seconds": 1.1}, "steal"),  # of 20
-        ({"cpu_seconds": 13.9, "busy_cpu_seconds": 14}, "cpu_starved"),  # of 20
+        # 6.1 of 20 are missing; while one of two threads stands still, the other waits
+        ({"cpu_seconds": 13.9, "busy_cpu_seconds": 14, "throttled_cpu_seconds": 1.6}, "cpu_starved"),
         ({"observed_threads": 1, "cpu_seconds": 10.0, "busy_cpu_seconds": 10.0}, "fewer_threads"),
         ({"gpu_foreign_processes": 1}, "gpu_shared"),
         ({"gpu_throttled": True}, "gpu_throttled"),
@@ -62,6 +66,49 @@ def test_each_doubt_is_flagged_alone(changes, flag):
 
 def test_a_gpu_trial_is_not_judged_by_its_processor_time():
     assert flagged(make_cell(device="gpu"), cpu_seconds=1.0, busy_cpu_seconds=1.5, observed_threads=1) == ()
+
+
+EIGHT = {"cpu_count": 8, "cpu_cores": 8, "observed_threads": 8}
+
+
+@pytest.mark.parametrize(
+    ("changes", "starved"),
+    [
+        ({"busy_cpu_seconds": 53.0}, False),  # 28 of 80 are missing because one thread makes the input
+        ({"busy_cpu_seconds": 65.9}, False),  # 13.9 are others'
+        ({"busy_cpu_seconds": 66.1}, True),  # 14.1 are
+        ({"busy_cpu_seconds": 60.0, "steal_cpu_seconds": 6.1}, True),
+        ({"busy_cpu_seconds": 60.0, "throttled_cpu_seconds": 1.7}, False),  # halts 13.6
+        ({"busy_cpu_seconds": None, "steal_cpu_seconds": None, "throttled_cpu_seconds": 1.8}, True),  # halts 14.4
+        ({"busy_cpu_seconds": None, "steal_cpu_seconds": None}, False),
+        ({"busy_cpu_seconds": 132.0, "cpu_count": 16}, False),  # the others' 80 left 80 for the trial
+        ({"busy_cpu_seconds": 147.0, "cpu_count": 16}, True),  # 95 left 65
+        ({"busy_cpu_seconds": None, "steal_cpu_seconds": None, "cpu_count": 6}, True),  # a quota of 6
+        ({"cpu_seconds": 57.0, "busy_cpu_seconds": 80.0}, False),  # 71 % is enough
+    ],
+)
+def test_a_trial_is_starved_where_what_it_misses_was_taken(changes, starved):
+    assert ("cpu_starved" in flagged(**{**EIGHT, "cpu_seconds": 52.0, **changes})) is starved
+
+
+@pytest.mark.parametrize(
+    ("foreign", "changes", "loaded"),
+    [
+        (5.1, {}, True),  # half a core in 10 s: every step waits for the thread that shares its core
+        (4.9, {}, False),
+        (5.1, {"observed_threads": 15}, False),  # a core is left to it
+        (10.1, {"observed_threads": 15}, True),
+        (5.1, {"cpu_count": 32}, True),  # the other half of a core that is in use is none to spare
+        (5.1, {"cell": make_cell(device="gpu")}, False),
+        (5.1, {"cell": make_cell(num_workers=2, num_nodes=2)}, False),  # on two machines
+        (10.1, {"cell": make_cell(num_workers=2, num_nodes=2)}, True),
+    ],
+)
+def test_little_foreign_work_is_load_where_no_core_is_left_to_it(foreign, changes, loaded):
+    values = {"cpu_count": 16, "cpu_cores": 16, "observed_threads": 16, **changes}
+    own = 10.0 * values["observed_threads"]
+    found = flagged(**values, cpu_seconds=own, busy_cpu_seconds=own + foreign)
+    assert ("foreign_load" in found) is loaded
 
 
 def test_workers_that_share_the_cores_have_threads_enough():
@@ -91,6 +138,52 @@ def test_what_the_process_does_is_counted_inside_the_blocks_alone():
     assert one.gpu_utilization_percent is None
 
 
+def watched_on(monkeypatch, listed, may_use, quota=None):
+    """What is counted where processors, busy and stolen from so long, are listed, and some of them may be used."""
+    first = [types.SimpleNamespace(user=0.0, steal=0.0) for _ in listed]
+    second = [types.SimpleNamespace(user=busy, steal=stolen) for busy, stolen in listed]
+    listings = iter([first, second])
+    monkeypatch.setattr(psutil, "cpu_times", lambda percpu: next(listings))
+    monkeypatch.setattr(hardware, "cpus", lambda: frozenset(may_use))
+    monkeypatch.setattr(hardware, "probe", lambda: replace(LAPTOP, cpu_count=quota or len(may_use)))
+    watched = Monitor()
+    with watched.watching():
+        pass
+    return watched.usage()
+
+
+def test_work_on_processors_that_this_process_may_not_use_is_not_in_its_way(monkeypatch):
+    found = watched_on(monkeypatch, [(5.0, 0.5), (7.0, 2.0), (9.0, 4.0)], may_use={0, 2})
+    assert (found.busy_cpu_seconds, found.steal_cpu_seconds) == (14.0, 4.5)
+    assert found.foreign_cpu_seconds == pytest.approx(14.0, abs=0.5)
+
+
+def test_a_container_may_list_its_own_processors_numbered_anew(monkeypatch):
+    found = watched_on(monkeypatch, [(5.0, 0.5), (7.0, 2.0)], may_use={4, 5})
+    assert (found.busy_cpu_seconds, found.steal_cpu_seconds) == (12.0, 2.5)
+
+
+@pytest.mark.parametrize(("may_use", "quota"), [({0, 1, 2}, 2), ({0, 7}, None)])
+def test_others_work_is_not_known_under_a_quota_nor_on_processors_not_listed(monkeypatch, may_use, quota):
+    found = watched_on(monkeypatch, [(50.0, 20.0)] * 3, may_use, quota)
+    assert (found.foreign_cpu_seconds, found.steal_cpu_seconds) == (None, None)
+    assert flags.of_machine(found, cpu_count=2) == []
+
+
+def test_a_counter_that_fell_tells_nothing(monkeypatch):
+    """As that of stolen time may, when a virtual machine moves to another host."""
+    assert watched_on(monkeypatch, [(5.0, -0.5)], {0}).steal_cpu_seconds is None
+
+
+def test_what_a_quota_withholds_is_read_from_the_containers_cgroup(tmp_path, monkeypatch):
+    monkeypatch.setattr(monitor, "_CPU_STAT", tmp_path / "cpu.stat")
+    assert monitor._throttled_seconds() == 0
+    (tmp_path / "cpu.stat").write_text("usage_usec 9000000\nnr_periods 20\nnr_throttled 5\nthrottled_usec 2500000\n")
+    assert monitor._throttled_seconds() == 2.5
+    (tmp_path / "cpu.stat").write_text("usage_usec 9000000\n")  # as of a machine's own, which has no quota
+    assert monitor._throttled_seconds() == 0
+
+
 def test_energy_is_unknown_where_a_counter_wrapped(monkeypatch):
     joules = iter([100.0, 130.0, 990.0, 5.0])
     monkeypatch.setattr(monitor, "_rapl_joules", lambda: next(joules))
@@ -115,14 +208,22 @@ def test_rapl_packages_are_summed_and_their_parts_are_not(tmp_path, monkeypatch)
 
 @pytest.fixture
 def nvml(monkeypatch):
-    """NVML of a GPU that is throttled for heat, shared with process 1, and has used 2 J between two readings."""
+    """NVML of a GPU that is throttled for heat, shared with process 1, and has used 2 J between two readings.
+
+    Which policies held it down for how long it does not tell.
+    """
     energy = iter([5000, 7000, 9000])
+
+    def untold(handle, policy):
+        raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
+
     fakes = {
         "nvmlInit": lambda: None,
         "nvmlDeviceGetHandleByUUID": lambda uuid: uuid,
         "nvmlDeviceGetTotalEnergyConsumption": lambda handle: next(energy),
         "nvmlDeviceGetUtilizationRates": lambda handle: types.SimpleNamespace(gpu=83),
         "nvmlDeviceGetCurrentClocksThrottleReasons": lambda handle: pynvml.nvmlClocksThrottleReasonHwThermalSlowdown,
+        "nvmlDeviceGetViolationStatus": untold,
         "nvmlDeviceGetComputeRunningProcesses": lambda handle: [
             types.SimpleNamespace(pid=os.getpid()),
             types.SimpleNamespace(pid=1),
@@ -143,6 +244,36 @@ def test_a_gpus_readings(nvml):
     assert found.gpu_utilization_percent == 83
     assert found.gpu_throttled
     assert found.gpu_foreign_processes == 1
+
+
+@pytest.mark.parametrize(("before", "after"), [(True, False), (False, True), (False, False)])
+def test_a_gpu_that_does_not_tell_was_throttled_if_it_is_so_before_or_after(nvml, monkeypatch, before, after):
+    heat = pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
+    reasons = iter([before * heat, after * heat])
+    monkeypatch.setattr(pynvml, "nvmlDeviceGetCurrentClocksThrottleReasons", lambda handle: next(reasons))
+    watched = Monitor("x")
+    with watched.watching():
+        pass
+    assert watched.usage().gpu_throttled is (before or after)
+
+
+@pytest.mark.parametrize(("power", "heat", "throttled"), [(0.0, 0.0, False), (0.09, 0.0, False), (0.07, 0.05, True)])
+def test_a_gpu_that_tells_how_long_it_was_held_down_was_throttled_for_a_share_of_the_time(
+    nvml, monkeypatch, power, heat, throttled
+):
+    """Whatever reasons it names at the edges: there it begins to work, or to idle."""
+    held = {pynvml.NVML_PERF_POLICY_POWER: power, pynvml.NVML_PERF_POLICY_THERMAL: heat}
+    clock = [100.0]
+    monkeypatch.setattr(monitor.time, "perf_counter", lambda: clock[0])
+    monkeypatch.setattr(
+        pynvml,
+        "nvmlDeviceGetViolationStatus",
+        lambda handle, policy: types.SimpleNamespace(violationTime=int(clock[0] * held[policy] * 1e9)),
+    )
+    watched = Monitor("x")
+    with watched.watching():
+        clock[0] += 10
+    assert watched.usage().gpu_throttled is throttled
 
 
 def test_what_the_same_ray_has_started_is_not_foreign_to_a_trial(nvml, monkeypatch):
@@ -171,7 +302,7 @@ def test_in_a_container_one_unknown_process_is_ourselves(nvml, monkeypatch):
 
 
 def test_what_a_gpu_does_not_tell_is_not_known_and_no_failure(nvml, monkeypatch):
-    def unsupported(handle):
+    def unsupported(*asked):
         raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_SUPPORTED)
 
     for name in nvml.keys() - {"nvmlInit", "nvmlDeviceGetHandleByUUID"}:

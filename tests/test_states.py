@@ -97,10 +97,19 @@ def test_rows_without_a_canary_have_no_state():
     assert states.changed(trials) == set()
 
 
-def test_normal_noise_is_rarely_taken_for_a_change():
+@pytest.mark.parametrize("count", [5, 6, 8, 12, 24])
+def test_normal_noise_is_rarely_taken_for_a_change_however_few_the_repeats(count):
     rng = np.random.default_rng(1)
-    apart = [states.two_groups(rng.normal(0, 0.1, 12)) for _ in range(500)]
-    assert sum(gap > states.CHANGE and sds > states.CHANGE_PER_SD for _, gap, sds in apart) <= 15
+    apart = [states.two_groups(rng.normal(0, 1, count))[2] for _ in range(2000)]
+    assert sum(sds > states.change_per_sd(count) for sds in apart) <= 30  # fewer than 20 expected, 4.4 the sd
+
+
+def test_noise_of_six_repeats_is_no_change():
+    """Its groups lie 6.6 sds apart."""
+    copies = FAST * np.exp([0.0, 0.05, 0.1, 0.33, 0.38, 0.43])
+    assert states.two_groups(np.log(copies))[2] == pytest.approx(0.33 / 0.05)
+    trials = run(copies, [1.3] * 6).assign(canary_copy_seconds=np.repeat(copies, 2))
+    assert states.changed(trials) == set()
 
 
 def test_the_two_groups_are_those_of_least_scatter():

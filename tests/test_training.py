@@ -93,9 +93,14 @@ def test_each_worker_brings_in_its_share_of_what_its_machine_used(monkeypatch):
     among = {"those four": 4, None: 8}  # of eight that there are
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group: tensor.mul_(among[group]))
     one = {"seconds": 2.0, "cpu_seconds": 1.5, "busy_cpu_seconds": 4.0, "steal_cpu_seconds": 1.0, "energy_joules": 10.0}
-    used = found.over_workers(Usage(**one, major_faults=0, swapped_bytes=0))
+    used = found.over_workers(Usage(**one, major_faults=0, swapped_bytes=0, throttled_cpu_seconds=0.5))
     assert (used.cpu_seconds, used.busy_cpu_seconds, used.steal_cpu_seconds) == (6.0, 8.0, 2.0)
     assert (used.foreign_cpu_seconds, used.energy_joules, used.seconds) == (2.0, 20.0, 2.0)
+    assert used.throttled_cpu_seconds == 1.0
+    unknown = {**one, "busy_cpu_seconds": None, "steal_cpu_seconds": None, "energy_joules": None}
+    used = found.over_workers(Usage(**unknown, major_faults=0, swapped_bytes=0))
+    assert (used.cpu_seconds, used.foreign_cpu_seconds, used.steal_cpu_seconds) == (6.0, None, None)
+    assert used.energy_joules is None
 
 
 def test_gradients_of_several_workers_stand_where_they_are_exchanged(monkeypatch):

@@ -8,8 +8,10 @@ from rresnet.quality import steady
 from rresnet.quality.monitor import Usage
 
 FOREIGN_SHARE = 0.1  # of all processors, busy with other programs
+FOREIGN_CORES = 0.5  # on a CPU without a core to spare, however many there are: each step waits for its slowest thread
 STEAL_SHARE = 0.05  # of all processors, given to other machines by the hypervisor; its clock ticks 10 ms
 STARVED_SHARE = 0.7  # of threads x seconds that the trial got
+TAKEN_SHARE = 0.5  # of what it did not get: threads that wait for the input, on a machine that idles, are not starved
 FEWEST_WINDOWS = 2
 LEARNING_STEPS = 50  # before these a loss says little
 
@@ -29,12 +31,17 @@ ADVICE = {
 LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "gpu_throttled", "swapping"})
 
 
-def of_machine(usage: Usage, *, cpu_count: int) -> list[str]:
-    """Flags of what went on around a trial, or around nothing at all."""
-    available = cpu_count * usage.seconds
+def of_machine(usage: Usage, *, cpu_count: int, spare_cores: float = math.inf, machines: int = 1) -> list[str]:
+    """Flags of what went on around a trial, or around nothing at all.
+
+    Processors, and cores that the threads of a trial on the CPU leave to others, are of each machine.
+    """
+    foreign, steal = (
+        (seconds or 0) / usage.seconds / machines for seconds in (usage.foreign_cpu_seconds, usage.steal_cpu_seconds)
+    )
     found = {
-        "foreign_load": usage.foreign_cpu_seconds > FOREIGN_SHARE * available,
-        "steal": usage.steal_cpu_seconds > STEAL_SHARE * available,
+        "foreign_load": foreign > FOREIGN_SHARE * cpu_count or foreign > max(FOREIGN_CORES, spare_cores),
+        "steal": steal > STEAL_SHARE * cpu_count,
         "gpu_shared": usage.gpu_foreign_processes > 0,
         "gpu_throttled": usage.gpu_throttled,
         "swapping": usage.major_faults > 0 or usage.swapped_bytes > 0,
@@ -60,14 +67,23 @@ def of_trial(
     trained to tell.
     """
     on_cpu, threads = cell.device == "cpu", observed_threads * cell.workers_per_node
+    seconds = cell.num_nodes * usage.seconds
+    missing = threads * seconds - usage.cpu_seconds
+    others = (usage.foreign_cpu_seconds or 0) + (usage.steal_cpu_seconds or 0)
+    taken = others - (cpu_count - threads) * seconds  # those processors do without a thread
+    halted = threads * usage.throttled_cpu_seconds  # all wait for the one that stands still
     found = {
-        "cpu_starved": on_cpu and usage.cpu_seconds < STARVED_SHARE * threads * cell.num_nodes * usage.seconds,
+        "cpu_starved": on_cpu
+        and missing > (1 - STARVED_SHARE) * threads * seconds
+        and max(taken, halted) > TAKEN_SHARE * missing,
         "fewer_threads": on_cpu and threads < cpu_cores // cell.workers_per_node * cell.workers_per_node,
         "few_windows": len(window_seconds) < FEWEST_WINDOWS,
         "unsteady": not settled or steady.trends(window_seconds),
         "not_learning": learning is False,
     }
-    return (*of_machine(usage, cpu_count=cpu_count * cell.num_nodes), *(name for name, true in found.items() if true))
+    spare = cpu_cores - threads if on_cpu else math.inf
+    around = of_machine(usage, cpu_count=cpu_count, spare_cores=spare, machines=cell.num_nodes)
+    return (*around, *(name for name, true in found.items() if true))
 
 
 def learns(first_loss: float, recent_losses: Sequence[float], steps: int) -> bool | None:

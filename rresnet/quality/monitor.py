@@ -13,6 +13,8 @@ from typing import Any
 import psutil
 import pynvml
 
+from rresnet import hardware
+
 # Reasons why a GPU runs below its clocks that are the machine's doing; idling and chosen clocks are not.
 _THROTTLING = (
     pynvml.nvmlClocksThrottleReasonSwPowerCap
@@ -21,7 +23,9 @@ _THROTTLING = (
     | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
     | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 )
+THROTTLED_SHARE = 0.1  # of the time, held down: a GPU that boosts touches its power limit for moments all the time
 _RAPL = Path("/sys/class/powercap")
+_CPU_STAT = Path("/sys/fs/cgroup/cpu.stat")
 
 _Counters = Mapping[str, Any]  # readings at one moment, by the names of `Usage`
 
@@ -32,19 +36,20 @@ class Usage:
 
     seconds: float
     cpu_seconds: float  # of this process, over its threads
-    busy_cpu_seconds: float  # of the whole machine
-    steal_cpu_seconds: float  # that the hypervisor gave to others
+    busy_cpu_seconds: float | None  # of the processors that this process may run on
+    steal_cpu_seconds: float | None  # of the same, that the hypervisor gave to others
     major_faults: int
     swapped_bytes: int  # of the whole machine, in and out
+    throttled_cpu_seconds: float = 0.0  # that threads stood still because a cgroup's quota was used up
     energy_joules: float | None = None
     gpu_utilization_percent: float | None = None
     gpu_throttled: bool = False
     gpu_foreign_processes: int = 0
 
     @property
-    def foreign_cpu_seconds(self) -> float:
-        """CPU time of everybody else."""
-        return max(0.0, self.busy_cpu_seconds - self.cpu_seconds)
+    def foreign_cpu_seconds(self) -> float | None:
+        """CPU time of everybody else on these processors."""
+        return None if self.busy_cpu_seconds is None else max(0.0, self.busy_cpu_seconds - self.cpu_seconds)
 
 
 class Monitor:
@@ -64,11 +69,12 @@ class Monitor:
     @contextlib.contextmanager
     def watching(self) -> Iterator[None]:
         """Count what happens in the block."""
+        self._throttled |= self._gpu is not None and self._gpu.throttled()
         before = self._read()
         yield
         if self._gpu:
+            self._throttled |= self._gpu.throttled()  # first: it begins to idle
             self._utilization.append(self._gpu.utilization_percent())
-            self._throttled |= self._gpu.throttled()
             self._foreign = max(self._foreign, self._gpu.foreign_processes())
         self._spans.append((before, self._read()))
 
@@ -76,30 +82,57 @@ class Monitor:
         """What the blocks used in all; there must have been one."""
 
         def total(name: str) -> Any:
-            return sum(after[name] - before[name] for before, after in self._spans)
+            parts = [(before[name], after[name]) for before, after in self._spans]
+            known = all(None not in part and part[0] <= part[1] for part in parts)  # RAPL's counters wrap
+            return sum(after - before for before, after in parts) if known else None
 
-        energies = [(before["energy_joules"], after["energy_joules"]) for before, after in self._spans]
-        known = [b - a for a, b in energies if a is not None and b is not None and b >= a]  # RAPL's counters wrap
         utilization = [percent for percent in self._utilization if percent is not None]
+        found = {name: total(name) for name in self._spans[0][0]}
+        held = found.pop("gpu_held_seconds")
         return Usage(
-            **{name: total(name) for name in self._spans[0][0] if name != "energy_joules"},
-            energy_joules=sum(known) if len(known) == len(energies) else None,
+            **found,
             gpu_utilization_percent=sum(utilization) / len(utilization) if utilization else None,
-            gpu_throttled=self._throttled,
+            gpu_throttled=self._throttled if held is None else held > THROTTLED_SHARE * found["seconds"],
             gpu_foreign_processes=self._foreign,
         )
 
     def _read(self) -> _Counters:
-        own, machine, swap = resource.getrusage(resource.RUSAGE_SELF), psutil.cpu_times(), psutil.swap_memory()
+        own, swap = resource.getrusage(resource.RUSAGE_SELF), psutil.swap_memory()
+        busy, steal = _processors()
         return {
             "seconds": time.perf_counter(),
             "cpu_seconds": own.ru_utime + own.ru_stime,
-            "busy_cpu_seconds": sum(getattr(machine, k, 0.0) for k in ("user", "nice", "system", "irq", "softirq")),
-            "steal_cpu_seconds": getattr(machine, "steal", 0.0),
+            "busy_cpu_seconds": busy,
+            "steal_cpu_seconds": steal,
+            "throttled_cpu_seconds": _throttled_seconds(),
             "major_faults": own.ru_majflt,
             "swapped_bytes": swap.sin + swap.sout,
+            "gpu_held_seconds": self._gpu.held_seconds() if self._gpu else None,
             "energy_joules": self._gpu.energy_joules() if self._gpu else _rapl_joules(),
         }
+
+
+def _processors() -> tuple[float | None, float | None]:
+    """CPU seconds so far that the processors which this process may run on were busy, and that were stolen from them.
+
+    None under a quota of fewer: there others' work need not be in our way. And where they can't be found in the list.
+    """
+    cpus, listed = hardware.cpus(), psutil.cpu_times(percpu=True)
+    # A container's list may be of its own processors alone, numbered anew.
+    ours = listed if len(listed) == len(cpus) else [times for number, times in enumerate(listed) if number in cpus]
+    if len(ours) != len(cpus) or hardware.probe().cpu_count < len(cpus):
+        return None, None
+    kinds = ("user", "nice", "system", "irq", "softirq")
+    busy = sum(getattr(times, kind, 0.0) for times in ours for kind in kinds)
+    return busy, sum(getattr(times, "steal", 0.0) for times in ours)
+
+
+def _throttled_seconds() -> float:
+    """CPU seconds so far that the quota of our container kept from threads that could have run; 0 without one."""
+    with contextlib.suppress(OSError, ValueError):
+        told = dict(line.split() for line in _CPU_STAT.read_text().splitlines())
+        return int(told.get("throttled_usec", 0)) / 1e6
+    return 0.0
 
 
 def _parent(pid: int) -> int | None:
@@ -133,8 +166,14 @@ class _Gpu:
         return None if rates is None else float(rates.gpu)
 
     def throttled(self) -> bool:
-        """Whether it is known to be."""
+        """Whether it is known to be, at this moment."""
         return bool((self._ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0) & _THROTTLING)
+
+    def held_seconds(self) -> float | None:
+        """Seconds so far in which power held it below its clocks, and in which heat did."""
+        policies = pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL
+        told = [self._ask(pynvml.nvmlDeviceGetViolationStatus, policy) for policy in policies]
+        return None if None in told else float(sum(status.violationTime for status in told)) / 1e9  # nanoseconds
 
     def foreign_processes(self) -> int:
         """Processes computing on the GPU that are neither this one nor of the same Ray: a run's own take turns.
@@ -146,9 +185,9 @@ class _Gpu:
             return max(0, len(pids) - 1)
         return sum(pid != os.getpid() and _parent(pid) != os.getppid() for pid in pids)
 
-    def _ask(self, question: Callable[[Any], Any]) -> Any:
+    def _ask(self, question: Callable[..., Any], *of: int) -> Any:
         try:
-            return None if self._handle is None else question(self._handle)
+            return None if self._handle is None else question(self._handle, *of)
         except pynvml.NVMLError:
             return None
 

@@ -9,10 +9,8 @@ from numpy.typing import NDArray
 CANARIES = ("canary_copy_seconds", "canary_matrix_seconds")
 
 # Two groups of repeats are two states of the machine where their canaries lie so far apart: a difference in log
-# units, and in sds within the groups. One state with normal noise gives 5.5 sds in 1 of 100 runs of 12 repeats
-# (`benchmarks/states.py`).
+# units, and in sds within the groups (`change_per_sd`).
 CHANGE = 0.1
-CHANGE_PER_SD = 6.0
 Repeat = tuple[str, str, int]  # run, machine, repeat
 FEWEST_REPEATS = 2  # a change lasts; a single odd repeat is noise
 
@@ -29,11 +27,20 @@ def _states(trials: pd.DataFrame) -> Iterator[tuple[set[Repeat], set[Repeat]]]:
         for (run_id, hostname, _), rows in seen.groupby(["run_id", "hostname", "device"]):
             times = np.log(rows.groupby("repeat")[canary].median())
             upper, gap, sds = two_groups(times.to_numpy())
-            if gap > CHANGE and sds > CHANGE_PER_SD:
+            if gap > CHANGE and sds > change_per_sd(len(times)):
                 slow, others = (
                     {(str(run_id), str(hostname), int(repeat)) for repeat in times.index[of]} for of in (upper, ~upper)
                 )
                 yield slow, others
+
+
+def change_per_sd(count: int) -> float:
+    """How many sds within them two groups of `count` repeats must lie apart to be two states of the machine.
+
+    The fewer, the more: cut where the scatter within is least, one state with normal noise lies 11.7 sds apart in 1 of
+    100 runs of 5 repeats, 5.5 in those of 12, and less in longer ones (`benchmarks/states.py`).
+    """
+    return max(6.0, 3 + 30 / (count - 2))
 
 
 def two_groups(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], float, float]:

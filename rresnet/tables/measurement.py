@@ -71,8 +71,12 @@ class Measurement:
     peak_memory_bytes: int | None = column("peak memory of this cell's own tensors on the device of one worker, bytes")
     process_peak_bytes: int | None = column("peak resident memory of the trial process so far, bytes")
     cpu_seconds: float | None = column("CPU seconds of the trial's processes in the measured windows")
-    foreign_cpu_seconds: float | None = column("CPU seconds of all other processes in the measured windows")
-    steal_cpu_seconds: float | None = column("CPU seconds that the hypervisor gave to others in the measured windows")
+    foreign_cpu_seconds: float | None = column(
+        "CPU seconds of all other processes on the trial's processors in the measured windows; null under a CPU quota"
+    )
+    steal_cpu_seconds: float | None = column(
+        "CPU seconds of these that the hypervisor gave to others in the measured windows; null under a CPU quota"
+    )
     energy_joules: float | None = column("energy of the measured windows, joules (its GPUs, or processor packages)")
     gpu_utilization_percent: float | None = column("GPU utilisation in the measured windows, percent")
     observed_threads: int | None = column("intra-op threads of each worker, as PyTorch reported them while training")

@@ -4,6 +4,7 @@ import contextlib
 import functools
 import io
 import itertools
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -134,14 +135,16 @@ class Workbench:
         """
         if self.world == 1:
             return usage
-        share, known = 1 / self.cell.workers_per_node, usage.energy_joules is not None
-        energy = (usage.energy_joules or 0.0) * (share if self.device.type == "cpu" else 1)
-        own = [usage.cpu_seconds, usage.busy_cpu_seconds * share, usage.steal_cpu_seconds * share, energy]
+        share = 1 / self.cell.workers_per_node
+        shares = dict.fromkeys(("busy_cpu_seconds", "steal_cpu_seconds", "throttled_cpu_seconds"), share)
+        shares |= {"cpu_seconds": 1.0, "energy_joules": share if self.device.type == "cpu" else 1.0}
+        known = {name: getattr(usage, name) for name in shares}
+        own = [math.nan if known[name] is None else known[name] * part for name, part in shares.items()]
         total = torch.tensor(own, device=self.device)
         torch.distributed.all_reduce(total, group=self.workers)
-        cpu, busy, steal, energy = total.tolist()
-        seen = replace(usage, cpu_seconds=cpu, busy_cpu_seconds=busy, steal_cpu_seconds=steal)
-        return replace(seen, energy_joules=energy if known else None)
+        sums = zip(shares, total.tolist(), strict=True)
+        seen: dict[str, Any] = {name: None if math.isnan(value) else value for name, value in sums}
+        return replace(usage, **seen)
 
     @contextlib.contextmanager
     def noting_memory(self) -> Iterator[None]:
