@@ -3,6 +3,7 @@
 import os
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from stored import make_run, rows_of_trial
@@ -56,6 +57,41 @@ def test_a_fault_of_the_system_sets_no_good_file_aside(tmp_path, monkeypatch):
     with pytest.raises(StoreError, match=r"can't read .*r1\.parquet: Input/output error"):
         reading.read_tables(tmp_path)
     assert (tmp_path / "trials" / "r1.parquet").exists()
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        pa.ArrowMemoryError("malloc of size 64 failed"),
+        MemoryError(),
+        pa.ArrowException("Unknown error: Failed to launch worker thread: Resource temporarily unavailable"),
+        OSError("ZSTD decompression failed: Allocation error : not enough memory"),
+        OSError(5, "Input/output error"),
+    ],
+)
+def test_want_of_memory_or_threads_sets_no_good_file_aside(tmp_path, monkeypatch, error):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows_of_trial(run, 0))
+
+    def broken(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(reading.pq.ParquetFile, "read", broken)
+    with pytest.raises(StoreError, match=r"can't read .*r1\.parquet now .*free memory"):
+        reading.read_tables(tmp_path)
+    assert (tmp_path / "trials" / "r1.parquet").exists()
+
+
+def test_a_file_that_is_not_rresnets_is_left_alone(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows_of_trial(run, 0))
+    mine = tmp_path / "trials" / "my_speedups.parquet"
+    pd.DataFrame({"speedup": [1.5]}).to_parquet(mine)
+    with pytest.warns(reading.DamagedFileWarning, match=r"my_speedups\.parquet is no table of rresnet's .* move it"):
+        assert len(reading.read_tables(tmp_path)["trials"]) == 1
+    assert mine.exists()
 
 
 def test_a_folder_that_can_not_be_written_is_found_before_anything_starts(tmp_path):

@@ -13,10 +13,12 @@ from rresnet.tables.measurement import DEFAULTS, SCHEMA_VERSION, SCHEMAS, TRIAL_
 from rresnet.tables.place import Location, Place, StoreError, at
 
 _PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
+_VERSION = b"rresnet_schema_version"
+_SHORTAGE = re.compile("memory|alloc|thread", re.IGNORECASE)
 
 
 class DamagedFileWarning(UserWarning):
-    """A file of a results folder could not be read and was left out."""
+    """A file of a results folder is damaged, or not rresnet's, and was left out."""
 
 
 def check_there(results: Location) -> None:
@@ -85,24 +87,40 @@ def _without(table: pa.Table, whole: pa.Table | None) -> pa.Table:
 
 
 def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
-    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
+    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read.
+
+    One that rresnet has not written is only left out.
+    """
+    path, ours = place.full_name(name), True
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        _check_version(place.full_name(name), file.schema_arrow.metadata)
+        ours = _VERSION in (file.schema_arrow.metadata or {})
+        _check_version(path, file.schema_arrow.metadata)
         return _conform(file.read(), schema)
-    except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
-        place.set_aside(name)
-        what = (
-            f"{place.full_name(name)} is damaged ({error}) and left out: "
-            "the command of its run, given again, measures its trials anew"
-        )
+    except (pa.ArrowException, MemoryError, OSError, KeyError, UnicodeError) as error:
+        if _is_shortage(error):
+            what_to_do = "free memory or end other processes, then give the same command again"
+            raise StoreError(f"can't read {path} now ({error}): {what_to_do}") from error
+        if ours:
+            place.set_aside(name)
+            what_to_do = "the command of its run, given again, measures its trials anew"
+            what = f"{path} is damaged ({error}) and left out: {what_to_do}"
+        else:
+            what = f"{path} is no table of rresnet's ({error}) and left out: move it to another folder"
         warnings.warn(what, DamagedFileWarning, stacklevel=2)
         return None
 
 
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory, threads or the system failed, not the file: what is wrong with a file has an error of its own."""
+    if isinstance(error, OSError):  # what Parquet's reader finds has no number
+        return error.errno is not None or _SHORTAGE.search(str(error)) is not None
+    return isinstance(error, MemoryError) or type(error) is pa.ArrowException
+
+
 def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
     """Older versions are read: columns that they lack are null. What a newer one means by a column is not known."""
-    version = (metadata or {}).get(b"rresnet_schema_version", b"0")
+    version = (metadata or {}).get(_VERSION, b"0")
     if version.isdigit() and int(version) > SCHEMA_VERSION:
         raise StoreError(
             f"{path} was written by a newer rresnet (schema_version {int(version)}, this one knows up to "
