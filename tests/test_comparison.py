@@ -169,3 +169,19 @@ def test_what_may_differ_is_not_averaged_with_what_does_not():
     found = rresnet.speedup(table, over="recipe", reference="blog", allow=("cpu_threads",)).sort_values("speedup")
     assert found["speedup"].tolist() == pytest.approx([2.0, 3.0])
     assert "cpu_threads: 4 vs 2" in found["differs"].iloc[1]
+
+
+def test_rows_of_a_model_whose_code_was_changed_are_not_compared():
+    tables = [
+        trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3), run_id=run_id).assign(model_code=code)
+        for run_id, code in (("r1", "aaa"), ("r2", "bbb"))
+    ]
+    both = pd.concat(tables)
+    with pytest.raises(ValueError, match=r"unlike model_code .*may not be compared or averaged"):
+        rresnet.speedup(both, over="recipe", reference="blog")
+    assert rresnet.speedup(both, over="recipe", reference="blog", allow=("model_code",))["pairs"].tolist() == [6]
+    other = make_cell(batch_size=64, model="mynets:b")
+    models = pd.concat(
+        [trials((BLOG, [100.0] * 3)).assign(model_code="a"), trials((other, [200.0] * 3)).assign(model_code="b")]
+    )
+    assert rresnet.speedup(models, over="model", reference=BLOG.model)["pairs"].tolist() == [3]

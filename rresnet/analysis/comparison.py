@@ -59,6 +59,7 @@ def speedup(
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
     floors = {} if over == "copy" else noise_floors(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
+    allow = [*allow, *(["model_code"] if over == "model" else [])]
     unlike = [c for c in alike.COMPARED if c not in allow and len(_kinds(pairs, c)) > 1]
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
     repeats, processes, times = in_series(pairs)
