@@ -204,3 +204,9 @@ def test_rows_of_unlike_environments_in_one_run_are_no_pair_and_that_is_told():
     models = rows.assign(model=rows["cell_id"], model_code=rows["cell_id"])
     assert len(pairing.paired(models, TUNED.cell_id, BLOG.cell_id)) == 6
     assert pairing.mixed(models) == []
+
+
+def test_rows_that_are_there_twice_are_refused_with_what_to_do():
+    rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
+    with pytest.raises(ValueError, match=r"there twice: give trials\.drop_duplicates"):
+        rresnet.speedup(pd.concat([rows, rows]), over="recipe", reference="blog")

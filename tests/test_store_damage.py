@@ -1,6 +1,7 @@
 """Damaged files, disks that fail, and folders that can not be written."""
 
 import os
+import re
 
 import pandas as pd
 import pyarrow as pa
@@ -92,6 +93,25 @@ def test_a_file_that_is_not_rresnets_is_left_alone(tmp_path):
     with pytest.warns(reading.DamagedFileWarning, match=r"my_speedups\.parquet is no table of rresnet's .* move it"):
         assert len(reading.read_tables(tmp_path)["trials"]) == 1
     assert mine.exists()
+
+
+@pytest.mark.parametrize("copied", ["copy of r1", "r1 (1)", "a"])
+def test_rows_of_a_copied_file_count_once(tmp_path, copied):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows_of_trial(run, 0, images_per_second=100.0))
+    old = (tmp_path / "trials" / "r1.part1.parquet", tmp_path / "trials" / "r1.parquet")
+    content = next(path for path in old if path.exists()).read_bytes()
+    with Writer(tmp_path, run) as writer:
+        writer.write(*rows_of_trial(run, 0, images_per_second=200.0))
+        writer.write(*rows_of_trial(run, 1, images_per_second=300.0))
+    (tmp_path / "trials" / f"{copied}.parquet").write_bytes(content)
+    with pytest.warns(reading.DamagedFileWarning, match=rf"{re.escape(copied)}\.parquet has 1 rows .* it is a copy"):
+        found = reading.read_tables(tmp_path)["trials"]
+    assert found["images_per_second"].to_pylist() == [200.0, 300.0]
+    for path in (tmp_path / "trials").glob("r1.*"):
+        path.unlink()
+    assert reading.read_tables(tmp_path)["trials"]["images_per_second"].to_pylist() == [100.0]  # it is all there is
 
 
 def test_a_folder_that_can_not_be_written_is_found_before_anything_starts(tmp_path):

@@ -132,6 +132,8 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     if over in ("device", "recipe"):
         rows = _without_rungs(rows)
     ok = rows[rows["status"] == "ok"]
+    if ok.duplicated([*alike.PAIRED, "cell_id"]).any():
+        raise ValueError('rows are there twice: give trials.drop_duplicates(["run_id", "trial_id"])')
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")

@@ -57,7 +57,7 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
 def _comparable(pairs: pd.DataFrame) -> pd.DataFrame:
     """The pairs whose rows are alike in `alike.COMPARED`, as far as both tell: a run may mix environments."""
     here, there = (pairs.get(f"environment_fingerprint{side}") for side in ("", "_reference"))
-    if here is not None and here.equals(there) and here.notna().all():
+    if here is not None and there is not None and here.notna().all() and here.equals(there):
         return pairs
     fine = pd.Series(True, pairs.index)
     for column in alike.COMPARED:

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -18,7 +19,7 @@ _SHORTAGE = re.compile("memory|alloc|thread", re.IGNORECASE)
 
 
 class DamagedFileWarning(UserWarning):
-    """A file of a results folder is damaged, or not rresnet's, and was left out."""
+    """A file of a results folder is damaged, not rresnet's, or a copy of another, and was left out."""
 
 
 def check_there(results: Location) -> None:
@@ -70,7 +71,38 @@ def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa
         if table is not None:
             tables[name] = table
     found = [_without(table, tables.get(_whole(name) or "")) for name, table in tables.items()]
-    return pa.concat_tables(found) if found else schema.empty_table()
+    once = _once(place, dict(zip(tables, found, strict=True)))
+    return pa.concat_tables(once) if once else schema.empty_table()
+
+
+def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
+    """The files' rows without those that a file has of another's run, where they are there, too: it is a copy."""
+    own = [name for name, table in tables.items() if _runs_of(table) <= {_run_of(name)}]
+    found = [tables[name] for name in own]
+    for name in (name for name in tables if name not in own):
+        there = {key for table in found if _runs_of(table) & _runs_of(tables[name]) for key in _keys(table)}
+        again = [key in there for key in _keys(tables[name])]
+        if count := sum(again):
+            what_to_do = "it is a copy: move it to another folder"
+            what = (
+                f"{place.full_name(name)} has {count} rows that another file has, too, which are left out: {what_to_do}"
+            )
+            warnings.warn(what, DamagedFileWarning, stacklevel=2)
+        found.append(tables[name].filter(pa.array([not one for one in again], pa.bool_())))
+    return found
+
+
+def _keys(table: pa.Table) -> list[tuple[Any, ...]]:
+    return list(zip(*(table[column].to_pylist() for column in TRIAL_KEY), strict=True))
+
+
+def _runs_of(table: pa.Table) -> set[Any]:
+    return set(pc.unique(table["run_id"]).to_pylist())
+
+
+def _run_of(name: str) -> str:
+    """The run whose file this is, or a part of whose."""
+    return (_whole(name) or name).partition("/")[2].removesuffix(".parquet")
 
 
 def _whole(name: str) -> str | None:
