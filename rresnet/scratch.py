@@ -49,23 +49,14 @@ def _is_left(folder: Path) -> bool:
     An owner that is not seen here may live in another container that has the same temporary folder: it holds the lock.
     """
     owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-    with contextlib.suppress(OverflowError):  # a number that no process can have
-        return owner.isdecimal() and not psutil.pid_exists(int(owner)) and not _is_locked(folder)
-    return False
-
-
-def _is_locked(folder: Path) -> bool:
-    """Whether a process holds its lock, or that can't be told."""
-    try:
-        lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    except OSError:
-        return True
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(lock)
+    with contextlib.suppress(OverflowError, OSError):  # a number that no process can have; locked, or another user's
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            finally:
+                os.close(lock)
     return False
 
 

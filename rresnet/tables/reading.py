@@ -77,32 +77,21 @@ def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa
 
 def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
     """The files' rows without those that a file has of another's run, where they are there, too: it is a copy."""
-    own = [name for name, table in tables.items() if _runs_of(table) <= {_run_of(name)}]
-    found = [tables[name] for name in own]
+    runs = {name: set[Any](pc.unique(table["run_id"]).to_pylist()) for name, table in tables.items()}
+    own = {name for name in tables if runs[name] <= {(_whole(name) or name).partition("/")[2].removesuffix(".parquet")}}
+    found = {name: tables[name] for name in tables if name in own}
     for name in (name for name in tables if name not in own):
-        there = {key for table in found if _runs_of(table) & _runs_of(tables[name]) for key in _keys(table)}
+        there = {key for other, rows in found.items() if runs[other] & runs[name] for key in _keys(rows)}
         again = [key in there for key in _keys(tables[name])]
-        if count := sum(again):
-            what_to_do = "it is a copy: move it to another folder"
-            what = (
-                f"{place.full_name(name)} has {count} rows that another file has, too, which are left out: {what_to_do}"
-            )
-            warnings.warn(what, DamagedFileWarning, stacklevel=2)
-        found.append(tables[name].filter(pa.array([not one for one in again], pa.bool_())))
-    return found
+        found[name] = tables[name].filter(pa.array([not one for one in again], pa.bool_()))
+        if any(again):
+            what = f"{place.full_name(name)} has {sum(again)} rows that another file has, too, which are left out"
+            warnings.warn(f"{what}: it is a copy: move it to another folder", DamagedFileWarning, stacklevel=2)
+    return list(found.values())
 
 
-def _keys(table: pa.Table) -> list[tuple[Any, ...]]:
-    return list(zip(*(table[column].to_pylist() for column in TRIAL_KEY), strict=True))
-
-
-def _runs_of(table: pa.Table) -> set[Any]:
-    return set(pc.unique(table["run_id"]).to_pylist())
-
-
-def _run_of(name: str) -> str:
-    """The run whose file this is, or a part of whose."""
-    return (_whole(name) or name).partition("/")[2].removesuffix(".parquet")
+def _keys(rows: pa.Table) -> list[tuple[Any, ...]]:
+    return list(zip(*(rows[column].to_pylist() for column in TRIAL_KEY), strict=True))
 
 
 def _whole(name: str) -> str | None:
@@ -131,15 +120,14 @@ def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Tabl
         return _conform(file.read(), schema)
     except (pa.ArrowException, MemoryError, OSError, KeyError, UnicodeError) as error:
         if _is_shortage(error):
-            what_to_do = "free memory or end other processes, then give the same command again"
-            raise StoreError(f"can't read {path} now ({error}): {what_to_do}") from error
+            raise StoreError(
+                f"can't read {path} now ({error}): free memory, then give the same command again"
+            ) from error
+        what = f"is no table of rresnet's ({error}) and left out: move it to another folder"
         if ours:
             place.set_aside(name)
-            what_to_do = "the command of its run, given again, measures its trials anew"
-            what = f"{path} is damaged ({error}) and left out: {what_to_do}"
-        else:
-            what = f"{path} is no table of rresnet's ({error}) and left out: move it to another folder"
-        warnings.warn(what, DamagedFileWarning, stacklevel=2)
+            what = f"is damaged ({error}) and left out: the command of its run, given again, measures its trials anew"
+        warnings.warn(f"{path} {what}", DamagedFileWarning, stacklevel=2)
         return None
 
 
