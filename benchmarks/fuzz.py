@@ -234,7 +234,7 @@ def readers() -> dict[str, Reader]:
         "idx, gzip": Reader("x.gz", _idx("x.gz"), changed(gzip.compress(idx(3)))),
         "CIFAR-10 archive": Reader("cifar-10-python.tar.gz", _cifar10, changed(archive())),
         "results": Reader("trials/r1.parquet", _tables_of, changed(rows)),
-        "manifest": Reader("runs/r1.json", runs.known, changed(manifest, deep) | manifests),
+        "manifest": Reader("runs/r1.json", runs.read_runs, changed(manifest, deep) | manifests),
     }
 
 

@@ -133,6 +133,8 @@ def export(
             tensorboard: the folder (default: RESULTS/tensorboard).
             mlflow: the URI of its store (default: sqlite:///RESULTS/mlflow.db).
     """
+    if out == "":
+        raise UsageError("--out names nothing: give a name, or leave it out")
     from rresnet.reporting import export as exports
 
     rows = exports.table(results, table)

@@ -1,6 +1,7 @@
 """Where files go that are not results: temporary folders that don't outlive us, and the user's cache, which does."""
 
 import contextlib
+import fcntl
 import os
 import shutil
 import tempfile
@@ -19,12 +20,16 @@ def cache_folder() -> Path:
 
 @contextlib.contextmanager
 def folder() -> Iterator[Path]:
-    """A temporary folder that bears its owner's process id, for the length of a block."""
+    """A temporary folder that bears its owner's process id and is locked by it, for the length of a block."""
     made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    lock = os.open(made, os.O_RDONLY)  # ends with the owner, however that ends
     try:
+        with contextlib.suppress(OSError):  # a file system without locks: then it can't be taken, either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield made
     finally:
         shutil.rmtree(made, ignore_errors=True)
+        os.close(lock)
 
 
 def remove_stale() -> None:
@@ -39,10 +44,19 @@ def remove_stale() -> None:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether a folder of ours has lost its owner; any user may have made one whose name is like ours."""
+    """Whether a folder of ours has lost its owner; any user may have made one whose name is like ours.
+
+    An owner that is not seen here may live in another container that has the same temporary folder: it holds the lock.
+    """
     owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
-    with contextlib.suppress(OverflowError):  # a number that no process can have
-        return owner.isdecimal() and not psutil.pid_exists(int(owner))
+    with contextlib.suppress(OverflowError, OSError):  # a number that no process can have; locked, or another user's
+        if owner.isdecimal() and not psutil.pid_exists(int(owner)):
+            lock = os.open(folder, os.O_RDONLY)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            finally:
+                os.close(lock)
     return False
 
 

@@ -169,3 +169,44 @@ def test_what_may_differ_is_not_averaged_with_what_does_not():
     found = rresnet.speedup(table, over="recipe", reference="blog", allow=("cpu_threads",)).sort_values("speedup")
     assert found["speedup"].tolist() == pytest.approx([2.0, 3.0])
     assert "cpu_threads: 4 vs 2" in found["differs"].iloc[1]
+
+
+def test_rows_of_a_model_whose_code_was_changed_are_not_compared():
+    tables = [
+        trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3), run_id=run_id).assign(model_code=code)
+        for run_id, code in (("r1", "aaa"), ("r2", "bbb"))
+    ]
+    both = pd.concat(tables)
+    with pytest.raises(ValueError, match=r"unlike model_code .*may not be compared or averaged"):
+        rresnet.speedup(both, over="recipe", reference="blog")
+    assert rresnet.speedup(both, over="recipe", reference="blog", allow=("model_code",))["pairs"].tolist() == [6]
+    other = make_cell(batch_size=64, model="mynets:b")
+    models = pd.concat(
+        [trials((BLOG, [100.0] * 3)).assign(model_code="a"), trials((other, [200.0] * 3)).assign(model_code="b")]
+    )
+    assert rresnet.speedup(models, over="model", reference=BLOG.model)["pairs"].tolist() == [3]
+
+
+def test_rows_of_unlike_environments_in_one_run_are_no_pair_and_that_is_told():
+    """As after --mix-environments: the blog's rows of repeats 2 to 5 are of another PyTorch than the tuned ones."""
+    rows = trials((BLOG, [100.0] * 6), (TUNED, [200.0] * 2 + [900.0] * 4))
+    assert pairing.mixed(rows.assign(torch_version="2.11")) == []
+    other = (rows["cell_id"] == TUNED.cell_id) & (rows["repeat"] >= 2)
+    for fingerprints in (None, other.map({True: "a", False: "b"})):
+        run = rows.assign(torch_version=other.map({True: "2.15", False: "2.11"}), environment_fingerprint=fingerprints)
+        with pytest.raises(ValueError, match="unlike torch_version"):
+            rresnet.speedup(run, over="recipe", reference="blog")
+        found = pairing.paired(run, TUNED.cell_id, BLOG.cell_id)
+        assert found["ratio"].tolist() == [2.0, 2.0]
+        assert "unlike environments are mixed in this run (torch_version)" in " ".join(printed(run).split())
+        unknown = run.assign(torch_version=run["torch_version"].where(~other))  # older than the column
+        assert len(pairing.paired(unknown, TUNED.cell_id, BLOG.cell_id)) == 6
+    models = rows.assign(model=rows["cell_id"], model_code=rows["cell_id"])
+    assert len(pairing.paired(models, TUNED.cell_id, BLOG.cell_id)) == 6
+    assert pairing.mixed(models) == []
+
+
+def test_rows_that_are_there_twice_are_refused_with_what_to_do():
+    rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
+    with pytest.raises(ValueError, match=r"there twice: give trials\.drop_duplicates"):
+        rresnet.speedup(pd.concat([rows, rows]), over="recipe", reference="blog")

@@ -58,6 +58,8 @@ def test_prices_are_read_from_a_file_with_its_date_and_source(tmp_path):
         (["gpu=-1/h"], "above 0, got -1"),
         (["gpu=nan/h"], "above 0, got nan"),
         (["gpu=inf/h"], "above 0, got inf"),
+        (["cpu=1e-320 USD/h"], r"got 9.99989e-321 .*: 1e-09 to 1e\+12 are valid"),
+        (["cpu=1e300/h"], "are valid"),
         (["gpu=1/h", "GPU=2/h"], "--price names gpu twice"),
         (["gpu=1 EUR/h", "cpu=2 USD/h"], "prices in EUR and USD can't be compared"),
         (["nothing.toml"], r"can't read the price file nothing.toml \(No such file"),

@@ -1,6 +1,8 @@
 import csv
 import io
 import json
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 
@@ -186,3 +188,25 @@ def test_a_later_export_completes_what_an_earlier_one_began(results, tmp_path, c
     (tuned,) = (run for run in found if run.info.run_name.startswith("cpu tuned"))
     history = client.get_metric_history(tuned.info.run_id, "trial/images_per_second")
     assert sorted(metric.step for metric in history) == list(range(6))
+
+
+def test_what_is_no_file_is_written_into_and_a_link_is_followed(results, tmp_path):
+    target, link, pipe = tmp_path / "target.csv", tmp_path / "link.csv", tmp_path / "pipe"
+    target.write_text("old")
+    link.symlink_to(target)
+    export = ["export", str(results), "--format", "csv", "--out"]
+    assert command.main([*export, str(link)]) == 0
+    assert link.is_symlink()
+    assert target.read_text().startswith('"run_id"')
+    os.mkfifo(pipe)
+    with ThreadPoolExecutor(1) as pool:
+        read = pool.submit(pipe.read_text)
+        assert command.main([*export, str(pipe)]) == 0
+        assert read.result(timeout=20) == target.read_text()
+    assert pipe.is_fifo()
+
+
+@pytest.mark.parametrize(("kind", "out"), [("csv", ""), ("csv", "."), ("json", "/"), ("tensorboard", "")])
+def test_a_file_without_a_name_is_refused(results, capsys, kind, out):
+    assert command.main(["export", str(results), "--format", kind, "--out", out]) == 2
+    assert "names no" in capsys.readouterr().err

@@ -113,3 +113,16 @@ def test_a_worker_whose_process_ended_is_told_as_a_trial_process(error, elapsed,
 )
 def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
     assert death(text, elapsed, 10.0).status == status
+
+
+def test_the_first_line_of_a_process_end_says_what_was_raised():
+    frames = "".join(f'  File "worker.py", line {n}, in run\n    call()\n' for n in range(100))
+    chained = "\x1b[36mray::run()\x1b[39m (pid=7)\nKeyError: 'a'\n\nDuring handling of it, another occurred:\n\n"
+    found = death(f"{chained}\x1b[36mray::run()\x1b[39m (pid=7)\n{frames}FileNotFoundError: os.getcwd()\n", 3.0, 10.0)
+    assert found.error_message.splitlines()[0] == "FileNotFoundError: os.getcwd()"
+    assert "worker.py" in found.error_message
+    assert "\x1b" not in found.error_message
+    of_two_lines = death("Traceback\n  File\nray.exceptions.RaySystemError: no\nfor: that", 3.0, 10.0)
+    assert of_two_lines.error_message.startswith("ray.exceptions.RaySystemError: no\n")
+    assert death("the trial process ended without a word", 3.0, 10.0).error_message.count("a word") == 1
+    assert death("", 3.0, 10.0).error_message == ""

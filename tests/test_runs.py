@@ -1,13 +1,16 @@
+import importlib
 import json
 import re
 import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
-from samples import A100
+from samples import A100, make_cell
 from stored import make_run
 
 from rresnet.tables import environment, runs
+from rresnet.tables.measurement import Environment
 from rresnet.tables.place import StoreError
 from rresnet.tables.store import Writer
 from rresnet.terminal import short_hash
@@ -79,6 +82,44 @@ def test_other_variables_of_the_libraries_are_another_environment(tmp_path, monk
         found.append(environment.describe.__wrapped__("cpu"))
     assert [one.variables for one in found] == ["none", "LD_PRELOAD=libtcmalloc.so"]
     assert found[0].environment_fingerprint != found[1].environment_fingerprint
+
+
+def test_a_model_whose_code_was_changed_is_another_environment(tmp_path, monkeypatch):
+    def begun(code, changed="mynets_a.py", model="mynets_a:small"):
+        (tmp_path / changed).write_text(code)
+        environment.model_code.cache_clear()
+        importlib.invalidate_caches()
+        return environment.of_run(A100, "data", models=[model, "resnet50", "not_there:small"])
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(environment, "describe", lambda device: Environment(environment_fingerprint="e"))
+    Writer(tmp_path, make_run(environment=begun("a = 1"))).close()
+    one = environment.of_trial(make_cell(model="mynets_a:small"))
+    assert runs.open_run(tmp_path, make_run(environment=begun("a = 1")), fresh=False).run_id == "r1"
+    with pytest.raises(StoreError, match=r"\(code of mynets_a:small was \w+, is \w+\)"):
+        runs.open_run(tmp_path, make_run(environment=begun("a = 2")), fresh=False)
+    other = environment.of_trial(make_cell(model="mynets_a:small"))
+    assert one.model_code
+    assert one.model_code != other.model_code
+    assert one.environment_fingerprint != other.environment_fingerprint
+    assert environment.of_trial(make_cell()) == environment.of_trial(make_cell(model="not_there:small"))
+    assert environment.of_trial(make_cell()).environment_fingerprint == "e"
+    (tmp_path / "mynets_b").mkdir()
+    begun("from mynets_b.nets import small", "mynets_b/__init__.py")
+    of_package = [begun(code, "mynets_b/nets.py", "mynets_b:small")["code of mynets_b:small"] for code in ("1", "2")]
+    assert of_package[0] != of_package[1]
+    assert "mynets_b" not in sys.modules
+
+
+def test_a_local_run_is_not_continued_on_another_machine_of_the_same_kind(tmp_path):
+    def begun(host, **how):
+        return make_run(environment=environment.of_run(replace(A100, hostname=host), "data", **how))
+
+    Writer(tmp_path, begun("a", local=True)).close()
+    assert runs.open_run(tmp_path, begun("a", local=True), fresh=False).run_id == "r1"
+    assert runs.open_run(tmp_path, begun("b"), fresh=False).run_id == "r1"  # of a cluster
+    with pytest.raises(StoreError, match=r"another environment \(machine was a, is b\)"):
+        runs.open_run(tmp_path, begun("b", local=True), fresh=False)
 
 
 def test_a_complete_run_is_reused_where_it_is_of_this_environment(tmp_path):

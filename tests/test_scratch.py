@@ -3,6 +3,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+from pathlib import Path
 
 from rresnet import scratch
 
@@ -43,3 +44,23 @@ def test_folders_of_the_dead_are_removed_and_others_are_not(tmp_path, monkeypatc
     assert not dead.exists()
     assert alive.exists()
     assert all(path.exists() for path in foreign)
+
+
+def test_a_folder_whose_owner_lives_in_another_container_is_left_until_it_dies(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    hold = (
+        "import time; from rresnet import scratch\n"
+        "with scratch.folder() as made: print(made, flush=True); time.sleep(600)"
+    )
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    owner = subprocess.Popen([sys.executable, "-c", hold], env=environment, stdout=subprocess.PIPE, text=True)
+    made = Path(owner.stdout.readline().strip())
+    monkeypatch.setattr(scratch.psutil, "pid_exists", lambda number: False)  # as of another PID namespace
+    monkeypatch.setattr(scratch.psutil, "process_iter", list)
+    scratch.remove_stale()
+    assert made.exists()
+    owner.kill()
+    owner.wait()
+    owner.stdout.close()
+    scratch.remove_stale()
+    assert not made.exists()

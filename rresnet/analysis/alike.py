@@ -19,6 +19,7 @@ COMPARED = (
     "driver_version",
     "rresnet_version",
     "variables",
+    "model_code",
 )
 # What two machines may differ in without its being said that they may: it is what they are compared in.
 OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version", "driver_version")

@@ -194,11 +194,12 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
 
 
 def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
-    """Where the machine changed, and which speedups depend on that."""
+    """Where environments are mixed or the machine changed, and which speedups depend on that."""
     reference = next((cell for cell in cells if cell["is_reference"]), None)
     slow = slow_repeats(trials)
     told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
-    lines = [f"The machine changed: its canary was slow where the column repeat is {told}."] if slow else []
+    changed = [f"The machine changed: its canary was slow where the column repeat is {told}."] if slow else []
+    lines = [*pairing.mixed(trials), *changed]
     for cell in cells:
         if reference is None or not cell["repeats"] or cell is reference:
             continue

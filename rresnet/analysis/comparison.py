@@ -59,6 +59,7 @@ def speedup(
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
     floors = {} if over == "copy" else noise_floors(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
+    allow = [*allow, *(["model_code"] if over == "model" else [])]
     unlike = [c for c in alike.COMPARED if c not in allow and len(_kinds(pairs, c)) > 1]
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
     repeats, processes, times = in_series(pairs)
@@ -131,6 +132,8 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     if over in ("device", "recipe"):
         rows = _without_rungs(rows)
     ok = rows[rows["status"] == "ok"]
+    if ok.duplicated([*alike.PAIRED, "cell_id"]).any():
+        raise ValueError('rows are there twice: give trials.drop_duplicates(["run_id", "trial_id"])')
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")

@@ -39,19 +39,44 @@ def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> Interva
 
 
 def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.DataFrame:
-    """The ok rows of two cells side by side, one row for each repeat that holds both.
+    """The ok rows of two cells side by side, one row for each repeat that holds both, in environments that are alike.
 
-    Returns:
+    Returns, beside what tells the environments:
         `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`,
         `quality_flags`, `started_at` and `command_started_at` (the second's with `_reference` behind).
     """
     ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
-    wanted = [*alike.PAIRED, "process", "images_per_second", "quality_flags", *times, "dataset_fingerprint"]
-    there = [column for column in wanted if column in trials]
+    wanted = [*alike.PAIRED, "process", "images_per_second", "quality_flags", *times]
+    there = [c for c in (*wanted, "model", "environment_fingerprint", *alike.COMPARED) if c in trials]
     one, other = (trials.loc[ok & (trials["cell_id"] == of), there] for of in (cell_id, reference_cell_id))
     keys = [column for column in (*alike.PAIRED, "dataset_fingerprint") if column in trials]
-    pairs = side_by_side(one.merge(other, on=keys, suffixes=("", "_reference")))
+    pairs = _comparable(side_by_side(one.merge(other, on=keys, suffixes=("", "_reference"))))
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
+
+
+def _comparable(pairs: pd.DataFrame) -> pd.DataFrame:
+    """The pairs whose rows are alike in `alike.COMPARED`, as far as both tell: a run may mix environments."""
+    here, there = (pairs.get(f"environment_fingerprint{side}") for side in ("", "_reference"))
+    if here is not None and there is not None and here.notna().all() and here.equals(there):
+        return pairs
+    fine = pd.Series(True, pairs.index)
+    for column in alike.COMPARED:
+        if f"{column}_reference" in pairs:
+            one, other = pairs[column], pairs[f"{column}_reference"]
+            same = (one == other) | one.isna() | other.isna()
+            fine &= same if column != "model_code" else same | (pairs["model"] != pairs["model_reference"])
+    return pairs[fine]
+
+
+def mixed(trials: pd.DataFrame) -> list[str]:
+    """In a sentence, that a run holds rows of unlike environments of one machine, and in which columns."""
+    ok = trials[trials["status"] == "ok"]
+    columns = [column for column in (*alike.COMPARED, "git_commit") if column in ok]
+    unlike = [c for c in columns if ok.groupby(["run_id", "hostname", "model"], dropna=False)[c].nunique().gt(1).any()]
+    if not unlike:
+        return []
+    told = f"Rows of unlike environments are mixed in this run ({', '.join(unlike)})"
+    return [f"{told}: a ratio is of pairs within one, a rate the mean over all. --fresh measures all anew."]
 
 
 def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -1,6 +1,5 @@
 """What a machine's hour costs, from the command line or a file, and which price is a trial's."""
 
-import math
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ EXPECTED = (
     'WHAT=AMOUNT [CURRENCY]/h, WHAT being cpu, gpu or a part of a name, for example "gpu=4.10 USD/h" or '
     '"NVIDIA A100=4.10/h"; or a .toml file'
 )
+LEAST, MOST = 1e-9, 1e12  # an hour, in any currency; with others a cost may be 0 or infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,8 +82,8 @@ def _of_file(path: Path) -> list[Price]:
 
 
 def _amount(value: float, where: str) -> float:
-    if not 0 < value < math.inf:
-        raise UsageError(f"a price must be a number above 0, got {value:g} ({where})")
+    if not LEAST <= value <= MOST:
+        raise UsageError(f"a price must be a number above 0, got {value:g} ({where}): {LEAST:g} to {MOST:g} are valid")
     return value
 
 

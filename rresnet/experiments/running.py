@@ -59,9 +59,15 @@ def measured(
     """
     results, console, cluster = settings.results_dir, setup.console, setup.cluster
     planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
+    begun_with = environment.of_run(
+        cluster.hardware,
+        setup.images.fingerprint,
+        models={trial.cell.model for trial, _ in planned},
+        local=settings.address is None,
+    )
     this = runs.open_run(
         results,
-        _new_run(experiment.name, settings, planned, environment.of_run(cluster.hardware, setup.images.fingerprint)),
+        _new_run(experiment.name, settings, planned, begun_with),
         fresh=settings.fresh,
         again=settings.retry is not None,
         reuse=reuse,

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 from datetime import datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -45,12 +46,18 @@ def to_json(rows: pa.Table) -> bytes:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all.
+    """Write a file whole or not at all; through a link, and into what is no file, such as a pipe or a device.
 
     Raises:
         StoreError: it can't be written.
     """
+    if not path.name:
+        raise StoreError(f"--out {path} names no file: give the name of one, or no --out to print")
     try:
+        if path.exists() and not path.is_file():
+            path.write_bytes(content)
+            return
+        path = Path(os.path.realpath(path)) if path.is_symlink() else path
         place.at(path.parent).write(path.name, content)
     except OSError as error:
         raise StoreError(f"can't write {path}: {error.strerror}; choose another --out") from error

@@ -1,6 +1,6 @@
 """What a report is about: runs of results folders, each on one machine, kept apart."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -12,6 +12,7 @@ from rresnet.analysis.frames import Tables
 from rresnet.config import OF_SIZES
 from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
+from rresnet.tables.reading import read_tables
 from rresnet.tables.runs import Run, read_runs
 
 
@@ -70,15 +71,16 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
     """The runs of some results folders, each machine of a run for itself, the newest first.
 
     Args:
-        folders: results folders; one that is named twice is read once.
+        folders: results folders; one that is named twice is read once, and so is a run of which one holds a copy.
         runs: ids of the runs that are wanted; all of them where none is given.
 
     Raises:
         StoreError: a folder has no results, or no run of those that are wanted.
     """
-    found: list[Part] = []
-    for folder in {folder.resolve(): folder for folder in folders}.values():
-        found += split(frames.read(folder), str(folder), read_runs(folder))
+    once = list({folder.resolve(): folder for folder in folders}.values())
+    tables, homes = frames.read(once), _homes(once)
+    manifests = [run for folder in once for run in read_runs(folder) if homes.get(run.run_id) == folder]
+    found = list(split(tables, {run_id: str(folder) for run_id, folder in homes.items()}, manifests))
     unknown = sorted(set(runs) - {part.run_id for part in found})
     if unknown:
         there = ", ".join(sorted({part.run_id for part in found})) or "none"
@@ -87,8 +89,19 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
     return sorted(wanted, key=lambda part: (part.started_at is not None, part.started_at), reverse=True)
 
 
-def split(tables: Tables, source: str, runs: Sequence[Run] = ()) -> Iterator[Part]:
-    """The tables' runs and machines, kept apart.
+def _homes(folders: Sequence[Path]) -> dict[str, Path]:
+    """By run the folder in which it ended last, of those that hold it: one may be an earlier copy of another."""
+    ends = []
+    for folder in folders:
+        rows = read_tables(folder, ["trials"])["trials"].select(["run_id", "finished_at"]).to_pandas()
+        of_runs = rows.groupby("run_id")["finished_at"].max()
+        ends += [(end, folder, run_id) for run_id, end in of_runs.items()]
+    known = [end for end in ends if not pd.isna(end[0])]
+    return {str(run_id): folder for _, folder, run_id in [*ends, *sorted(known, key=lambda end: end[0])]}
+
+
+def split(tables: Tables, sources: Mapping[str, str], runs: Sequence[Run] = ()) -> Iterator[Part]:
+    """The tables' runs and machines, kept apart; `sources` are the runs' folders.
 
     A row that names no machine (its trial never started) goes to the run's machine where there is but one.
     """
@@ -98,7 +111,7 @@ def split(tables: Tables, source: str, runs: Sequence[Run] = ()) -> Iterator[Par
         machines = of_run["hostname"].fillna(hosts[0] if len(hosts) == 1 else "machine not known")
         for machine, trials in of_run.groupby(machines, sort=False):
             yield Part(
-                source=source,
+                source=sources[str(run_id)],
                 run_id=str(run_id),
                 machine=str(machine),
                 tables=Tables(

@@ -20,7 +20,6 @@ from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.tables import place
-from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
 from rresnet.terminal import say
 
@@ -68,7 +67,7 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     if not own:
         return []
     trials = pd.concat([part.trials for part in own], ignore_index=True)
-    verdicts = decision.verdicts(trials.drop_duplicates(TRIAL_KEY), prices)  # a folder may be another's copy
+    verdicts = decision.verdicts(trials, prices)
     wanted = verdicts if len(own) > 1 else [verdict for verdict in verdicts if verdict.question != "fastest"]
     unused = [price.what for price in prices if price not in used(trials, prices)]
     told = [f"No trial ran on what a price was given for: {', '.join(unused)}."] if unused else []

@@ -1,6 +1,11 @@
 """How a trial process ends before its time: what the trial process and the driver both know of it, without torch."""
 
+import re
+
 from rresnet.tables.measurement import Measurement
+
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Ray's
+_RAISED = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)(:|$)")  # how a traceback's last line begins
 
 
 class TrialProcessSpentError(RuntimeError):
@@ -21,4 +26,12 @@ def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurem
     if any(sign in text for sign in signs):
         detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
         return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
-    return Measurement(status="error", error_type="RayTaskError", error_message=text[-2000:])
+    return Measurement(status="error", error_type="RayTaskError", error_message=_telling_first(text))
+
+
+def _telling_first(text: str) -> str:
+    """The end of a traceback, below the line that says what was raised."""
+    text = _COLOUR.sub("", text).strip()
+    lines = text.splitlines()
+    raised = next((line for line in reversed(lines) if _RAISED.match(line)), lines[-1] if lines else "")
+    return text if raised == text else f"{raised[:500]}\n{text[-1500:]}"

@@ -55,6 +55,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         _order_gpus()
         environment.git_commit()  # of the code that was just imported, whatever is changed while it runs
         _say_ready()
+    environment.model_code(trial.cell.model)  # likewise
     _start_groups(config["groups"], how, data[0])
     started, clock = datetime.now(UTC), time.monotonic()
     try:
@@ -66,7 +67,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     finally:
         faulthandler.cancel_dump_traceback_later()
     when = When(started_at=started, finished_at=datetime.now(UTC))
-    record = replace(record, environment=environment.describe(trial.cell.device), when=when)
+    record = replace(record, environment=environment.of_trial(trial.cell), when=when)
     alone = first and all(trains_all(trial.cell, group) for group in config["groups"].values())
     ok = record.measurement.status == "ok"
     if config["is_last"] or not ok:

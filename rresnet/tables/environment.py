@@ -1,13 +1,17 @@
 """What a trial ran with: software versions and the machine, for its row."""
 
+import contextlib
 import functools
 import hashlib
 import platform
 import subprocess
+from collections.abc import Collection
+from dataclasses import replace
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 
-from rresnet.cell import Device, stable_hash
+from rresnet.cell import Cell, Device, stable_hash
 from rresnet.hardware import Hardware, probe
 from rresnet.tables.measurement import Environment
 
@@ -42,18 +46,30 @@ def describe(device: Device) -> Environment:
     )
 
 
-def of_run(hardware: Hardware, images: str) -> dict[str, str]:
+def of_trial(cell: Cell) -> Environment:
+    """The environment of a trial of the cell in this process."""
+    here, code = describe(cell.device), model_code(cell.model)
+    if code is None:
+        return here
+    return replace(here, model_code=code, environment_fingerprint=stable_hash([here.environment_fingerprint, code]))
+
+
+def of_run(hardware: Hardware, images: str, *, models: Collection[str] = (), local: bool = False) -> dict[str, str]:
     """What a run is begun with, by name, without importing any of it: for the run's manifest.
 
     Args:
         hardware: the first machine.
         images: fingerprint of the data.
+        models: their names.
+        local: only this machine may go on with it; of a cluster, machines come and go.
     """
     packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
     system = {"operating system": _system(), "driver": str(hardware.driver_version)}
     machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
     found = {"Python": platform.python_version(), **packages, **system, **machine, "cores": str(hardware.cpu_cores)}
     found |= {"images": images, "set in the environment": hardware.variables}
+    found |= {f"code of {model}": code for model in sorted(models) if (code := model_code(model))}
+    found |= {"machine": hardware.hostname} if local else {}
     commit = git_commit()
     return found if commit is None else {**found, "rresnet's commit": commit}
 
@@ -80,6 +96,21 @@ def git_commit() -> str | None:
         return commit.decode().strip()
     contents = [[name, _content_hash(folder / name)] for name in changed]
     return f"{commit.decode().strip()}-dirty-{stable_hash(contents)[:8]}"
+
+
+@functools.cache
+def model_code(model: str) -> str | None:
+    """Hash of what holds a model of the user's own, as it is when first asked for; found without importing it.
+
+    A module's file, or every Python file of its package. None for torchvision's, or where it is not found.
+    """
+    module, own, _ = model.partition(":")
+    with contextlib.suppress(ImportError, ValueError, OSError):
+        if own and (spec := find_spec(module.partition(".")[0])):
+            folders = [Path(folder) for folder in spec.submodule_search_locations or ()]
+            found = [(str(file.relative_to(of)), file) for of in folders for file in sorted(of.rglob("*.py"))]
+            return stable_hash([[name, _content_hash(file)] for name, file in found or [("", Path(spec.origin or ""))]])
+    return None
 
 
 def _content_hash(file: Path) -> str | None:

@@ -112,8 +112,11 @@ class Environment:
     variables: str | None = column(
         "environment variables that change how fast libraries run (allocator, threads), NAME=value; none: none is set"
     )
+    model_code: str | None = column(
+        "hash of the file or package that a --model of your own is in; null for torchvision's, and where none is found"
+    )
     environment_fingerprint: str | None = column(
-        "hash of software and machine; rows of unlike ones may not be compared"
+        "hash of software, machine and a model of your own; rows of unlike ones may not be compared"
     )
 
 

@@ -4,6 +4,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -13,10 +14,12 @@ from rresnet.tables.measurement import DEFAULTS, SCHEMA_VERSION, SCHEMAS, TRIAL_
 from rresnet.tables.place import Location, Place, StoreError, at
 
 _PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
+_VERSION = b"rresnet_schema_version"
+_SHORTAGE = re.compile("memory|alloc|thread", re.IGNORECASE)
 
 
 class DamagedFileWarning(UserWarning):
-    """A file of a results folder could not be read and was left out."""
+    """A file of a results folder is damaged, not rresnet's, or a copy of another, and was left out."""
 
 
 def check_there(results: Location) -> None:
@@ -68,7 +71,27 @@ def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa
         if table is not None:
             tables[name] = table
     found = [_without(table, tables.get(_whole(name) or "")) for name, table in tables.items()]
-    return pa.concat_tables(found) if found else schema.empty_table()
+    once = _once(place, dict(zip(tables, found, strict=True)))
+    return pa.concat_tables(once) if once else schema.empty_table()
+
+
+def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
+    """The files' rows without those that a file has of another's run, where they are there, too: it is a copy."""
+    runs = {name: set[Any](pc.unique(table["run_id"]).to_pylist()) for name, table in tables.items()}
+    own = {name for name in tables if runs[name] <= {(_whole(name) or name).partition("/")[2].removesuffix(".parquet")}}
+    found = {name: tables[name] for name in tables if name in own}
+    for name in (name for name in tables if name not in own):
+        there = {key for other, rows in found.items() if runs[other] & runs[name] for key in _keys(rows)}
+        again = [key in there for key in _keys(tables[name])]
+        found[name] = tables[name].filter(pa.array([not one for one in again], pa.bool_()))
+        if any(again):
+            what = f"{place.full_name(name)} has {sum(again)} rows that another file has, too, which are left out"
+            warnings.warn(f"{what}: it is a copy: move it to another folder", DamagedFileWarning, stacklevel=2)
+    return list(found.values())
+
+
+def _keys(rows: pa.Table) -> list[tuple[Any, ...]]:
+    return list(zip(*(rows[column].to_pylist() for column in TRIAL_KEY), strict=True))
 
 
 def _whole(name: str) -> str | None:
@@ -85,24 +108,39 @@ def _without(table: pa.Table, whole: pa.Table | None) -> pa.Table:
 
 
 def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
-    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read."""
+    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read.
+
+    One that rresnet has not written is only left out.
+    """
+    path, ours = place.full_name(name), True
     try:
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
-        _check_version(place.full_name(name), file.schema_arrow.metadata)
+        ours = _VERSION in (file.schema_arrow.metadata or {})
+        _check_version(path, file.schema_arrow.metadata)
         return _conform(file.read(), schema)
-    except (pa.ArrowException, OSError, KeyError, UnicodeError) as error:
-        place.set_aside(name)
-        what = (
-            f"{place.full_name(name)} is damaged ({error}) and left out: "
-            "the command of its run, given again, measures its trials anew"
-        )
-        warnings.warn(what, DamagedFileWarning, stacklevel=2)
+    except (pa.ArrowException, MemoryError, OSError, KeyError, UnicodeError) as error:
+        if _is_shortage(error):
+            raise StoreError(
+                f"can't read {path} now ({error}): free memory, then give the same command again"
+            ) from error
+        what = f"is no table of rresnet's ({error}) and left out: move it to another folder"
+        if ours:
+            place.set_aside(name)
+            what = f"is damaged ({error}) and left out: the command of its run, given again, measures its trials anew"
+        warnings.warn(f"{path} {what}", DamagedFileWarning, stacklevel=2)
         return None
+
+
+def _is_shortage(error: Exception) -> bool:
+    """Whether memory, threads or the system failed, not the file: what is wrong with a file has an error of its own."""
+    if isinstance(error, OSError):  # what Parquet's reader finds has no number
+        return error.errno is not None or _SHORTAGE.search(str(error)) is not None
+    return isinstance(error, MemoryError) or type(error) is pa.ArrowException
 
 
 def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
     """Older versions are read: columns that they lack are null. What a newer one means by a column is not known."""
-    version = (metadata or {}).get(b"rresnet_schema_version", b"0")
+    version = (metadata or {}).get(_VERSION, b"0")
     if version.isdigit() and int(version) > SCHEMA_VERSION:
         raise StoreError(
             f"{path} was written by a newer rresnet (schema_version {int(version)}, this one knows up to "
