@@ -57,7 +57,7 @@ class _Console(Console):
 
     def on_broken_pipe(self) -> None:
         """Instead of exiting with rich's code, which is ours for a trial that failed."""
-        usage.nobody_reads()
+        self.quiet = True
         raise KeyboardInterrupt
 
 
@@ -78,6 +78,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # once they are gone, they do not say that they were
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
                 signal.signal(number, self._handle)
@@ -88,4 +89,9 @@ class _Stop:
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = number
+        if number == signal.SIGHUP:
+            signal.signal(number, signal.SIG_IGN)  # a shell and the system may both send it
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            for terminal in self._terminals:  # what is written to it fails
+                os.dup2(nowhere, terminal)
         raise KeyboardInterrupt

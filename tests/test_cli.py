@@ -44,7 +44,6 @@ def test_a_reader_that_goes_stops_the_run_as_ctrl_c_does(monkeypatch, capsys):
         def flush(self):
             raise BrokenPipeError
 
-    monkeypatch.setattr(cli.usage, "nobody_reads", lambda: None)
     monkeypatch.setattr(sys, "argv", ["experiments/compare.py", "--fresh", "--repeats", "3"])
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     monkeypatch.setattr(cli.experiment, "run", lambda what, settings, console, asked: console.print("a row"))

@@ -38,6 +38,13 @@ def test_the_bottleneck_is_the_largest_part(of_step, input_rate, work, expected)
     assert clocks.bottleneck(of_step, images=10, input_rate=input_rate, work=work, limits=LIMITS) == expected
 
 
+def test_what_lies_on_the_gpu_is_not_fetched_by_the_thread_that_launches():
+    step, work = clock(launched=0.8, launch=0.8), Work(flops=100, bytes=20)
+    for fetched, expected in ((True, "launch"), (False, "memory")):
+        found = clocks.bottleneck(step, images=10, input_rate=20.0, work=work, limits=LIMITS, fetched=fetched)
+        assert found == expected
+
+
 @pytest.mark.parametrize(
     ("seconds", "launch", "expected"),
     [(0.5, None, "communication"), (0.4, None, "compute"), (0.5, 0.95, "launch")],

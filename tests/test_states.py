@@ -81,9 +81,17 @@ def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
 
 
 def test_what_the_two_intervals_allow_for_is_no_difference():
-    # Means 5 % apart, each of 6 ratios that scatter by 2.5 %: Welch's t-test at 95 % would call that a difference.
-    trials = run([FAST] * 12, [1.27, 1.33] * 3 + [1.33, 1.39] * 3, flags={repeat: ["steal"] for repeat in range(6, 12)})
-    assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
+    random, found = np.random.default_rng(7), []
+    flags = {repeat: ["steal"] for repeat in range(12, 24)}
+    for difference in (0.0, math.log(1.34 / 1.22)):  # bf16 over fp32 in the two states of a traced machine
+        told = 0
+        for _ in range(40):
+            logs = 0.03 * random.standard_normal(24) + np.repeat([difference, 0.0], 12)
+            trials = run([FAST] * 24, np.exp(logs), flags=flags)
+            told += quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=set()) is not None
+        found.append(told)
+    assert found[0] <= 2  # expected where there is no difference: 0.3
+    assert found[1] >= 22  # expected where there is: 32
 
 
 def test_two_loaded_repeats_prove_nothing():

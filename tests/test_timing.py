@@ -1,11 +1,12 @@
 """A device that works on its own time is measured as it works in a loop without a clock."""
 
 from itertools import count, islice
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from rresnet.training import timing
+from rresnet.training import timing, train
 from rresnet.training.timing import WINDOW_SECONDS, Stopwatch, steps_in
 
 
@@ -48,19 +49,20 @@ class Gpu:
 
 
 def visit(gpu, fetching, launching, computing, copying, seconds=1.0):
-    """Images a second of windows as `train.visit` has them, after a step that is still running."""
-    watch, batches = Stopwatch(torch.device("cuda")), gpu.batches(fetching, copying)
-    step_seconds = fetching + launching + computing
-    for steps, kind in ((5, "warmup"), (1, "warmup")):
-        for _ in watch.window(batches, steps, kind):
-            gpu.step(launching, computing)
-    while watch.total("measured")[0] < seconds:
-        for _ in watch.window(batches, steps_in(WINDOW_SECONDS, step_seconds), "measured"):
-            gpu.step(launching, computing)
-        measured, taken, _ = watch.total("measured")
-        step_seconds = measured / taken if taken else step_seconds
-    watch.read()
+    """Images a second of a visit to a cell that is warm, and its windows."""
+    watch, told = Stopwatch(torch.device("cuda")), []
+    bench = SimpleNamespace(device=torch.device("cuda"), world=1, agreed=lambda steps: steps)
+    bench.batches = gpu.batches(fetching, copying)
+    bench.step_seconds = fetching + launching + computing
+    bench.steps_in_window = lambda: steps_in(WINDOW_SECONDS, bench.step_seconds)
+    bench.take_step = lambda raw: gpu.step(launching, computing)
+    assert train._warm_up(bench, watch)
+    assert gpu.now <= gpu.idle_from  # the step goes on
+    train._measure(bench, watch, seconds, told.append)
     measured, _, images = watch.total("measured")
+    assert seconds <= measured < seconds + 2 * max(WINDOW_SECONDS, 2 * bench.step_seconds)
+    assert told[-1] == pytest.approx(images / measured, rel=0.5)
+    assert [window.kind for window in watch.windows[:2]] == ["warmup", "measured"]
     return images / measured
 
 

@@ -10,6 +10,8 @@ from rresnet.analysis.statistics import Interval, independent_ratio
 from rresnet.quality.flags import LOAD_FLAGS
 from rresnet.quality.states import Repeat
 
+LEVEL = 0.97  # at which the two states must differ
+
 
 def quiet_and_loaded(
     trials: pd.DataFrame,
@@ -21,8 +23,9 @@ def quiet_and_loaded(
     """The paired ratio of two cells while the machine was quiet, and while it was loaded, where the two differ.
 
     A repeat is loaded when it is in `slow` (`slow_repeats`: its canary was slow) or a row of the pair carries one of
-    `LOAD_FLAGS`. The two differ when the interval of one over the other (`independent_ratio`) leaves out 1, so by more
-    than both their intervals allow for; else, or with fewer than 3 repeats in either state, None.
+    `LOAD_FLAGS`. The two differ when the interval of one over the other (`independent_ratio`) leaves out 1, at `LEVEL`
+    since every cell is asked. All intervals are of the minutes that were measured: what other states the machine has is
+    not the question. Else, or with fewer than 3 repeats in either state, None.
     """
     pairs = paired(trials, cell_id, reference_cell_id)
     loaded = np.array(
@@ -35,8 +38,11 @@ def quiet_and_loaded(
     )
     if loaded.all() or not loaded.any():
         return None
-    quiet, busy = (repeats_interval(side["ratio"], side) for side in (pairs[~loaded], pairs[loaded]))
-    return (quiet, busy) if distinguishable(independent_ratio(quiet, busy)) else None
+    strict, told = (
+        [repeats_interval(side["ratio"], side, level, drift_limit=0.0) for side in (pairs[~loaded], pairs[loaded])]
+        for level in (LEVEL, 0.95)
+    )
+    return (told[0], told[1]) if distinguishable(independent_ratio(*strict)) else None
 
 
 def _flags(value: Iterable[str] | float | None) -> Iterable[str]:

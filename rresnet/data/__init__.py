@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -112,7 +113,7 @@ DATASETS: dict[str, Loader] = {
 
 def check_known(dataset: str) -> None:
     """Raise DataError unless it is a known name, a folder or a file; nothing of it is read."""
-    path = Path(dataset).expanduser()
+    path = Path(os.path.expanduser(dataset))  # no error where there is no such user
     with _as_data_error(dataset):  # no right to look there, or a name that is too long for one
         if dataset in DATASETS or path.is_dir() or path.is_file():
             return
@@ -138,7 +139,7 @@ def _as_data_error(dataset: str) -> Iterator[None]:
 def _own(dataset: str, image_size: int, seed: int) -> Source:
     from rresnet.data import files
 
-    path = Path(dataset).expanduser()
+    path = Path(os.path.expanduser(dataset))  # no error where there is no such user
     return (files.folder if path.is_dir() else files.parquet)(path, image_size, seed)
 
 

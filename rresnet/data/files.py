@@ -55,7 +55,8 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
 
 def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
     """The folder in `root` that has the first of the names, in large or small letters."""
-    there = {entry.name.lower(): Path(entry) for entry in os.scandir(root) if entry.is_dir()}
+    entries = sorted((entry for entry in os.scandir(root) if entry.is_dir()), key=lambda entry: entry.name)
+    there = {entry.name.lower(): Path(entry) for entry in entries}  # `train` goes before `Train`
     return next((there[name] for name in names if name in there), None)
 
 
@@ -90,7 +91,7 @@ def parquet(path: Path, image_size: int, seed: int) -> Source:
     labels, classes = _labels(path, table)
     test = None
     if "split" in table.column_names:
-        is_test = np.array([str(s).startswith(("test", "val")) for s in table["split"].to_pylist()])
+        is_test = np.array([str(s).lower().startswith(("test", "val")) for s in table["split"].to_pylist()])
         order = np.argsort(is_test, kind="stable")
         encoded, labels, test = [encoded[i] for i in order], labels[order], int((~is_test).sum())
         if test in (0, len(labels)):

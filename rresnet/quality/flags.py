@@ -71,11 +71,10 @@ def of_trial(
     missing = threads * seconds - usage.cpu_seconds
     others = (usage.foreign_cpu_seconds or 0) + (usage.steal_cpu_seconds or 0)
     taken = others - (cpu_count - threads) * seconds  # those processors do without a thread
-    halted = threads * usage.throttled_cpu_seconds  # all wait for the one that stands still
     found = {
         "cpu_starved": on_cpu
         and missing > (1 - STARVED_SHARE) * threads * seconds
-        and max(taken, halted) > TAKEN_SHARE * missing,
+        and max(taken, usage.throttled_cpu_seconds) > TAKEN_SHARE * missing,
         "fewer_threads": on_cpu and threads < cpu_cores // cell.workers_per_node * cell.workers_per_node,
         "few_windows": len(window_seconds) < FEWEST_WINDOWS,
         "unsteady": not settled or steady.trends(window_seconds),

@@ -88,6 +88,8 @@ class Monitor:
 
         utilization = [percent for percent in self._utilization if percent is not None]
         found = {name: total(name) for name in self._spans[0][0]}
+        for counter in ("major_faults", "swapped_bytes", "throttled_cpu_seconds"):
+            found[counter] = found[counter] or 0  # also where one went backwards
         held = found.pop("gpu_held_seconds")
         return Usage(
             **found,

@@ -151,7 +151,7 @@ class _Worker:
         here = ray.get_runtime_context().get_node_id()
         distributed.all_gather_object(self._places, here)
         self._seen_at_home = device == "cpu" and here == home  # its memory, by the trial process
-        self._parts: dict[tuple[int, ...], Any] = {}  # ranks -> their process group
+        self._parts: dict[tuple[int, ...], tuple[Any, Any]] = {}  # ranks -> their process groups
 
     def forget(self) -> bytes | None:
         self._hot.clear()
@@ -163,13 +163,13 @@ class _Worker:
         cell, ranks = request.cell, layout.members(request.nodes, self._places)
         faulthandler.dump_traceback_later(self._how.limit_seconds(cell), exit=True)
         try:
-            part = self._part(tuple(ranks))
+            part, agreeing = self._part(tuple(ranks))
             if self._rank not in ranks:
                 return None
             start = time.perf_counter()
             images = images_of(self._data[0])
             record = train(
-                self._hot.bench(cell, lambda: self._build(cell, images, ranks, part)),  # no name keeps it
+                self._hot.bench(cell, lambda: self._build(cell, images, ranks, part, agreeing)),  # no name keeps it
                 self._how,
                 startup_seconds=time.perf_counter() - start,  # looked at after that
                 progress=lambda images_per_second: None,
@@ -182,13 +182,19 @@ class _Worker:
             faulthandler.cancel_dump_traceback_later()
         return pickle.dumps((record, free.item())) if self._rank == ranks[0] else None
 
-    def _part(self, ranks: tuple[int, ...]) -> Any:
-        """The process group of a cell's workers; all workers make it, also those that are not in it."""
+    def _part(self, ranks: tuple[int, ...]) -> tuple[Any, Any]:
+        """The process groups of a cell's workers, for their device's tensors and for the processor's.
+
+        All workers make them, also those that are not in them.
+        """
         if ranks not in self._parts:
-            everyone = len(ranks) == len(self._places)
-            self._parts[ranks] = distributed.group.WORLD if everyone else distributed.new_group(list(ranks))
+            everyone, on_gpu = len(ranks) == len(self._places), self._device == "gpu"
+            part = distributed.group.WORLD if everyone else distributed.new_group(list(ranks))
+            self._parts[ranks] = part, distributed.new_group(list(ranks), backend="gloo") if on_gpu else part
         return self._parts[ranks]
 
-    def _build(self, cell: Cell, images: ImageData, ranks: Sequence[int], part: Any) -> Workbench:
-        rank, device = ranks.index(self._rank), get_device()
-        return Workbench(cell=cell, data=images, device=device, rank=rank, world=len(ranks), workers=part)
+    def _build(self, cell: Cell, images: ImageData, ranks: Sequence[int], part: Any, agreeing: Any) -> Workbench:
+        rank, world = ranks.index(self._rank), len(ranks)
+        return Workbench(
+            cell=cell, data=images, device=get_device(), rank=rank, world=world, workers=part, agreeing=agreeing
+        )

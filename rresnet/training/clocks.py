@@ -105,15 +105,17 @@ def bottleneck(
     work: Work | None,
     limits: Limits,
     communication_seconds: float = 0.0,
+    fetched: bool = True,
 ) -> str | None:
     """The largest part of a step, and for the network what bounds it; the rule stands in `docs/measurement.md`.
 
-    `images` are a step's, `input_rate` is images a second. None where what it takes is not known: without the work of
-    an image memory and compute can't be told apart.
+    `images` are a step's, `input_rate` is images a second, `fetched` by the processor, which resident ones are not.
+    None where what it takes is not known: without the work of an image memory and compute can't be told apart.
     """
     optimizer, supply = clock.optimizer_seconds or 0.0, images / input_rate
-    if clock.launch_seconds is not None and supply + clock.launch_seconds > clock.seconds:
-        return "input" if supply > clock.launch_seconds else "launch"  # one thread does both, and the GPU waits for it
+    launch = clock.launch_seconds
+    if fetched and launch is not None and supply + launch > clock.seconds:
+        return "input" if supply > launch else "launch"  # one thread does both, and the GPU waits for it
     parts = {
         "input": supply,
         "optimizer": optimizer,

@@ -60,14 +60,7 @@ def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress:
     watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
     settled = _warm_up(bench, watch)
     with monitor.watching():
-        while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
-            for raw in watch.window(bench.batches, steps, "measured", world=bench.world):
-                bench.take_step(raw)
-            measured, taken, trained = watch.total("measured")
-            if taken:
-                bench.step_seconds = measured / taken
-                progress(trained / measured)
-        watch.read()
+        _measure(bench, watch, seconds, progress)
     return _record(bench, watch, monitor.usage(), canary, settled, startup_seconds)
 
 
@@ -81,6 +74,18 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
     if not first or bench.device.type == "cuda":
         _warm_up_window(bench, watch, 1)
     return settled
+
+
+def _measure(bench: Workbench, watch: Stopwatch, seconds: float, progress: ProgressCallback) -> None:
+    """Train for `seconds` of measured windows; on a GPU one more has been given to it by then."""
+    while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
+        for raw in watch.window(bench.batches, steps, "measured", world=bench.world):
+            bench.take_step(raw)
+        measured, taken, trained = watch.total("measured")
+        if taken:
+            bench.step_seconds = measured / taken
+            progress(trained / measured)
+    watch.read()
 
 
 def _settle(bench: Workbench, watch: Stopwatch) -> bool:
@@ -114,7 +119,7 @@ def train_epochs(
     canary = _canary(bench.device)
     watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
     state = step.State(bench.network, bench.optimizer, bench.train_step.scaler)
-    settled = _warm_up(bench, watch)
+    settled = _settle(bench, watch)
     state.restore()
     del state
     bench.start_over()

@@ -38,6 +38,7 @@ class Workbench:
     rank: int = 0
     world: int = 1
     workers: Any = None  # their process group; None: of all there are
+    agreeing: Any = None  # another, for the processor's tensors, so that to agree on something waits for no GPU
     network: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     train_step: step.Eager = field(init=False)
@@ -123,8 +124,8 @@ class Workbench:
         """What the first worker decides, by its own clock: all must take the same number of steps, or they deadlock."""
         if self.world == 1:
             return steps
-        decision = torch.tensor(steps, device=self.device)
-        torch.distributed.broadcast(decision, group=self.workers, group_src=0)
+        decision = torch.tensor(steps)
+        torch.distributed.broadcast(decision, group=self.agreeing, group_src=0)
         return int(decision.item())
 
     def over_workers(self, usage: monitor.Usage) -> monitor.Usage:
@@ -224,6 +225,7 @@ class Workbench:
             work=self.work,
             limits=self.limit(),
             communication_seconds=self._communication_seconds,
+            fetched=self.cell.input != "resident",
         )
         return {
             "compute_images_per_second": self.cell.global_batch_size / clock.seconds,

@@ -1,6 +1,7 @@
 """The command itself, on a real local Ray: a run, an interrupted one that is continued, several workers."""
 
 import os
+import select
 import shlex
 import signal
 import subprocess
@@ -93,6 +94,27 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     assert after["run_id"].nunique() == 1
     kept = after.set_index("trial_id").loc[before["trial_id"], "started_at"].tolist()
     assert kept == before["started_at"].tolist()  # none was run twice
+
+
+def test_a_terminal_that_closes_stops_a_run_as_sigterm_does(tmp_path):
+    flags = [*QUICK, "--repeats", "200", "--processes", "1", "--results-dir", str(tmp_path)]
+    command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
+    of_us, of_it = os.openpty()
+    ours = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    running = subprocess.Popen(
+        [sys.executable, "-c", ours, *command], stdin=of_it, stdout=of_it, stderr=of_it, start_new_session=True
+    )
+    os.close(of_it)
+    deadline = time.monotonic() + 400
+    try:
+        while not list((tmp_path / "trials").glob("[!.]*.parquet")) and time.monotonic() < deadline:
+            if select.select([of_us], [], [], 0.2)[0]:
+                os.read(of_us, 65536)
+        os.close(of_us)  # the system tells the one that the terminal controls
+        assert running.wait(timeout=120) == 143
+    finally:
+        running.kill()
+    assert 0 < len(pd.read_parquet(tmp_path / "trials")) < 400
 
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two processors")
