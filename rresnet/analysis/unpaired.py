@@ -53,8 +53,10 @@ def speedup_across_machines(
         the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
 
     Raises:
-        ValueError: there is no such column, or no ok row with the reference value, or no rows may be compared.
+        ValueError: there is no such column, or no ok row with the reference value, or none with another, or no rows may
+            be compared.
     """
+    trials, allow = frames.with_all_axes(trials), [allow] if isinstance(allow, str) else allow
     floors = {host: comparison.noise_floors(rows) for host, rows in trials.groupby("hostname")}
     ok = comparison.comparable(trials if over == "copy" else trials[trials["copy"] == 0], over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
