@@ -80,7 +80,8 @@ def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """A column of categories, or with `pd.NA`, which is neither equal nor unlike, as `read` would give it."""
     values = pa.array(column)
     values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
-    return values.to_pandas().set_axis(column.index)
+    plain: pd.Series[Any] = values.to_pandas().set_axis(column.index)
+    return plain
 
 
 def same(one: Any, other: Any) -> bool:

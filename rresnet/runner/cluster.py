@@ -236,9 +236,12 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def _make_token() -> None:
-    """Make the token without which nobody gets into our Ray, if there is none: Ray would leave it to all to read."""
-    file = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):
+    """Make the token without which nobody gets into our Ray, if there is none: Ray would leave it to all to read.
+
+    Where there is no home to keep it in, as in a container of another user's, it is in the environment.
+    """
+    file = Path(os.path.expanduser("~"), ".ray", "auth_token")
+    try:
         file.parent.mkdir(exist_ok=True)
         with (
             contextlib.suppress(FileExistsError),
@@ -246,6 +249,9 @@ def _make_token() -> None:
         ):
             made.write(secrets.token_hex(32))
         file.chmod(0o600)
+    except OSError:
+        if not os.access(file, os.R_OK) and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
 def _check_reachable(address: str) -> None:
