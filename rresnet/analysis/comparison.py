@@ -171,6 +171,8 @@ def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
         if not set(map(str, side[c])) & set(map(str, reference[c]))
     ]
     reason = f"they differ in {'; '.join(apart)}" if apart else "no two of them agree in everything else"
+    if any(one.startswith("run_id ") for one in apart):
+        reason += " (of two machines: rresnet.speedup_across_machines, of two runs of the same settings: rresnet diff)"
     return f"no rows to compare: {reason}. Axes may be allowed to differ by name: allow=(...)"
 
 
