@@ -201,7 +201,7 @@ def predictions(measured: pd.DataFrame) -> list[str]:
             continue
         longer = series["step_seconds"] / series["num_workers"].map(model.step_seconds) - 1
         if longer.max() > LONGER:
-            who = counted(int(series["num_workers"][longer.idxmax()]), "worker")
+            who = counted(int(series["num_workers"].iloc[int(longer.argmax())]), "worker")
             why = f"a step of {who} took {percent(longer.max())} longer than the model of the exchange has it"
             lines.append(f"No prediction of {setting} per worker: {why}.")
             continue
