@@ -137,7 +137,7 @@ class Settings:
     accelerator_type: Annotated[str | None, CLUSTER] = None
     """With --address: only machines with this accelerator, by Ray's name for it, for example A100."""
     wait_seconds: Annotated[float, CLUSTER, _SECONDS] = 900.0
-    """With --address: how long to wait for machines that an autoscaler starts."""
+    """With --address: how long to wait for machines that an autoscaler starts, and, a minute at most, for an answer."""
     fresh: Annotated[bool, RUN] = False
     """Start a new run instead of continuing an unfinished one of the same name and settings."""
     retry: Annotated[Literal["failed", "all"] | None, RUN] = None

@@ -4,6 +4,7 @@ import contextlib
 import fcntl
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import psutil
 
 _PREFIX = "rresnet-"
+_SHORT = ("/tmp", "/dev/shm")  # nosec B108 - names there are mkdtemp's
 
 
 def cache_folder() -> Path:
@@ -18,10 +20,23 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rresnet"
 
 
+def place(longest: str) -> Path:
+    """Where a `folder` may hold a socket of that path in it: where temporary files go, or where their paths are short.
+
+    Raises:
+        OSError: there is no such place.
+    """
+    room = (107 if sys.platform == "linux" else 103) - len(f"/{_PREFIX}{os.getpid()}-12345678{longest}")
+    for path in (tempfile.gettempdir(), *_SHORT):
+        if len(os.fsencode(path)) <= room and os.access(path, os.W_OK | os.X_OK):
+            return Path(path)
+    raise OSError(f"{tempfile.gettempdir()} is too long for the paths of sockets: set TMPDIR to at most {room} bytes")
+
+
 @contextlib.contextmanager
-def folder() -> Iterator[Path]:
+def folder(place: Path | None = None) -> Iterator[Path]:
     """A temporary folder that bears its owner's process id and is locked by it, for the length of a block."""
-    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-"))
+    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
     lock = os.open(made, os.O_RDONLY)  # ends with the owner, however that ends
     try:
         with contextlib.suppress(OSError):  # a file system without locks: then it can't be taken, either
@@ -32,9 +47,12 @@ def folder() -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_stale() -> None:
-    """Remove folders whose owners are gone, killed before they could do it, and end what they started to work there."""
-    for path in Path(tempfile.gettempdir()).glob(f"{_PREFIX}*-*"):
+def remove_stale(*places: Path) -> None:
+    """Remove folders whose owners are gone, killed before they could do it, and end what they started to work there.
+
+    They are looked for where temporary files go, and in `places`.
+    """
+    for path in (path for at in {Path(tempfile.gettempdir()), *places} for path in at.glob(f"{_PREFIX}*-*")):
         if _is_left(path):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):

@@ -11,7 +11,7 @@ from samples import make_cell
 from tables import BLOG, GPU, TUNED, trials
 
 import rresnet
-from rresnet.analysis import pairing, rates
+from rresnet.analysis import decision, pairing, prediction, rates
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
 
 T2 = 4.302652729911275  # Student's t at 97.5 %, 2 degrees of freedom
@@ -119,6 +119,51 @@ def test_wrong_questions_name_what_is_valid():
         rresnet.speedup(table, over="colour", reference="red")
     with pytest.raises(ValueError, match=r"no ok rows with device = 'gpu'; there are: cpu"):
         rresnet.speedup(table, over="device", reference="gpu")
+
+
+def test_what_there_is_only_the_reference_of_is_told():
+    table = trials((BLOG, [100.0] * 3))
+    for ask in (rresnet.speedup, rresnet.speedup_across_machines):
+        with pytest.raises(ValueError, match=r"nothing to compare: 'cpu' is the only device that there are ok rows of"):
+            ask(table, over="device", reference="cpu")
+
+
+DTYPES = {
+    "numpy's nullable": lambda table: table.convert_dtypes(),
+    "pyarrow's": lambda table: table.convert_dtypes(dtype_backend="pyarrow"),
+    "categories": lambda table: table.astype(dict.fromkeys(["run_id", "hostname", "device", "status"], "category")),
+}
+
+
+@pytest.mark.parametrize("dtypes", DTYPES.values(), ids=DTYPES)
+def test_rows_in_any_dtypes_give_the_same(dtypes):
+    cells = (BLOG, [100.0, 101.0, 99.0]), (GPU, [300.0, 306.0, 309.0])
+    table = pd.concat([trials(*cells), trials(*cells, run_id="r2", hostname="other")], ignore_index=True)
+    table["started_at"] = pd.Timestamp("2026-11-01", tz="UTC")
+    for ask in (rresnet.speedup, rresnet.speedup_across_machines):
+        expected = ask(table, over="device", reference="cpu")
+        pd.testing.assert_frame_equal(ask(dtypes(table), over="device", reference="cpu"), expected)
+    assert decision.verdicts(dtypes(table)) == decision.verdicts(table)
+    pd.testing.assert_frame_equal(prediction.fit(dtypes(table)), prediction.fit(table))
+
+
+@pytest.mark.parametrize("hostnames", [[None] * 6, [None, "vm", "vm"] * 2])
+def test_rows_that_do_not_tell_their_machine_are_paired_all_the_same(hostnames):
+    table = trials((BLOG, [100.0] * 3), (GPU, [300.0] * 3)).assign(hostname=hostnames)
+    assert rresnet.speedup(table, over="device", reference="cpu")["pairs"].tolist() == [3]
+
+
+def test_one_name_may_be_allowed_without_brackets():
+    table = trials((BLOG, [100.0] * 3), (GPU, [300.0] * 3)).assign(cpu_model=["A"] * 3 + ["B"] * 3)
+    assert len(rresnet.speedup(table, over="device", reference="cpu", allow="cpu_model")) == 1
+    with pytest.raises(ValueError, match="unlike cpu_model"):
+        rresnet.speedup(table, over="device", reference="cpu", allow="cpu_models")
+
+
+def test_rows_without_the_column_copy_are_compared_across_machines():
+    table = pd.concat([trials((BLOG, [100.0] * 3), hostname="a"), trials((GPU, [300.0] * 3), hostname="b")])
+    found = rresnet.speedup_across_machines(table.drop(columns="copy"), over="device", reference="cpu")
+    assert found["speedup"].tolist() == pytest.approx([3])
 
 
 def test_distinguishable_means_that_one_is_outside():

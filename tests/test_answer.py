@@ -147,6 +147,10 @@ def test_a_batch_size_at_the_edge_of_what_was_measured_is_told():
     rising = trials((small, [100.0] * 3), (large, [200.0] * 3), (BLOG, [50.0] * 3))
     line = "Batch 32 is the largest that was measured of cpu tuned: a larger one may be faster (--batch-size auto looks"
     assert line in printed(rising)
+    too_large = trials((replace(TUNED, batch_size=256), [1.0] * 3), status="out_of_memory")
+    other = trials((replace(TUNED, batch_size=128, precision="fp32"), [1.0] * 3), status="error")
+    text = " ".join(printed(pd.concat([rising, too_large, other])).split())
+    assert "measured of cpu tuned (of 256 no trial is ok: 3 out_of_memory): one between may be faster (--batch" in text
     falling = trials((small, [200.0] * 3), (large, [100.0] * 3), (BLOG, [50.0] * 3))
     assert "the largest that was measured" not in printed(falling)
     one_size = trials((large, [200.0] * 3), (BLOG, [50.0] * 3))

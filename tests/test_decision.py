@@ -251,8 +251,23 @@ def test_a_single_odd_pair_deposes_no_setting():
     blog, tuned = [120.0] * 12, [None] + [200.0] * 11
     odd = replace(TUNED, batch_size=256)
     table = trials((BLOG, blog), (TUNED, tuned), (odd, [100.0] * 1 + [210.0] + [None] * 10))
-    assert decision.verdicts(table)[0].setting == "cpu tuned batch 64"
-    assert "Fastest: cpu tuned batch 64" in printed(table)
+    verdict = decision.verdicts(table)[0]
+    assert (verdict.setting, verdict.next_setting) == ("cpu tuned batch 64", "cpu blog batch 64")
+    assert "Fastest: cpu tuned batch 64, 200 images/s. That is 1.67x the second, cpu blog batch 64" in printed(table)
+
+
+@pytest.mark.parametrize("shared", [1, 2])
+def test_nothing_is_fastest_or_cheapest_that_is_behind_in_the_few_pairs_there_are(shared):
+    # Three repeats each, of which they share one or two: by its mean `tuned` leads, in the pairs it is behind.
+    gap = [None] * (3 - shared)
+    table = trials((TUNED, [200.0] * (3 - shared) + [90.0] * shared), (BLOG, [*gap, *[100.0] * shared, *gap]))
+    blog = trials((BLOG, [100.0] * (3 - shared)))
+    blog["repeat"] += 3
+    table = pd.concat([table, blog])
+    for verdict in decision.verdicts(table, decision.prices(["cpu=1 USD/h"])):
+        assert (verdict.setting, verdict.side_by_side) == ("cpu blog batch 64", True)
+        assert verdict.ratio.estimate == pytest.approx(1 / 0.9)
+    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x" in printed(table)
 
 
 def test_the_noise_floor_grades_a_verdict():

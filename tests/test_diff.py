@@ -237,6 +237,20 @@ def test_one_machine_is_left_to_pairs():
         unpaired.speedup_across_machines(side((BLOG, QUIET), (GPU, QUIET)), over="device", reference="cpu")
 
 
+def test_two_machines_of_one_hostname_are_told_by_their_processors():
+    one = side((BLOG, QUIET))
+    other = side((GPU, scaled(2)), run_id="r2", cpu_model="B CPU", gpu_name="NVIDIA A100")
+    (row,) = unpaired.speedup_across_machines(pd.concat([one, other]), "device", "cpu").to_dict("records")
+    assert (row["machine"], row["reference_machine"], row["speedup"]) == ("vm", "vm", pytest.approx(2))
+    assert "cpu_model: B CPU vs A CPU" in row["differs"]
+    for unknown in (None, "A CPU"):
+        alike = pd.concat([one, other.assign(cpu_model=unknown)])
+        with pytest.raises(ValueError, match=r"all rows ran on one machine.*give the rows of one of these another"):
+            unpaired.speedup_across_machines(alike, "device", "cpu")
+    with pytest.raises(ValueError, match=r"run_id \(r2 against r1\) \(of two machines: rresnet\.speedup_across"):
+        rresnet.speedup(alike, "device", "cpu")
+
+
 def test_the_noise_floor_holds_across_machines_and_copies_are_no_settings():
     again = replace(BLOG, copy=1)
     laptop = side((BLOG, QUIET), (again, scaled(1.4)), hostname="laptop")

@@ -2,7 +2,9 @@
 
 import dataclasses
 import itertools
+import socket
 import sys
+import threading
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +13,7 @@ import ray.util.placement_group
 from samples import LAPTOP
 
 from rresnet.cell import UsageError
-from rresnet.runner import machines
+from rresnet.runner import cluster, machines
 from rresnet.runner.layout import Layout
 from rresnet.runner.machines import Wanted
 
@@ -186,3 +188,43 @@ def test_a_machine_that_does_not_come_in_time_is_told_and_no_longer_asked_for(mo
     with pytest.raises(UsageError, match="after 20 s the Ray cluster has 0 of 2 machines with a GPU"):
         machines.gathered(Wanted(gpu=True, count=2, wait_seconds=20.0), print).__enter__()
     assert fake.asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []]
+
+
+@pytest.fixture
+def server(monkeypatch):
+    """An address where nothing is said, unless the test does so over the socket that listens."""
+    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening, "127.0.0.1:{1}".format(*listening.getsockname())
+
+
+def test_what_takes_connections_and_never_answers_is_told_and_ends_in_an_error(server):
+    told = []
+    silent = cluster.connect(server[1], LAPTOP, Wanted(wait_seconds=0.1), told.append)
+    with pytest.raises(UsageError, match=r"no Ray .* \(it takes connections, but does not answer\)"), silent:
+        pass
+    assert told == [f"waiting for an answer from {server[1]}, 0.1 s more"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_ray"),
+    [(b"HTTP/1.1 400 Bad Request", False), (b"SSH-2.0-OpenSSH", False), (bytes([0, 0, 18, 4, 0]), True), (b"", True)],
+)
+def test_what_answers_otherwise_than_ray_is_told_and_who_closes_is_left_to_ray(server, answer, is_ray):
+    def say():
+        with server[0].accept()[0] as line:
+            line.recv(100)
+            line.sendall(answer)
+
+    thread = threading.Thread(target=say)
+    thread.start()
+    try:
+        if is_ray:
+            cluster._check_reachable(server[1], 5, print)
+        else:
+            with pytest.raises(
+                UsageError, match=r"\(what answers there is not Ray\): start one with `ray start --head`"
+            ):
+                cluster._check_reachable(server[1], 5, print)
+    finally:
+        thread.join()

@@ -96,6 +96,18 @@ def test_what_is_printed_says_what_was_measured_and_what_is_predicted(tmp_path):
     assert "Prediction, not measured" in told
 
 
+@pytest.mark.parametrize(
+    ("rates", "communication", "told"),
+    [
+        ({1: 26.0, 2: 640.0}, {2: 0.006}, "a step of 1 worker took 1519 % longer"),  # 8 / 26 s against 25 - 6 ms
+        ({1: 100.0, 2: 80.0, 4: 40.0}, {2: 0.0, 4: 0.0}, "a step of 4 workers took 60 % longer"),  # 0.8 s against 0.5
+    ],
+)
+def test_nothing_is_predicted_by_a_model_that_has_a_measured_step_much_shorter(rates, communication, told):
+    (line,) = scaling.predictions(scaling.points(series(rates, communication)))
+    assert line == f"No prediction of cpu blog batch 8 per worker: {told} than the model of the exchange has it."
+
+
 def test_one_number_of_workers_in_two_rows_tells_no_latency():
     model = Model(computing=0.1, latency=0.0, transfer=0.04)
     twice = pd.concat([modelled(model, [1, 2]), modelled(model, [2])])  # on one machine and on two, say

@@ -5,6 +5,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+import pytest
+
 from rresnet import scratch
 
 
@@ -64,3 +66,29 @@ def test_a_folder_whose_owner_lives_in_another_container_is_left_until_it_dies(t
     owner.stdout.close()
     scratch.remove_stale()
     assert not made.exists()
+
+
+def test_sockets_have_a_short_place_where_that_of_temporary_files_is_too_long(tmp_path, monkeypatch):
+    long, short = tmp_path / ("l" * 80), tempfile.gettempdir()
+    long.mkdir()
+    monkeypatch.setattr(scratch, "_SHORT", ("/nowhere", short))
+    session = "/session_2026-11-24_12-00-00_123456_1234567/sockets/plasma_store"
+    assert str(scratch.place("/socket")) == short
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    assert str(scratch.place("/socket")) == short
+    with scratch.folder(scratch.place("/socket")) as made:
+        assert len(f"{made}/socket") <= 107
+        assert str(made.parent) == short
+    monkeypatch.setattr(scratch, "_SHORT", ())
+    with pytest.raises(OSError, match=r"too long for the paths of sockets: set TMPDIR to at most \d+ bytes"):
+        scratch.place(session)
+
+
+def test_folders_of_the_dead_are_removed_in_the_other_place_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    child = subprocess.Popen([sys.executable, "-c", ""])
+    child.wait()
+    dead = tmp_path / "short" / f"rresnet-{child.pid}-abc"
+    dead.mkdir(parents=True)
+    scratch.remove_stale(dead.parent)
+    assert not dead.exists()

@@ -5,9 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import alike, comparison, load, pairing, ranking, rates
+from rresnet.analysis import alike, comparison, frames, load, pairing, ranking, rates
 from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
-from rresnet.cell import AXES
+from rresnet.cell import AXES, CELL_COLUMNS
 from rresnet.quality.flags import ADVICE
 from rresnet.quality.states import slow_repeats
 from rresnet.terminal import counted, duration, number, percent
@@ -79,7 +79,7 @@ def _first_two(trials: pd.DataFrame, measured: list[dict[Any, Any]]) -> tuple[di
 
 
 def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = "") -> list[str]:
-    """That the fastest setting has the largest batch size that was measured of it, where smaller ones were, too."""
+    """That the fastest setting has the largest batch size that ended ok of it, where smaller ones did, too."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
     if len(measured) < 2:
         return []
@@ -89,7 +89,13 @@ def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = ""
     if len(sizes) == 1 or first["batch_size"] < max(sizes):
         return []
     told = f"Batch {first['batch_size']} is the largest that was measured of {series}"
-    return [f"{told}: a larger one may be faster{what_to_do}."]
+    axes = [axis for axis in CELL_COLUMNS if axis != "batch_size"]
+    of_series = (c for c in cells if all(frames.same(c[axis], first[axis]) for axis in axes))
+    larger = (c for c in of_series if c["batch_size"] > first["batch_size"])
+    failed = min(larger, key=lambda c: c["batch_size"], default=None)
+    if failed:  # of larger sizes none ended ok
+        told += f" (of {failed['batch_size']} no trial is ok: {failed['statuses']})"
+    return [f"{told}: {'one between' if failed else 'a larger one'} may be faster{what_to_do}."]
 
 
 def not_apart(ratio: Interval | None, floor: float | None) -> bool:

@@ -44,15 +44,17 @@ def speedup(
         told).
 
     Raises:
-        ValueError: there is no such column, or no ok row with the reference value, or the rows may not be compared.
+        ValueError: there is no such column, or no ok row with the reference value, or none with another, or the rows
+            may not be compared.
     """
     ok = comparable(trials, over, reference)
-    runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False)]
+    allow = [allow] if isinstance(allow, str) else allow
+    runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False, dropna=False)]
     in_any = {axis for of_run in runs for axis in matched_axes(of_run, over, allow)[0]}
     pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs], ignore_index=True)
     met, pairs = len(pairs), side_by_side(pairs).reset_index(drop=True)
     is_reference = ok[over] == reference
-    if pairs.empty and not is_reference.all():
+    if pairs.empty:
         columns = [*alike.PAIRED, *(axis for axis in CELL_COLUMNS if axis in in_any)]
         if met:
             raise ValueError("no rows to compare: two commands measured them, more than ten minutes apart; use --fresh")
@@ -137,6 +139,8 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
+    if (ok[over] == reference).all():
+        raise ValueError(f"nothing to compare: {reference!r} is the only {over} that there are ok rows of")
     return ok
 
 
@@ -170,6 +174,8 @@ def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
         if not set(map(str, side[c])) & set(map(str, reference[c]))
     ]
     reason = f"they differ in {'; '.join(apart)}" if apart else "no two of them agree in everything else"
+    if any(one.startswith("run_id ") for one in apart):
+        reason += " (of two machines: rresnet.speedup_across_machines, of two runs of the same settings: rresnet diff)"
     return f"no rows to compare: {reason}. Axes may be allowed to differ by name: allow=(...)"
 
 

@@ -36,6 +36,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     Raises:
         UsageError: no price fits any of the trials.
     """
+    trials = frames.with_all_axes(trials)
     first_copies = trials[trials["copy"] == 0]
     ok = first_copies["status"] == "ok"
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])

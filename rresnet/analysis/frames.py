@@ -68,9 +68,20 @@ def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
 
 
 def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
-    """Rows that another reader than `read` has read: with axes that they are older than at their defaults."""
+    """Rows that another reader than `read` has read: in plain dtypes, axes that they are older than at defaults."""
+    dtypes = {name: trials[name].dtype for name in trials}
+    odd = [name for name, of in dtypes.items() if of == "category" or getattr(of, "na_value", None) is pd.NA]
+    trials = trials.assign(**{str(name): _plain(trials[name]) for name in odd})
     values = {axis: trials.get(axis, pd.Series(None, trials.index, object)) for axis in DEFAULTS}
     return trials.assign(**{axis: values[axis].where(values[axis].notna(), value) for axis, value in DEFAULTS.items()})
+
+
+def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
+    """A column of categories, or with `pd.NA`, which is neither equal nor unlike, as `read` would give it."""
+    values = pa.array(column)
+    values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
+    plain: pd.Series[Any] = values.to_pandas().set_axis(column.index)
+    return plain
 
 
 def same(one: Any, other: Any) -> bool:

@@ -33,7 +33,8 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
         `leave_one_out_error` (largest relative error when each size is predicted from the others; null under 4 sizes),
         `sizes` (how many), `smallest_batch_size` and `largest_batch_size`. What one size can't tell is null.
     """
-    ok = with_all_axes(trials[(trials["status"] == "ok") & (trials["copy"] == 0)])
+    trials = with_all_axes(trials)
+    ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     rows = []
     for key, series in ok.groupby([*SERIES_COLUMNS, *AVERAGED], dropna=False, sort=False):
         rates = np.exp(np.log(series["images_per_second"]).groupby(series["batch_size"]).mean())

@@ -43,6 +43,8 @@ def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int],
 
     A mean also counts repeats that another cell lacks, fast or slow ones: where a cell beats the first in the repeats
     that both have, and the interval says so, it is first instead. Cells without gaps are ranked rightly by their means.
+    A cell that is ahead in one or two pairs, too few for an interval, is not the next where another one is, since the
+    first would be told to be slower than it; where there is none, the two change places.
 
     Args:
         cells: two or more, with how many `repeats` they have.
@@ -58,10 +60,15 @@ def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int],
             break
         beaten.add(first)
         first = found
-    second = next(n for n in range(len(cells)) if n != first)
+    rest = [n for n in range(len(cells)) if n != first]
+
+    def oddly_ahead(other: int) -> bool:
+        ratio = ratio_of(first, other)
+        return ratio is not None and ratio.estimate < 1 and ratio.low is None
+
+    second = next((n for n in rest if most < MINIMUM_REPEATS or not oddly_ahead(n)), rest[0])
     ratio = ratio_of(first, second)
-    behind = ratio is not None and ratio.estimate < 1 and (ratio.low is not None or most < MINIMUM_REPEATS)
-    return (second, first) if behind else (first, second)
+    return (second, first) if ratio is not None and ratio.estimate < 1 else (first, second)
 
 
 def widest(trials: pd.DataFrame) -> Lead | None:

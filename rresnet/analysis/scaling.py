@@ -14,6 +14,7 @@ from rresnet.cell import CELL_COLUMNS
 from rresnet.terminal import counted, number, percent
 
 PREDICTED_WORKERS = (16, 64, 256, 1024)
+LONGER = 0.25  # a measured step may be than the model has it, as a share: else it would promise too much
 # What a point of a series may have unlike its base: how many workers there are, and what follows from that.
 _SPREAD = ("batch_size", "num_workers", "num_nodes", "cpu_threads")
 
@@ -187,12 +188,22 @@ def held_out_error(series: pd.DataFrame) -> float | None:
 
 
 def predictions(measured: pd.DataFrame) -> list[str]:
-    """What the model says, from `points`, of more workers than were measured, marked as a prediction."""
+    """What the model says, from `points`, of more workers than were measured, marked as a prediction.
+
+    Nothing where it has a measured step much shorter than it was, that of a single worker too. That one may be shorter:
+    it may have all threads of a machine that several share out.
+    """
     lines = []
     weak = measured[measured["kind"] == "weak"]
     for (setting, size), series in weak.groupby(["setting", "base_batch_size"]):
         model = fit(series)
         if model is None:
+            continue
+        longer = series["step_seconds"] / series["num_workers"].map(model.step_seconds) - 1
+        if longer.max() > LONGER:
+            who = counted(int(series["num_workers"].iloc[int(longer.argmax())]), "worker")
+            why = f"a step of {who} took {percent(longer.max())} longer than the model of the exchange has it"
+            lines.append(f"No prediction of {setting} per worker: {why}.")
             continue
         largest = int(series["num_workers"].max())
         rates = ", ".join(

@@ -1,12 +1,18 @@
 """Ratios of rows that were not measured side by side: of two runs, or of two machines."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from rresnet.analysis import alike, comparison, frames, pairing
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
 from rresnet.cell import CELL_COLUMNS
+
+_ONE_MACHINE = (
+    "all rows ran on one machine, by its name and processor: where one run measured them, use rresnet.speedup; where "
+    "they are of two machines of one name, give the rows of one of these another hostname"
+)
 
 
 def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:
@@ -37,7 +43,8 @@ def speedup_across_machines(
     """How much faster each value of a column is than a reference value that was measured on another machine.
 
     As `rresnet.speedup`, but of two means that were measured apart, so the interval is wider: what drifts on either
-    machine does not cancel. What ran on one machine is left to `rresnet.speedup`.
+    machine does not cancel. What ran on one machine is left to `rresnet.speedup`; two machines of one hostname are told
+    apart by their processors and GPUs.
 
     Args:
         trials: rows of the trials table of several machines, as `rresnet.read` gives them for several folders.
@@ -53,8 +60,10 @@ def speedup_across_machines(
         the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
 
     Raises:
-        ValueError: there is no such column, or no ok row with the reference value, or no rows may be compared.
+        ValueError: there is no such column, or no ok row with the reference value, or none with another, or no rows may
+            be compared.
     """
+    trials, allow = frames.with_all_axes(trials), [allow] if isinstance(allow, str) else allow
     floors = {host: comparison.noise_floors(rows) for host, rows in trials.groupby("hostname")}
     ok = comparison.comparable(trials if over == "copy" else trials[trials["copy"] == 0], over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
@@ -65,8 +74,7 @@ def speedup_across_machines(
     for _, side in ok[~is_reference].groupby([over, *columns], dropna=False, sort=True):
         for _, other in references:
             one, its = side.iloc[0], other.iloc[0]
-            machine, reference_machine = one["hostname"], its["hostname"]
-            if machine == reference_machine or not all(frames.same(one[axis], its[axis]) for axis in matched):
+            if _one_machine(one, its) or not all(frames.same(one[axis], its[axis]) for axis in matched):
                 continue
             _refuse_unlike(side, other, allow)
             found = ratio(side, other, level)
@@ -76,8 +84,8 @@ def speedup_across_machines(
                     over: one[over],
                     **{axis: one[axis] for axis in matched},
                     "reference": reference,
-                    "machine": machine,
-                    "reference_machine": reference_machine,
+                    "machine": one["hostname"],
+                    "reference_machine": its["hostname"],
                     "speedup": found.estimate,
                     "low": found.low,
                     "high": found.high,
@@ -87,7 +95,9 @@ def speedup_across_machines(
                 }
             )
     if not rows:
-        raise ValueError(_why_none(ok[~is_reference], ok[is_reference], matched))
+        if all(_one_machine(ok.iloc[0], row) for _, row in ok.iterrows()):
+            raise ValueError(_ONE_MACHINE)
+        raise ValueError(comparison.why_no_pair(ok[~is_reference], ok[is_reference], matched))
     return pd.DataFrame(rows)
 
 
@@ -101,7 +111,7 @@ def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]
         )
 
 
-def _why_none(side: pd.DataFrame, reference: pd.DataFrame, matched: Sequence[str]) -> str:
-    if len({*side["hostname"], *reference["hostname"]}) < 2:
-        return "all rows ran on one machine, where they are compared in pairs: use rresnet.speedup"
-    return comparison.why_no_pair(side, reference, matched)
+def _one_machine(one: "pd.Series[Any]", other: "pd.Series[Any]") -> bool:
+    """Whether two rows are of one machine, by its name and by what both know of what it is."""
+    known = [column for column in alike.MACHINE if pd.notna(one.get(column)) and pd.notna(other.get(column))]
+    return all(frames.same(one[column], other[column]) for column in ("hostname", *known))

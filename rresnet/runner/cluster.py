@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import select
 import signal
 import socket
 import sys
@@ -46,6 +47,9 @@ _LOCAL = {
 }
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 CONNECT_SECONDS = 5.0
+ANSWER_SECONDS = 60.0  # for which what takes connections may be silent
+_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of gRPC, which Ray speaks
+_SETTINGS = b"\x04"  # the fourth byte of its answer
 WATCH_SECONDS = 2.0  # between looks at whether a joined cluster is still there
 LOST_SECONDS = 40.0  # for which it may be away; after 60 Ray ends this process
 
@@ -81,11 +85,12 @@ def connect(
     Raises:
         UsageError: there is no such cluster, or it has no such machines and gets none.
     """
+    wanted = wanted or Wanted()
     if address not in (None, "auto"):
-        _check_reachable(address)
+        _check_reachable(address, min(wanted.wait_seconds, ANSWER_SECONDS), tell)
     for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOCAL}).items():
         os.environ.setdefault(name, value)
-    with _started(hardware) if address is None else _joined(address, wanted or Wanted(), tell) as those:
+    with _started(hardware) if address is None else _joined(address, wanted, tell) as those:
         yield Cluster(machines=those)
 
 
@@ -96,8 +101,9 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
 
     with contextlib.ExitStack() as cleanup:
         with _connecting(lambda reason: f"Ray does not start on this machine: {reason}"):
-            scratch.remove_stale()
-            folder = cleanup.enter_context(scratch.folder())  # Ray would leave its logs behind
+            place = scratch.place(f"/session_2026-11-24_12-00-00_123456_{os.getpid()}/sockets/plasma_store")
+            scratch.remove_stale(place)
+            folder = cleanup.enter_context(scratch.folder(place))  # Ray would leave its logs behind
             _make_token()
             with _temporary_files_in(folder):
                 _start(
@@ -235,9 +241,12 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def _make_token() -> None:
-    """Make the token without which nobody gets into our Ray, if there is none: Ray would leave it to all to read."""
-    file = Path.home() / ".ray" / "auth_token"
-    with contextlib.suppress(OSError):
+    """Make the token without which nobody gets into our Ray, if there is none: Ray would leave it to all to read.
+
+    Where there is no home to keep it in, as in a container of another user's, it is in the environment.
+    """
+    file = Path(os.path.expanduser("~"), ".ray", "auth_token")
+    try:
         file.parent.mkdir(exist_ok=True)
         with (
             contextlib.suppress(FileExistsError),
@@ -245,17 +254,36 @@ def _make_token() -> None:
         ):
             made.write(secrets.token_hex(32))
         file.chmod(0o600)
+    except OSError:
+        if not os.access(file, os.R_OK) and "RAY_AUTH_TOKEN_PATH" not in os.environ:
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def _check_reachable(address: str) -> None:
-    """Ray itself goes on trying for minutes: ask first whether anybody listens there."""
+def _check_reachable(address: str, patience: float, tell: Callable[[str], None]) -> None:
+    """Ray itself goes on trying for minutes: ask first whether anybody listens there, and answers in Ray's language."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--address must be auto or host:port (Ray's own port is 6379), got {address}")
     try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as line:
+            if os.environ.get("RAY_USE_TLS", "0") == "0":
+                _check_answer(
+                    line, patience, lambda: tell(f"waiting for an answer from {address}, {patience:g} s more")
+                )
     except (OSError, OverflowError) as error:
         raise UsageError(_no_cluster(address, str(error))) from error
+
+
+def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]) -> None:
+    """Raise OSError where nothing answers, or something that is not Ray."""
+    line.sendall(_HELLO)
+    if not select.select([line], [], [], CONNECT_SECONDS)[0]:
+        tell()
+        if not select.select([line], [], [], patience)[0]:
+            raise OSError("it takes connections, but does not answer")
+    answer = line.recv(4)
+    if answer and answer[3:] != _SETTINGS:
+        raise OSError("what answers there is not Ray")
 
 
 def _no_cluster(address: str, reason: str) -> str:

@@ -75,13 +75,22 @@ def test_ray_has_all_its_helpers_again_afterwards_and_where_it_fails_without(mon
 def test_a_token_that_is_there_is_kept_and_closed_to_others(tmp_path, monkeypatch):
     from rresnet.runner import cluster
 
-    monkeypatch.setattr(Path, "home", lambda: tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
     cluster._make_token()
     (tmp_path / ".ray" / "auth_token").chmod(0o644)
     first = (tmp_path / ".ray" / "auth_token").read_text()
     cluster._make_token()
     assert (tmp_path / ".ray" / "auth_token").read_text() == first
     assert (tmp_path / ".ray" / "auth_token").stat().st_mode & 0o777 == 0o600
+
+
+def test_a_home_that_can_not_be_written_and_a_long_tmpdir_do_not_keep_it_from_starting(tmp_path):
+    long = tmp_path / ("scheduler" * 9)
+    long.mkdir()
+    away = {**environment("/proc"), "TMPDIR": str(long)}
+    done = subprocess.run([sys.executable, "-c", LISTENING], env=away, text=True, capture_output=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    assert not list(long.iterdir())
 
 
 def test_somebody_elses_ray_is_joined_and_left_and_never_ended(tmp_path):
