@@ -79,7 +79,7 @@ def test_the_ratio_that_scatters_is_that_of_the_fastest_and_the_second():
     cells = (TUNED, [90.0, 90.0, 90.0, 400.0]), (large, [60.0, 180.0, 70.0, 250.0]), (BLOG, [99.0, 100.0, 101.0, None])
     text = printed(trials(*cells).assign(process=0))
     assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x the second" in text
-    assert "That ratio scatters by 1.0 % from repeat to repeat (standard deviations)." in text
+    assert "That ratio scatters by 1.0 % from repeat to repeat (standard deviation)." in text
 
 
 @pytest.mark.parametrize("kind", ["projected", "measured"])
@@ -162,7 +162,7 @@ def test_processes_are_named_only_where_they_are_told_to_differ():
     table = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 220.0, 185.0] * 2 + [216.0, 238.0, 200.0] * 2))
     table["process"] = table["repeat"] // 6
     text = printed(table)
-    assert "% from repeat to repeat (standard deviations)." in text
+    assert "% from repeat to repeat (standard deviation)." in text
     assert "from process to process" not in text
     table.loc[(table["process"] == 1) & (table["recipe"] == "tuned"), "images_per_second"] *= 1.2
     assert "from process to process" in printed(table)

@@ -68,7 +68,7 @@ def test_a_worker_tells_what_memory_is_free_where_the_trial_process_can_not_see_
 def test_a_worker_that_a_cell_does_not_take_answers_nothing(worker, monkeypatch):
     one = worker.on("a")
     monkeypatch.setattr(group.layout, "members", lambda nodes, of_workers: [1])
-    monkeypatch.setattr(one, "_part", lambda ranks: None)
+    monkeypatch.setattr(one, "_part", lambda ranks: (None, None))
     assert one.train(asked(2)) is None
     assert worker.made == []
 

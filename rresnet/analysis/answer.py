@@ -186,7 +186,7 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     of_process = components.process_sd if components.processes_differ else None
     of = ((components.repeat_sd, "from repeat to repeat"), (of_process, "from process to process"))
     shares = [f"{percent(sd, 1)} {where}" for sd, where in of if sd]
-    scattered = f"That ratio scatters by {' and by '.join(shares)} (standard deviations). " if shares else ""
+    scattered = f"That ratio scatters by {' and by '.join(shares)} (standard deviation). " if shares else ""
     needed = lead.repeats_for(half / 2)
     if needed:
         why = "part of it is room for slow drift, which only a longer run lessens"
