@@ -100,7 +100,10 @@ def test_a_terminal_that_closes_stops_a_run_as_sigterm_does(tmp_path):
     flags = [*QUICK, "--repeats", "200", "--processes", "1", "--results-dir", str(tmp_path)]
     command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
     of_us, of_it = os.openpty()
-    ours = "import fcntl, os, sys, termios; fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    ours = (
+        "import fcntl, os, signal, sys, termios; signal.signal(signal.SIGHUP, signal.SIG_DFL)\n"  # nohup ignores it
+        "fcntl.ioctl(0, termios.TIOCSCTTY, 0); os.execv(sys.argv[1], sys.argv[1:])"
+    )
     running = subprocess.Popen(
         [sys.executable, "-c", ours, *command], stdin=of_it, stdout=of_it, stderr=of_it, start_new_session=True
     )
