@@ -2,6 +2,7 @@ import gzip
 import io
 import itertools
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from benches import CPU, bench, image_data
 from samples import make_cell
 
 from rresnet.config import How
-from rresnet.quality.monitor import Usage
+from rresnet.quality.monitor import Monitor, Usage
 from rresnet.training import clocks, limits
 from rresnet.training.timing import Stopwatch, steps_in
 from rresnet.training.train import NonFiniteLossError, _warm_up, evaluate, train, train_epochs, visit
@@ -84,6 +85,24 @@ def test_what_the_warm_up_trained_is_no_part_of_an_epochs_losses():
     train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None)
     assert found.steps_trained == 5
     assert len(found.recent_losses()) == 5
+
+
+def test_energy_is_the_measured_windows_share_of_what_was_watched(monkeypatch):
+    used = Usage(
+        seconds=20.0,
+        cpu_seconds=1.0,
+        busy_cpu_seconds=1.0,
+        steal_cpu_seconds=0.0,
+        major_faults=0,
+        swapped_bytes=0,
+        energy_joules=100.0,
+    )
+    monkeypatch.setattr(Monitor, "usage", lambda monitor: used)
+    found = visit(bench(input="resident"), seconds=0.05, startup_seconds=0, progress=lambda rate: None).measurement
+    assert found.energy_joules == pytest.approx(100.0 * found.measured_seconds / 20.0)
+    used = replace(used, energy_joules=None)
+    found = visit(bench(input="resident"), seconds=0.05, startup_seconds=0, progress=lambda rate: None).measurement
+    assert found.energy_joules is None
 
 
 def test_each_worker_brings_in_its_share_of_what_its_machine_used(monkeypatch):
