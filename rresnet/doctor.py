@@ -19,7 +19,7 @@ from rresnet.tables import place
 from rresnet.tables.place import Location
 from rresnet.terminal import say
 from rresnet.training import limits
-from rresnet.training.train import is_out_of_memory
+from rresnet.training.memory import is_out_of_memory
 
 AMPLE_SHARE = 0.8  # of a GPU's memory: less that is free is worth a word, too
 CONTEXT_BYTES = 2**29  # of a GPU's memory, that CUDA itself takes for a process, about

@@ -28,7 +28,8 @@ from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give
 from rresnet.runner.layout import Layout, trains_all
 from rresnet.tables import environment
 from rresnet.tables.measurement import Measurement, Record, When
-from rresnet.training.train import ProgressCallback, is_out_of_memory, train
+from rresnet.training.memory import is_out_of_memory
+from rresnet.training.train import ProgressCallback, train
 from rresnet.training.workbench import Workbench
 
 PROGRESS_SECONDS = 1.0

@@ -1,7 +1,6 @@
 """The training loops: a timed visit to a cell that stays hot, and whole epochs."""
 
 import math
-import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,6 +15,7 @@ from rresnet.quality import flags, steady
 from rresnet.quality.monitor import Monitor, Usage, process_peak_bytes
 from rresnet.tables.measurement import Epoch, Loss, Measurement, Record
 from rresnet.training import inputs, limits, step
+from rresnet.training.memory import is_out_of_memory
 from rresnet.training.timing import Stopwatch
 from rresnet.training.workbench import Workbench
 
@@ -266,28 +266,6 @@ def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.L
         if bench.world > 1 or not is_out_of_memory(error):  # the other workers wait for this one
             raise
     return others, limit
-
-
-# What PyTorch's CPU allocator, the CUDA driver and cuBLAS say in errors of other kinds.
-_MEMORY_SHORT = re.compile("can't allocate memory|out of memory|ALLOC_FAILED")
-# What cuDNN says where no kernel's workspace has room, and where it has no kernel at all.
-_NO_KERNEL = re.compile("unable to find an engine|Unable to find a valid cuDNN algorithm")
-WORKSPACE_SHARE = 0.1  # of a GPU's memory: where that much is free, it was not the workspace
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short, for it or for an error that it came from: a capture that fails tells only of itself."""
-    met: list[BaseException] = []
-    one: BaseException | None = error
-    while one is not None and one not in met:
-        if isinstance(one, MemoryError | torch.OutOfMemoryError) or _MEMORY_SHORT.search(str(one)):
-            return True
-        if _NO_KERNEL.search(str(one)) and torch.cuda.is_available():
-            free, total = torch.cuda.mem_get_info()
-            return free < WORKSPACE_SHARE * total
-        met.append(one)
-        one = one.__cause__ or (None if one.__suppress_context__ else one.__context__)
-    return False
 
 
 def _canary(device: torch.device) -> tuple[float | None, float | None]:
