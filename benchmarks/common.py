@@ -5,14 +5,14 @@ import random
 import subprocess
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import pandas as pd
 import torch
 
-from rresnet import data, hardware
+from rresnet import data, grid, hardware
 from rresnet.analysis.statistics import in_order, log_mean_interval
-from rresnet.cell import Cell
+from rresnet.cell import Cell, Device
 from rresnet.data import ImageData
 from rresnet.tables.measurement import TRIALS, Measurement
 from rresnet.training.step import Eager
@@ -53,14 +53,26 @@ def cell(**changes: object) -> Cell:
     return Cell(**{**values, **changes})  # type: ignore[arg-type]
 
 
+def axes_of(recipe: str, device: Device, **changes: object) -> dict[str, object]:
+    """What a recipe is on this machine's device, with changes: of a `cell`."""
+    axes = replace(grid.recipe(recipe)(device, hardware.probe()), **changes)  # type: ignore[arg-type]
+    return {"device": device, "recipe": recipe, **vars(axes)}
+
+
 def images() -> ImageData:
     return data.load("fashion-mnist-12k", image_size=32, data_dir=None, seed=42)
+
+
+def workbench(one: Cell, data: ImageData | None = None) -> Workbench:
+    """The cell on its device, not visited yet."""
+    device = torch.device("cuda" if one.device == "gpu" else "cpu")
+    return Workbench(cell=one, data=data or images(), device=device)
 
 
 def workbenches(cells: Sequence[Cell]) -> list[Workbench]:
     """The cells, hot: each has been visited once."""
     shared = images()
-    benches = [Workbench(cell=one, data=shared, device=torch.device("cpu")) for one in cells]
+    benches = [workbench(one, shared) for one in cells]
     for bench in benches:
         measure(bench, 0.1)
     return benches

@@ -1,7 +1,8 @@
 """Do all recipes and modes learn the same? Gradients and losses of the same steps, and accuracy after the same epochs.
 
     python benchmarks/parity.py [--model resnet50] [--gradient-steps 100] [--exact-steps 10] [--steps 200]
-                                [--epochs 3] [--seeds 1] [--modes "blog fp32 eager,tuned bf16 eager"]  (1/2 h)
+                                [--epochs 3] [--seeds 1] [--modes "blog fp32 eager,tuned bf16 eager"]
+                                [--device cpu]                                        (half an hour on two cores)
 
 First the gradient of one batch, at the start and after 100 steps, beside the same in float64: what rounding does to it
 in each mode, beside what another batch does. In bfloat16 `tuned` is judged after the steps: its products may leave an
@@ -23,49 +24,39 @@ import statistics
 import sys
 
 import torch
-from common import arguments, cell, images, verdict
+from common import arguments, axes_of, cell, verdict, workbench
 from scipy import stats
 from torch import nn
 
-from rresnet.cell import Cell
+from rresnet.cell import Device
 from rresnet.hardware import probe
 from rresnet.training.train import evaluate, train_epochs
 from rresnet.training.workbench import Workbench
 
 SETTLING_BATCHES = 40  # over which batch norm's statistics are taken anew
 
-AXES: dict[str, dict[str, object]] = {
-    "blog fp32 eager": {
-        "recipe": "blog",
-        "input": "dataloader",
-        "channels_last": False,
-        "fused_optimizer": False,
-        "pointwise": "conv",
-        "small_maps": "conv",
-    },
-    "tuned fp32 eager": {},
-    "tuned fp32 compile": {"execution": "compile"},
-    "tuned bf16 eager": {"precision": "bf16"},
-    "tuned bf16 compile": {"precision": "bf16", "execution": "compile"},
+MODES: dict[Device, tuple[str, ...]] = {  # recipe, precision and execution; the first is what others are judged by
+    "cpu": ("blog fp32 eager", "tuned fp32 eager", "tuned fp32 compile", "tuned bf16 eager", "tuned bf16 compile"),
+    "gpu": ("blog tf32 eager", "tuned fp32 graph", "tuned bf16 eager", "tuned bf16 graph", "tuned bf16 compile"),
 }
-WITHOUT_OURS: dict[str, dict[str, object]] = {
-    "tuned bf16 eager, PyTorch's convolutions": {"precision": "bf16", "pointwise": "conv", "small_maps": "conv"}
-}
+PYTORCHS = {"pointwise": "conv", "small_maps": "conv"}
 BF16_ERROR_RATIO = 1.1
-RECIPES = {
-    "blog": AXES["blog fp32 eager"],
-    "tuned": AXES["tuned fp32 eager"],
-    "blog on one thread less": {**AXES["blog fp32 eager"], "cpu_threads": max(1, probe().cpu_cores - 1)},
-}
 
 
-def workbench(one: Cell) -> Workbench:
-    return Workbench(cell=one, data=images(), device=torch.device("cpu"))
+def mode(name: str, device: Device, **changes: object) -> dict[str, object]:
+    """The axes of the mode of that name."""
+    recipe, precision, execution = name.split()
+    return axes_of(recipe, device, precision=precision, execution=execution, **changes)
 
 
-def runs_here(name: str) -> bool:
-    """Whether this processor has the precision of the mode of that name."""
-    return "bf16" not in name or probe().cpu_bf16
+def pair(device: Device) -> dict[str, dict[str, object]]:
+    """Both recipes in fp32, eagerly."""
+    return {recipe: mode(f"{recipe} fp32 eager", device) for recipe in ("blog", "tuned")}
+
+
+def runs_here(name: str, device: Device) -> bool:
+    """Whether this device has the precision of the mode of that name."""
+    return "bf16" not in name or (probe().cpu_bf16 if device == "cpu" else probe().gpu_bf16)
 
 
 def in_float64(bench: Workbench) -> Workbench:
@@ -87,24 +78,27 @@ def losses_of(benches: dict[str, Workbench], steps: int) -> dict[str, list[float
     return losses
 
 
-def gradients(axes: dict[str, object], steps: int) -> int:
+def gradients(axes: dict[str, object], device: Device, steps: int) -> int:
     """What each mode's rounding does to the gradient of one batch, at the start and after `steps` of `tuned`."""
-    trained = workbench(cell(**axes))
+    modes = {name: mode(name, device) for name in MODES[device]}
+    modes["tuned bf16 eager, PyTorch's convolutions"] = mode("tuned bf16 eager", device, **PYTORCHS)
+    fp32 = mode("tuned fp32 eager", device)
+    trained = workbench(cell(**axes, **fp32))
     for after in (0, steps):
         trained.apply_process_settings()
         for batch in itertools.islice(trained.batches, after):
             trained.take_step(batch)
         weights = {name: tensor.clone() for name, tensor in trained.network.state_dict().items()}
-        exact = gradient(in_float64(workbench(cell(**axes))), weights, batch=after)
-        others = {"another batch": gradient(workbench(cell(**axes)), weights, batch=after + 1)}
-        for name, changes in {**AXES, **WITHOUT_OURS}.items():
-            if runs_here(name):
+        exact = gradient(in_float64(workbench(cell(**axes, **fp32))), weights, batch=after)
+        others = {"another batch": gradient(workbench(cell(**axes, **fp32)), weights, batch=after + 1)}
+        for name, changes in modes.items():
+            if runs_here(name, device):
                 others[name] = gradient(workbench(cell(**axes, **changes)), weights, batch=after)
         errors = {name: float((other - exact).norm() / exact.norm()) for name, other in others.items()}
         for name, other in others.items():
             cosine = float(nn.functional.cosine_similarity(other, exact, dim=0))
             print(f"gradient after {after} steps, {name}: error {errors[name]:.3f}, cosine {cosine:.4f}", flush=True)
-    if not runs_here("bf16"):
+    if not runs_here("bf16", device):
         return 0
     ratio = errors["tuned bf16 eager"] / errors["tuned bf16 eager, PyTorch's convolutions"]
     told = f"after {steps} steps the error of tuned in bf16 is {ratio:.2f} of that with PyTorch's convolutions"
@@ -119,19 +113,25 @@ def gradient(bench: Workbench, weights: dict[str, torch.Tensor], *, batch: int) 
     return torch.cat([p.grad.double().flatten() for p in bench.network.parameters() if p.grad is not None])
 
 
-def steps_in_float64(axes: dict[str, object], steps: int) -> int:
-    pair = {name: in_float64(workbench(cell(**axes, **RECIPES[name]))) for name in ("blog", "tuned")}
-    exactly = losses_of(pair, steps)
+def steps_in_float64(axes: dict[str, object], device: Device, steps: int) -> int:
+    benches = {name: in_float64(workbench(cell(**axes, **changes))) for name, changes in pair(device).items()}
+    exactly = losses_of(benches, steps)
     worst = max(abs(tuned / blog - 1) for blog, tuned in zip(exactly["blog"], exactly["tuned"], strict=True))
     return verdict(f"{steps} steps in float64: no loss of tuned lies over {worst:.1e} from blog's", worst <= 1e-3)
 
 
-def steps_in_fp32(axes: dict[str, object], steps: int) -> int:
-    benches = {name: workbench(cell(**axes, **changes)) for name, changes in RECIPES.items()}
+def steps_in_fp32(axes: dict[str, object], device: Device, steps: int) -> int:
+    recipes = pair(device)
+    # A GPU adds up in another order each time.
+    itself, how = ("blog on one thread less", {"cpu_threads": max(1, probe().cpu_cores - 1)})
+    if device == "gpu":
+        itself, how = "blog once more", {}
+    recipes[itself] = {**recipes["blog"], **how}
+    benches = {name: workbench(cell(**axes, **changes)) for name, changes in recipes.items()}
     means = {name: statistics.fmean(seen) for name, seen in losses_of(benches, steps).items()}
     apart = {name: abs(mean / means["blog"] - 1) for name, mean in means.items()}
     told = f"mean loss of {steps} steps in fp32: tuned {apart['tuned']:.1e} from blog, where "
-    told += f"blog on one thread less is {apart['blog on one thread less']:.1e} from itself"
+    told += f"{itself} is {apart[itself]:.1e} from itself"
     return verdict(told, apart["tuned"] <= 1e-3)
 
 
@@ -152,16 +152,15 @@ def settled_accuracy(bench: Workbench, weights: bytes) -> float:
     return evaluate(bench)[1]
 
 
-def accuracies(axes: dict[str, object], modes: list[str], epochs: int, seeds: range) -> int:
+def accuracies(axes: dict[str, object], device: Device, modes: list[str], epochs: int, seeds: range) -> int:
     found: dict[str, list[float]] = {}
     settled: dict[str, list[float]] = {}
     for seed in seeds:
         for name in modes:
-            changes = AXES[name]
-            if not runs_here(name):
-                print(f"{name}: not measured, this processor has no bfloat16")
+            if not runs_here(name, device):
+                print(f"{name}: not measured, the {device} has no bfloat16")
                 continue
-            bench = workbench(cell(**axes, **changes, seed=seed))
+            bench = workbench(cell(**axes, **mode(name, device), seed=seed))
             record = train_epochs(
                 bench, epochs=epochs, startup_seconds=0.0, progress=lambda rate: None, save_model=True
             )
@@ -203,21 +202,25 @@ def main() -> int:
         epochs=3,
         seeds=1,
         first_seed=42,
-        modes=",".join(AXES),
+        modes="",
+        device="cpu",
     )
-    modes = list(dict.fromkeys(options.modes.split(",")))
-    if unknown := [name for name in modes if name not in AXES]:
-        sys.exit(f"no mode is called {unknown[0]!r}: {', '.join(AXES)} are, separated by commas")
+    device, valid = options.device, MODES[options.device]
+    modes = list(dict.fromkeys(options.modes.split(","))) if options.modes else list(valid)
+    if unknown := [name for name in modes if name not in valid]:
+        sys.exit(f"no mode is called {unknown[0]!r}: {', '.join(valid)} are, separated by commas")
     axes: dict[str, object] = {"model": options.model, "batch_size": options.batch_size}
     missed = 0
     if options.gradient_steps:
-        missed |= gradients(axes, options.gradient_steps)
+        missed |= gradients(axes, device, options.gradient_steps)
     if options.exact_steps:
-        missed |= steps_in_float64(axes, options.exact_steps)
+        missed |= steps_in_float64(axes, device, options.exact_steps)
     if options.steps:
-        missed |= steps_in_fp32(axes, options.steps)
+        missed |= steps_in_fp32(axes, device, options.steps)
     if options.epochs:
-        missed |= accuracies(axes, modes, options.epochs, range(options.first_seed, options.first_seed + options.seeds))
+        missed |= accuracies(
+            axes, device, modes, options.epochs, range(options.first_seed, options.first_seed + options.seeds)
+        )
     return missed
 
 

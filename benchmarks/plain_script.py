@@ -3,7 +3,7 @@
 Reads lines "STEPS" from standard input; for each it trains that many steps after one to warm up, and prints
 "IMAGES SECONDS". Started by the benchmarks beside it; the data set alone comes from rresnet.
 
-Use: echo 5 | python benchmarks/plain_script.py --batch-size 64 --threads 2
+Use: echo 5 | python benchmarks/plain_script.py --batch-size 64 --threads 2 [--device cuda]
 """
 
 import argparse
@@ -53,12 +53,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--threads", type=int, required=True)
+    parser.add_argument("--device", default="cpu")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     torch.manual_seed(42)
     dataset = Images(data.load("fashion-mnist-12k", image_size=32).train)
     train_loader = torch.utils.data.DataLoader(dataset=dataset, batch_size=arguments.batch_size, shuffle=True)
-    model = ResNet50()
+    device = torch.device(arguments.device)
+    model = ResNet50().to(device)
     criterion = nn.CrossEntropyLoss()
     optimizer = optim.Adam(model.parameters(), lr=0.001)
 
@@ -68,6 +70,7 @@ def main() -> None:
         for _ in range(steps):
             images, labels = next(stream)
             seen += len(labels)
+            images, labels = images.to(device), labels.to(device)
             outputs = model(images)
             loss = criterion(outputs, labels)
             optimizer.zero_grad()
@@ -75,14 +78,21 @@ def main() -> None:
             optimizer.step()
         return seen
 
+    def wait() -> None:
+        """Until a GPU has done what it was given."""
+        if device.type == "cuda":
+            torch.cuda.synchronize()
+
     stream = (batch for _ in iter(int, 1) for batch in train_loader)
     train(3)
     print("ready", flush=True)
     for line in sys.stdin:
         steps = int(line)
         train(1)
+        wait()
         start = time.perf_counter()
         seen = train(steps)
+        wait()
         print(seen, time.perf_counter() - start, flush=True)
 
 

@@ -8,11 +8,9 @@ the interval holds 1.
 
 import sys
 
-import torch
-from common import agrees, arguments, cell, images, measure, workbenches
+from common import agrees, arguments, cell, measure, workbench, workbenches
 
 from rresnet.training.train import train_epochs
-from rresnet.training.workbench import Workbench
 
 
 def main() -> int:
@@ -23,8 +21,7 @@ def main() -> int:
     ratios = []
     for _ in range(options.repeats):
         projected = measure(hot, options.seconds).epoch_seconds
-        bench = Workbench(cell=whole, data=images(), device=torch.device("cpu"))
-        record = train_epochs(bench, epochs=1, startup_seconds=0.0, progress=lambda images_per_second: None)
+        record = train_epochs(workbench(whole), epochs=1, startup_seconds=0.0, progress=lambda images_per_second: None)
         trained = record.measurement.epoch_seconds
         assert projected is not None
         assert trained is not None

@@ -1,13 +1,14 @@
-"""How near to what this machine allows does the tuned recipe come on its CPU? Operation by operation.
+"""How near to what this machine allows does the tuned recipe come? Operation by operation.
 
-    python benchmarks/roofline.py [--repeats 9] [--batch-size 256]          (about 4 minutes on two cores)
+    python benchmarks/roofline.py [--repeats 9] [--batch-size 256] [--device cpu]   (about 4 minutes on two cores)
 
 No operation of a step can take less time than its FLOPs at the machine's matrix rate, nor than its bytes at its copy
 rate (the roofline: Williams, Waterman, Patterson, Communications of the ACM 52(4), 2009). The sum over the operations
 of a step that fuses nothing, and Adam's 28 bytes a parameter, is what there is to reach; it allows less than the matrix
 rate, which a step of mere products would reach. Both are taken one after the other, again and again, for the machine's
 rates drift. Prints what share of the matrix rate that allows, and how much of it the recipe reaches, as medians; then
-for each kind of operation its share of a step, and how much of its own roofline, at the fastest rates seen, it reaches.
+for each kind of operation its share of a step, and how much of its own roofline, at the fastest rates seen, it reaches;
+on a GPU of the eager step's kernels, with the time between them left out.
 """
 
 import itertools
@@ -15,18 +16,19 @@ import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping
+from dataclasses import replace
 from statistics import median
 from typing import Any
 
 import torch
-from common import arguments, cell, measure, verdict, workbenches
+from common import arguments, axes_of, cell, measure, verdict, workbench, workbenches
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
-from rresnet import grid, hardware
 from rresnet.cell import Cell
 from rresnet.training import limits, model
+from rresnet.training.timing import synchronize
 from rresnet.training.workbench import Workbench
 
 WATCHED_STEPS = 8
@@ -86,27 +88,45 @@ class Spent(TorchDispatchMode):
         return result
 
 
-def by_operation(bench: Workbench, floor: Mapping[str, float]) -> None:
-    """Print what a step spends its time on, and how near each kind of operation comes to its own least time."""
-    bench.apply_process_settings()
+def on_the_cpu(bench: Workbench) -> Mapping[str, float]:
+    """Seconds of each operation over the watched steps."""
     with Spent() as spent:
         for raw in itertools.islice(bench.batches, WATCHED_STEPS):
             bench.take_step(raw)
-    whole = sum(spent.seconds.values())
-    for name, seconds in sorted(spent.seconds.items(), key=lambda one: -one[1])[:OPERATIONS]:
+    return spent.seconds
+
+
+def on_the_gpu(bench: Workbench) -> Mapping[str, float]:
+    """Seconds of each operation's kernels over the watched steps."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+        for raw in itertools.islice(bench.batches, WATCHED_STEPS):
+            bench.take_step(raw)
+        synchronize(bench.device)
+    told = ((event.key, event.self_device_time_total / 1e6) for event in profile.key_averages())
+    return {name: seconds for name, seconds in told if name.startswith("aten::") and seconds}
+
+
+def by_operation(bench: Workbench, floor: Mapping[str, float]) -> None:
+    """Print what a step spends its time on, and how near each kind of operation comes to its own least time."""
+    bench.apply_process_settings()
+    spent = on_the_gpu(bench) if bench.device.type == "cuda" else on_the_cpu(bench)
+    whole = sum(spent.values())
+    for name, seconds in sorted(spent.items(), key=lambda one: -one[1])[:OPERATIONS]:
         reached = f"{floor.get(name, 0.0) * WATCHED_STEPS / seconds:.0%} of its roofline"
         print(f"{name}: {seconds / whole:.1%} of a step, {reached}")
 
 
 def main() -> int:
     options = arguments(__doc__, repeats=9, batch_size=256)
-    one = cell(model="resnet50", batch_size=options.batch_size, **vars(grid.tuned("cpu", hardware.probe())))
+    axes = axes_of("tuned", options.device)
+    one = cell(model="resnet50", batch_size=options.batch_size, **axes)
     (bench,) = workbenches([one])
+    kind = bench.device.type
     shares, allowed = [], []
     for _ in range(options.repeats):
         rate = measure(bench, 2.0).images_per_second or 0.0
-        limit = limits.measure("cpu", one.precision, one.cpu_threads)  # of the same moment
-        limits.seen("cpu", one.precision, one.cpu_threads, look=True)
+        limit = limits.measure(kind, one.precision, one.cpu_threads)  # of the same moment
+        limits.seen(kind, one.precision, one.cpu_threads, look=True)
         seconds, flops = floor_of_a_step(one, limit)
         all_products = limit.matrix_flops_per_second * one.batch_size / flops
         shares.append(rate / all_products)
@@ -118,7 +138,8 @@ def main() -> int:
             flush=True,
         )
     reached = median(share / most for share, most in zip(shares, allowed, strict=True))
-    by_operation(bench, floor_of_a_step(one, limits.seen("cpu", one.precision, one.cpu_threads))[0])
+    eager = workbench(replace(one, execution="eager"))  # whose operations can be told apart
+    by_operation(eager, floor_of_a_step(one, limits.seen(kind, one.precision, one.cpu_threads))[0])
     print(f"{one.precision}, {median(shares):.0%} of the matrix rate, where {median(allowed):.0%} is allowed")
     return verdict(f"{reached:.0%} of what the roofline allows", reached >= 0.65)
 

@@ -1,4 +1,4 @@
-"""Cells on the CPU, of few images, that tests train."""
+"""Cells of few images that tests train; on the CPU unless told otherwise."""
 
 import itertools
 from dataclasses import replace
@@ -8,10 +8,10 @@ import torch
 from samples import make_cell
 
 from rresnet.data import ImageData, Split
-from rresnet.training import relu, step
+from rresnet.training import model, relu, step
 from rresnet.training.workbench import Workbench
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def split(count, channels=1, size=32, seed=0):
@@ -35,14 +35,15 @@ def image_data(count=40, channels=1):
 
 def bench(data=None, **changes):
     # One thread: the tests run side by side, and threads that wait for each other's cores crawl.
-    return Workbench(cell=make_cell(**{"cpu_threads": 1, **changes}), data=data or image_data(), device=CPU)
+    cell = make_cell(**{"cpu_threads": 1, **changes})
+    return Workbench(cell=cell, data=data or image_data(), device=GPU if cell.device == "gpu" else CPU)
 
 
 def losses(execution="eager", **changes):
     """Losses of three steps in float64, where rounding does not grow into a difference of its own."""
     found = bench(**changes)
     found.network.double()
-    if execution == "compile":
+    if execution == "compile" and found.cell.device == "cpu":
         relu.for_the_compiler(found.network)
 
     def load(*raw):
@@ -50,6 +51,7 @@ def losses(execution="eager", **changes):
         return images.double(), labels
 
     cell = replace(found.cell, execution=execution)
-    take = step.build(cell, found.network, found.optimizer, load, found.inputs.examples)
+    optimizer = model.optimizer_of(found.network, cell)
+    take = step.build(cell, found.network, optimizer, load, found.inputs.examples)
     found.start_over()
     return [take(*raw).item() for raw in itertools.islice(found.inputs.forever(), 3)]

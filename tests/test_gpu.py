@@ -1,0 +1,159 @@
+"""What only a GPU can tell: steps that it captures, its clock, its counters, its memory."""
+
+import gc
+import json
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from benches import bench, losses, split
+
+from rresnet import hardware
+from rresnet.data import ImageData
+from rresnet.quality.monitor import Monitor
+from rresnet.training import limits, model, step
+from rresnet.training.memory import is_out_of_memory
+from rresnet.training.train import train_epochs, visit
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
+
+TUNED = {
+    "device": "gpu",
+    "recipe": "tuned",
+    "input": "resident",
+    "channels_last": True,
+    "fused_optimizer": True,
+    "cudnn_benchmark": True,
+}
+EXECUTIONS = ("eager", "graph", "compile")
+
+
+def unseen(rate):
+    """A progress nobody looks at."""
+
+
+def test_a_gpu_learns_what_a_processor_learns():
+    assert losses(device="gpu") == pytest.approx(losses(), rel=1e-6)
+
+
+@pytest.mark.parametrize("path", ["resident", "dataloader"])
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_every_execution_learns_what_the_blogs_step_learns_in_short_batches_too(execution, path):
+    sized = {"model": "samples:few_layers", "batch_size": 16}  # of 40 images: 16, 16 and 8
+    expected = losses(device="gpu", **sized)
+    found = losses(execution=execution, **{**TUNED, **sized, "input": path})
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert expected[2] != pytest.approx(expected[0], rel=1e-3)
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_making_a_step_ready_trains_nothing_and_draws_nothing(execution):
+    fresh = bench(**TUNED)
+    weights = {name: tensor.clone() for name, tensor in fresh.network.state_dict().items()}
+    made = bench(**TUNED, execution=execution)
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in made.network.state_dict().items())
+    assert not any(tensor.any() for tensor in step.optimizer_tensors(made.optimizer))
+    random, on_gpu = torch.get_rng_state(), torch.cuda.get_rng_state()
+    step.build(made.cell, made.network, made.optimizer, made.inputs.load, made.inputs.examples)
+    assert torch.equal(torch.get_rng_state(), random)
+    assert torch.equal(torch.cuda.get_rng_state(), on_gpu)
+
+
+def test_a_captured_step_draws_anew_in_each_replay(monkeypatch):
+    monkeypatch.setattr(model, "LEARNING_RATE", 0.0)
+    found = bench(**TUNED, model="samples:dropping_most", execution="graph")
+    (batch,) = found.inputs.examples()
+    assert len({found.train_step(*batch).item() for _ in range(4)}) == 4
+
+
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
+def test_every_precision_runs_as_what_it_is_called(precision):
+    found = bench(**TUNED, precision=precision)
+    told = visit(found, seconds=0.2, startup_seconds=0.0, progress=unseen).measurement
+    plain = "tf32" if precision == "tf32" else "ieee"
+    dtype = {"bf16": "bfloat16", "fp16": "float16"}.get(precision)
+    assert (told.conv_precision, told.matmul_precision, told.autocast_dtype) == (plain, plain, dtype)
+    assert told.final_loss < told.first_loss
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_a_visit_tells_what_the_gpu_did(execution):
+    found = bench(**TUNED, precision="bf16", execution=execution, batch_size=20)
+    record = visit(found, seconds=1.0, startup_seconds=0.0, progress=unseen)
+    told = record.measurement
+    assert told.measured_images == sum(w.images for w in record.windows if w.kind == "measured")
+    assert told.images_per_second == pytest.approx(told.measured_images / told.measured_seconds)
+    assert 1.0 <= told.measured_seconds < 2.0
+    starts = [window.started_seconds for window in record.windows]
+    ends = [window.started_seconds + window.seconds for window in record.windows]
+    assert all(end <= start + 1e-3 for end, start in zip(ends, starts[1:], strict=False))
+    weights = sum(parameter.nbytes for parameter in found.network.parameters())
+    assert 4 * weights < told.peak_memory_bytes < 2**31  # weights, gradients and both moments; and 20 small images
+    assert 0 < told.percent_of_limit < 100
+    assert told.canary_matrix_seconds > 0
+    assert told.energy_joules is None or 10 < told.energy_joules / told.measured_seconds < 2000
+    assert 0 < told.launch_share <= 1
+    assert (told.optimizer_seconds is None) == (execution != "eager")
+    assert (told.compile_seconds is None) == (execution == "eager")
+    assert "gpu_shared" not in told.quality_flags
+    assert told.final_loss < told.first_loss
+
+
+@pytest.mark.parametrize("execution", EXECUTIONS)
+def test_whole_epochs_train_on_every_image_from_the_seed(execution):
+    axes = {**TUNED, "model": "samples:few_layers", "execution": execution, "batch_size": 16}
+    fresh, found = bench(**axes), bench(**axes)
+    expected = [fresh.train_step(*raw).item() for raw in fresh.inputs.epoch()]
+    record = train_epochs(found, epochs=2, startup_seconds=0.0, progress=unseen, save_model=True)
+    assert [epoch.images for epoch in record.epochs] == [40, 40]
+    assert sum(w.seconds for w in record.windows if w.epoch == 1) == record.epochs[1].seconds
+    assert record.epochs[0].train_loss == pytest.approx(sum(expected) / 3, rel=1e-3)
+    assert len(record.files[".pt"]) > sum(parameter.nbytes for parameter in found.network.parameters())
+
+
+@pytest.mark.parametrize("execution", ["eager", "graph"])
+def test_a_batch_that_does_not_fit_is_told_as_such_and_leaves_the_gpu_usable(execution):
+    large = split(4 * 10**5, size=64)
+    data = ImageData(train=large, test=large, classes=tuple("abcd"), fingerprint="f")
+    with pytest.raises(RuntimeError) as caught:
+        bench(data, **TUNED, model="resnet50", image_size=64, batch_size=len(large.labels), execution=execution)
+    assert is_out_of_memory(caught.value)
+    del caught
+    gc.collect()
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated()
+    again = bench(**TUNED, execution=execution)
+    assert np.isfinite(visit(again, seconds=0.05, startup_seconds=0.0, progress=unseen).measurement.final_loss)
+    assert held < 2**33  # the images, the canary's matrices, what other tests keep
+
+
+def test_a_trace_shows_what_the_gpu_computed():
+    trace = json.loads(zlib.decompress(bench(**TUNED, execution="graph").trace(2), wbits=31))
+    assert sum(event.get("cat") == "kernel" for event in trace["traceEvents"]) > 100
+
+
+def test_nvml_and_pytorch_tell_of_the_same_gpu():
+    told, theirs = hardware.probe(), torch.cuda.get_device_properties(0)
+    assert (told.gpu_count, told.gpu_name) == (torch.cuda.device_count(), theirs.name)
+    assert told.gpu_capability == (theirs.major, theirs.minor)
+
+
+def test_the_counters_of_a_gpu_at_work():
+    call = limits._matrix_product(torch.device("cuda"), torch.bfloat16, 8192)
+    monitor = Monitor(str(torch.cuda.get_device_properties(0).uuid))
+    for _ in range(2):
+        with monitor.watching():
+            for _ in range(500):
+                call()
+            torch.cuda.synchronize()
+    usage = monitor.usage()
+    assert usage.gpu_foreign_processes == 0
+    assert usage.gpu_utilization_percent > 50
+    assert usage.energy_joules is None or 100 < usage.energy_joules / usage.seconds < 2000
+    assert isinstance(usage.gpu_throttled, bool)
+
+
+def test_a_gpu_is_faster_in_fewer_bits():
+    rates = {p: limits.measure("cuda", p, torch.get_num_threads()).matrix_flops_per_second for p in limits._DTYPES}
+    assert rates["fp32"] < rates["tf32"] < min(rates["bf16"], rates["fp16"])
