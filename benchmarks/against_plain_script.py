@@ -30,7 +30,7 @@ from rresnet.runner import cluster
 from rresnet.runner.sweep import Sweep
 from rresnet.tables import runs, store
 
-STEPS = {"cpu": 4, "gpu": 100}  # of the script, in its turn
+STEPS = {"cpu": 4, "gpu": 20}  # of the script, in its turn
 TUNED_TARGET = {"cpu": 1.5, "gpu": 6.0}  # times the script, at batch 64
 BEST_TARGET = 2.2  # of a CPU, times the script
 SHARE_TARGET = 65  # of a CPU, percent of its matrix rate

@@ -26,7 +26,7 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
         execution="graph" if device == "gpu" else "eager",
         channels_last=True,
         fused_optimizer=True,
-        pointwise="linear" if device == "cpu" else "conv",
+        pointwise="linear",
         small_maps="linear" if device == "cpu" else "conv",
         cudnn_benchmark=device == "gpu",
     )

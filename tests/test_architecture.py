@@ -20,7 +20,7 @@ HOUSE = [
     ("analysis", "diff_text diff reference decision costs prediction scaling ladder compiling answer load unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
     ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster machines layout"),
-    ("training", "train workbench clocks limits timing step model relu convolution inputs memory"),
+    ("training", "train workbench clocks limits timing step layers model relu convolution inputs memory"),
     ("quality", "flags states monitor steady"),
     ("", "progress terminal"),
     ("tables", "environment store runs reading objects place measurement"),

@@ -1,6 +1,7 @@
 """What only a GPU can tell: steps that it captures, its clock, its counters, its memory."""
 
 import gc
+import itertools
 import json
 import zlib
 
@@ -58,6 +59,32 @@ def test_making_a_step_ready_trains_nothing_and_draws_nothing(execution):
     step.build(made.cell, made.network, made.optimizer, made.inputs.load, made.inputs.examples)
     assert torch.equal(torch.get_rng_state(), random)
     assert torch.equal(torch.cuda.get_rng_state(), on_gpu)
+
+
+def test_captured_cells_take_turns_and_know_nothing_of_each_other():
+    """Each graph goes on with memory of its own, also once what is only cached has been given back between visits."""
+    axes = {**TUNED, "model": "samples:few_layers", "execution": "graph"}
+    lone = bench(**axes, batch_size=16)
+    expected = [lone.train_step(*raw).item() for raw in itertools.islice(lone.batches, 9)]
+    several = [bench(**axes, batch_size=size) for size in (8, 16, 10)]
+    found = []
+    for _ in range(9):
+        for one in several:
+            loss = one.train_step(*next(one.batches))
+            found += [loss.item()] if one is several[1] else []
+            torch.cuda.empty_cache()
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize("execution", ["graph", "compile"])
+def test_a_captured_step_of_torchvisions_model_learns_what_its_eager_step_learns(execution, monkeypatch):
+    """The weights move little, so that rounding in bfloat16 has no time to grow; and the batches are counted."""
+    monkeypatch.setattr(model, "LEARNING_RATE", 1e-5)
+    axes = {**TUNED, "precision": "bf16", "batch_size": 16}
+    eager, captured = bench(**axes), bench(**axes, execution=execution)
+    expected, found = ([one.train_step(*raw).item() for raw in one.inputs.epoch()] for one in (eager, captured))
+    assert found == pytest.approx(expected, rel=0.02)
+    assert captured.network.state_dict()["bn1.num_batches_tracked"] == 3
 
 
 def test_a_captured_step_draws_anew_in_each_replay(monkeypatch):

@@ -46,7 +46,7 @@ def test_tuned_is_what_the_device_can(laptop, a100):
     assert grid.tuned("cpu", laptop) == cpu
     volta = replace(a100, gpu_capability=(7, 0))  # has no bf16 units; its machine's CPU has
     assert grid.tuned("cpu", a100) == grid.tuned("cpu", volta) == replace(cpu, precision="bf16")
-    gpu = replace(cpu, execution="graph", pointwise="conv", small_maps="conv", cudnn_benchmark=True)
+    gpu = replace(cpu, execution="graph", small_maps="conv", cudnn_benchmark=True)
     assert grid.tuned("gpu", a100) == replace(gpu, precision="bf16")
     assert grid.tuned("gpu", volta) == gpu
 

@@ -38,10 +38,10 @@ def replaying(steps, restore):
     return [replay_of(take, static) for (take, _), static in zip(steps, statics, strict=True)], 123
 
 
-@pytest.mark.parametrize("path", ["resident", "dataloader"])
-def test_a_captured_step_trains_as_an_eager_one_short_batches_included(path):
+@pytest.mark.parametrize("axes", [{"input": "resident"}, {}, {"precision": "bf16", "channels_last": True}])
+def test_a_captured_step_trains_as_an_eager_one_short_batches_included(axes):
     data = image_data(20)  # batches of 8, 8 and 4
-    plain, other = bench(data, input=path, batch_size=8), bench(data, input=path, batch_size=8)
+    plain, other = (bench(data, batch_size=8, **axes) for _ in range(2))
     (network, optimizer), examples = (other.network, other.optimizer), other.inputs.examples()
     assert [len(example[0]) for example in examples] == [8, 4]
     other.start_over()
@@ -53,6 +53,9 @@ def test_a_captured_step_trains_as_an_eager_one_short_batches_included(path):
     expected = [plain.train_step(*raw).item() for _ in range(2) for raw in plain.inputs.epoch()]
     assert [captured(*raw).item() for _ in range(2) for raw in other.inputs.epoch()] == expected
     assert len(set(expected)) == 6
+    theirs = plain.network.state_dict()
+    assert all(torch.equal(value, theirs[name]) for name, value in other.network.state_dict().items())
+    assert theirs["bn1.num_batches_tracked"] == 6
 
 
 def test_a_batch_is_replayed_by_the_graph_of_its_size_and_one_of_another_size_by_none():

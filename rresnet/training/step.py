@@ -13,6 +13,7 @@ from torch import nn
 from rresnet import scratch
 from rresnet.cell import Cell
 from rresnet.training.inputs import Batch, Raw
+from rresnet.training.layers import AllLayers, Copies, EachLayer
 
 Step = Callable[..., torch.Tensor]  # the tensors of a batch, as `Inputs.epoch` gives them -> loss []
 Load = Callable[..., Batch]  # the same -> images and labels on the device
@@ -55,6 +56,19 @@ def autocast(cell: Cell) -> torch.autocast:
     )
 
 
+def forward_of(cell: Cell, load: Load, layers: EachLayer) -> Step:
+    """From what the layers begin a step with, and the tensors of a batch, to its loss."""
+    loss_fn = nn.CrossEntropyLoss()
+
+    def forward(copies: Copies, *raw: torch.Tensor) -> torch.Tensor:
+        images, labels = load(*raw)
+        with autocast(cell):
+            loss: torch.Tensor = loss_fn(layers.scores(copies, images), labels)
+        return loss
+
+    return forward
+
+
 class Eager:
     """The step as the blog writes it, operation by operation."""
 
@@ -66,15 +80,7 @@ class Eager:
         self.model, self.optimizer = model, optimizer
         # fp16's range is too small for gradients: they are scaled up and back (Micikevicius et al. 2018). Else a no-op.
         self.scaler = torch.amp.GradScaler("cuda", enabled=cell.precision == "fp16")
-        loss_fn = nn.CrossEntropyLoss()
-
-        def forward(*raw: torch.Tensor) -> torch.Tensor:
-            images, labels = load(*raw)
-            with autocast(cell):
-                loss: torch.Tensor = loss_fn(model(images), labels)
-            return loss
-
-        self.forward: Step = forward
+        self.forward: Step = functools.partial(forward_of(cell, load, EachLayer(model)), ())
 
     def __call__(self, *raw: torch.Tensor) -> torch.Tensor:
         """Take one step."""
@@ -117,8 +123,14 @@ class Prepared(Eager):
         super().__init__(cell, model, optimizer, load)
         start, state = time.perf_counter(), State(model, optimizer)
         compiler = Compiler() if cell.execution == "compile" else None
-        forward = compiler.compile(self.forward) if compiler else self.forward
-        steps: list[Step] = [functools.partial(self.train, forward), *[super().__call__] * (len(examples) - 1)]
+        # A model of the user's own may use its weights in ways that autocast knows and we don't.
+        ours = capture and ":" not in cell.model
+        layers = AllLayers(model, _AUTOCAST.get(cell.precision)) if ours else EachLayer(model)
+        plain = forward_of(cell, load, layers)
+        whole = compiler.compile(plain) if compiler else plain
+        forwards = [whole, *[plain] * (len(examples) - 1)]
+        steps: list[Step] = [functools.partial(self._train, layers, forward) for forward in forwards]
+        self._prepared = steps  # a graph goes on computing with what these hold
         if capture:
             steps, self.held_bytes = capture(list(zip(steps, examples, strict=True)), state.restore)
         else:
@@ -128,6 +140,9 @@ class Prepared(Eager):
         self._steps = {_shapes(example): step for step, example in zip(steps, examples, strict=True)}
         self.compile_seconds = time.perf_counter() - start
         self.compile_cache = compiler.cache if compiler else None
+
+    def _train(self, layers: EachLayer, forward: Step, *raw: torch.Tensor) -> torch.Tensor:
+        return self.train(lambda *batch: forward(layers.begin(), *batch), *raw)
 
     def __call__(self, *raw: torch.Tensor) -> torch.Tensor:
         """Take one step."""

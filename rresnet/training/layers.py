@@ -1,0 +1,86 @@
+"""How a step goes through a model's layers: each by itself, or what they have in common for all at once."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import nn
+
+Copies = tuple[torch.Tensor, ...]  # of the weights, in the precision that a step computes in
+
+
+class EachLayer:
+    """As PyTorch does it."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self._model = model
+
+    def begin(self) -> Copies:
+        """What a step begins with, before the model's scores."""
+        return ()
+
+    def scores(self, copies: Copies, images: torch.Tensor) -> torch.Tensor:
+        """The model's, with what `begin` has returned: images float [N, 3, S, S] to [N, classes]."""
+        result: torch.Tensor = self._model(images)
+        return result
+
+
+class AllLayers(EachLayer):
+    """One kernel casts the weights of all layers, one their gradients, and one counts the batch for all batch norms.
+
+    Under autocast each weight is cast by a kernel of its own, and so is its gradient; each batch norm counts by one.
+    None of them takes longer than it takes to begin, and in a captured step there is nothing else to wait for: they
+    are a fifth of its kernels (`docs/performance.md`). The numbers are the same.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
+        """`dtype` is what autocast casts to; None where it is off."""
+        super().__init__(model)
+        self._dtype = dtype
+        self._weights = dict(_cast_by_autocast(model)) if dtype else {}
+        self._counters = dict(_counters(model))
+
+    def begin(self) -> Copies:
+        """Count the batch; copies of the weights that autocast would cast, as far as the gradient goes the same."""
+        if self._counters:
+            torch._foreach_add_(list(self._counters.values()), 1)
+        if not self._weights:
+            return ()
+        copies: Copies = _Cast.apply(self._dtype, *self._weights.values())
+        return copies
+
+    def scores(self, copies: Copies, images: torch.Tensor) -> torch.Tensor:
+        """The model's, computed with the copies in the weights' place, and without counting."""
+        instead: dict[str, Any] = {**dict(zip(self._weights, copies, strict=True)), **dict.fromkeys(self._counters)}
+        result: torch.Tensor = torch.func.functional_call(self._model, instead, (images,))
+        return result
+
+
+def _cast_by_autocast(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Names and weights of the layers that are convolutions or products."""
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+            yield from ((f"{name}.{own}" if name else own, p) for own, p in module.named_parameters(recurse=False))
+
+
+def _counters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Names and counters of the batch norms for which the count alone is kept; some average by it."""
+    for name, module in model.named_modules():
+        counts = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None
+        if counts and isinstance(module.num_batches_tracked, torch.Tensor):
+            yield f"{name}.num_batches_tracked" if name else "num_batches_tracked", module.num_batches_tracked
+
+
+class _Cast(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, dtype: torch.dtype, *weights: torch.Tensor) -> Copies:
+        ctx.dtypes = [weight.dtype for weight in weights]
+        copies = tuple(torch.empty_like(weight, dtype=dtype) for weight in weights)
+        torch._foreach_copy_(copies, weights)
+        return copies
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        cast = [torch.empty_like(one, dtype=dtype) for one, dtype in zip(gradients, ctx.dtypes, strict=True)]
+        torch._foreach_copy_(cast, gradients)
+        return None, *cast

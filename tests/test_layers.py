@@ -1,0 +1,59 @@
+"""What all layers have in common is computed at once as each computes it by itself."""
+
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+
+from rresnet.training import convolution
+from rresnet.training.layers import AllLayers, EachLayer
+
+
+def learnt(model, layers, images):
+    """Scores, gradients and buffers of a step."""
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        scores = layers.scores(layers.begin(), images)
+    torch.autograd.backward(nn.functional.cross_entropy(scores, torch.arange(len(images))))
+    gradients = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"": scores.detach(), **gradients, **dict(model.named_buffers())}
+
+
+@pytest.mark.parametrize(
+    "name", ["resnet18", "mobilenet_v3_small", "densenet121", "convnext_tiny", "vit_b_32", "squeezenet1_1", "swin_t"]
+)
+def test_a_model_learns_the_same_bit_for_bit(name):
+    torch.manual_seed(0)
+    size = 224 if name == "vit_b_32" else 64
+    model = torchvision.models.get_model(name, num_classes=4)
+    convolution.as_products(model, small_maps=False)  # which add up in the precision of the weights they get
+    other, images = copy.deepcopy(model), torch.randn(4, 3, size, size)
+    torch.manual_seed(1)  # of what is dropped
+    expected = learnt(model, EachLayer(model), images)
+    torch.manual_seed(1)
+    found = learnt(other, AllLayers(other, torch.bfloat16), images)
+    assert found.keys() == expected.keys()
+    assert all(torch.equal(value, expected[of]) for of, value in found.items())
+
+
+def test_without_autocast_the_batches_alone_are_counted():
+    model = nn.Sequential(nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    layers = AllLayers(model, None)
+    assert layers.begin() == ()
+    assert model[1].num_batches_tracked == 1
+    layers.scores((), torch.randn(2, 3, 8, 8))
+    assert model[1].num_batches_tracked == 1
+    assert model[1].running_mean.any()
+
+
+def test_a_batch_norm_that_averages_by_its_count_counts_itself():
+    model = nn.Sequential(nn.BatchNorm2d(2, momentum=None), nn.BatchNorm2d(2, track_running_stats=False))
+    layers = AllLayers(model, torch.bfloat16)
+    layers.scores(layers.begin(), torch.randn(2, 2, 4, 4))
+    assert model[0].num_batches_tracked == 1
+
+
+def test_there_need_be_nothing_in_common():
+    layers = AllLayers(nn.Flatten(), torch.bfloat16)
+    assert layers.scores(layers.begin(), torch.ones(1, 2, 1)).tolist() == [[1.0, 1.0]]
