@@ -82,9 +82,9 @@ def percent(share: float, digits: int = 0) -> str:
     return f"{share * 100:.{digits}f} %"
 
 
-def number(images_per_second: float) -> str:
-    """A rate to the whole image; under ten, to two digits."""
-    return f"{images_per_second:,.0f}" if images_per_second >= 9.95 else f"{images_per_second:.2g}"
+def number(value: float) -> str:
+    """A rate, or another amount, to the whole number; under ten, to two digits."""
+    return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

@@ -17,7 +17,7 @@ def test_variables_are_those_that_change_how_fast_libraries_run(monkeypatch):
         if hardware._OF_LIBRARIES.fullmatch(name):
             monkeypatch.delenv(name)
     assert hardware._variables() == "none"
-    for name in ("OMP_NUM_THREADS", "CUDA_HOME", "CUDA_ROOT", "NCCL_VERSION", "CUDA_VISIBLE_DEVICES", "MKL_VERBOSE"):
+    for name in ("OMP_NUM_THREADS", "CUDA_HOME", "CUDA_ROOT", "NCCL_VERSION", "TORCH_CUDA_ARCH_LIST", "MKL_VERBOSE"):
         monkeypatch.setenv(name, "1")
     assert hardware._variables() == "none"
     monkeypatch.setenv("LD_PRELOAD", "libtcmalloc\udcff.so")  # not UTF-8

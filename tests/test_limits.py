@@ -27,6 +27,10 @@ def clock(seconds=1.0, optimizer=0.1, launch=None, launched=None):
         (clock(launch=0.5), 100.0, Work(flops=100, bytes=1), "compute"),  # 1 s of computing, 0.1 s of moving
         (clock(), 100.0, Work(flops=100, bytes=20), "memory"),  # 1 s of computing, 2 s of moving
         (clock(), 100.0, None, None),
+        # Computing and moving would take 0.41 s of the 0.9 s for the network: a GPU waits for kernels to begin and end.
+        (clock(launch=0.1), 100.0, Work(flops=2, bytes=0.21), "latency"),
+        (clock(launch=0.1), 100.0, Work(flops=2, bytes=0.26), "memory"),
+        (clock(), 100.0, Work(flops=2, bytes=0.21), "memory"),
         (clock(optimizer=None), 100.0, Work(flops=100, bytes=1), "compute"),
         # The processor fetches and launches one after the other, and the GPU waits where both take longer than it does.
         (clock(launched=0.8, launch=0.8), 20.0, Work(flops=100, bytes=20), "launch"),

@@ -120,6 +120,12 @@ def formatted(value: Any, form: str) -> str:
     return "" if pd.isna(value) else form.format(value)
 
 
+def of_limit(cell: Mapping[Any, Any]) -> str:
+    """The cell's share of the machine's matrix rate: on a GPU it can be a fraction of a percent."""
+    share = cell["percent_of_limit"]
+    return "" if pd.isna(share) else f"{number(share)} %"
+
+
 def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = True) -> str:
     """What tells the cell from the others: device, recipe, batch size if `sized`, and each other axis that varies."""
     parts = [cell["device"], cell["recipe"], *([f"batch {cell['batch_size']}"] if sized else [])]

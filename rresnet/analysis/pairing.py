@@ -108,7 +108,7 @@ def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64],
     In seconds of the epoch, NaN where the rows do not tell.
     """
     # Several runs, and machines, in one folder follow one another: their repeats and processes are numbered on.
-    run = (rows["run_id"] + " " + rows["hostname"].fillna("")).rank(method="dense").astype(int)
+    run = pd.Series(pd.factorize(rows["run_id"] + " " + rows["hostname"].fillna(""), sort=True)[0], rows.index)
     repeats, processes = (run * (rows[of].max() + 1) + rows[of] for of in ("repeat", "process"))
     started = pd.to_datetime(rows["started_at"] if "started_at" in rows else pd.Series(pd.NaT, rows.index), utc=True)
     times = (started - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)

@@ -49,7 +49,7 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
         "epoch": [answer.epoch(cell) for cell in cells],
         "speedup": [(NOT_APART if cell["distinguishable"] is False else "") + answer.speedup(cell) for cell in cells],
         "test accuracy": [answer.formatted(cell["test_accuracy"], "{:.3f}") for cell in cells],
-        "of limit": [answer.formatted(cell["percent_of_limit"], "{:.0f} %") for cell in cells],
+        "of limit": [answer.of_limit(cell) for cell in cells],
         "bound by": [answer.formatted(cell["bottleneck"], "{}") for cell in cells],
         "trials": [cell["statuses"] for cell in cells],
     }

@@ -102,7 +102,7 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
         answer.rate(cell),
         answer.epoch(cell),
         answer.speedup(cell) + (", not distinguishable" if cell["distinguishable"] is False else ""),
-        answer.formatted(cell["percent_of_limit"], "{:.0f} %"),
+        answer.of_limit(cell),
         answer.formatted(cell["bottleneck"], "{}"),
         answer.formatted(cell["peak_memory_bytes"] / 2**20, "{:,.0f} MiB"),
         cell["statuses"],

@@ -56,7 +56,7 @@ class Measurement:
         "images a second of the step alone, on one batch kept on the device"
     )
     input_images_per_second: float | None = column("images a second of the input path alone")
-    bottleneck: str | None = column("input, launch, memory, compute, optimizer or communication")
+    bottleneck: str | None = column("input, launch, latency, memory, compute, optimizer or communication")
     percent_of_limit: float | None = column("achieved FLOP/s over the machine's measured matrix rate, percent")
     flops_per_image: float | None = column("FLOP of a training step for each image, optimizer not counted")
     matrix_flops_per_second: float | None = column("matrix product of the trial's precision, FLOP a second (the limit)")

@@ -14,6 +14,7 @@ from rresnet.training.step import Eager, Step
 from rresnet.training.timing import between, mark, seconds_of, synchronize
 
 COMMUNICATION_TURNS = 3
+LATENCY_BOUND = 0.5  # share of the network's time on a GPU that moving and computing explain: below, neither bounds it
 LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that
 
 
@@ -132,4 +133,6 @@ def bottleneck(
     if work is None:
         return None
     computing, moving = work.flops / limits.matrix_flops_per_second, work.bytes / limits.copy_bytes_per_second
+    if clock.launch_share is not None and images * (computing + moving) < LATENCY_BOUND * parts["network"]:
+        return "latency"
     return "memory" if moving > computing else "compute"

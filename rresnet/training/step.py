@@ -4,6 +4,7 @@ import functools
 import os
 import time
 import types
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -130,8 +131,8 @@ class Prepared(Eager):
         whole = compiler.compile(plain) if compiler else plain
         forwards = [whole, *[plain] * (len(examples) - 1)]
         steps: list[Step] = [functools.partial(self._train, layers, forward) for forward in forwards]
-        self._prepared = steps  # a graph goes on computing with what these hold
         if capture:
+            self._computing = layers, whole  # the graphs go on to compute with what these hold
             steps, self.held_bytes = capture(list(zip(steps, examples, strict=True)), state.restore)
         else:
             for step, example in zip(steps, examples, strict=True):
@@ -161,6 +162,8 @@ class Compiler:
         from torch._functorch import config
 
         config.autograd_cache_allow_custom_autograd_functions = True  # else a network of our layers is traced each time
+        # It looks at the gradient of each input, which the copies of the weights keep none of.
+        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         self._before = self._seen()
 
     @staticmethod

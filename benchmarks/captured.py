@@ -1,0 +1,77 @@
+"""What is each choice of a captured step worth on a GPU? Variants of `tuned` in turns, in one process.
+
+    python benchmarks/captured.py [--batches 64 1024] [--repeats 8] [--model resnet50]        (needs a GPU)
+
+The step as one CUDA graph in which each layer casts its weights and counts its batches by itself, as PyTorch does;
+then with both done for all layers at once (`rresnet.training.layers`), which the others have, too; with 1x1
+convolutions as products; with those over small maps as well; without cuDNN's search for its fastest kernels; and
+compiled. Prints images per second, what making the step ready took, and the ratio to the first with its interval.
+"""
+
+import argparse
+import sys
+from statistics import median
+from unittest import mock
+
+import torch
+from common import axes_of, cell, images, measure, workbench
+from torch import nn
+
+from rresnet.analysis.statistics import in_order, log_mean_interval
+from rresnet.training import step
+from rresnet.training.layers import EachLayer
+from rresnet.training.workbench import Workbench
+
+CONV = {"pointwise": "conv", "small_maps": "conv"}
+LINEAR = {**CONV, "pointwise": "linear"}
+VARIANTS: dict[str, dict[str, object]] = {
+    "each layer by itself": CONV,
+    "all layers at once": CONV,
+    "1x1 convolutions as products": LINEAR,
+    "small maps as products": {"pointwise": "linear", "small_maps": "linear"},
+    "no search": {**LINEAR, "cudnn_benchmark": False},
+    "compiled": {**LINEAR, "execution": "compile"},
+}
+
+
+def by_itself(network: nn.Module, dtype: torch.dtype | None) -> EachLayer:
+    """In `AllLayers`' place."""
+    return EachLayer(network)
+
+
+def built(name: str, batch_size: int, model: str) -> Workbench:
+    """The variant, ready and warm."""
+    axes = axes_of("tuned", "gpu", **VARIANTS[name])
+    layers = by_itself if name == "each layer by itself" else step.AllLayers
+    with mock.patch.object(step, "AllLayers", layers):
+        bench = workbench(cell(model=model, batch_size=batch_size, **axes), images())
+    ready = bench.train_step.compile_seconds
+    measure(bench, 0.1)
+    print(f"batch {batch_size}, {name}: ready after {ready:.1f} s", flush=True)
+    return bench
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batches", type=int, nargs="+", default=[64, 1024])
+    parser.add_argument("--repeats", type=int, default=8)
+    parser.add_argument("--model", default="resnet50")
+    given = parser.parse_args()
+    if not torch.cuda.is_available():
+        sys.exit("there is no GPU: a captured step is a GPU's")
+    for batch_size in given.batches:
+        benches = {name: built(name, batch_size, given.model) for name in VARIANTS}
+        rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
+        for repeat in range(given.repeats):
+            for name in list(VARIANTS)[:: -1 if repeat % 2 else 1]:
+                rates[name].append(measure(benches[name], 0.5).images_per_second or 0.0)
+        first = rates[next(iter(VARIANTS))]
+        for name, seen in rates.items():
+            found = log_mean_interval(in_order([rate / base for rate, base in zip(seen, first, strict=True)]))
+            told = f"{found.estimate:.3f}" + (f" ({found.low:.3f} - {found.high:.3f})" if found.low else "")
+            print(f"batch {batch_size}, {name}: {median(seen):,.0f} images/s, {told}", flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
