@@ -125,7 +125,7 @@ class Prepared(Eager):
         start, state = time.perf_counter(), State(model, optimizer)
         compiler = Compiler() if cell.execution == "compile" else None
         # A model of the user's own may use its weights in ways that autocast knows and we don't.
-        ours = capture and ":" not in cell.model
+        ours = capture is not None and ":" not in cell.model
         layers = AllLayers(model, _AUTOCAST.get(cell.precision)) if ours else EachLayer(model)
         plain = forward_of(cell, load, layers)
         whole = compiler.compile(plain) if compiler else plain
