@@ -1,11 +1,12 @@
 """What is each choice of a captured step worth on a GPU? Variants of `tuned` in turns, in one process.
 
-    python benchmarks/captured.py [--batches 64 1024] [--repeats 8] [--model resnet50]        (needs a GPU)
+    python benchmarks/captured.py [--batches 64 1024] [--repeats 8] [--model resnet50] [--no-search]   (a GPU)
 
 The step as one CUDA graph in which each layer casts its weights and counts its batches by itself, as PyTorch does;
 then with both done for all layers at once (`rresnet.training.layers`), which the others have, too; with 1x1
-convolutions as products; with those over small maps as well; without cuDNN's search for its fastest kernels; and
-compiled. Prints images per second, what making the step ready took, and the ratio to the first with its interval.
+convolutions as products; with those over small maps as well; and compiled. Prints images per second, what making the
+step ready took, and the ratio to the first with its interval. --no-search leaves out cuDNN's search for its fastest
+kernels, for all: a process keeps what it has found, so that another run tells what the search is worth.
 """
 
 import argparse
@@ -22,14 +23,13 @@ from rresnet.training import step
 from rresnet.training.layers import EachLayer
 from rresnet.training.workbench import Workbench
 
-CONV = {"pointwise": "conv", "small_maps": "conv"}
-LINEAR = {**CONV, "pointwise": "linear"}
+CONV = {"pointwise": "conv"}
+LINEAR = {"pointwise": "linear"}
 VARIANTS: dict[str, dict[str, object]] = {
     "each layer by itself": CONV,
     "all layers at once": CONV,
     "1x1 convolutions as products": LINEAR,
-    "small maps as products": {"pointwise": "linear", "small_maps": "linear"},
-    "no search": {**LINEAR, "cudnn_benchmark": False},
+    "small maps as products": {**LINEAR, "small_maps": "linear"},
     "compiled": {**LINEAR, "execution": "compile"},
 }
 
@@ -39,9 +39,9 @@ def by_itself(network: nn.Module, dtype: torch.dtype | None) -> EachLayer:
     return EachLayer(network)
 
 
-def built(name: str, batch_size: int, model: str) -> Workbench:
+def built(name: str, batch_size: int, model: str, search: bool) -> Workbench:
     """The variant, ready and warm."""
-    axes = axes_of("tuned", "gpu", **VARIANTS[name])
+    axes = axes_of("tuned", "gpu", cudnn_benchmark=search, **VARIANTS[name])
     layers = by_itself if name == "each layer by itself" else step.AllLayers
     with mock.patch.object(step, "AllLayers", layers):
         bench = workbench(cell(model=model, batch_size=batch_size, **axes), images())
@@ -56,11 +56,12 @@ def main() -> int:
     parser.add_argument("--batches", type=int, nargs="+", default=[64, 1024])
     parser.add_argument("--repeats", type=int, default=8)
     parser.add_argument("--model", default="resnet50")
+    parser.add_argument("--no-search", action="store_true")
     given = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("there is no GPU: a captured step is a GPU's")
     for batch_size in given.batches:
-        benches = {name: built(name, batch_size, given.model) for name in VARIANTS}
+        benches = {name: built(name, batch_size, given.model, not given.no_search) for name in VARIANTS}
         rates: dict[str, list[float]] = {name: [] for name in VARIANTS}
         for repeat in range(given.repeats):
             for name in list(VARIANTS)[:: -1 if repeat % 2 else 1]:

@@ -33,7 +33,6 @@ from rresnet.training.workbench import Workbench
 
 WATCHED_STEPS = 8
 OPERATIONS = 8  # that are told, those that take longest
-ADAM_BYTES = 28  # a parameter: weight, gradient and both moments read, all but the gradient written
 
 
 class Floor(TorchDispatchMode):
@@ -46,7 +45,7 @@ class Floor(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:
             counter = flop_registry.get(func._overloadpacket)
             flops = counter(*args, **(kwargs or {}), out_val=result) if counter else 0
             touched = [*args, *(kwargs or {}).values(), *(result if isinstance(result, tuple | list) else [result])]
@@ -67,7 +66,7 @@ def floor_of_a_step(one: Cell, limit: limits.Limits) -> tuple[Mapping[str, float
     with Floor(limit.matrix_flops_per_second, limit.copy_bytes_per_second, share) as floor:
         torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
     parameters = sum(p.numel() for p in network.parameters())
-    floor.seconds["aten::_fused_adam_"] = ADAM_BYTES * parameters / limit.copy_bytes_per_second
+    floor.seconds["aten::_fused_adam_"] = limits.ADAM_BYTES * parameters / limit.copy_bytes_per_second
     return floor.seconds, floor.flops
 
 
@@ -98,12 +97,14 @@ def on_the_cpu(bench: Workbench) -> Mapping[str, float]:
 
 def on_the_gpu(bench: Workbench) -> Mapping[str, float]:
     """Seconds of each operation's kernels over the watched steps."""
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile() as profile:
         for raw in itertools.islice(bench.batches, WATCHED_STEPS):
             bench.take_step(raw)
         synchronize(bench.device)
     told = ((event.key, event.self_device_time_total / 1e6) for event in profile.key_averages())
-    return {name: seconds for name, seconds in told if name.startswith("aten::") and seconds}
+    found = {name: seconds for name, seconds in told if name.startswith("aten::") and seconds}
+    assert found, "the profiler told of no operation"
+    return found
 
 
 def by_operation(bench: Workbench, floor: Mapping[str, float]) -> None:

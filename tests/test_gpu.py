@@ -1,8 +1,9 @@
-"""What only a GPU can tell: steps that it captures, its clock, its counters, its memory."""
+"""What only a GPU can tell: steps that it captures, its clock, its counters, its memory. It must be ours alone."""
 
 import gc
 import itertools
 import json
+import time
 import zlib
 
 import numpy as np
@@ -30,6 +31,22 @@ TUNED = {
 EXECUTIONS = ("eager", "graph", "compile")
 
 
+def needs_its_precision(precision):
+    if precision in ("bf16", "tf32") and not hardware.probe().gpu_bf16:
+        pytest.skip(f"the {hardware.probe().gpu_name} has no {precision}")
+
+
+def needs_the_compiler(execution):
+    if execution == "compile" and not hardware.probe().compiler:
+        pytest.skip("there is no C++ compiler")
+
+
+@pytest.fixture
+def half():
+    """The precision of `tuned` on this GPU."""
+    return "bf16" if hardware.probe().gpu_bf16 else "fp32"
+
+
 def unseen(rate):
     """A progress nobody looks at."""
 
@@ -41,6 +58,7 @@ def test_a_gpu_learns_what_a_processor_learns():
 @pytest.mark.parametrize("path", ["resident", "dataloader"])
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_every_execution_learns_what_the_blogs_step_learns_in_short_batches_too(execution, path):
+    needs_the_compiler(execution)
     sized = {"model": "samples:few_layers", "batch_size": 16}  # of 40 images: 16, 16 and 8
     expected = losses(device="gpu", **sized)
     found = losses(execution=execution, **{**TUNED, **sized, "input": path})
@@ -50,6 +68,7 @@ def test_every_execution_learns_what_the_blogs_step_learns_in_short_batches_too(
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_making_a_step_ready_trains_nothing_and_draws_nothing(execution):
+    needs_the_compiler(execution)
     fresh = bench(**TUNED)
     weights = {name: tensor.clone() for name, tensor in fresh.network.state_dict().items()}
     made = bench(**TUNED, execution=execution)
@@ -77,25 +96,36 @@ def test_captured_cells_take_turns_and_know_nothing_of_each_other():
 
 
 @pytest.mark.parametrize("execution", ["graph", "compile"])
-def test_a_captured_step_of_torchvisions_model_learns_what_its_eager_step_learns(execution, monkeypatch):
-    """The weights move little, so that rounding in bfloat16 has no time to grow; and the batches are counted."""
-    monkeypatch.setattr(model, "LEARNING_RATE", 1e-5)
-    axes = {**TUNED, "precision": "bf16", "batch_size": 16}
-    eager, captured = bench(**axes), bench(**axes, execution=execution)
-    expected, found = ([one.train_step(*raw).item() for raw in one.inputs.epoch()] for one in (eager, captured))
-    assert found == pytest.approx(expected, rel=0.02)
-    assert captured.network.state_dict()["bn1.num_batches_tracked"] == 3
+def test_a_captured_step_of_torchvisions_model_learns_what_its_eager_step_learns(execution, half):
+    """Adam's first update is the learning rate in the direction of the gradient, for each weight: which way they went.
+
+    In bfloat16 small gradients come out either way; a layer that learnt nothing would have no direction at all.
+    """
+    needs_the_compiler(execution)
+    axes = {**TUNED, "precision": half, "batch_size": 16}
+    ways, losses = [], []
+    for how in ("eager", execution):
+        one = bench(**axes, execution=how)
+        before = {name: parameter.detach().clone() for name, parameter in one.network.named_parameters()}
+        losses.append(one.train_step(*next(one.inputs.epoch())).item())
+        ways.append({name: (p.detach() - before[name]).sign() for name, p in one.network.named_parameters()})
+        assert one.network.state_dict()["bn1.num_batches_tracked"] == 1
+    assert losses[1] == pytest.approx(losses[0], rel=0.02)
+    alike = {name: (way == ways[1][name]).float().mean().item() for name, way in ways[0].items()}
+    assert min(alike.values()) > 0.75, alike
 
 
-def test_a_captured_step_draws_anew_in_each_replay(monkeypatch):
+@pytest.mark.parametrize("name", ["samples:dropping_most", "vgg11"])
+def test_a_captured_step_draws_anew_in_each_replay(monkeypatch, name, half):
     monkeypatch.setattr(model, "LEARNING_RATE", 0.0)
-    found = bench(**TUNED, model="samples:dropping_most", execution="graph")
+    found = bench(**TUNED, model=name, precision=half, execution="graph")
     (batch,) = found.inputs.examples()
     assert len({found.train_step(*batch).item() for _ in range(4)}) == 4
 
 
 @pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_every_precision_runs_as_what_it_is_called(precision):
+    needs_its_precision(precision)
     found = bench(**TUNED, precision=precision)
     told = visit(found, seconds=0.2, startup_seconds=0.0, progress=unseen).measurement
     plain = "tf32" if precision == "tf32" else "ieee"
@@ -105,13 +135,14 @@ def test_every_precision_runs_as_what_it_is_called(precision):
 
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
-def test_a_visit_tells_what_the_gpu_did(execution):
-    found = bench(**TUNED, precision="bf16", execution=execution, batch_size=20)
-    record = visit(found, seconds=1.0, startup_seconds=0.0, progress=unseen)
+def test_a_visit_tells_what_the_gpu_did(execution, half):
+    needs_the_compiler(execution)
+    found = bench(**TUNED, precision=half, execution=execution, batch_size=20)
+    record = visit(found, seconds=2.0, startup_seconds=0.0, progress=unseen)
     told = record.measurement
     assert told.measured_images == sum(w.images for w in record.windows if w.kind == "measured")
     assert told.images_per_second == pytest.approx(told.measured_images / told.measured_seconds)
-    assert 1.0 <= told.measured_seconds < 2.0
+    assert 2.0 <= told.measured_seconds < 3.0
     starts = [window.started_seconds for window in record.windows]
     ends = [window.started_seconds + window.seconds for window in record.windows]
     assert all(end <= start + 1e-3 for end, start in zip(ends, starts[1:], strict=False))
@@ -120,6 +151,7 @@ def test_a_visit_tells_what_the_gpu_did(execution):
     assert 0 < told.percent_of_limit < 100
     assert told.canary_matrix_seconds > 0
     assert told.energy_joules is None or 10 < told.energy_joules / told.measured_seconds < 2000
+    assert told.bottleneck is not None
     assert 0 < told.launch_share <= 1
     assert (told.optimizer_seconds is None) == (execution != "eager")
     assert (told.compile_seconds is None) == (execution == "eager")
@@ -129,6 +161,7 @@ def test_a_visit_tells_what_the_gpu_did(execution):
 
 @pytest.mark.parametrize("execution", EXECUTIONS)
 def test_whole_epochs_train_on_every_image_from_the_seed(execution):
+    needs_the_compiler(execution)
     axes = {**TUNED, "model": "samples:few_layers", "execution": execution, "batch_size": 16}
     fresh, found = bench(**axes), bench(**axes)
     expected = [fresh.train_step(*raw).item() for raw in fresh.inputs.epoch()]
@@ -141,6 +174,9 @@ def test_whole_epochs_train_on_every_image_from_the_seed(execution):
 
 @pytest.mark.parametrize("execution", ["eager", "graph"])
 def test_a_batch_that_does_not_fit_is_told_as_such_and_leaves_the_gpu_usable(execution):
+    gc.collect()
+    torch.cuda.empty_cache()
+    held = torch.cuda.memory_allocated()
     large = split(4 * 10**5, size=64)
     data = ImageData(train=large, test=large, classes=tuple("abcd"), fingerprint="f")
     with pytest.raises(RuntimeError) as caught:
@@ -149,10 +185,10 @@ def test_a_batch_that_does_not_fit_is_told_as_such_and_leaves_the_gpu_usable(exe
     del caught
     gc.collect()
     torch.cuda.empty_cache()
-    held = torch.cuda.memory_allocated()
+    images = large.images.nbytes + large.labels.nbytes  # which the process keeps
+    assert torch.cuda.memory_allocated() - held < images + 2**28
     again = bench(**TUNED, execution=execution)
     assert np.isfinite(visit(again, seconds=0.05, startup_seconds=0.0, progress=unseen).measurement.final_loss)
-    assert held < 2**33  # the images, the canary's matrices, what other tests keep
 
 
 def test_a_trace_shows_what_the_gpu_computed():
@@ -167,20 +203,23 @@ def test_nvml_and_pytorch_tell_of_the_same_gpu():
 
 
 def test_the_counters_of_a_gpu_at_work():
-    call = limits._matrix_product(torch.device("cuda"), torch.bfloat16, 8192)
+    call = limits._matrix_product(torch.device("cuda"), torch.float16, 4096)
     monitor = Monitor(str(torch.cuda.get_device_properties(0).uuid))
     for _ in range(2):
         with monitor.watching():
-            for _ in range(500):
+            until = time.perf_counter() + 0.5
+            while time.perf_counter() < until:
                 call()
-            torch.cuda.synchronize()
+                torch.cuda.synchronize()
     usage = monitor.usage()
     assert usage.gpu_foreign_processes == 0
     assert usage.gpu_utilization_percent > 50
-    assert usage.energy_joules is None or 100 < usage.energy_joules / usage.seconds < 2000
+    assert usage.energy_joules is None or 10 < usage.energy_joules / usage.seconds < 2000
     assert isinstance(usage.gpu_throttled, bool)
 
 
 def test_a_gpu_is_faster_in_fewer_bits():
-    rates = {p: limits.measure("cuda", p, torch.get_num_threads()).matrix_flops_per_second for p in limits._DTYPES}
-    assert rates["fp32"] < rates["tf32"] < min(rates["bf16"], rates["fp16"])
+    fp32, fp16 = (
+        limits.measure("cuda", one, torch.get_num_threads()).matrix_flops_per_second for one in ("fp32", "fp16")
+    )
+    assert 1.5 * fp32 < fp16

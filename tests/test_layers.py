@@ -27,7 +27,7 @@ def test_a_model_learns_the_same_bit_for_bit(name):
     torch.manual_seed(0)
     size = 224 if name == "vit_b_32" else 64
     model = torchvision.models.get_model(name, num_classes=4)
-    convolution.as_products(model, small_maps=False)  # which add up in the precision of the weights they get
+    convolution.as_products(model)
     other, images = copy.deepcopy(model), torch.randn(4, 3, size, size)
     torch.manual_seed(1)  # of what is dropped
     expected = learnt(model, EachLayer(model), images)

@@ -1,11 +1,12 @@
 import time
+from dataclasses import replace
 
 import pytest
 import torch
 from benches import CPU, bench, image_data
 from samples import make_cell
 
-from rresnet.training import clocks, limits, step
+from rresnet.training import clocks, limits, model, step
 from rresnet.training.clocks import StepClock
 from rresnet.training.limits import Limits, Work
 from rresnet.training.train import visit
@@ -17,35 +18,54 @@ def clock(seconds=1.0, optimizer=0.1, launch=None, launched=None):
     return StepClock(seconds=seconds, optimizer_seconds=optimizer, launch_seconds=launched, launch_share=launch)
 
 
+def work(flops, bytes, update_bytes=0.0):
+    return Work(flops=flops, bytes=bytes, update_bytes=update_bytes)
+
+
 @pytest.mark.parametrize(
     ("of_step", "input_rate", "work", "expected"),
     [
-        (clock(), 5.0, Work(flops=1, bytes=1), "input"),  # 10 images take 2 s to fetch and 1 s to train on
-        (clock(optimizer=0.6), 100.0, Work(flops=1, bytes=1), "optimizer"),
-        (clock(optimizer=0.6, launch=0.95), 100.0, Work(flops=1, bytes=1), "launch"),
-        (clock(launch=0.95), 100.0, Work(flops=1, bytes=1), "launch"),
-        (clock(launch=0.5), 100.0, Work(flops=100, bytes=1), "compute"),  # 1 s of computing, 0.1 s of moving
-        (clock(), 100.0, Work(flops=100, bytes=20), "memory"),  # 1 s of computing, 2 s of moving
+        (clock(), 5.0, work(flops=1, bytes=1), "input"),  # 10 images take 2 s to fetch and 1 s to train on
+        (clock(optimizer=0.6), 100.0, work(flops=1, bytes=1), "optimizer"),
+        (clock(optimizer=0.6, launch=0.95), 100.0, work(flops=1, bytes=1), "launch"),
+        (clock(launch=0.95), 100.0, work(flops=1, bytes=1), "launch"),
+        (clock(launch=0.5), 100.0, work(flops=100, bytes=1), "compute"),  # 1 s of computing, 0.1 s of moving
+        (clock(), 100.0, work(flops=100, bytes=20), "memory"),  # 1 s of computing, 2 s of moving
         (clock(), 100.0, None, None),
-        # Computing and moving would take 0.41 s of the 0.9 s for the network: a GPU waits for kernels to begin and end.
-        (clock(launch=0.1), 100.0, Work(flops=2, bytes=0.21), "latency"),
-        (clock(launch=0.1), 100.0, Work(flops=2, bytes=0.26), "memory"),
-        (clock(), 100.0, Work(flops=2, bytes=0.21), "memory"),
-        (clock(optimizer=None), 100.0, Work(flops=100, bytes=1), "compute"),
+        (clock(optimizer=None), 100.0, work(flops=100, bytes=1), "compute"),
         # The processor fetches and launches one after the other, and the GPU waits where both take longer than it does.
-        (clock(launched=0.8, launch=0.8), 20.0, Work(flops=100, bytes=20), "launch"),
-        (clock(launched=0.6, launch=0.6), 15.0, Work(flops=100, bytes=20), "input"),
-        (clock(launched=0.3, launch=0.3), 15.0, Work(flops=100, bytes=20), "memory"),
+        (clock(launched=0.8, launch=0.8), 20.0, work(flops=100, bytes=20), "launch"),
+        (clock(launched=0.6, launch=0.6), 15.0, work(flops=100, bytes=20), "input"),
+        (clock(launched=0.3, launch=0.3), 15.0, work(flops=100, bytes=20), "memory"),
     ],
 )
 def test_the_bottleneck_is_the_largest_part(of_step, input_rate, work, expected):
     assert clocks.bottleneck(of_step, images=10, input_rate=input_rate, work=work, limits=LIMITS) == expected
 
 
+@pytest.mark.parametrize(
+    ("of_step", "work", "on_gpu", "expected"),
+    [
+        # Computing and moving would take 0.41 s of the 0.9 s for the network.
+        (clock(launch=0.1), work(flops=2, bytes=0.21), True, "latency"),
+        (clock(), work(flops=2, bytes=0.21), True, "latency"),  # also where launching can't be told apart
+        (clock(launch=0.1), work(flops=2, bytes=0.26), True, "memory"),
+        (clock(), work(flops=2, bytes=0.21), False, "memory"),
+        # Of a captured step the optimizer is a part like any other.
+        (clock(optimizer=None, launch=0.1), work(flops=2, bytes=0.21, update_bytes=0.7), True, "latency"),
+        (clock(optimizer=None, launch=0.1), work(flops=2, bytes=0.21, update_bytes=1.0), True, "memory"),
+        (clock(launch=0.1), work(flops=2, bytes=0.21, update_bytes=1.0), True, "latency"),
+    ],
+)
+def test_a_gpu_that_neither_computing_nor_moving_keeps_busy_is_bound_by_latency(of_step, work, on_gpu, expected):
+    told = clocks.bottleneck(of_step, images=10, input_rate=100.0, work=work, limits=LIMITS, on_gpu=on_gpu)
+    assert told == expected
+
+
 def test_what_lies_on_the_gpu_is_not_fetched_by_the_thread_that_launches():
-    step, work = clock(launched=0.8, launch=0.8), Work(flops=100, bytes=20)
+    step, of_images = clock(launched=0.8, launch=0.8), work(flops=100, bytes=20)
     for fetched, expected in ((True, "launch"), (False, "memory")):
-        found = clocks.bottleneck(step, images=10, input_rate=20.0, work=work, limits=LIMITS, fetched=fetched)
+        found = clocks.bottleneck(step, images=10, input_rate=20.0, work=of_images, limits=LIMITS, fetched=fetched)
         assert found == expected
 
 
@@ -55,9 +75,9 @@ def test_what_lies_on_the_gpu_is_not_fetched_by_the_thread_that_launches():
 )
 def test_exchanging_gradients_is_a_part_of_its_own(seconds, launch, expected):
     """Of a step of 1 s the optimizer takes 0.1 and the exchange `seconds`: the network has what is left."""
-    work = Work(flops=100, bytes=1)
+    of_images = work(flops=100, bytes=1)
     found = clocks.bottleneck(
-        clock(launch=launch), images=10, input_rate=100.0, work=work, limits=LIMITS, communication_seconds=seconds
+        clock(launch=launch), images=10, input_rate=100.0, work=of_images, limits=LIMITS, communication_seconds=seconds
     )
     assert found == expected
 
@@ -70,6 +90,20 @@ def test_work_is_what_pytorchs_counter_says_of_resnet50():
     assert (
         limits.work(make_cell(model="resnet50", batch_size=8), 10).bytes < found.bytes
     )  # the weights are shared by more images
+
+
+def test_half_precision_moves_half_the_bytes_and_adam_moves_28_for_each_parameter():
+    full, half = (limits.work(make_cell(model="resnet18", precision=of), 10) for of in ("fp32", "bf16"))
+    assert half == replace(full, bytes=full.bytes / 2)
+    network = model.network("resnet18", 10)
+    assert full.update_bytes == 28 * sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_a_product_over_pixels_moves_its_inputs_and_its_output_once():
+    pixels, weight = torch.empty(2, 3, 3, 8), torch.empty(5, 8)
+    with limits._ByteCounter() as traffic:
+        torch.nn.functional.linear(pixels, weight)
+    assert traffic.bytes == 4 * (2 * 9 * 8 + 5 * 8 + 2 * 9 * 5)
 
 
 def test_work_is_the_same_however_it_is_run():
@@ -207,6 +241,10 @@ def test_the_precision_in_effect_is_read_from_pytorch():
     cell = make_cell(device="gpu", precision="tf32", recipe="blog")
     step.set_switches(cell)
     assert step.precision_in_effect(cell) == ("tf32", "ieee", None)  # PyTorch's default, which the blog's script has
+    for how in ("pointwise", "small_maps"):  # a rung of the ladder: its convolutions go on in TF32
+        cell = make_cell(device="gpu", precision="tf32", recipe="blog", **{how: "linear"})
+        step.set_switches(cell)
+        assert step.precision_in_effect(cell) == ("tf32", "tf32", None)
     cell = make_cell(device="gpu", precision="fp32")
     step.set_switches(cell)
     assert step.precision_in_effect(cell) == ("ieee", "ieee", None)

@@ -107,6 +107,7 @@ def bottleneck(
     limits: Limits,
     communication_seconds: float = 0.0,
     fetched: bool = True,
+    on_gpu: bool = False,
 ) -> str | None:
     """The largest part of a step, and for the network what bounds it; the rule stands in `docs/measurement.md`.
 
@@ -132,7 +133,9 @@ def bottleneck(
         return largest
     if work is None:
         return None
-    computing, moving = work.flops / limits.matrix_flops_per_second, work.bytes / limits.copy_bytes_per_second
-    if clock.launch_share is not None and images * (computing + moving) < LATENCY_BOUND * parts["network"]:
+    # Where the step doesn't call the optimizer, its part is not known apart from the network's.
+    moved = images * work.bytes + (work.update_bytes if clock.optimizer_seconds is None else 0.0)
+    computing, moving = images * work.flops / limits.matrix_flops_per_second, moved / limits.copy_bytes_per_second
+    if on_gpu and computing + moving < LATENCY_BOUND * parts["network"]:
         return "latency"
     return "memory" if moving > computing else "compute"

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from rresnet.training.convolution import SmallMapConv2d
+
 Copies = tuple[torch.Tensor, ...]  # of the weights, in the precision that a step computes in
 
 
@@ -30,7 +32,8 @@ class AllLayers(EachLayer):
 
     Under autocast each weight is cast by a kernel of its own, and so is its gradient; each batch norm counts by one.
     None of them takes longer than it takes to begin, and in a captured step there is nothing else to wait for: they
-    are a fifth of its kernels (`docs/performance.md`). The numbers are the same.
+    are a fifth of its kernels (`docs/performance.md`). The numbers are the same, for models whose layers share no
+    weights and all take part in each step.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
@@ -41,7 +44,7 @@ class AllLayers(EachLayer):
         self._counters = dict(_counters(model))
 
     def begin(self) -> Copies:
-        """Count the batch; copies of the weights that autocast would cast, as far as the gradient goes the same."""
+        """Count the batch; copies of the weights that autocast would cast, through which their gradients go."""
         if self._counters:
             torch._foreach_add_(list(self._counters.values()), 1)
         if not self._weights:
@@ -57,9 +60,10 @@ class AllLayers(EachLayer):
 
 
 def _cast_by_autocast(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and weights of the layers that are convolutions or products."""
+    """Names and weights of the convolutions and products, but for ours that cast what they make of their weights."""
     for name, module in model.named_modules():
-        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear):
+        layer = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
+        if layer and not isinstance(module, SmallMapConv2d):
             yield from ((f"{name}.{own}" if name else own, p) for own, p in module.named_parameters(recurse=False))
 
 

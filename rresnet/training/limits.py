@@ -23,6 +23,7 @@ SMALLEST_MATRIX, LARGEST_MATRIX = 1024, 16384
 # A copy of more than caches hold, and the matrices of the canary; a GPU keeps them for good, so a small one gets less.
 COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
 COPY_SHARE = 1 / 64  # of a GPU's memory, at most
+ADAM_BYTES = 28  # a parameter: weight, gradient and both moments read, all but the gradient written, in fp32
 CANARY_MATRIX = {"cpu": 1024, "cuda": 8192}
 CANARY_MATRIX_OF_SMALL, SMALL_BYTES = 4096, 32 * 2**30
 
@@ -39,10 +40,11 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """The work of one training step of a model, for each image: forward and backward, without the optimizer."""
+    """The work of one training step of a model: for each image forward and backward, and the optimizer's."""
 
     flops: float  # of convolutions and matrix products, 2 a multiply-add
-    bytes: float  # that every operation reads and writes in fp32 when nothing is fused
+    bytes: float  # that every operation reads and writes in the cell's precision when nothing is fused
+    update_bytes: float  # of a whole step, that Adam reads and writes
 
 
 _fastest_looks: dict[tuple[str, Precision, int], Limits] = {}
@@ -160,11 +162,16 @@ def work(cell: Cell, classes: int) -> Work | None:
             torch.autograd.backward(nn.functional.cross_entropy(network(images), labels))
     except Exception:  # a model of the user's own may raise anything there
         return None
-    return Work(flops=flops.get_total_flops() / batch_size, bytes=traffic.bytes / batch_size)
+    share = 0.5 if cell.precision in ("bf16", "fp16") else 1.0  # of what was counted, in fp32
+    return Work(
+        flops=flops.get_total_flops() / batch_size,
+        bytes=share * traffic.bytes / batch_size,
+        update_bytes=ADAM_BYTES * sum(parameter.numel() for parameter in network.parameters()),
+    )
 
 
 class _ByteCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of what each operation reads and writes; views move nothing."""
+    """Adds up the bytes of what each operation reads and writes in fp32; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -172,7 +179,7 @@ class _ByteCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:  # which is one, for all but autograd
             touched = [*args, *(kwargs or {}).values(), *(result if isinstance(result, tuple | list) else [result])]
             self.bytes += sum(t.numel() * t.element_size() for t in touched if isinstance(t, torch.Tensor))
         return result

@@ -26,12 +26,13 @@ def set_switches(cell: Cell) -> None:
     """Set PyTorch's process-wide switches as the cell has them, its precision so that it is what really runs.
 
     `fp32` is IEEE everywhere; cuDNN's convolutions would otherwise run in TF32. The blog's script leaves matrix
-    products at PyTorch's default, IEEE, and so does its recipe.
+    products at PyTorch's default, IEEE, and so does its recipe, but for convolutions that are computed as products.
     """
     tf32 = cell.precision == "tf32"
+    as_written = cell.recipe == "blog" and "linear" not in (cell.pointwise, cell.small_maps)
     cudnn: Any = torch.backends.cudnn  # its precision switches are missing from the annotations
     cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 and cell.recipe != "blog" else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 and not as_written else "ieee"
     cudnn.benchmark = cell.cudnn_benchmark
     mkldnn: Any = torch.backends.mkldnn
     mkldnn.conv.fp32_precision = mkldnn.matmul.fp32_precision = "ieee"
@@ -58,7 +59,7 @@ def autocast(cell: Cell) -> torch.autocast:
 
 
 def forward_of(cell: Cell, load: Load, layers: EachLayer) -> Step:
-    """From what the layers begin a step with, and the tensors of a batch, to its loss."""
+    """The forward pass: from what `layers.begin` has returned, and the tensors of a batch, to its loss."""
     loss_fn = nn.CrossEntropyLoss()
 
     def forward(copies: Copies, *raw: torch.Tensor) -> torch.Tensor:
@@ -132,11 +133,15 @@ class Prepared(Eager):
         forwards = [whole, *[plain] * (len(examples) - 1)]
         steps: list[Step] = [functools.partial(self._train, layers, forward) for forward in forwards]
         if capture:
-            self._computing = layers, whole  # the graphs go on to compute with what these hold
-            steps, self.held_bytes = capture(list(zip(steps, examples, strict=True)), state.restore)
-        else:
-            for step, example in zip(steps, examples, strict=True):
-                step(*example)
+            self._captured = whole  # the graphs go on to use what was compiled
+        with warnings.catch_warnings():
+            # The compiler looks at the gradient of each input, and the copies of the weights keep none.
+            warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
+            if capture:
+                steps, self.held_bytes = capture(list(zip(steps, examples, strict=True)), state.restore)
+            else:
+                for step, example in zip(steps, examples, strict=True):
+                    step(*example)
         state.restore()
         self._steps = {_shapes(example): step for step, example in zip(steps, examples, strict=True)}
         self.compile_seconds = time.perf_counter() - start
@@ -162,8 +167,6 @@ class Compiler:
         from torch._functorch import config
 
         config.autograd_cache_allow_custom_autograd_functions = True  # else a network of our layers is traced each time
-        # It looks at the gradient of each input, which the copies of the weights keep none of.
-        warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
         self._before = self._seen()
 
     @staticmethod

@@ -226,6 +226,7 @@ class Workbench:
             limits=self.limit(),
             communication_seconds=self._communication_seconds,
             fetched=self.cell.input != "resident",
+            on_gpu=self.device.type == "cuda",
         )
         return {
             "compute_images_per_second": self.cell.global_batch_size / clock.seconds,
