@@ -64,7 +64,11 @@ class _Objects(Place):
         return sorted(info.base_name for info in listed if info.is_file and not info.base_name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        """One that is replaced between the questions for its size and its content is read again."""
+        """One that is replaced between the questions for its size and its content is read again.
+
+        What is sent is of one version, cut or filled up to the size that was told before. Only a size that goes and
+        comes back within one read would deceive; ours grow, or stay.
+        """
         path = f"{self.base}/{name}"
         for _ in range(10):
             with self.system.open_input_file(path) as file:
