@@ -118,7 +118,7 @@ def by_operation(bench: Workbench, floor: Mapping[str, float]) -> None:
 
 
 def main() -> int:
-    options = arguments(__doc__, repeats=9, batch_size=256)
+    options = arguments(__doc__, repeats=9, batch_size=256, device="cpu")
     axes = axes_of("tuned", options.device)
     one = cell(model="resnet50", batch_size=options.batch_size, **axes)
     (bench,) = workbenches([one])
