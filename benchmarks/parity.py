@@ -123,10 +123,10 @@ def steps_in_float64(axes: dict[str, object], device: Device, steps: int) -> int
 
 def steps_in_fp32(axes: dict[str, object], device: Device, steps: int) -> int:
     recipes = pair(device)
-    # A GPU adds up in another order each time.
-    itself, how = ("blog on one thread less", {"cpu_threads": max(1, probe().cpu_cores - 1)})
-    if device == "gpu":
+    if device == "gpu":  # which adds up in another order each time
         itself, how = "blog once more", {}
+    else:
+        itself, how = "blog on one thread less", {"cpu_threads": max(1, probe().cpu_cores - 1)}
     recipes[itself] = {**recipes["blog"], **how}
     benches = {name: workbench(cell(**axes, **changes)) for name, changes in recipes.items()}
     means = {name: statistics.fmean(seen) for name, seen in losses_of(benches, steps).items()}

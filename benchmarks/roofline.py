@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from common import arguments, axes_of, cell, measure, verdict, workbench, workbenches
+from common import arguments, axes_of, cell, measure, verdict, workbenches
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
@@ -139,8 +139,9 @@ def main() -> int:
             flush=True,
         )
     reached = median(share / most for share, most in zip(shares, allowed, strict=True))
-    eager = workbench(replace(one, execution="eager"))  # whose operations can be told apart
-    by_operation(eager, floor_of_a_step(one, limits.seen(kind, one.precision, one.cpu_threads))[0])
+    if one.execution != "eager":  # whose operations can be told apart
+        (bench,) = workbenches([replace(one, execution="eager")])
+    by_operation(bench, floor_of_a_step(one, limits.seen(kind, one.precision, one.cpu_threads))[0])
     print(f"{one.precision}, {median(shares):.0%} of the matrix rate, where {median(allowed):.0%} is allowed")
     return verdict(f"{reached:.0%} of what the roofline allows", reached >= 0.65)
 

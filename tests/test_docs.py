@@ -148,6 +148,16 @@ def test_the_tutorial_shows_what_is_printed(place, capsys):
     assert shown == [table, capsys.readouterr().out.strip("\n"), *python]
 
 
+def test_the_readme_shows_what_the_gpus_rows_say():
+    out = io.StringIO()
+    printing.findings(rresnet.read("results/reference/h100").trials, Console(file=out, width=160))
+    told = [line.strip() for line in out.getvalue().splitlines()]
+    shown = next(block for block in blocks(ROOT / "README.md", "text") if "gpu tuned" in block)
+    lines = [line.strip() for line in shown.splitlines() if line.strip() and "──" not in line]
+    assert len(lines) == 7
+    assert [line for line in lines if line not in told] == []
+
+
 def test_the_reference_has_every_command():
     shown = {
         page: set(re.findall(r"<!-- output: (.+) --help -->", (ROOT / "docs" / page).read_text()))

@@ -142,7 +142,7 @@ def test_a_visit_tells_what_the_gpu_did(execution, half):
     told = record.measurement
     assert told.measured_images == sum(w.images for w in record.windows if w.kind == "measured")
     assert told.images_per_second == pytest.approx(told.measured_images / told.measured_seconds)
-    assert 2.0 <= told.measured_seconds < 3.0
+    assert told.measured_seconds == sum(w.seconds for w in record.windows if w.kind == "measured") >= 2.0
     starts = [window.started_seconds for window in record.windows]
     ends = [window.started_seconds + window.seconds for window in record.windows]
     assert all(end <= start + 1e-3 for end, start in zip(ends, starts[1:], strict=False))
@@ -216,10 +216,3 @@ def test_the_counters_of_a_gpu_at_work():
     assert usage.gpu_utilization_percent > 50
     assert usage.energy_joules is None or 10 < usage.energy_joules / usage.seconds < 2000
     assert isinstance(usage.gpu_throttled, bool)
-
-
-def test_a_gpu_is_faster_in_fewer_bits():
-    fp32, fp16 = (
-        limits.measure("cuda", one, torch.get_num_threads()).matrix_flops_per_second for one in ("fp32", "fp16")
-    )
-    assert 1.5 * fp32 < fp16

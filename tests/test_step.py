@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benches import bench, image_data, losses
+from benches import bench, image_data, losses, replaying
 from samples import make_cell
 
 from rresnet.training import step
@@ -17,25 +17,6 @@ def test_tuned_learns_what_the_blogs_script_learns():
     tuned = losses(recipe="tuned", pointwise="linear", small_maps="linear", **axes)
     assert tuned == pytest.approx(blog, rel=1e-4)
     assert blog[2] != pytest.approx(blog[0], rel=1e-2)
-
-
-def replaying(steps, restore):
-    """A capture as a GPU makes it, on a CPU: static buffers, that a replay fills and the whole step reads."""
-    statics = [[tensor.clone() for tensor in example] for _, example in steps]
-    for (take, _), static in zip(steps, statics, strict=True):
-        for _ in range(3):
-            take(*static)
-    restore()
-
-    def replay_of(take, static):
-        def replay(*raw):
-            for buffer, tensor in zip(static, raw, strict=True):
-                buffer.copy_(tensor)
-            return take(*static)
-
-        return replay
-
-    return [replay_of(take, static) for (take, _), static in zip(steps, statics, strict=True)], 123
 
 
 @pytest.mark.parametrize("axes", [{"input": "resident"}, {}, {"precision": "bf16", "channels_last": True}])
