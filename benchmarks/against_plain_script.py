@@ -3,10 +3,11 @@
     python benchmarks/against_plain_script.py [--repeats 12] [--batches 64 256] [--device cpu]
                                                                                 (about 6 minutes on 2 cores)
 
-While the driver has a trial's row in hand the trial process is idle: there the plain script, a process of its own with
-as many threads and batches of 64, gets its turn. Targets: the blog recipe within 3 % of the script; on a CPU the tuned
-one at batch 64 at 1.5 times the script, the best cell at 2.2 times and at 65 % of the machine's own matrix rate; on a
-GPU, of the H100's class, the tuned one at batch 64 at 6 times the script, the best cell at 120,000 images/s.
+The plain script is a process of its own, with as many threads and batches of 64. It gets its turn while the driver
+handles a trial's row, when the trial process is idle. Targets: the blog recipe within 3 % of the script; on a CPU the
+tuned recipe at batch 64 at 1.5 times the script, and the best cell at 2.2 times the script and at 65 % of the machine's
+own matrix rate; on a GPU of the H100's class the tuned recipe at batch 64 at 6 times the script, and the best cell at
+120,000 images/s.
 """
 
 import argparse

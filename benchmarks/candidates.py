@@ -1,7 +1,7 @@
-"""The intervals that were compared.
+"""The candidate intervals that were compared.
 
-Each takes log ratios (draws, repeats) in order of time and the number of processes, which take equally many consecutive
-repeats. Each returns centres and half-widths of 95 % intervals, one a draw.
+Each takes log ratios of shape (draws, repeats) in order of time, and the number of processes, which took equally many
+consecutive repeats each. Each returns the centres and half-widths of 95 % intervals, one per draw.
 """
 
 from collections.abc import Callable

@@ -2,11 +2,15 @@
 
     python benchmarks/captured.py [--batches 64 1024] [--repeats 8] [--model resnet50] [--no-search]   (a GPU)
 
-The step as one CUDA graph in which each layer casts its weights and counts its batches by itself, as PyTorch does;
-then with both done for all layers at once (`rresnet.training.layers`), which the others have, too; with 1x1
-convolutions as products; with those over small maps as well; and compiled. Prints images per second, what making the
-step ready took, and the ratio to the first with its interval. --no-search leaves out cuDNN's search for its fastest
-kernels, for all: a process keeps what it has found, so that another run tells what the search is worth.
+The variants, each a step captured as one CUDA graph:
+  each layer casts its weights and counts its batches by itself, as PyTorch does;
+  both are done for all layers at once (`rresnet.training.layers`), as in the variants below;
+  1x1 convolutions are computed as matrix products;
+  those over small maps are as well;
+  the step is compiled, with only 1x1 convolutions as matrix products.
+Prints images per second, how long it took to make the step ready, and the ratio to the first variant with its interval.
+--no-search leaves out cuDNN's search for its fastest kernels in all variants. A process keeps the kernels that it has
+found, so what the search is worth takes a second run to tell.
 """
 
 import argparse

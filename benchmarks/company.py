@@ -2,8 +2,8 @@
 
     python benchmarks/company.py                (about 2 minutes on two cores)
 
-Two processes hold the same cell, one alone, one with four others that it visits in between; they are asked in turns,
-and each has trained for as long right before.
+Two processes hold the same cell: one alone, the other with four more cells, which it visits in between. They are asked
+in turns, and each has trained for the same time right before.
 Targets: not distinguishable, and the same peak_memory_bytes within 5 %.
 """
 

@@ -3,8 +3,8 @@
     python benchmarks/convolutions.py [--batch-size 256] [--precision fp32|bf16]          (about a minute on two cores)
 
 For each kind of convolution that the network has on images of 32 x 32, channels-last: the fastest of 5 forward passes
-and of 5 backward passes, oneDNN's convolution beside `rresnet.training.convolution`. GFLOP/s count the convolution's
-own FLOPs, those with the padding included, on both sides.
+and of 5 backward passes, oneDNN's convolution beside `rresnet.training.convolution`. On both sides, GFLOP/s count the
+convolution's own FLOPs, including those on the padding.
 """
 
 import sys

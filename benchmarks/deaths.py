@@ -3,7 +3,7 @@
     python benchmarks/deaths.py       (2 minutes on two cores)
 
 One run of `fate_run.py` holds all deaths but one; Ray's memory monitor, which acts for the whole machine, has a run
-of its own. The kernel's out-of-memory killer is called up by a limit on a control group, where the user may set one.
+of its own. The kernel's out-of-memory killer is provoked by a limit on a control group, if the user may set one.
 """
 
 import io

@@ -3,9 +3,10 @@
     python benchmarks/fuzz.py                   (10 minutes)
     python benchmarks/fuzz.py --minutes 0.35    a short form, with every reader's turn
 
-Hypothesis changes real files of each kind (bits, cuts, repetitions, numbers), and makes files that are well formed and
-mean: images with any header, tables with columns of any type. A reader's process has a limit on its address space; what
-kills it, takes longer than 20 s, runs out of memory or raises anything else is a finding, which Hypothesis shrinks.
+Hypothesis changes real files of each kind (bits, cuts, repetitions, numbers), and makes files that are well formed but
+hostile: images with any header, tables with columns of any type. A reader's process has a limit on its address space. A
+file that kills it, takes longer than 20 s, uses up the memory or raises any other error is a finding, which Hypothesis
+shrinks.
 """
 
 import argparse

@@ -2,9 +2,10 @@
 
     python benchmarks/known_truth.py                 (about 35 minutes on two cores)
 
-Extra work is counted in steps: for 10 %, every tenth step comes with another, with a batch of its own, that is not
-counted, so the truth is 1.10 whatever the machine does meanwhile. The cells are built anew 8 times in a run. Targets:
-the interval holds the truth in at least 9 of 10 runs, and 10 % and 30 % are called distinguishable in at least 9 of 10.
+The extra work is whole steps: for 10 %, every tenth step comes with another one, with a batch of its own, that is not
+counted. So the cell truly takes 1.10 times as long, whatever the machine does meanwhile. The cells are built anew 8
+times in a run. Targets: the interval holds the truth in at least 9 of 10 runs, and 10 % and 30 % are called
+distinguishable in at least 9 of 10.
 """
 
 import sys

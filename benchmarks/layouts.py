@@ -1,10 +1,10 @@
-"""Which layout, optimizer kernel and kind of convolution, for which precision? What only measuring can choose.
+"""Which layout, optimizer kernel and kind of convolution, for which precision? Only measuring can tell.
 
     python benchmarks/layouts.py [--model resnet50] [--repeats 12]          (about 6 minutes on two cores)
 
-Cells of one process take turns. Prints, for each precision and batch size, images a second of NHWC over NCHW, of Adam's
-fused kernel over PyTorch's default, and of 1x1 convolutions, and those over small maps, as matrix products over
-convolutions, each with the others as the tuned recipe has them.
+Cells of one process take turns. Prints, for each precision and batch size, the ratio of images a second: of NHWC over
+NCHW, of Adam's fused kernel over PyTorch's default, and of matrix products over convolutions, for 1x1 convolutions and
+for those over small maps. In each ratio the other axes are as in the tuned recipe.
 """
 
 import sys

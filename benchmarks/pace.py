@@ -2,11 +2,12 @@
 
     python benchmarks/pace.py [--draws 2000] [--seed 42]          (about half a minute on one core)
 
-The machine drifts by the clock. `coverage.py` simulates unlike cells whose repeats follow one another as the rounds of
-the traces do, every `ROUND_SECONDS`; here more of them fit into a round, four to a process. Coverage in % and mean
-half-width in %, of the interval that knows how many rounds its repeats are beside one that takes each for a round. Then
-runs that go on, four repeats and a process at a time, until their intervals are as tight as a target
-(`--target-interval`) or 600 repeats are over. Exits with 1 where the interval that knows falls below 88 %.
+The machine drifts with time, not with repeats. `coverage.py` simulates unlike cells whose repeats follow one another as
+the rounds of the traces do, every `ROUND_SECONDS`; here several repeats fit into a round, four to a process. Prints
+coverage in % and mean half-width in % of the interval that knows how many rounds its repeats are, beside one that takes
+each repeat for a round. Then runs that go on, four repeats in one process at a time, until their intervals are as tight
+as a target (`--target-interval`) or 600 repeats are done: their coverage and median length. Exits with 1 if coverage of
+the interval that knows its rounds falls below 88 %.
 """
 
 import sys

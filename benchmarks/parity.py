@@ -4,18 +4,19 @@
                                 [--epochs 3] [--seeds 1] [--modes "blog fp32 eager,tuned bf16 eager"]
                                 [--device cpu]                                        (half an hour on two cores)
 
-First the gradient of one batch, at the start and after 100 steps, beside the same in float64: what rounding does to it
-in each mode, beside what another batch does. In bfloat16 `tuned` is judged after the steps: its products may leave an
-error at most a tenth larger than PyTorch's own convolutions do.
+First, the gradient of one batch, at the start and after 100 steps, is compared with the same in float64: what rounding
+does to it in each mode, beside what another batch does. `tuned` in bfloat16 is judged after the steps: with its matrix
+products the error may be at most a tenth larger than with PyTorch's own convolutions.
 
-Then steps of `tuned` beside `blog`: 10 in float64, which PyTorch computes slowly on a CPU, and 200 in fp32. The losses
-are judged (1e-3 relative: of each step, and in fp32 of their mean). Adam's first steps amplify rounding a hundredfold
-each, until in fp32, and soon in float64, nothing is left to compare; what that alone does is shown by `blog` on one
-thread less, the same script whose sums are added up in another order.
+Then steps of `tuned` are compared with those of `blog`: 10 in float64, which PyTorch computes slowly on a CPU, and 200
+in fp32. Judged are the losses, to 1e-3 relative: in float64 that of each step, in fp32 their mean. Adam's first steps
+amplify rounding a hundredfold each, until in fp32, and soon in float64, nothing is left to compare. What that alone
+does is shown on a CPU by `blog` on one thread less, the same script adding up its sums in another order, and on a GPU
+by `blog` once more.
 
-Last, whole epochs of fashion-mnist-12k, from one seed or several: mean accuracies within 2 points of each other, as
-they are, and with batch norm's statistics taken anew; from several seeds also how sure their differences are. A 0
-leaves a part out.
+Last, whole epochs of fashion-mnist-12k, from one seed or several: mean accuracies must be within 2 points of each
+other, both as trained and with batch norm's statistics taken anew. With several seeds, intervals of their differences
+are printed as well. A 0 leaves a part out.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Where a check of the runner's robustness runs its commands, what they leave behind, and the table of verdicts."""
+"""What the checks of the runner's robustness share: where commands run, what they leave behind, and the verdicts."""
 
 import contextlib
 import os

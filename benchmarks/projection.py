@@ -2,8 +2,8 @@
 
     python benchmarks/projection.py             (about 4 minutes on two cores)
 
-A visit of 3 s, which projects, and a whole epoch really trained take turns on the same cell. Target: within 5 %, or
-the interval holds 1.
+A visit of 3 s, from which an epoch is projected, and a whole epoch really trained take turns on the same cell. Target:
+within 5 %, or the interval holds 1.
 """
 
 import sys

@@ -3,7 +3,7 @@
     python benchmarks/quiet_and_noisy.py        (a minute on two cores)
 
 Repeats take turns: one with a busy process on each core, one without. Targets: every row under load carries a load
-flag, and none of the others. What other programs really do meanwhile shows as flags of the quiet rows.
+flag, and none of the others. If other programs really are busy meanwhile, the quiet rows are flagged too.
 """
 
 import os

@@ -3,7 +3,7 @@
     python benchmarks/report.py [--most 10000] [--keep DIR]          (about 40 seconds on two cores)
 
 Each size is one run of 100 settings, written as the store writes it and reported by `rresnet report` in a process of
-its own. The processor's seconds are told beside the clock's, which other programs lengthen.
+its own. CPU seconds are printed beside elapsed seconds, which other programs lengthen.
 Targets: under 6 MB of HTML for 1,000 trials; under 20 s and under 1 GB for 10,000.
 """
 

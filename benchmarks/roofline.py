@@ -3,12 +3,14 @@
     python benchmarks/roofline.py [--repeats 9] [--batch-size 256] [--device cpu]   (about 4 minutes on two cores)
 
 No operation of a step can take less time than its FLOPs at the machine's matrix rate, nor than its bytes at its copy
-rate (the roofline: Williams, Waterman, Patterson, Communications of the ACM 52(4), 2009). The sum over the operations
-of a step that fuses nothing, and Adam's 28 bytes a parameter, is what there is to reach; it allows less than the matrix
-rate, which a step of mere products would reach. Both are taken one after the other, again and again, for the machine's
-rates drift. Prints what share of the matrix rate that allows, and how much of it the recipe reaches, as medians; then
-for each kind of operation its share of a step, and how much of its own roofline, at the fastest rates seen, it reaches;
-on a GPU of the eager step's kernels, with the time between them left out.
+rate (the roofline: Williams, Waterman, Patterson, Communications of the ACM 52(4), 2009). The least time of a step is
+the sum over its operations, if nothing is fused, and Adam's 28 bytes a parameter. It allows less than the matrix rate,
+which only a step of nothing but matrix products would reach. The recipe and the machine's rates are timed in turns,
+again and again, because the rates drift.
+
+Prints, as medians, what share of the matrix rate the roofline allows, and how much of that the recipe reaches. Then,
+for each kind of operation, its share of a step and how much of its own roofline, at the fastest rates seen, it reaches;
+on a GPU this is of the eager step's kernels, without the time between them.
 """
 
 import itertools

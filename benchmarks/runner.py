@@ -1,8 +1,8 @@
 """What the runner itself costs: command to first training step, and from one trial to the next.
 
 Runs compare.py with 24 short trials in one process and reads its rows. Prints the figures; exits 1 when the median from
-trial to trial is over 0.05 s. The time between two trials is what is neither start-up (data, model), warm-up, training
-nor the other clocks.
+trial to trial is over 0.05 s. The time between two trials is whatever is not start-up (data, model), warm-up, training
+or the other clocks.
 
 Use: python benchmarks/runner.py       (about 2 minutes on 2 cores)
 """

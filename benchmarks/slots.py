@@ -2,9 +2,9 @@
 
     python benchmarks/slots.py [--nodes 20] [--trials 1000] [--seconds 5]         (about 6 minutes on two cores)
 
-The nodes are Ray's own on this machine, each with a CPU by name alone. A slot is busy while a trial is at
-work on it. Prints the share of the time from a node's first trial to its last that the slots were busy.
-Target: over 95 %. The start of a trial process on each node is told apart: it is paid once.
+The nodes are simulated by Ray on this machine, each with a CPU in name only. A slot is busy while a trial runs on it.
+Prints the share of the time from a node's first trial to its last in which the slots were busy. Target: over 95 %. The
+start of the trial process on each node, which is paid once, is not in it.
 """
 
 import os

@@ -1,10 +1,10 @@
-"""Does `rresnet diff` tell a step that was made 15 % longer, and find nothing between two runs of the same code?
+"""Does `rresnet diff` detect a step that was made 15 % longer, and find nothing between two runs of the same code?
 
     python benchmarks/slowdown.py                (a minute)
 
-A step sleeps 0.2 s, or 0.23 s in the slowed run, and what it took is timed; rows go through the store, the runner is
-left out. Exits with 1 when a run against its like is anything but "not distinguishable", or when the slowed one is not
-"worse" with exit code 1 under --fail-on-regression 5%. On a machine whose every sleep is late it may miss the second.
+A step sleeps 0.2 s, or 0.23 s in the slowed run, and is timed; rows go through the store, but the runner is left out.
+Exits with 1 when two equal runs are anything but "not distinguishable", or when the slowed one is not "worse" with exit
+code 1 under --fail-on-regression 5%. On a machine where every sleep ends late, the second may be missed.
 """
 
 import contextlib

@@ -2,8 +2,9 @@
 
     python benchmarks/states.py         (a few seconds)
 
-On the trace with probes: the two groups of rounds that each probe shows, and bf16 over fp32 in each. And how far apart,
-in sds within, the groups of one state with normal noise come out. Target: over the limit in under 1 of 100 runs.
+Prints, for the trace with probes, the two groups of rounds that each probe shows, and bf16 over fp32 in each. Then how
+far apart two such groups come out if there is one state with normal noise, in standard deviations within the groups.
+Target: over the limit in under 1 of 100 runs.
 """
 
 import sys

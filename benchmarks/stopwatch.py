@@ -3,7 +3,7 @@
     python benchmarks/stopwatch.py [--device cpu] [--recipe blog] [--batch-size 16] [--model resnet18]
                                                 (a minute on two cores)
 
-Visits and plain loops of the same step on the same input path take turns; on a GPU both wait for it at the end alone.
+Visits and plain loops of the same step on the same input path take turns; on a GPU both wait for it only at the end.
 Target: within 2 %, or the interval holds 1.
 """
 

@@ -1,9 +1,9 @@
-"""The runner without the training: each trial sleeps for --seconds and reports a rate that its id decides.
+"""The runner without the training: each trial sleeps for --seconds and reports a rate that follows from its id.
 
     python benchmarks/stub_run.py --repeats 3 --seconds 0.2 --results-dir /tmp/stub
 
-For what is about the runner: kills, resuming, ten thousand trials. With STUB_PROCESS_FILE set, the trial process writes
-its number there.
+For checks of the runner itself: kills, resuming, ten thousand trials. With STUB_PROCESS_FILE set, the trial process
+writes its process id there.
 """
 
 import os

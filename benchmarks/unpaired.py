@@ -4,8 +4,8 @@
 
 For `rresnet diff` and comparisons across machines. Two runs of one cell, whose true ratio is 1: two stretches of a real
 trace that share no round, and two simulated runs that drift apart as one machine's rate does. Prints coverage in % and
-the mean half-width in % for several drift limits, and exits with 1 when `RATE_DRIFT_LIMIT` misses 90 % on a trace or
-93 % simulated; then how often a slowdown is told.
+the mean half-width in % for several drift limits, then how often a slowdown is detected. Exits with 1 when
+`RATE_DRIFT_LIMIT` misses 90 % on a trace or 93 % simulated.
 """
 
 import argparse

@@ -2,9 +2,9 @@
 
     python benchmarks/variables.py [--set GLIBC_TUNABLES=glibc.malloc.hugetlb=1] [--recipe tuned] [--batches 64,256]
 
-One process has the variables, the other has not; both keep their cells hot, and train in turns, in shuffled order.
-Prints images/s with the variables over those without, for each batch size, as a mean over the repeats with its
-interval. (About 4 minutes on two cores.)
+One process has the variables, the other does not; both keep their cells hot, and train in turns, in shuffled order.
+Prints the ratio of images/s with the variables to those without, for each batch size, as a mean over the repeats with
+its interval. (About 4 minutes on two cores.)
 """
 
 import os

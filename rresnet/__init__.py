@@ -27,7 +27,7 @@ _HOME = {
 
 
 def __getattr__(name: str) -> object:
-    """Load a public name when it is first asked for: a trial process need not wait for pandas and scipy."""
+    """Load a public name on first use, so that a trial process does not wait for pandas and scipy."""
     if name not in _HOME:
         raise AttributeError(f"module 'rresnet' has no attribute {name!r}; it has {', '.join(__all__)}")
     return getattr(import_module(f"rresnet.{_HOME[name]}"), name)

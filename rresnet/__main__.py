@@ -1,4 +1,4 @@
-"""`python -m rresnet`: the command `rresnet`, where its script is not on the PATH."""
+"""Run the `rresnet` command as `python -m rresnet`, for when its script is not on the PATH."""
 
 import sys
 

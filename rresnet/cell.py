@@ -1,4 +1,4 @@
-"""A cell, which is one configuration to train, and its axes: fields whose metadata say what they are."""
+"""A cell (one configuration to train) and its axes, which are fields with metadata that describe them."""
 
 import difflib
 import functools
@@ -20,13 +20,13 @@ class UsageError(ValueError):
 
 
 class Must(NamedTuple):
-    """What a value must be: how an error says it, and the test."""
+    """A requirement on a value: its wording in error messages, and the test."""
 
     what: str
     holds: Callable[[Any], bool]
 
     def check(self, name: str, value: object) -> None:
-        """Raise UsageError where a value is not so."""
+        """Raise UsageError if the value does not meet the requirement."""
         if not self.holds(value):
             raise UsageError(f"{name} {self.what}, got {value!r}")
 
@@ -35,24 +35,24 @@ AT_LEAST_1 = Must("must be at least 1", lambda value: value >= 1)
 
 
 def nearest(word: str, valid: Iterable[str]) -> str:
-    """`did you mean VALID? ` where some valid word is near to a wrong one, else nothing."""
+    """Return `did you mean VALID? ` if some valid word is close to the wrong one, else an empty string."""
     close = difflib.get_close_matches(word, list(valid), n=1)
     return f"did you mean {close[0]}? " if close else ""
 
 
 def stable_hash(value: object) -> str:
-    """16 hex digits of the SHA-256 of `value` as canonical JSON: the same on every machine and Python process."""
+    """Return 16 hex digits of the SHA-256 of `value` as canonical JSON: the same on every machine, in every process."""
     text = json.dumps(value, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def axis(doc: str, default: Any = MISSING, *, flag: str = "", must: Must | None = None) -> Any:
-    """A field of a cell, and column of the tables.
+    """Define an axis: a field of a cell, and a column of the tables.
 
     Args:
         doc: what the column holds, and in which unit.
-        default: of an axis that a recipe decides: as the blog's script has it, and rows that are older than the axis.
-        flag: help of a flag that takes values of the axis; without, there is no such flag.
+        default: for an axis that a recipe decides, its value in the blog's script, and in rows older than the axis.
+        flag: help of the flag that takes values of the axis; without it there is no such flag.
         must: what a value must be.
     """
     return field(default=default, metadata={"doc": doc, "flag": flag, "must": must})
@@ -60,7 +60,7 @@ def axis(doc: str, default: Any = MISSING, *, flag: str = "", must: Must | None 
 
 @dataclass(frozen=True, kw_only=True)
 class Axes:
-    """How a cell is computed: what a recipe decides, and a flag may override. Defaults are the blog's script."""
+    """How a cell is computed: what a recipe decides and a flag may override. The defaults are the blog's script."""
 
     precision: Precision = axis(
         "arithmetic of convolutions and matrix products, by effect", "fp32", flag="Override the recipes' precision."
@@ -91,7 +91,7 @@ class _Named:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cell(Axes, _Named):  # in this order: their fields come the other way round, as the tables' columns do
+class Cell(Axes, _Named):  # in this order, because fields are collected in reverse: `_Named` first, as in the tables
     """One configuration to train: everything asked for that may change its speed. Its fields are table columns."""
 
     model: str = axis("torchvision classification model, or package.module:function")
@@ -114,7 +114,7 @@ class Cell(Axes, _Named):  # in this order: their fields come the other way roun
 
     @property
     def global_batch_size(self) -> int:
-        """Images a step over all workers."""
+        """Images per step over all workers."""
         return self.batch_size * self.num_workers
 
     @property
@@ -123,7 +123,7 @@ class Cell(Axes, _Named):  # in this order: their fields come the other way roun
         return self.num_workers // self.num_nodes
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, without what `LATER` axes have by default: rows that are older keep their ids."""
+        """Return plain values, without `LATER` axes at their defaults, so that older rows keep their ids."""
         return {k: v for k, v in asdict(self).items() if k not in LATER or v != getattr(Axes, k)}
 
     @functools.cached_property
@@ -132,7 +132,7 @@ class Cell(Axes, _Named):  # in this order: their fields come the other way roun
         return stable_hash(self.to_dict())
 
     def label(self) -> str:
-        """Short human name: device, recipe, batch size, and what is unusual."""
+        """Short name for people: device, recipe, precision, batch size, and what is unusual."""
         parts = [self.device, self.recipe, self.precision, f"batch {self.batch_size}"]
         if self.execution != "eager":
             parts.append(self.execution)

@@ -17,7 +17,7 @@ from rresnet.experiments import experiment, planning, running
 from rresnet.terminal import say
 from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, TERMINATED, WRONG_REQUEST
 
-PLAIN_WIDTH = 140  # of what goes to a file or a pipe
+PLAIN_WIDTH = 140  # columns of output that goes to a file or a pipe
 
 
 def main(
@@ -29,19 +29,20 @@ def main(
     show: running.Show | None = None,
     trainable: Callable[..., None] | None = None,
 ) -> int:
-    """Run an experiment from the command line; returns the exit code.
+    """Run an experiment from the command line and return the exit code.
 
-    `description` is what `--help` says: the experiment's docstring. The other parts are those of `running.Experiment`.
+    `description` is what `--help` says: the experiment's docstring. `defaults` are the settings before any flag. The
+    other arguments are the fields of `running.Experiment`.
     """
     what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
-    sys.path.append(os.getcwd())  # for a --model of the user's own; Ray's workers look there anyway
+    sys.path.append(os.getcwd())  # so that --model finds the user's own module; Ray's workers look there anyway
     errors = Console(stderr=True)
     stop = _Stop()
     try:
         settings = usage.settings(defaults or Settings(), name=name, description=description)
         if not sys.stdout.isatty():
             os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))
-        # The console keeps today's stdout: while Ray works, its own output is sent elsewhere.
+        # The console keeps the stdout of this moment: while Ray works, stdout is redirected to catch Ray's own output.
         console = _Console(file=sys.stdout)
         return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
     except UsageError as error:
@@ -53,34 +54,34 @@ def main(
 
 
 class _Console(Console):
-    """A console whose reader may go (`| head`): the run is stopped as by Ctrl-C."""
+    """A console that stops the run, as Ctrl-C does, when its reader goes away (`| head`)."""
 
     def on_broken_pipe(self) -> None:
-        """Instead of exiting with rich's code, which is ours for a trial that failed."""
+        """Stop the run instead of exiting with rich's code, which here means that a trial failed."""
         self.quiet = True
         raise KeyboardInterrupt
 
 
 def _again() -> str:
-    """The command that goes on with what this one has begun, from this folder."""
-    words = [word for word in sys.argv if word != "--fresh"]  # which would begin once more
+    """The command that continues, from this folder, what this one has begun."""
+    words = [word for word in sys.argv if word != "--fresh"]  # which would start over
     python = "python"
-    if shutil.which("python") != sys.executable:  # `make` starts one that the shell may not find
+    if shutil.which("python") != sys.executable:  # `make` runs one that the shell may not find
         python = shlex.quote(min(os.path.relpath(sys.executable), sys.executable, key=len))
     return f"{python} {shlex.join(words)}"
 
 
 class _Stop:
-    """Ctrl-C, SIGTERM or a terminal that closes: raised where the program is, and noted.
+    """Raise KeyboardInterrupt on Ctrl-C, SIGTERM or a closing terminal, and remember the signal.
 
-    Code in between may swallow the exception.
+    It is remembered because code in between may swallow the exception.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # once they are gone, they do not say that they were
+        self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # noted now: later, one that is gone does not say so
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self._handle)
 
     def asked(self) -> bool:
@@ -92,6 +93,6 @@ class _Stop:
         if number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)  # a shell and the system may both send it
             nowhere = os.open(os.devnull, os.O_WRONLY)
-            for terminal in self._terminals:  # what is written to it fails
+            for terminal in self._terminals:  # writing to it would fail
                 os.dup2(nowhere, terminal)
         raise KeyboardInterrupt

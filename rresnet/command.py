@@ -26,7 +26,7 @@ Tab completion, here of bash (an experiment called as experiments/compare.py tak
   rresnet --tyro-print-completion bash > rresnet.sh
   source rresnet.sh
 """
-UNSET = tyro.conf.arg(help_behavior_hint="")  # its help says what happens where it is not given
+UNSET = tyro.conf.arg(help_behavior_hint="")  # shows no default: the help itself says what happens without the flag
 
 
 def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annotated[bool, UNSET] = True) -> bool:
@@ -106,7 +106,7 @@ def diff(
     found = diffs.compare(diffs.read_rows(a), diffs.read_rows(b), names=(a, b))
     try:
         print(diff_text.render(found, format, share=share), flush=True)
-    except BrokenPipeError:  # `| head`; the exit code tells the regressions all the same
+    except BrokenPipeError:  # `| head`; the exit code still reports regressions
         usage.nobody_reads()
     return share is None or not found.regressions(share)
 
@@ -160,7 +160,7 @@ def export(
 
 
 def _beside(results: Path, name: str) -> Path:
-    """A file or folder beside the tables. Raises UsageError where they lie in object storage."""
+    """Path of a file or folder beside the tables. Raises UsageError if these are in object storage."""
     path = place.at(results).full_name(name)
     if "://" in path:
         raise UsageError(f"{path} is in object storage, where this format can't be written: give --out")
@@ -168,7 +168,7 @@ def _beside(results: Path, name: str) -> Path:
 
 
 def _share(text: str) -> float:
-    """A share of 1 from `5%` or `0.05`."""
+    """Parse `5%` or `0.05` as a share of 1. Raises UsageError if it is neither, or not from 0 to under 1."""
     try:
         number = text.strip()
         share = float(number.removesuffix("%")) / 100 if number.endswith("%") else float(number)
@@ -180,7 +180,7 @@ def _share(text: str) -> float:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command; returns the exit code."""
+    """Run the command and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
     if given == ["--version"]:
         print(f"rresnet {__version__}")

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, 
 from rresnet.cell import AT_LEAST_1, LATER, Axes, Cell, Device, Execution, Must, UsageError, stable_hash
 
 AUTO: Literal["auto"] = "auto"
-OF_SIZES = "-sizes"  # ends the name of the run, and of its experiment, in which batch sizes are searched
+OF_SIZES = "-sizes"  # suffix of the experiment (and, without --name, the run) in which batch sizes are searched
 DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
-TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: starting, warming up and the clocks take theirs besides
+TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: start, warm-up and the clocks take time as well
 EPOCH_TIMEOUT_SECONDS = 3600.0
-WORKERS_SECONDS = 120.0  # for a worker group to start, and to end itself a trial that overstays
+WORKERS_SECONDS = 120.0  # for a worker group to start, and to end an overdue trial itself
 
 T = TypeVar("T")
 
@@ -63,7 +63,7 @@ class How:
         return self.timeout_seconds or (EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else timed)
 
     def process_limit_seconds(self, cell: Cell) -> float:
-        """Time limit of the process that runs it; workers watch the trial's own, and are to be the first."""
+        """Time limit of the process that runs it, seconds: longer with several workers, which end the trial first."""
         return self.limit_seconds(cell) + (WORKERS_SECONDS if cell.num_workers > 1 else 0.0)
 
 
@@ -83,7 +83,7 @@ def _with_axes(settings: type[T]) -> type[T]:
 class Settings:
     """The flags, the same for every experiment. Axes take several values; the grid is their product.
 
-    A flag is annotated with its group, and with what a value of it must be. A subclass may give it another default.
+    A flag is annotated with its group and the requirements on its values. A subclass may give it another default.
     """
 
     device: Annotated[tuple[Device, ...], SETTING] = ()
@@ -150,7 +150,7 @@ class Settings:
     """--no-advice names the quality flags without saying what to do about them."""
     dry_run: Annotated[bool, RUN] = False
     """Print the planned trials and stop."""
-    if TYPE_CHECKING:  # of the axes' flags, the one that the code itself names
+    if TYPE_CHECKING:  # the only flag of an axis that the code itself names
         execution: tuple[Execution, ...] = ()
 
     def __post_init__(self) -> None:
@@ -174,7 +174,7 @@ class Settings:
 
     @classmethod
     def flags(cls) -> dict[str, tuple[Any, ...]]:
-        """What each flag is annotated with."""
+        """The annotations of each flag: its group, and the requirements on its values."""
         found: dict[str, tuple[Any, ...]] = {}
         for base in reversed(cls.__mro__):
             for name, hint in get_type_hints(base, include_extras=True).items():
@@ -183,9 +183,9 @@ class Settings:
 
     @property
     def request_id(self) -> str:
-        """Hash of what is asked for, without where it goes and how it is told."""
+        """Hash of what is asked for: every flag but those of the groups results (except --name), cluster and run."""
         apart = {name for name, metadata in self.flags().items() if {RESULTS, CLUSTER, RUN} & set(metadata)} - {"name"}
-        apart |= {name for name in LATER if not getattr(self, name, ())}  # requests from before the axis keep theirs
+        apart |= {name for name in LATER if not getattr(self, name, ())}  # older requests keep their hash
         return stable_hash({k: str(v) for k, v in asdict(self).items() if k not in apart})
 
     @property
@@ -195,5 +195,5 @@ class Settings:
 
     @property
     def processes_planned(self) -> int:
-        """Processes that the repeats are spread over: at most one a repeat."""
+        """Processes that the repeats are spread over: at most one per repeat."""
         return min(self.processes, self.repeats_planned)

@@ -1,4 +1,4 @@
-"""Is this machine fit to be measured? The same checks that flag rows, before a run."""
+"""Is this machine fit to be measured? The checks that flag rows, done before a run."""
 
 import contextlib
 import os
@@ -21,13 +21,13 @@ from rresnet.terminal import say
 from rresnet.training import limits
 from rresnet.training.memory import is_out_of_memory
 
-AMPLE_SHARE = 0.8  # of a GPU's memory: less that is free is worth a word, too
-CONTEXT_BYTES = 2**29  # of a GPU's memory, that CUDA itself takes for a process, about
-AMPLE_BYTES = 2 * 2**30  # less memory or disk than this is worth a word
+AMPLE_SHARE = 0.8  # of a GPU's memory: a warning if less of it is free
+CONTEXT_BYTES = 2**29  # of a GPU's memory, roughly what CUDA itself takes for each process
+AMPLE_BYTES = 2 * 2**30  # of memory or disk: a warning if less is free
 
 
 def examine(console: Console, *, seconds: float, results_dir: Location, advice: bool) -> bool:
-    """Print the machine, its limits, and what would make its figures doubtful; returns whether nothing would."""
+    """Print the machine, its limits, and what would make its figures doubtful; return True if nothing would."""
     hardware.count_gpus_as_nvml_does()
     machine = hardware.probe()
     console.print(_description(machine))
@@ -51,14 +51,14 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
 
 
 def _gpu_uuid() -> str | None:
-    """The first GPU's; None where there is none, or its memory is too full to ask."""
+    """UUID of the first GPU; None if there is none, or if its memory is too full to ask."""
     with contextlib.suppress(RuntimeError):
         return str(torch.cuda.get_device_properties(0).uuid) if torch.cuda.is_available() else None
     return None
 
 
 def _gpu_memory() -> tuple[int, int]:
-    """Bytes of the first GPU's memory that others hold, and of all of it; both 0 where it is too full to ask."""
+    """Bytes of the first GPU's memory that other processes hold, and in total; both 0 if it is too full to ask."""
     try:
         unused, total = torch.cuda.mem_get_info()
     except RuntimeError:
@@ -105,7 +105,7 @@ def _limits(machine: Hardware) -> Table:
 
 
 def _settings(machine: Hardware, results_dir: Location) -> list[str]:
-    """What is set so that a run would suffer."""
+    """What in the machine's setup, memory or disk would harm a run."""
     found = []
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit() and int(threads) < machine.cpu_cores:

@@ -34,9 +34,10 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
 
 RECIPES: dict[str, Callable[[Device, Hardware], Axes]] = {"blog": blog, "tuned": tuned}
 
-# The ladder from blog to tuned, in the order its changes are taken; where the two agree on a device is no rung there.
+# The ladder from blog to tuned, in the order of its changes; where the two agree on a device, there is no rung.
 # cuDNN keeps the kernels that it has found for a layout and precision, however it looked for them, so its search is
-# taken with the layout: a rung of its own would train on what another rung of its process has found.
+# switched on together with the layout: as a rung of its own it would use kernels that another rung of the same process
+# has found.
 _FIRST: tuple[tuple[str, ...], ...] = (
     ("input",), ("channels_last", "cudnn_benchmark"), ("pointwise",), ("small_maps",), ("precision",),
     ("fused_optimizer",), ("execution",),
@@ -57,10 +58,10 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
         spreads = settings.num_nodes or (fewest_nodes(device, num_workers, hardware),)
         for *values, num_nodes, copy in product(*given, spreads, copies):
             if num_workers % num_nodes:
-                continue  # 1 worker on 2 machines, say: another of the values given is meant
+                continue  # 1 worker on 2 machines, say: other pairs of the values are meant
             asked = {axis: value for axis, value in zip(FLAGGED, values, strict=True) if value is not None}
             chosen = replace(resolved, **asked)
-            # A recipe never asks for what can't be run: a step that is not eager is one worker's, and not fp16's.
+            # A recipe never asks for what can't run: a step that is not eager takes a single worker, and not fp16.
             if "execution" not in asked and (num_workers > 1 or chosen.precision == "fp16"):
                 chosen = replace(chosen, execution="eager")
             one = Cell(
@@ -90,7 +91,7 @@ def recipe(name: str) -> Callable[[Device, Hardware], Axes]:
 
 
 def fewest_nodes(device: Device, num_workers: int, hardware: Hardware) -> int:
-    """The fewest machines like `hardware` that have a GPU, or a core, for each worker and take as many each."""
+    """The fewest machines like `hardware` with a GPU, or a core, for each worker, and equally many workers each."""
     each = max(1, hardware.gpu_count if device == "gpu" else hardware.cpu_cores)
     return next(
         nodes for nodes in range(1, num_workers + 1) if num_workers % nodes == 0 and num_workers // nodes <= each
@@ -100,7 +101,7 @@ def fewest_nodes(device: Device, num_workers: int, hardware: Hardware) -> int:
 def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> list[Trial]:
     """Every cell once in each repeat, in the order they run.
 
-    Repeats are outermost, so that slow drift of the machine meets every cell alike; the order within a repeat is
+    Repeats are outermost, so that slow drift of the machine affects every cell alike; the order within a repeat is
     shuffled by the seed, so that no cell always follows the same neighbour. Consecutive repeats share a trial process;
     there are at most as many processes as repeats (`Settings.processes_planned`).
     """
@@ -109,7 +110,7 @@ def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> l
 
 
 def more(cells: Sequence[Cell], extension: int, *, repeats: int, processes: int, seed: int) -> list[Trial]:
-    """What comes after the plan of so many repeats and processes: that extension, from 0, one process more each."""
+    """Return one extension of the plan of `repeats` and `processes`, numbered from 0; each takes one more process."""
     length = repeats // processes
     first = repeats + extension * length
     return [trial for i in range(length) for trial in _repeat(cells, first + i, processes + extension, seed)]
@@ -122,7 +123,7 @@ def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list
 
 
 def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
-    """Why so many machines like `hardware` can't run `cell`, or None. Said before anything starts: nothing waits."""
+    """Why so many machines like `hardware` can't run `cell`, or None. Asked before anything starts or waits."""
     if cell.num_nodes > machines and cell.num_nodes == fewest_nodes(cell.device, cell.num_workers, hardware):
         unit = "GPU" if cell.device == "gpu" else "core"
         asked = f"{cell.num_workers} workers with a {unit} each take {cell.num_nodes} machines, {machines} there"

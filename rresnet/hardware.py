@@ -1,4 +1,4 @@
-"""What a machine is: its processors and GPUs, and what its libraries are told; read without importing torch."""
+"""A machine's processors and GPUs, and the settings of its libraries; read without importing torch."""
 
 import contextlib
 import functools
@@ -15,8 +15,8 @@ from typing import Any
 import psutil
 import pynvml
 
-# Environment variables of allocators, OpenMP, oneDNN, MKL, CUDA, NCCL and PyTorch change how fast they run, and some
-# the arithmetic. Not those that say where something is or what is printed, nor what Ray and the libraries set.
+# Environment variables of allocators, OpenMP, oneDNN, MKL, CUDA, NCCL and PyTorch change how fast these run, and some
+# change the arithmetic. Left out: those that say where something is or what is printed, or that Ray or a library sets.
 _OF_LIBRARIES = re.compile(
     "GLIBC_TUNABLES|LD_PRELOAD|(THP_MEM_ALLOC|LRU_CACHE|DISABLE_ADDMM|NVIDIA_TF32)_.*|_RJEM_MALLOC_CONF|"
     "(MALLOC|TCMALLOC|OMP|GOMP|KMP|MKL|DNNL|ONEDNN|ATEN|CUDA|CUBLAS|CUDNN|NCCL|TORCH|TORCHDYNAMO|TORCHINDUCTOR|PYTORCH)_.*"
@@ -34,7 +34,7 @@ class Hardware:
 
     hostname: str
     cpu_model: str
-    cpu_count: int  # logical processors this process may run on
+    cpu_count: int  # logical processors that this process may use
     cpu_cores: int  # physical cores among them, as far as the system tells
     cpu_bf16: bool  # bfloat16 products in hardware
     gpu_count: int
@@ -52,10 +52,10 @@ class Hardware:
 
 @functools.cache
 def probe(*, hidden: bool = False) -> Hardware:
-    """Read this machine; once in a process.
+    """Read this machine, once per process.
 
     Args:
-        hidden: count the GPUs that CUDA_VISIBLE_DEVICES hides, too. Ray hides those that a process did not ask for.
+        hidden: also count GPUs that CUDA_VISIBLE_DEVICES hides. Ray hides those that a process did not ask for.
     """
     cpu_count = _usable_cpus()
     model, flags = _cpu_info()
@@ -79,11 +79,11 @@ def probe(*, hidden: bool = False) -> Hardware:
 def _variables() -> str:
     named = [n for n in sorted(os.environ) if _OF_LIBRARIES.fullmatch(n) and not _NOT_OF_SPEED.fullmatch(n)]
     text = " ".join(f"{name}={os.environ[name]}" for name in named) or "none"
-    return text.encode(errors="surrogateescape").decode(errors="replace")  # tables hold text
+    return text.encode(errors="surrogateescape").decode(errors="replace")  # tables hold valid UTF-8
 
 
 def _has_compiler() -> bool:
-    """Whether TorchInductor can build its kernels: with the compiler that it looks for, against Python's headers."""
+    """Whether TorchInductor can build its kernels: a compiler where it looks for one, and Python's headers."""
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     return any(map(shutil.which, compilers)) and headers.exists()
@@ -91,12 +91,12 @@ def _has_compiler() -> bool:
 
 @functools.cache
 def cpus() -> frozenset[int]:
-    """The numbers of the processors in this process's affinity mask; read once, for OpenMP may bind a thread later."""
+    """Numbers of the processors in this process's affinity mask; read once, because OpenMP may bind a thread later."""
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
 def _usable_cpus() -> int:
-    """How many processors this process may use; fewer than it may run on where a cgroup's quota grants fewer."""
+    """How many processors this process may use: as many as it may run on, or fewer if a cgroup's quota says so."""
     count = len(cpus())
     with contextlib.suppress(OSError, ValueError):
         quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
@@ -119,10 +119,10 @@ def _cpu_info() -> tuple[str, set[str]]:
 
 
 def _gpus(hidden: bool) -> tuple[int, str | None, str | None, tuple[int, int] | None]:
-    """How many GPUs there are, and of the first its name, driver and compute capability; through NVML.
+    """Count the GPUs and read the first one's name, driver and compute capability, through NVML.
 
-    A GPU that does not answer (lost, or not for this user) is none; of one that is cut into parts (MIG) the name is the
-    part's, for a part is another machine than the whole.
+    A GPU that does not answer (lost, or not for this user) is not counted. If the first is split into parts (MIG), the
+    name is that of the part, because a part is not the same machine as the whole.
     """
     none = 0, None, None, None
     try:
@@ -149,17 +149,17 @@ def _gpus(hidden: bool) -> tuple[int, str | None, str | None, tuple[int, int] | 
 
 
 def count_gpus_as_nvml_does() -> None:
-    """Let CUDA, which otherwise has the fastest GPU first, number them as NVML does; before it starts, if it is to."""
+    """Make CUDA number GPUs as NVML does, not the fastest first. Takes effect only before CUDA starts."""
     os.environ.setdefault("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
 
 
 def gpu_order(name: str) -> tuple[int, str]:
-    """What GPUs named in CUDA_VISIBLE_DEVICES are taken in the order of, whatever order they are named in."""
-    return len(name), name  # numbers by size
+    """Sort key of a name in CUDA_VISIBLE_DEVICES: GPUs are taken in this order, in whatever order they are named."""
+    return len(name), name  # sorts numbers by size
 
 
 def _whole(handle: Any) -> Any:
-    """The GPU that a part (MIG) is of; a whole one is itself."""
+    """The GPU that a part (MIG) belongs to; a whole GPU as it is."""
     try:
         return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
     except pynvml.NVMLError:
@@ -167,7 +167,7 @@ def _whole(handle: Any) -> Any:
 
 
 def _first_part(handle: Any) -> Any:
-    """What CUDA takes where a GPU is cut into parts (MIG) and none is named: the first; a whole one is itself."""
+    """The part that CUDA takes if a GPU is split (MIG) and none is named, which is the first; a whole GPU as it is."""
     try:
         return pynvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, 0)
     except pynvml.NVMLError:
@@ -175,9 +175,10 @@ def _first_part(handle: Any) -> Any:
 
 
 def _named(visible: str, handles: list[Any]) -> list[Any]:
-    """The GPUs that a value of CUDA_VISIBLE_DEVICES names, by number or the beginning of a UUID; parts (MIG) as such.
+    """The GPUs that a value of CUDA_VISIBLE_DEVICES names by number or the beginning of a UUID, or parts (MIG) by UUID.
 
-    Like CUDA it takes them up to the first name that names none; in the order that trial processes take them in.
+    Like CUDA, it stops at the first name that fits none. They are returned in the order in which trial processes take
+    them.
     """
     named = dict[str, Any]()
     for word in (word.strip() for word in visible.split(",")):

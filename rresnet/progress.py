@@ -1,4 +1,4 @@
-"""What a person sees while a run goes on: a live line on a terminal, a plain line a trial elsewhere."""
+"""What a person sees during a run: a live line on a terminal, elsewhere a plain line per trial."""
 
 import time
 
@@ -11,14 +11,14 @@ from rresnet.cell import Trial
 from rresnet.tables.measurement import Measurement
 from rresnet.terminal import duration, number, say
 
-QUIET_SECONDS = 30.0  # a long trial says something at least this often where there is no live line
+QUIET_SECONDS = 30.0  # where there is no live line, a long trial prints its speed about this often
 
 
 class Progress:
-    """Shows the trials of a run as they start, report and end. A context manager."""
+    """Context manager that shows the trials of a run as they start, report and end."""
 
     def __init__(self, console: Console, total: int, done: int = 0) -> None:
-        """Of `total` trials so many are `done`, by a run that is continued."""
+        """Start with `done` of `total` trials already run, which is above 0 in a continued run."""
         self._console, self._total, self._done, self._measured = console, total, done, 0
         self._first_end: float | None = None
         self._last_line, self._cell = time.monotonic(), ""
@@ -46,32 +46,32 @@ class Progress:
         self._bar.stop()
 
     def more(self, trials: int, why: str) -> None:
-        """So many trials are added to the plan."""
+        """Add so many trials to the plan, and say why."""
         self._total += trials
         self._bar.update(self._task, total=self._total)
         self.note(why)
 
     def note(self, text: str, style: str | None = None) -> None:
-        """Something that a person should know meanwhile."""
+        """Print something that a person should know during the run."""
         say(self._console, text, style)
         self._last_line = time.monotonic()
 
     def running(self, trial: Trial) -> None:
-        """A trial starts."""
+        """Show that a trial starts."""
         self._cell = f"{trial.cell.label()}, repeat {trial.repeat + 1}"
-        self._bar.update(self._task, cell=self._cell, rate="")  # what is there is the trial's before
+        self._bar.update(self._task, cell=self._cell, rate="")  # until now, the last trial's
 
     def rate(self, images_per_second: float) -> None:
-        """The running trial tells its speed so far."""
+        """Show the running trial's speed so far."""
         now = time.monotonic()
         if not self._console.is_terminal and now - self._last_line >= QUIET_SECONDS:
             self.note(f"{self._done}/{self._total}  running {self._cell}  {number(images_per_second)} img/s so far")
         self._bar.update(self._task, rate=f"{number(images_per_second)} img/s")
 
     def finished(self, trial: Trial, measurement: Measurement) -> None:
-        """A trial has its row."""
+        """Count a trial that has its row, and show how it ended."""
         self._done += 1
-        self._measured += measurement.status != "infeasible"  # that takes no time, and tells nothing of what is left
+        self._measured += measurement.status != "infeasible"  # which takes no time, and says nothing about the rest
         ok = measurement.status == "ok"
         rate = measurement.images_per_second
         speed = f"{measurement.status}: {measurement.error_message}" if rate is None else f"{number(rate)} img/s"
@@ -86,7 +86,7 @@ class Progress:
         now = time.monotonic()
         if self._measured and self._first_end is None:
             self._first_end = now
-        if self._first_end is None or self._measured < 2:  # the first carries the start of Ray: it tells nothing
+        if self._first_end is None or self._measured < 2:  # the first includes Ray's start: no guide
             return "time left not known yet"
         seconds = (now - self._first_end) / (self._measured - 1) * (self._total - self._done)
         return f"about {duration(seconds)} left"

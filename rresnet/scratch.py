@@ -1,4 +1,4 @@
-"""Where files go that are not results: temporary folders that don't outlive us, and the user's cache, which does."""
+"""Where files other than results go: temporary folders, which end with the program, and the user's cache."""
 
 import contextlib
 import fcntl
@@ -16,12 +16,14 @@ _SHORT = ("/tmp", "/dev/shm")  # nosec B108 - names there are mkdtemp's
 
 
 def cache_folder() -> Path:
-    """Our part of the user's cache folder: downloads, and what a compiler made."""
+    """The program's part of the user's cache folder: downloads, and what a compiler made."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rresnet"
 
 
 def place(longest: str) -> Path:
-    """Where a `folder` may hold a socket of that path in it: where temporary files go, or where their paths are short.
+    """Where to make a `folder`, so that the path of a socket in it, which ends in `longest`, is not too long.
+
+    This is the directory for temporary files, or else `/tmp` or `/dev/shm`.
 
     Raises:
         OSError: there is no such place.
@@ -35,11 +37,11 @@ def place(longest: str) -> Path:
 
 @contextlib.contextmanager
 def folder(place: Path | None = None) -> Iterator[Path]:
-    """A temporary folder that bears its owner's process id and is locked by it, for the length of a block."""
+    """Make a temporary folder for the length of a block, with its owner's process id in its name and locked by it."""
     made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
-    lock = os.open(made, os.O_RDONLY)  # ends with the owner, however that ends
+    lock = os.open(made, os.O_RDONLY)  # released when the owner ends, however it ends
     try:
-        with contextlib.suppress(OSError):  # a file system without locks: then it can't be taken, either
+        with contextlib.suppress(OSError):  # a file system without locks: then nobody else can take it
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield made
     finally:
@@ -48,9 +50,9 @@ def folder(place: Path | None = None) -> Iterator[Path]:
 
 
 def remove_stale(*places: Path) -> None:
-    """Remove folders whose owners are gone, killed before they could do it, and end what they started to work there.
+    """Remove folders whose owners were killed before they could do so, and end the processes that still work there.
 
-    They are looked for where temporary files go, and in `places`.
+    Looks in the directory for temporary files, and in `places`.
     """
     for path in (path for at in {Path(tempfile.gettempdir()), *places} for path in at.glob(f"{_PREFIX}*-*")):
         if _is_left(path):
@@ -62,9 +64,9 @@ def remove_stale(*places: Path) -> None:
 
 
 def _is_left(folder: Path) -> bool:
-    """Whether a folder of ours has lost its owner; any user may have made one whose name is like ours.
+    """Whether a folder named like ours has lost its owner; any user may have made a folder with such a name.
 
-    An owner that is not seen here may live in another container that has the same temporary folder: it holds the lock.
+    An owner that is not seen here may live in another container with the same temporary folder: it holds the lock.
     """
     owner = folder.name.removeprefix(_PREFIX).partition("-")[0]
     with contextlib.suppress(OverflowError, OSError):  # a number that no process can have; locked, or another user's
@@ -79,6 +81,6 @@ def _is_left(folder: Path) -> bool:
 
 
 def _works_in(folder: Path, process: psutil.Process) -> bool:
-    """Whether a process was told of the folder: by its command line, which some overwrite, or as its TMPDIR."""
+    """Whether a process was given the folder: on its command line, which some overwrite, or as its TMPDIR."""
     named = any(str(folder) in word for word in process.cmdline())
     return named or process.environ().get("TMPDIR") == str(folder)

@@ -1,4 +1,4 @@
-"""How things are told in a terminal: text as it is, tables that fit into it, seconds as a person says them."""
+"""Output to a terminal: text as it is, tables that fit, and numbers and seconds as a person says them."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,9 +12,9 @@ UNLIMITED = 10_000  # columns
 
 
 def say(console: Console, text: str | Iterable[str], style: str | None = None) -> None:
-    """Print a text, or several, as it is: no markup, no colours of its own, and no line broken where it was not.
+    """Print one or more texts as they are: no markup, no highlighting, and no added line breaks.
 
-    The bytes of a path that are no UTF-8 are told by their numbers.
+    Bytes of a path that are not UTF-8 are printed as their numbers.
     """
     for one in [text] if isinstance(text, str) else text:
         printable = one.encode("utf-8", "backslashreplace").decode("utf-8")
@@ -33,16 +33,16 @@ def print_table(
 ) -> None:
     """Print a table without cutting off a value.
 
-    In a narrow terminal some columns are not shown; where that is not enough, values go over several lines.
+    In a narrow terminal some columns are left out; if that is not enough, values are broken into several lines.
 
     Args:
-        console: where.
-        columns: the texts of each, by heading; all of one length.
-        caption: what stands below.
-        left: headings of the columns that are words; the others are numbers, to the right.
+        console: where to print.
+        columns: the texts of each column, by heading; all of one length.
+        caption: text below the table.
+        left: headings of the columns that hold words, aligned left; the others hold numbers, aligned right.
         broken: heading of the column whose texts are broken into lines before any other's.
-        left_out: headings of those that the reader can do without, what is least missed first.
-        red: the numbers of lines that are to be red.
+        left_out: headings of the columns that may be left out, the least missed first.
+        red: numbers of the rows to print in red, from 0.
     """
     boundless = console.options.update(max_width=UNLIMITED)
     shown = dict(columns)
@@ -78,22 +78,22 @@ def _spare(heading: str, texts: Sequence[str]) -> int:
 
 
 def percent(share: float, digits: int = 0) -> str:
-    """A share as the project writes it: 0.198 is 20 %, or 19.8 % to a tenth."""
+    """Write a share as the project does: 0.198 is 20 %, or 19.8 % with one digit."""
     return f"{share * 100:.{digits}f} %"
 
 
 def number(value: float) -> str:
-    """A rate, or another amount, to the whole number; under ten, to two digits."""
+    """Write a rate or another amount as a whole number, or with two significant digits under ten."""
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:
-    """So many of it, in words; `many` where that is not `one` with an s."""
+    """Write a count with its noun: `one` for 1, else `many`, by default `one` with an s."""
     return f"{count} {one if count == 1 else many or one + 's'}"
 
 
 def duration(seconds: float) -> str:
-    """Seconds as a person says them: 0.4 s, 12 s, 2 min 05 s, 3 h 10 min."""
+    """Write seconds as a person says them: 0.4 s, 12 s, 2 min 05 s, 3 h 10 min."""
     whole = round(seconds)
     if whole < 60:
         return f"{whole} s" if seconds >= 9.95 else f"{seconds:.1f} s"
@@ -103,5 +103,5 @@ def duration(seconds: float) -> str:
 
 
 def short_hash(text: str) -> str:
-    """The first digits of a commit's hash, and what follows it; a text that begins with no such hash as it is."""
+    """Shorten the commit's hash that a text begins with, and keep what follows it; leave other texts as they are."""
     return re.sub("^([0-9a-f]{10})[0-9a-f]{30}", r"\1", text)

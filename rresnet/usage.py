@@ -1,4 +1,4 @@
-"""The command line, made from settings and functions: flags in groups, help that fits, what was meant, exit codes."""
+"""The command line, made from settings and functions: flags in groups, help that fits, suggestions, exit codes."""
 
 import ast
 import difflib
@@ -25,14 +25,14 @@ S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # exit codes
-WIDTH = 78  # of the words before the flags; the flags are fitted to the terminal
+WIDTH = 78  # columns of the text before the flags; the flags are fitted to the terminal
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 
 
 def settings(given: S, *, name: str, description: str) -> S:
-    """The settings that the program's arguments ask for. Exits where they are wrong, or ask for help.
+    """Parse the program's arguments into settings. Exits if they are wrong or ask for help.
 
-    The `given` ones are the defaults; flags that the experiment alone has are a group of its `name`.
+    The `given` settings are the defaults; flags that only this experiment has form a group called `name`.
     """
     hints, docs = get_type_hints(type(given)), _docs(type(given))
     hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
@@ -40,7 +40,7 @@ def settings(given: S, *, name: str, description: str) -> S:
     own, groups = FlagGroup(name, "Of this experiment alone."), dict[FlagGroup, list[tuple[str, Any, Any]]]()
     for flag, metadata in given.flags().items():
         value = getattr(given, flag)
-        default = "" if value in (None, ()) or isinstance(value, bool) else None  # None: as tyro tells it
+        default = "" if value in (None, ()) or isinstance(value, bool) else None  # None: as tyro shows it
         metavar = None if isinstance(value, bool) else _metavar(hints[flag])
         shown = tyro.conf.arg(help=docs.get(flag), metavar=metavar, help_behavior_hint=default)
         group = next((one for one in metadata if isinstance(one, FlagGroup)), own)
@@ -55,7 +55,7 @@ def settings(given: S, *, name: str, description: str) -> S:
 
 
 def command(commands: Mapping[str, Callable[..., T]], *, prog: str, description: str, arguments: Sequence[str]) -> T:
-    """What the command returns that the arguments name. Exits where they are wrong, or ask for help."""
+    """Run the command that the arguments name, and return its result. Exits if they are wrong or ask for help."""
     (name, *rest), config = arguments or ["--help"], (*CONFIG, tyro.conf.DisallowNone)
     if name in commands:
         function, about = commands[name], (inspect.getdoc(commands[name]) or "").partition("Args:")[0]
@@ -69,7 +69,7 @@ def command(commands: Mapping[str, Callable[..., T]], *, prog: str, description:
 
 
 def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> Any:
-    """What tyro makes of the arguments; where it exits for they are wrong, it is told what was likely meant."""
+    """Parse the arguments with tyro; if it exits because they are wrong, print what was likely meant."""
     try:
         return cli(args=arguments)
     except BrokenPipeError:  # `--help | head`
@@ -82,14 +82,14 @@ def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[st
 
 
 def nobody_reads() -> None:
-    """Whoever read what is printed has gone: nothing more of it is to be written at the exit."""
+    """Discard further output because its reader has gone, so that nothing is written at exit."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> list[str]:
-    """For each word that is not valid where it stands the nearest that is, with its flag.
+    """Return, for each word that is not valid where it stands, the nearest valid one, with its flag.
 
-    `valid` has the closed sets of values, by flag; by "" those of the first word.
+    `valid` holds the closed sets of values by flag, and under "" those of the first word.
     """
     flag, meant = "", []
     for word in arguments:
@@ -106,7 +106,7 @@ def _choices(hints: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
 
 
 def _metavar(hint: Any) -> str:
-    """What stands for a flag's values: their words, or their type."""
+    """The placeholder for a flag's values in the help: their words, or their type."""
     if get_origin(hint) is Literal:
         return f"{{{','.join(get_args(hint))}}}"
     if get_origin(hint) is tuple:
@@ -123,7 +123,7 @@ def _literals(hint: Any) -> Iterator[str]:
 
 
 def _docs(of: type[Settings]) -> dict[str, str]:
-    """What stands below each field of the settings, and the axes' help of their flags."""
+    """The help of each flag: the text below its field of the settings, or the `flag` of its axis."""
     docs = {f.name: f.metadata["flag"] for f in fields(Axes) if f.metadata["flag"]}
     for base in reversed(of.__mro__[:-1]):
         (defined,) = ast.parse(textwrap.dedent(inspect.getsource(base))).body
@@ -135,7 +135,7 @@ def _docs(of: type[Settings]) -> dict[str, str]:
 
 
 def _laid_out(text: str) -> str:
-    """Text as tyro leaves it: its first line, then the rest set in, paragraphs filled, lines set in already kept."""
+    """Lay out text as tyro keeps it: paragraphs filled, all but the first indented, blocks with indented lines kept."""
     first, *rest = inspect.cleandoc(text).split("\n\n")
     told = [part if "\n  " in part else textwrap.fill(part, WIDTH - 2) for part in rest]
     return "\n".join(

@@ -27,7 +27,7 @@ print(f"{len(tables.trials)} rows, {len(speedups)} speedups, {len(images)} image
 
 
 def main() -> None:
-    """Fail with a message where something is missing, not wanted or doesn't work."""
+    """Fail with a message if something is missing, not wanted or doesn't work."""
     tracked = set(run("git", "-C", str(ROOT), "ls-files").splitlines())
     with tarfile.open(one("*.tar.gz")) as archive:
         in_sdist = {name.partition("/")[2] for name in archive.getnames()}
@@ -67,7 +67,7 @@ def one(pattern: str) -> Path:
 
 
 def run(*command: str, cwd: Path = ROOT) -> str:
-    """What a command prints. It fails where the command does."""
+    """Run a command and return what it prints. Raises CalledProcessError if the command fails."""
     return subprocess.run(command, cwd=cwd, check=True, stdout=subprocess.PIPE, text=True).stdout
 
 

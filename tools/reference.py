@@ -1,8 +1,8 @@
-"""What of the docs site is made from the code: an mkdocs hook (`make docs`, mkdocs.yml).
+"""The parts of the docs site that are made from the code: an mkdocs hook (`make docs`, mkdocs.yml).
 
 In a page, a comment `<!-- output: COMMAND -->` becomes what the command prints, and `<!-- columns -->` the columns of
-all tables. And the files of the checkout that pages link to become part of the site, which lays docs/ among them: what
-is `../README.md` from docs/x.md is `README.md` there, and what is `docs/x.md` from README.md is `x.md`.
+all tables. Files of the checkout that pages link to become part of the site, where the pages of docs/ lie beside them:
+the link `../README.md` in docs/x.md becomes `README.md`, and `docs/x.md` in README.md becomes `x.md`.
 """
 
 import os
@@ -40,14 +40,17 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Put in what is generated, and let links lead where the site has their files."""
+    """Insert what is generated, and point links to where the site has their files."""
     markdown = re.sub(r"<!-- output: (.+) -->", lambda found: output(found[1]), markdown)
     markdown = markdown.replace("<!-- columns -->", "\n".join(columns()))
     return re.sub(r"\]\((\.\./|docs/)", "](", markdown)
 
 
 def output(command: str) -> str:
-    """What a command prints at the checkout's root, with the programs of this environment. Raises where it fails."""
+    """Run a command at the checkout's root with this environment's programs; return what it prints as a code block.
+
+    Raises CalledProcessError if the command fails.
+    """
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     environment = {**os.environ, "PATH": path, "COLUMNS": "100"}
     done = subprocess.run(command.split(), cwd=ROOT, env=environment, check=True, stdout=subprocess.PIPE, text=True)

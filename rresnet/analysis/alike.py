@@ -1,12 +1,12 @@
-"""In which columns, beside the axes, rows must be alike, and what is told where they are not."""
+"""In which columns, besides the axes, rows must agree, and which differences are reported."""
 
-# Rows alike in these ran right after one another, and may be paired.
+# Rows that agree in these ran right after one another, and may be paired.
 PAIRED = ["run_id", "hostname", "repeat"]
 
-# May be averaged: the machine, its software, our own, and the data.
+# Rows that agree in these may be averaged: the machine, its software, our own, and the data.
 AVERAGED = ["hostname", "environment_fingerprint", "git_commit", "dataset_fingerprint"]
 
-# May be compared: else no ratio means anything.
+# Rows that agree in these may be compared: otherwise a ratio means nothing.
 COMPARED = (
     "dataset_fingerprint",
     "cpu_model",
@@ -21,16 +21,16 @@ COMPARED = (
     "variables",
     "model_code",
 )
-# What two machines may differ in without its being said that they may: it is what they are compared in.
+# Two machines may differ in these without being allowed to by name, because these are what is compared.
 OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version", "driver_version")
 
-# Ran on one kind of machine; and of two result sets these are of one setting.
+# Rows that agree in MACHINE ran on one kind of machine; rows of two result sets that agree in MATCHED are one setting.
 MACHINE = ["cpu_model", "cpu_count", "gpu_name"]
 MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]
 
-# Trained the same: settings that differ in these do not beat one another.
+# Rows that agree in these trained the same; settings that differ in these are not ranked against each other.
 TASK = ["model", "dataset", "dataset_fingerprint", "image_size"]
 
-# Told: of two machines; of two result sets, and of a setting that one machine has twice.
+# Differences that are reported: of two machines; of two result sets, and of a setting that one machine has twice.
 OF_TWO_MACHINES = ["hostname", *MACHINE, *(column for column in COMPARED if column not in MACHINE)]
 OF_TWO_SETS = ["hostname", *COMPARED, "ray_version", "git_commit"]

@@ -1,4 +1,4 @@
-"""The answer: the cells of a run, compared, and in words what they tell."""
+"""The answer: the cells of a run compared, and in words what they show."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,15 +12,16 @@ from rresnet.quality.flags import ADVICE
 from rresnet.quality.states import slow_repeats
 from rresnet.terminal import counted, duration, number, percent
 
-MOST_NAMED = 3  # of the settings that can't be told from the first
+MOST_NAMED = 3  # of the settings that are not distinguishable from the first
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
 
 
 def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
-    """The cells of a run on one machine, the fastest first, those that never ended ok last.
+    """Compare the cells of a run on one machine: the fastest first, those that never ended ok last.
 
-    Beside the columns of `rates.by_cell`: `setting`, its name; the paired ratio to the reference cell (`speedup`,
-    `speedup_low`, `speedup_high`, `pairs`, `distinguishable`), None where there is none; and `is_reference`.
+    Each has, besides the columns of `rates.by_cell`, its name (`setting`), the paired ratio to the reference cell
+    (`speedup`, `speedup_low`, `speedup_high`, `pairs`, `distinguishable`; None where there is none), and
+    `is_reference`.
     """
     cells: list[dict[Any, Any]] = (
         rates.by_cell(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
@@ -43,7 +44,7 @@ def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
-    """The fastest setting, by how much, and whether it can be told from the second and from the others."""
+    """State the fastest setting, its lead, and whether it is distinguishable from the second and from the others."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
     if not measured:
         return "No trial ended ok, so there is no answer: the errors stand above, and in the trials table."
@@ -79,7 +80,7 @@ def _first_two(trials: pd.DataFrame, measured: list[dict[Any, Any]]) -> tuple[di
 
 
 def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = "") -> list[str]:
-    """That the fastest setting has the largest batch size that ended ok of it, where smaller ones did, too."""
+    """Say so if the fastest setting has the largest of several batch sizes of it that ended ok."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
     if len(measured) < 2:
         return []
@@ -93,20 +94,20 @@ def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = ""
     of_series = (c for c in cells if all(frames.same(c[axis], first[axis]) for axis in axes))
     larger = (c for c in of_series if c["batch_size"] > first["batch_size"])
     failed = min(larger, key=lambda c: c["batch_size"], default=None)
-    if failed:  # of larger sizes none ended ok
+    if failed:  # no larger size ended ok
         told += f" (of {failed['batch_size']} no trial is ok: {failed['statuses']})"
     return [f"{told}: {'one between' if failed else 'a larger one'} may be faster{what_to_do}."]
 
 
 def not_apart(ratio: Interval | None, floor: float | None) -> bool:
-    """Whether a setting is to be named beside the first: their ratio has an interval, and does not tell them apart."""
+    """Whether a setting is to be named as not distinguishable from the first; False if their ratio has no interval."""
     return ratio is not None and pairing.distinguishable(ratio, floor) is False
 
 
 def apart_text(ratio: Interval, apart: bool, floor: float | None, others: Sequence[str] = ()) -> str:
-    """Whether the first and the second are `apart`, and which `others` are `not_apart` from the first.
+    """Say whether the first and the second are `apart`, and which `others` are `not_apart` from the first.
 
-    Where the noise floor alone says that the two are not apart, it is named.
+    If the two are not apart only because of the noise floor, the floor is named.
     """
     by_floor = not apart and floor is not None and pairing.distinguishable(ratio)
     why = f", for identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
@@ -116,7 +117,7 @@ def apart_text(ratio: Interval, apart: bool, floor: float | None, others: Sequen
 
 
 def formatted(value: Any, form: str) -> str:
-    """The value in that form; nothing where it is null."""
+    """The value in that form; an empty string if it is null."""
     return "" if pd.isna(value) else form.format(value)
 
 
@@ -133,7 +134,7 @@ def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = 
     axes = (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed")
     varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1]
     if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in alike}) == 1:
-        varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, whoever has them
+        varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, however they are shared
     parts += [_with_axis(axis, cell[axis]) for axis in varied]
     return " ".join([*parts, *(["again"] if cell.get("copy") else [])])
 
@@ -206,7 +207,7 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
 
 
 def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
-    """Where environments are mixed or the machine changed, and which speedups depend on that."""
+    """Say where environments are mixed or the machine changed, and which speedups depend on the machine's state."""
     reference = next((cell for cell in cells if cell["is_reference"]), None)
     slow = slow_repeats(trials)
     told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
@@ -233,7 +234,7 @@ def flagged(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
 
 
 def doubts(trials: pd.DataFrame) -> list[str]:
-    """In a sentence, where most rows are doubtful."""
+    """Say in a sentence if most rows are doubtful."""
     doubtful = int(trials["quality_flags"].map(lambda of_row: of_row is not None and len(of_row) > 0).sum())
     if doubtful <= len(trials) / 2:
         return []
@@ -242,7 +243,7 @@ def doubts(trials: pd.DataFrame) -> list[str]:
 
 
 def noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
-    """For A/A runs: the ratio of each cell to its identical copy, whose truth is 1."""
+    """For A/A runs: the ratio of each cell to its identical copy, whose true value is 1."""
     floors = comparison.noise_floors(trials)
     if not floors:
         return []

@@ -21,31 +21,32 @@ def speedup(
 ) -> pd.DataFrame:
     """How much faster each value of a column is than a reference value, all else equal.
 
-    Trials are paired within one run, machine and repeat, where they ran right after one another: not where a run was
-    interrupted, or tried again, and two commands measured them more than ten minutes apart. The interval is over
-    repeats (see `rresnet.analysis.statistics`). When `over` is `device` or `recipe`, axes that a run left to the
-    recipes may differ between the two sides; `differs` names them. Of a ladder its two ends are then compared. Where
-    `trials` hold identical cells (`--aa`), their ratios give the noise floor, and a speedup below it is not
-    distinguishable, whatever its interval says.
+    Trials are paired within one run, machine and repeat, where they ran right after one another. They are not paired if
+    two commands measured them more than ten minutes apart, because the run was interrupted or a trial tried again. The
+    interval is over repeats (see `rresnet.analysis.statistics`).
+
+    When `over` is `device` or `recipe`, axes that a run left to the recipes may differ between the two sides; `differs`
+    names them. Of a ladder, only the two ends are then compared. If `trials` hold identical cells (`--aa`), their
+    ratios give the noise floor, and a speedup below it is not distinguishable, whatever its interval says.
 
     Args:
         trials: rows of the trials table; only those with status ok enter.
         over: column that is compared, for example `device`, `recipe` or `precision`.
-        reference: the value of that column that the others are divided by.
+        reference: the value of that column that the others are compared with.
         level: confidence level of the interval.
         allow: columns in which the two sides may differ all the same, for example `cpu_threads` or `torch_version`.
 
     Returns:
-        One row for each value of `over` and setting of the other axes: the axes (null where the two sides differ),
-        `git_commit` where there are runs of several commits of this package, which are never averaged, `speedup` (ratio
-        of images a second), `low`, `high` (null under 3 pairs), `pairs`, `distinguishable` (the interval leaves out 1
-        and the speedup is beyond the noise floor of its devices; null without an interval), `differs`, and what one
-        repeat and one process add to the scatter of the log ratio (`repeat_sd`, `process_sd`; null where it can't be
-        told).
+        One row for each value of `over` and setting of the other axes. Its columns: the axes (null where the two sides
+            differ); `git_commit` if there are runs of several commits of this package, which are never averaged;
+            `speedup` (ratio of images a second); `low` and `high` (null under 3 pairs); `pairs`; `distinguishable`
+            (the interval leaves out 1 and the speedup is beyond the noise floor of its devices; null without an
+            interval); `differs`; and what one repeat and one process add to the scatter of the log ratio (`repeat_sd`,
+            `process_sd`; null where that can't be told).
 
     Raises:
-        ValueError: there is no such column, or no ok row with the reference value, or none with another, or the rows
-            may not be compared.
+        ValueError: there is no such column, no ok row with the reference value or none with another, or the rows may
+            not be compared.
     """
     ok = comparable(trials, over, reference)
     allow = [allow] if isinstance(allow, str) else allow
@@ -99,9 +100,9 @@ def speedup(
 
 
 def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> pd.DataFrame:
-    """The rows of one run and machine, each beside the reference's row of the same repeat that is alike in all else.
+    """Pair the rows of one run and machine with the reference's rows of the same repeat that agree in all else.
 
-    Every column twice: the row's, and the reference's with `_reference` behind.
+    Every column appears twice: the row's, and the reference's with the suffix `_reference`.
     """
     matched, _ = matched_axes(of_run, over, allow)
     keyed = of_run.assign(**{f"{axis} matched": of_run[axis] for axis in matched})
@@ -111,9 +112,9 @@ def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[
 
 
 def _of_the_same_two(pairs: pd.DataFrame, over: str, axes: Sequence[str]) -> list[NDArray[np.intp]]:
-    """Which pairs are of the same two settings: alike on either side in every axis, those too that may differ.
+    """Group the positions of pairs that are of the same two settings and the same code.
 
-    And of the same code.
+    On either side, the pairs of a group agree in every axis, even in those that may differ between the sides.
     """
     columns = [over, *axes, *(f"{axis}_reference" for axis in axes), "git_commit", "git_commit_reference"]
     group = pairs.groupby(columns, dropna=False, sort=True).ngroup().to_numpy()
@@ -121,10 +122,11 @@ def _of_the_same_two(pairs: pd.DataFrame, over: str, axes: Sequence[str]) -> lis
 
 
 def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFrame:
-    """The ok rows, where `over` is a column that can be compared and one of its values is the reference.
+    """The ok rows, without a ladder's inner rungs if `over` is `device` or `recipe`; checks that they can be compared.
 
     Raises:
-        ValueError: it is not.
+        ValueError: there is no such column, no ok row with the reference value or none with another, or a row is there
+            twice.
     """
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
@@ -145,19 +147,19 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
 
 
 def _without_rungs(trials: pd.DataFrame) -> pd.DataFrame:
-    """Of a ladder's cells the two ends: those between them are called by the blog's recipe and are neither."""
+    """Drop the rungs between the two ends of a ladder: they bear the name of the blog's recipe but are not it."""
     return trials[(trials["experiment"] != "ladder") | (trials["recipe"] != "blog") | as_written(trials)]
 
 
 def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:
-    """Axes that must be equal in a pair, and those that may differ: allowed, or because a recipe resolved them.
+    """Axes that must be equal in a pair, and those that may differ: allowed by name, or resolved by a recipe.
 
-    An axis that takes several values for one recipe on one device was asked for, so it must be equal all the same.
+    An axis that takes several values for one recipe on one device was asked for, not resolved: it must be equal.
     """
     axes = [c for c in CELL_COLUMNS if c != over and c not in allow]
     allowed = [c for c in CELL_COLUMNS if c in allow and c != over]
     if over == "num_workers" and (ok["num_workers"] * ok["cpu_threads"]).nunique() == 1:
-        axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]  # the cores, shared out
+        axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]  # all cores, shared
     if over not in ("device", "recipe"):
         return axes, allowed
     asked = [c for c in CELL_COLUMNS if c not in AXES]
@@ -167,7 +169,7 @@ def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[lis
 
 
 def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[str]) -> str:
-    """Which of the columns keep the two sides apart, with their values."""
+    """Explain which of the columns keep the two sides from being paired, with their values."""
     apart = [
         f"{c} ({', '.join(map(str, side[c].unique()))} against {', '.join(map(str, reference[c].unique()))})"
         for c in columns
@@ -186,7 +188,7 @@ def _kinds(pairs: pd.DataFrame, column: str) -> list[Any]:
 
 
 def _refuse_unlike(pairs: pd.DataFrame, column: str) -> None:
-    """Raise where one number would be made of rows of unlike data, machines or software."""
+    """Raise ValueError if one number would be computed from rows of unlike data, machines or software."""
     kinds = _kinds(pairs, column)
     if len(kinds) > 1:
         raise ValueError(
@@ -196,9 +198,9 @@ def _refuse_unlike(pairs: pd.DataFrame, column: str) -> None:
 
 
 def noise_floors(trials: pd.DataFrame) -> dict[str, float]:
-    """How far apart identical cells came out on each device where there were such, as a share (0.02 is 2 %).
+    """How far apart identical cells came out, for each device that has such cells, as a share (0.02 is 2 %).
 
-    The larger of the largest ratio seen and the root mean square of the half-widths of their intervals.
+    It is the larger of the largest ratio seen and the root mean square of the half-widths of their intervals.
     """
     rows = with_all_axes(trials)
     ok = rows[rows["status"] == "ok"]
@@ -220,5 +222,5 @@ def _noise_floor(ratios: pd.DataFrame) -> float:
 
 
 def floor_of(*sides: float | None) -> float | None:
-    """The noise floor of a ratio of two sides: that of the noisier; None where it was measured on neither."""
+    """The noise floor of a ratio of two sides: that of the noisier one; None if it was measured on neither."""
     return max((floor for floor in sides if floor is not None), default=None)

@@ -1,4 +1,4 @@
-"""Whether compiling pays: how much faster a compiled step is than the same one that is not, and after how long."""
+"""Whether compiling pays: how much faster a compiled step is than the same step uncompiled, and when that pays off."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -12,7 +12,7 @@ from rresnet.terminal import duration
 
 
 def summary(trials: pd.DataFrame) -> list[str]:
-    """In a sentence for each compiled setting that was measured otherwise, too: what compiling brings, and costs."""
+    """For each compiled setting that was also measured uncompiled, say in a sentence what compiling gains and costs."""
     trials = frames.with_all_axes(trials)
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     cells: list[dict[Any, Any]] = rates.by_cell(ok).to_dict("records")
@@ -38,7 +38,7 @@ def _comparison(ok: pd.DataFrame, compiled: Mapping[Any, Any], ratio: Interval |
     if ratio is None:
         return f"never measured side by side; {cost}"
     faster = f"{answer.ratio_text(ratio.estimate, ratio.low, ratio.high)} times the images/s"
-    if not apart or ratio.low is None or ratio.high is None:  # too few repeats for an interval, too
+    if not apart or ratio.low is None or ratio.high is None:  # also if there are too few repeats for an interval
         return f"{faster}{', not distinguishable' if apart is False else ''}; {cost}"
     if ratio.estimate <= 1 or not costs:
         return f"{faster}; {cost}"
@@ -48,5 +48,5 @@ def _comparison(ok: pd.DataFrame, compiled: Mapping[Any, Any], ratio: Interval |
 
 
 def _pays_after(seconds: float, ratio: float) -> str:
-    """Training takes t, or t / ratio after s seconds of compiling: as long where t = s ratio / (ratio - 1)."""
+    """How long training must take for compiling to pay: t = seconds + t / ratio at t = seconds ratio / (ratio - 1)."""
     return duration(seconds * ratio / (ratio - 1)) if ratio > 1 else "never"

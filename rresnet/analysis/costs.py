@@ -1,4 +1,4 @@
-"""What each setting takes: time, money and energy, and which settings no other beats in all of them."""
+"""What each setting takes in time, money and energy, and which settings no other beats in all of them."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -14,11 +14,12 @@ from rresnet.terminal import short_hash
 
 
 def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
-    """What each cell takes on each machine: time, money and energy, and which cells no other beats in all of them.
+    """What each cell takes on each machine in time, money and energy, and which cells no other beats in all of them.
 
-    A price is that of one machine's hour, so a cost counts machines: `num_nodes` of the trials table where it has that
-    column, else 1. A price by name goes before one by device kind, the longest name first: on GPU trials the GPU's
-    or the machine's name counts, on CPU trials the processor's or the machine's. A cost's interval is its rate's.
+    A price is for one machine and hour, so a cost counts machines: `num_nodes` of the trials table if it has that
+    column, else 1. A price by name takes precedence over one by device kind, and a longer name over a shorter one. For
+    GPU trials the name of the GPU or of the machine counts, for CPU trials that of the processor or of the machine. A
+    cost's interval follows from that of the rate.
 
     Args:
         trials: rows of the trials table, of any number of runs and machines; second copies (`--aa`) are left out.
@@ -26,12 +27,12 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
 
     Returns:
         One row for each cell, machine and its software, commit and data: `cell_id`, `setting` (its name), the axes,
-        `hostname`, `environment_fingerprint`, `git_commit`, `dataset_fingerprint`, `images_per_second`, `low`, `high`,
-        `epoch_seconds`, `epoch_low`, `epoch_high`, `nodes`, `price_per_hour`, `epoch_cost`, `epoch_cost_low`,
-        `epoch_cost_high`, `cost_per_1000_images`, `epoch_joules`, `joules_per_1000_images`, `currency`, `on_front`.
-        `on_front`: no other cell of the same model, data (by content) and image size is at least as good in whatever
-        of time, cost and energy is known of both, and better in one (estimates, without their intervals). What was not
-        measured or has no price is null.
+            `hostname`, `environment_fingerprint`, `git_commit`, `dataset_fingerprint`, `images_per_second`, `low`,
+            `high`, `epoch_seconds`, `epoch_low`, `epoch_high`, `nodes`, `price_per_hour`, `epoch_cost`,
+            `epoch_cost_low`, `epoch_cost_high`, `cost_per_1000_images`, `epoch_joules`, `joules_per_1000_images`,
+            `currency`, `on_front`. A cell is `on_front` unless another of the same model, data (by content) and image
+            size is at least as good in all of time, cost and energy that are known of both, and better in one
+            (estimates, without their intervals). What was not measured or has no price is null.
 
     Raises:
         UsageError: no price fits any of the trials.
@@ -40,7 +41,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     first_copies = trials[trials["copy"] == 0]
     ok = first_copies["status"] == "ok"
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])
-    # A trial that failed may not know its machine: it tells only of a cell that never ended ok.
+    # A trial that failed may not know its machine, so it only counts for a cell that never ended ok.
     rows: list[dict[Any, Any]] = []
     for _, of_machine in first_copies[ok | never].groupby(alike.AVERAGED, dropna=False, sort=False):
         of_cell = dict(list(of_machine.groupby("cell_id")))
@@ -56,7 +57,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
         )
     names = [_setting(row, rows) for row in rows]
     for row, of_row in zip(rows, names, strict=True):
-        # Rows of a CPU do not tell the GPU's driver, which is another environment all the same.
+        # CPU rows do not hold the GPU's driver, but another driver still makes another environment.
         twice = names.count(of_row) > 1
         row["setting"] = f"{of_row} (environment {_version(row['environment_fingerprint'])})" if twice else of_row
     front = _front(rows)
@@ -88,7 +89,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
 
 
 def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
-    """The cell's name, with its machine where there are several, and what a machine has measured it twice with."""
+    """The cell's name, with its machine if there are several, and what differs if a machine measured it twice."""
     there = [r for r in rows if r["hostname"] == row["hostname"]]
     parts = [name(row, rows)]
     if pd.notna(row["hostname"]) and len(there) < len(rows):

@@ -1,4 +1,4 @@
-"""What to train on: the fastest, the cheapest, the least energy, and whether each can be told from the next."""
+"""What to train on: the fastest, the cheapest, the least energy, and whether each is distinguishable from the next."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -19,17 +19,17 @@ Question = Literal["fastest", "cheapest", "least energy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The best setting by one measure, and how it stands to the next."""
+    """The best setting by one measure, and how it compares with the next."""
 
     question: Question
     setting: str
-    amount: str  # how fast, how much an epoch
+    amount: str  # how fast it is, or what an epoch takes
     next_setting: str | None = None
     ratio: Interval | None = None  # how many times better than the next
     distinguishable: bool | None = None  # None where no interval is claimed
-    side_by_side: bool = False  # whether the ratio is of pairs
+    side_by_side: bool = False  # whether the ratio is paired
     floor: float | None = None  # the noise floor, where it was measured
-    not_apart: tuple[str, ...] = ()  # settings but the next that can't be told from it
+    not_apart: tuple[str, ...] = ()  # settings other than the next that are not distinguishable from it
     task: str | None = None  # model, data and image size, where several were measured
 
     def sentence(self) -> str:
@@ -49,9 +49,9 @@ class Verdict:
 
 
 def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict]:
-    """The fastest, the cheapest and the least energy of each model, data set and image size, as far as they are known.
+    """The fastest, the cheapest and the least energy for each model, data set and image size, as far as they are known.
 
-    The ratio to the next is paired where both ran in one run on one machine, side by side; else it is that of two
+    The ratio to the next is paired if both ran side by side, in one run on one machine; otherwise it is that of two
     independent means (`unpaired.ratio`).
 
     Raises:
@@ -81,7 +81,7 @@ class _Measure:
     """What a question ranks by."""
 
     column: str  # of the table of costs
-    # Of trials of a cell: more is better. It stands in for their images a second, of which ratios are made.
+    # From a cell's trials: more is better. It replaces their images a second, from which ratios are computed.
     worth: Callable[[pd.DataFrame, Mapping[Any, Any]], "pd.Series[float]"]
     amount: Callable[[Mapping[Any, Any]], str]
     than: str
@@ -149,7 +149,7 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
 
 
 def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) -> pd.DataFrame:
-    """The cell's ok rows, what the question asks for in the place of the rate."""
+    """The cell's ok rows, with the measure's worth in place of the rate."""
     of_cell = _at(trials, cell)
     ok = of_cell[(of_cell["cell_id"] == cell["cell_id"]) & (of_cell["status"] == "ok")]
     valued: pd.DataFrame = ok.assign(images_per_second=measure.worth(ok, cell)).dropna(subset=["images_per_second"])
@@ -157,7 +157,7 @@ def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) ->
 
 
 def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
-    """The trials that are alike with the cell in what may be averaged."""
+    """The trials that may be averaged with the cell's: those that agree with it in `alike.AVERAGED`."""
     for column in alike.AVERAGED:
         trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
     return trials

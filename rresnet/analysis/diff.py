@@ -14,25 +14,25 @@ from rresnet.cell import CELL_COLUMNS, UsageError
 from rresnet.terminal import short_hash
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
-LEVEL, ANY_BY_CHANCE = 0.95, 0.05  # of each interval; that anything is taken for a regression by chance
-PROCESS = ["run_id", "hostname", "process"]  # whose rows are of one process
-MOSTLY = 0.5  # a setting of whose trials a smaller share ends ok fails mostly
+LEVEL, ANY_BY_CHANCE = 0.95, 0.05  # of each interval; probability that anything is called a regression by chance
+PROCESS = ["run_id", "hostname", "process"]  # rows that agree in these are of one process
+MOSTLY = 0.5  # a setting mostly fails if a smaller share of its trials ends ok
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """How a setting on one kind of machine came out in B, against A."""
+    """How a setting on one kind of machine came out in B, compared with A."""
 
     setting: str
     machine: str
     verdict: Verdict
-    ratio: float | None  # images a second in B over those in A; None where B failed
+    ratio: float | None  # images a second in B over those in A; None where either failed
     low: float | None
     high: float | None
     repeats: int  # of the side that has fewer
     processes: int  # likewise
     floor: float | None  # the noise floor of A or B, whichever is larger
-    sure: bool = False  # whether it is worse where all settings are judged at once, too
+    sure: bool = False  # whether it is still worse when all settings are judged at once
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,21 +44,21 @@ class Diff:
     changes: tuple[Change, ...]
     only_a: tuple[str, ...]  # settings that B lacks
     only_b: tuple[str, ...]
-    differs: tuple[str, ...]  # what of software and machine is not the same, as `column: in A vs in B`
+    differs: tuple[str, ...]  # differences in software and machine, as `column: in A vs in B`
 
     def regressions(self, share: float) -> list[Change]:
-        """What is surely slower, by more than `share` (0.05 is 5 %), or no longer ends ok."""
+        """Settings that are surely slower, by more than `share` (0.05 is 5 %), or whose verdict is `failed`."""
         return [
             c for c in self.changes if c.verdict == "failed" or (c.sure and c.ratio is not None and c.ratio < 1 - share)
         ]
 
 
 def read_rows(text: str) -> pd.DataFrame:
-    """The trials that a text names: `FOLDER`, `FOLDER@RUN_ID` or `FOLDER@COMMIT` (either may be cut short).
+    """Read the trials that a text names: `FOLDER`, `FOLDER@RUN_ID` or `FOLDER@COMMIT` (either may be cut short).
 
     Raises:
         StoreError: there are no results.
-        UsageError: there are none of that run or commit.
+        UsageError: there are no trials, or none of that run or commit.
     """
     folder, part = _split(text)
     trials = frames.read(folder).trials
@@ -73,13 +73,13 @@ def read_rows(text: str) -> pd.DataFrame:
 
 
 def _split(text: str) -> tuple[str, str]:
-    """The folder and what of it is meant, which has no slash: an @ before one is the folder's own."""
+    """Split into the folder and the run or commit, which has no slash: an @ before a slash is part of the folder."""
     folder, at, part = text.rpartition("@")
     return (text, "") if not at or "/" in part or os.path.isdir(text) else (folder, part)
 
 
 def _of_commit(commits: "pd.Series[str]", part: str) -> "pd.Series[bool]":
-    """Which begin so, in full or as they are told; those of changed code only where it is named, or alone there."""
+    """Which commits begin with `part`, in full or as printed; with changed code only if so named or no other does."""
     texts = commits.fillna("").astype(str)
     matching = texts.str.startswith(part) | texts.map(short_hash).str.startswith(part)
     unchanged = matching & ~texts.str.contains("-dirty-")
@@ -95,9 +95,9 @@ def _runs(trials: pd.DataFrame) -> list[str]:
 
 
 def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", "B")) -> Diff:
-    """Each configuration that both sides measured on the same kind of machine, B against A.
+    """Compare B with A in each configuration that both measured on the same kind of machine.
 
-    Rows of two runs share no repeat, so the ratio is unpaired (`unpaired.ratio`). It is better or worse where its
+    Rows of two runs share no repeat, so the ratio is unpaired (`unpaired.ratio`). It is better or worse if its
     interval leaves out 1 and it is beyond the noise floor, if identical cells were measured (`--aa`).
 
     Args:
@@ -131,11 +131,12 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
 
 
 def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], pd.DataFrame]:
-    """First copies by `alike.MATCHED`.
+    """Group the first copies by `alike.MATCHED`.
 
-    A trial that failed did not tell its data, one that was killed not its machine either: they are those of the others
-    on its device, and of its data set, where these are of one kind. Where all of these failed and none told, they are
-    those of the `other` side, so that they are compared too; but no machine with another processor.
+    The row of a failed trial lacks the data's fingerprint, and that of a killed one the machine too. They are filled in
+    from rows on the same device (machine) or of the same data set (fingerprint), if these are all of one kind. If none
+    of these ended ok and none holds them, they are taken from the `other` side, so that the setting is compared all the
+    same; but never from a machine with another processor.
     """
     rows, others = (side[side["copy"] == 0].astype(dict.fromkeys(alike.MATCHED, object)) for side in (trials, other))
     known, ok = rows["cpu_model"].notna(), rows[rows["status"] == "ok"]
@@ -155,7 +156,7 @@ def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], 
 
 
 def _kinds(rows: pd.DataFrame, of: str, columns: list[str]) -> dict[Any, pd.DataFrame]:
-    """By each value of a column the kinds there are of others, of the rows that tell the first of these."""
+    """For each value of column `of`, the distinct values of `columns`, in rows that know the first of these."""
     return {value: of_value.drop_duplicates(columns) for value, of_value in rows.dropna(subset=columns[:1]).groupby(of)}
 
 
@@ -196,10 +197,10 @@ def _ratio(a: pd.DataFrame, b: pd.DataFrame, level: float = LEVEL) -> Interval:
 
 
 def _surely_worse(worse: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], tested: int) -> set[Any]:
-    """Which of the settings told to be worse still are where all that were `tested` are judged at once.
+    """Which of the settings called worse still are when all that were `tested` are judged at once.
 
-    By Hochberg's step-up rule (Biometrika 75, 1988, 800-802), one side of each interval: the probability that any is
-    told by chance is at most `ANY_BY_CHANCE`, whether settings are independent or slow down together.
+    By Hochberg's step-up rule (Biometrika 75, 1988, 800-802), on one side of each interval: the probability that any is
+    called worse by chance is at most `ANY_BY_CHANCE`, whether settings are independent or slow down together.
     """
     for left in range(tested - len(worse) + 1, tested + 1):
         level = max(LEVEL, 1 - 2 * ANY_BY_CHANCE / left)
@@ -210,7 +211,7 @@ def _surely_worse(worse: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], tested
 
 
 def _of_failures(a: pd.DataFrame, b: pd.DataFrame) -> Verdict | None:
-    """What is to be said of settings of which one side has no trial that ended ok, or fails mostly since."""
+    """The verdict on a setting of which one side has no ok trial, or which mostly fails only in B; None for others."""
     shares = [float((side["status"] == "ok").mean()) for side in (a, b)]
     if not shares[0]:
         return "ok now" if shares[1] else "failed in both"
@@ -242,6 +243,6 @@ def _setting_on_machine(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
 
 
 def _apart(a: pd.DataFrame, b: pd.DataFrame) -> str:
-    """Which columns keep the two sides apart, with their values."""
+    """Explain which columns keep the two sides from matching, with their values."""
     found = unpaired.differences(a, b, [*CELL_COLUMNS, *alike.MACHINE, "dataset_fingerprint"])
     return f"they differ in {'; '.join(found)}" if found else "no two of their settings agree in everything"

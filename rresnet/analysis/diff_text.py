@@ -13,7 +13,7 @@ HEADINGS = ("setting", "machine", "B / A", "95 % interval", "verdict")
 
 
 def render(diff: Diff, format: Format, *, share: float | None = None) -> str:
-    """The diff in a format; with the regressions by more than `share` named, where one is asked for."""
+    """Render the diff in a format; with a `share`, also name the regressions by more than that."""
     return _FORMATS[format](diff, share)
 
 

@@ -20,7 +20,7 @@ class Tables:
     trials: pd.DataFrame
     """One row for every planned trial, whatever became of it."""
     windows: pd.DataFrame
-    """One row for every timed stretch of steps, those of the warm-up too."""
+    """One row for every timed stretch of steps, including those of the warm-up."""
     epochs: pd.DataFrame
     """One row for every epoch of a trial with `--epochs`."""
     losses: pd.DataFrame
@@ -28,11 +28,11 @@ class Tables:
 
 
 def read(results: Location | Sequence[Location] = "results") -> Tables:
-    """The tables in one results folder, or in several (of several machines, say) together.
+    """Read the tables of one results folder, or of several (say, of several machines) together.
 
     Args:
-        results: the folders, or their URLs, that an experiment's `--results-dir` named. A trial that is in several of
-            them, since one is a copy of another, counts once: as where it ended last.
+        results: the folders, or their URLs, that were given to an experiment as `--results-dir`. A trial that is in
+            several of them, because one is a copy of another, counts once: as in the folder where it ended last.
 
     Raises:
         StoreError: there is no such folder, or a file in it is damaged.
@@ -68,7 +68,7 @@ def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
 
 
 def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
-    """Rows that another reader than `read` has read: in plain dtypes, axes that they are older than at defaults."""
+    """Bring rows from any reader to the form of `read`: plain dtypes, and defaults for axes newer than the rows."""
     dtypes = {name: trials[name].dtype for name in trials}
     odd = [name for name, of in dtypes.items() if of == "category" or getattr(of, "na_value", None) is pd.NA]
     trials = trials.assign(**{str(name): _plain(trials[name]) for name in odd})
@@ -77,7 +77,7 @@ def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
-    """A column of categories, or with `pd.NA`, which is neither equal nor unlike, as `read` would give it."""
+    """Convert a column of categories, or with `pd.NA` (neither equal nor unequal to anything), to what `read` gives."""
     values = pa.array(column)
     values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     plain: pd.Series[Any] = values.to_pandas().set_axis(column.index)

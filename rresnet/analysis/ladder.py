@@ -10,15 +10,15 @@ CHANGES = sum(RUNGS, ())
 
 
 def rungs(trials: pd.DataFrame) -> pd.DataFrame:
-    """The rungs of each device and batch size that has rows of both ends, from the blog's up.
+    """The rungs for each device and batch size that has rows of both ends, from the blog's upwards.
 
     Args:
         trials: rows of a ladder's run.
 
     Returns:
-        One row a rung: `device`, `batch_size`, `change` (what it has that the one before had not), `images_per_second`,
-        the paired ratio to the rung before (`step`, `step_low`, `step_high`) and to the first (`total`, `total_low`,
-        `total_high`); null where there is none, or no interval.
+        One row per rung: `device`, `batch_size`, `change` (what is new compared with the rung before),
+        `images_per_second`, and the paired ratio to the rung before (`step`, `step_low`, `step_high`) and to the first
+        (`total`, `total_low`, `total_high`); null where there is no ratio, or no interval.
     """
     rows = []
     cells = rates.by_cell(trials)
@@ -54,7 +54,7 @@ def _columns(name: str, interval: object) -> dict[str, float | None]:
 
 
 def summary(ladders: pd.DataFrame) -> list[str]:
-    """For each ladder of `rungs` the whole climb and its largest step, in a sentence."""
+    """For each ladder of `rungs`, state in a sentence the whole climb and its largest step."""
     lines = []
     for (device, batch_size), group in ladders.groupby(["device", "batch_size"], sort=True):
         top, steps = group.iloc[-1], group.dropna(subset=["step"])
@@ -71,7 +71,7 @@ def summary(ladders: pd.DataFrame) -> list[str]:
 
 
 def left_out(trials: pd.DataFrame, ladders: pd.DataFrame) -> list[str]:
-    """The devices and batch sizes that `rungs` of these trials has no ladder of, each in a sentence."""
+    """Name, in a sentence each, the devices and batch sizes of these trials for which `rungs` has no ladder."""
     axes = ["device", "batch_size"]
     measured, climbed = (set(rows[axes].itertuples(index=False, name=None)) for rows in (trials, ladders))
     return [

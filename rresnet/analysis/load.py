@@ -1,4 +1,4 @@
-"""Does the answer depend on how loaded the machine was? Told by the slow canaries and the load flags."""
+"""Does the answer depend on how loaded the machine was? Judged by slow canaries and load flags."""
 
 from collections.abc import Collection, Iterable
 
@@ -22,10 +22,11 @@ def quiet_and_loaded(
 ) -> tuple[Interval, Interval] | None:
     """The paired ratio of two cells while the machine was quiet, and while it was loaded, where the two differ.
 
-    A repeat is loaded when it is in `slow` (`slow_repeats`: its canary was slow) or a row of the pair carries one of
-    `LOAD_FLAGS`. The two differ when the interval of one over the other (`independent_ratio`) leaves out 1, at `LEVEL`
-    since every cell is asked. All intervals are of the minutes that were measured: what other states the machine has is
-    not the question. Else, or with fewer than 3 repeats in either state, None.
+    A repeat is loaded if it is in `slow` (`slow_repeats`: its canary was slow) or a row of the pair carries one of
+    `LOAD_FLAGS`. The two ratios differ if the interval of one over the other (`independent_ratio`) leaves out 1, at
+    `LEVEL` because every cell is tested. All intervals cover only the minutes that were measured: what other states the
+    machine has is not the question here. Returns None if the two do not differ, or with fewer than 3 repeats in either
+    state.
     """
     pairs = paired(trials, cell_id, reference_cell_id)
     loaded = np.array(

@@ -20,7 +20,7 @@ from rresnet.analysis.statistics import (
     variance_components,
 )
 
-APART_SECONDS = 600.0  # of rows that two commands measured: the machine may have changed meanwhile
+APART_SECONDS = 600.0  # between rows that two commands measured: after longer, the machine may have changed
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,11 +39,12 @@ def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> Interva
 
 
 def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.DataFrame:
-    """The ok rows of two cells side by side, one row for each repeat that holds both, in environments that are alike.
+    """Pair the ok rows of two cells: one row for each repeat that holds both, in environments that are alike.
 
-    Returns, beside what tells the environments:
-        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and of each side `process`, `images_per_second`,
-        `quality_flags`, `started_at` and `command_started_at` (the second's with `_reference` behind).
+    Returns, besides the columns of the environment:
+        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and for each side `process`,
+        `images_per_second`, `quality_flags`, `started_at` and `command_started_at` (the second side's with the suffix
+        `_reference`).
     """
     ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
     wanted = [*alike.PAIRED, "process", "images_per_second", "quality_flags", *times]
@@ -55,7 +56,7 @@ def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.Dat
 
 
 def _comparable(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs whose rows are alike in `alike.COMPARED`, as far as both tell: a run may mix environments."""
+    """The pairs whose rows agree in `alike.COMPARED`, as far as both are known: a run may mix environments."""
     here, there = (pairs.get(f"environment_fingerprint{side}") for side in ("", "_reference"))
     if here is not None and there is not None and here.notna().all() and here.equals(there):
         return pairs
@@ -69,7 +70,7 @@ def _comparable(pairs: pd.DataFrame) -> pd.DataFrame:
 
 
 def mixed(trials: pd.DataFrame) -> list[str]:
-    """In a sentence, that a run holds rows of unlike environments of one machine, and in which columns."""
+    """Say in a sentence if a run holds rows of unlike environments of one machine, and which columns differ."""
     ok = trials[trials["status"] == "ok"]
     columns = [column for column in (*alike.COMPARED, "git_commit") if column in ok]
     unlike = [c for c in columns if ok.groupby(["run_id", "hostname", "model"], dropna=False)[c].nunique().gt(1).any()]
@@ -80,10 +81,10 @@ def mixed(trials: pd.DataFrame) -> list[str]:
 
 
 def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:
-    """The pairs without those that two commands measured, more than `APART_SECONDS` after one another.
+    """Drop the pairs whose rows two commands measured more than `APART_SECONDS` apart.
 
-    A trial that was interrupted, or failed and was tried again (`--retry`) the next day, is no pair with what its
-    repeat measured before. Rows that do not tell their command are believed.
+    A trial that was interrupted, or that failed and was tried again (`--retry`) the next day, does not pair with what
+    its repeat measured before. Pairs whose rows do not record their command are kept.
     """
     started, command = (
         [pd.to_datetime(pairs[c], utc=True) for c in (name, f"{name}_reference") if c in pairs]
@@ -103,11 +104,11 @@ def repeats_interval(
 
 
 def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """Repeats and processes of `rows`, numbered as those of one series in order of time; and when each was measured.
+    """Number the repeats and processes of `rows` as one series in order of time; return also when each was measured.
 
-    In seconds of the epoch, NaN where the rows do not tell.
+    The times are in seconds since the epoch, NaN where they are not known.
     """
-    # Several runs, and machines, in one folder follow one another: their repeats and processes are numbered on.
+    # Several runs, or machines, in one folder follow one another: the numbers of repeats and processes continue.
     run = pd.Series(pd.factorize(rows["run_id"] + " " + rows["hostname"].fillna(""), sort=True)[0], rows.index)
     repeats, processes = (run * (rows[of].max() + 1) + rows[of] for of in ("repeat", "process"))
     started = pd.to_datetime(rows["started_at"] if "started_at" in rows else pd.Series(pd.NaT, rows.index), utc=True)
@@ -124,7 +125,7 @@ def distinguishable(interval: Interval, floor: float | None = None) -> bool | No
 
 
 def lead(pairs: pd.DataFrame) -> Lead:
-    """What `paired` rows tell of their ratio. At least `MINIMUM_REPEATS` of them."""
+    """How well the ratio of `paired` rows is known; there must be at least `MINIMUM_REPEATS` of them."""
     series = in_order(pairs["ratio"], *in_series(pairs))
     interval = log_mean_interval(series)
     assert interval.low is not None

@@ -14,24 +14,26 @@ from rresnet.analysis.frames import with_all_axes
 from rresnet.cell import CELL_COLUMNS
 
 SERIES_COLUMNS = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
-FEWEST_TO_LEAVE_ONE_OUT = 4  # three points are left: two fix the line, so it takes a third to be wrong
+FEWEST_TO_LEAVE_ONE_OUT = 4  # leaves three points: two always fit a line, a third can be off it
 NEAR_PEAK = 0.9
 
 
 def fit(trials: pd.DataFrame) -> pd.DataFrame:
-    """A line through the step times of each series: what a step costs at all, and what each image adds.
+    """Fit a line through the step times of each series: what a step takes at all, and what each image adds.
 
-    `step seconds = fixed_seconds + seconds_per_image * batch_size`, least squares of the relative errors with neither
-    term below 0 (Lawson and Hanson 1974), through one point a batch size: the geometric mean over its repeats.
+    `step seconds = fixed_seconds + seconds_per_image * batch_size` is fitted by least squares of the relative errors,
+    with neither term below 0 (Lawson and Hanson 1974), to one point per batch size: the geometric mean over its
+    repeats.
 
     Args:
         trials: rows of the trials table; only those with status ok enter, and no second copies (`--aa`).
 
     Returns:
-        One row for each setting of the axes other than batch size, and machine: those, `fixed_seconds`,
-        `seconds_per_image`, `peak_images_per_second` (that of endless batches), `batch_size_at_90_percent` of it,
-        `leave_one_out_error` (largest relative error when each size is predicted from the others; null under 4 sizes),
-        `sizes` (how many), `smallest_batch_size` and `largest_batch_size`. What one size can't tell is null.
+        One row for each machine and its software, commit, data, and setting of the axes other than batch size: these,
+            `fixed_seconds`, `seconds_per_image`, `peak_images_per_second` (the limit for large batches),
+            `batch_size_at_90_percent` (of that peak), `leave_one_out_error` (largest relative error when each size is
+            predicted from the others; null under 4 sizes), `sizes` (how many), `smallest_batch_size` and
+            `largest_batch_size`. What a single size can't tell is null.
     """
     trials = with_all_axes(trials)
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
@@ -46,7 +48,7 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def predict(fit_row: Mapping[Any, Any], batch_size: int) -> float:
-    """Images a second over all workers that the line of a row of `fit` predicts for a batch size.
+    """Predict the images a second over all workers for a batch size, by the line in a row of `fit`.
 
     Raises:
         ValueError: the row has no line (one size was measured), or the batch size is below 1.
@@ -87,20 +89,20 @@ def _line_columns(batches: NDArray[np.float64], seconds: NDArray[np.float64], wo
 
 
 def _line(batches: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[float, float]:
-    # Each row is divided by its step time: the aim is then 1, and errors are relative.
+    # Each row is divided by its step time, so that the target is 1 and the errors are relative.
     relative = np.column_stack([np.ones_like(batches), batches]) / seconds[:, None]
     (fixed, per_image), _ = optimize.nnls(relative, np.ones(len(batches)))
     return float(fixed), float(per_image)
 
 
 def _batch_size_at(share: float, fixed: float, per_image: float) -> int:
-    """The least batch size whose rate, b / (fixed + per_image b), is that share of the peak, 1 / per_image."""
+    """The smallest batch size whose rate, b / (fixed + per_image b), is that share of the peak, 1 / per_image."""
     exact = share / (1 - share) * fixed / per_image
-    return max(1, math.ceil(exact * (1 - 1e-9)))  # a whole number stays one, whatever rounding adds
+    return max(1, math.ceil(exact * (1 - 1e-9)))  # rounding errors do not lift a whole number
 
 
 def _leave_one_out(batches: NDArray[np.float64], seconds: NDArray[np.float64]) -> float:
-    """The largest relative error of the rate, each size predicted from the others."""
+    """The largest relative error of the rate when each size is predicted from the others."""
     errors = []
     for left_out in range(len(batches)):
         fixed, per_image = _line(np.delete(batches, left_out), np.delete(seconds, left_out))

@@ -1,4 +1,4 @@
-"""What a machine's hour costs, from the command line or a file, and which price is a trial's."""
+"""What an hour of a machine costs, from the command line or a file, and which price applies to a trial."""
 
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ EXPECTED = (
     'WHAT=AMOUNT [CURRENCY]/h, WHAT being cpu, gpu or a part of a name, for example "gpu=4.10 USD/h" or '
     '"NVIDIA A100=4.10/h"; or a .toml file'
 )
-LEAST, MOST = 1e-9, 1e12  # an hour, in any currency; with others a cost may be 0 or infinite
+LEAST, MOST = 1e-9, 1e12  # per hour, in any currency; beyond these, a cost may become 0 or infinite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +29,7 @@ class Price:
 
 
 def prices(texts: Sequence[str]) -> tuple[Price, ...]:
-    """Prices of a machine's hour, from the command line or a file.
+    """Read prices of an hour of a machine, from the command line or a file.
 
     Args:
         texts: each `WHAT=AMOUNT/h` (`gpu=4.10/h`, `NVIDIA A100=4.10/h`, `cpu=0.40 EUR/h`), or the path of a TOML file
@@ -88,7 +88,7 @@ def _amount(value: float, where: str) -> float:
 
 
 def used(trials: pd.DataFrame, prices: Sequence[Price]) -> list[Price]:
-    """Those of the prices that are some trial's."""
+    """The prices that apply to at least one of the trials."""
     machines = trials[["device", "gpu_name", "cpu_model", "hostname"]].drop_duplicates().to_dict("records")
     found = [price_of(machine, prices) for machine in machines]
     return [price for price in prices if price in found]

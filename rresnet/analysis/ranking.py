@@ -31,7 +31,7 @@ def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
 
 
 def as_written(cells: pd.DataFrame) -> "pd.Series[bool]":
-    """Which cells are computed as the blog's script has it: on a GPU with the precision that PyTorch takes there."""
+    """Which cells are computed as in the blog's script, in fp32 or tf32, whichever PyTorch takes by default."""
     # A table holds a missing number as NaN.
     written = {axis: [None, math.nan] if value is None else [value] for axis, value in vars(AS_WRITTEN).items()}
     written["precision"] = ["fp32", "tf32"]
@@ -39,16 +39,18 @@ def as_written(cells: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int], Interval | None]) -> tuple[int, int]:
-    """Which of the cells, ranked by their means, is first, and which the next.
+    """Choose the first and the next of cells that are ranked by their means.
 
-    A mean also counts repeats that another cell lacks, fast or slow ones: where a cell beats the first in the repeats
-    that both have, and the interval says so, it is first instead. Cells without gaps are ranked rightly by their means.
-    A cell that is ahead in one or two pairs, too few for an interval, is not the next where another one is, since the
-    first would be told to be slower than it; where there is none, the two change places.
+    A mean also counts repeats that another cell lacks, which may be fast or slow ones. So if a cell beats the first in
+    the repeats that both have, and the interval says so, it becomes the first instead. This is only checked where one
+    of the two lacks repeats: cells without gaps are ranked correctly by their means.
+
+    A cell that is ahead of the first in one or two pairs, too few for an interval, is not chosen as the next if there
+    is another, because the first would be reported as slower than it. If there is no other, the two change places.
 
     Args:
-        cells: two or more, with how many `repeats` they have.
-        ratio_of: how many times better one cell is than another, by their numbers; None where they share no repeat.
+        cells: two or more, each with its number of `repeats`.
+        ratio_of: how many times better one cell is than another, by their positions; None if they share no repeat.
     """
     most, first, beaten = max(cell["repeats"] for cell in cells), 0, set[int]()
     while True:
@@ -72,7 +74,7 @@ def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int],
 
 
 def widest(trials: pd.DataFrame) -> Lead | None:
-    """The cell whose ratio to the reference cell is known least well; None where no ratio has an interval yet."""
+    """The ratio of a cell to the reference cell that is known least well; None if no ratio has an interval yet."""
     cells = rates.by_cell(trials).to_dict("records")
     reference = reference_cell(cells)
     if reference is None:

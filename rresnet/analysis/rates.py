@@ -11,10 +11,10 @@ from rresnet.cell import CELL_COLUMNS
 
 
 def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
-    """One row a cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
+    """One row per cell: its axes, images a second with interval, epoch seconds, and how its trials ended.
 
-    Epoch seconds are those of the rate, its interval included, whether epochs were trained whole or not.
-    No pairing shields a rate from the machine's drift: its interval allows for more of it (`RATE_DRIFT_LIMIT`).
+    Epoch seconds and their interval follow from the rate, whether whole epochs were trained or not.
+    No pairing shields a rate from the machine's drift, so its interval allows for more of it (`RATE_DRIFT_LIMIT`).
     """
     trials = with_all_axes(trials)
     ok = trials[trials["status"] == "ok"]
@@ -28,7 +28,7 @@ def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
 
 
 def _rate_intervals(ok: pd.DataFrame) -> pd.DataFrame:
-    """By cell the mean of its rates, with its interval and how many repeats entered."""
+    """For each cell, the mean of its rates with its interval, and how many repeats entered."""
     values, (repeats, processes, times) = ok["images_per_second"].to_numpy(), in_series(ok)
     rows = {}
     for cell_id, at in ok.groupby("cell_id").indices.items():
@@ -40,7 +40,7 @@ def _rate_intervals(ok: pd.DataFrame) -> pd.DataFrame:
 
 
 def _summed_up(ok: pd.DataFrame) -> pd.DataFrame:
-    """By cell what else its ok rows tell together."""
+    """For each cell, what else its ok rows give together."""
     measured = ["epoch_seconds", "images_per_second", "energy_joules", "measured_images", "peak_memory_bytes"]
     numbers = ok[[*measured, "percent_of_limit", "test_accuracy"]].astype("float64")
     numbers["epoch_images"] = numbers["epoch_seconds"] * numbers["images_per_second"]
@@ -54,7 +54,7 @@ def _summed_up(ok: pd.DataFrame) -> pd.DataFrame:
             **of_cell[["epoch_joules", "test_accuracy"]].mean(),
             "peak_memory_bytes": of_cell["peak_memory_bytes"].max(),
             "epoch_seconds_kind": ok.groupby("cell_id")["epoch_seconds_kind"].first(),
-            "bottleneck": votes.agg(lambda cast: cast.mode()[0]),  # of as many votes the first by name
+            "bottleneck": votes.agg(lambda cast: cast.mode()[0]),  # in a tie, the first by name
         }
     )
 

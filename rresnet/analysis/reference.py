@@ -1,4 +1,4 @@
-"""Rows that come with the checkout, measured by this code on another machine: to set beside one's own."""
+"""Rows that come with the checkout, measured by this code on another machine, to show beside one's own."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +12,12 @@ ELSEWHERE = "(measured elsewhere)"
 
 
 def read(folder: Path = FOLDER) -> Tables:
-    """The reference results; each `hostname` ends in `(measured elsewhere)`, so that no row passes for one's own.
+    """Read the reference results; each `hostname` ends in `(measured elsewhere)`, so that no row passes for one's own.
 
-    They never pair with one's own rows (pairs are of one run and machine), nor are averaged with them.
+    They are never paired with one's own rows (pairs are within one run and machine), nor averaged with them.
 
     Raises:
-        StoreError: there are none, for this is not a checkout.
+        StoreError: there are none, because this is not a checkout.
     """
     if not (folder / "trials").is_dir():
         raise StoreError(

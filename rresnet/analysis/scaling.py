@@ -14,24 +14,24 @@ from rresnet.cell import CELL_COLUMNS
 from rresnet.terminal import counted, number, percent
 
 PREDICTED_WORKERS = (16, 64, 256, 1024)
-LONGER = 0.25  # a measured step may be than the model has it, as a share: else it would promise too much
-# What a point of a series may have unlike its base: how many workers there are, and what follows from that.
+LONGER = 0.25  # share by which a measured step may exceed the model's; beyond that a prediction promises too much
+# The axes in which a point of a series may differ from its base: the number of workers, and what follows from it.
 _SPREAD = ("batch_size", "num_workers", "num_nodes", "cpu_threads")
 
 
 def points(trials: pd.DataFrame) -> pd.DataFrame:
-    """Each measured number of workers against the fewest of its series.
+    """Compare each measured number of workers with the fewest of its series.
 
     Args:
         trials: rows of a scaling run.
 
     Returns:
-        One row a point: `kind` (weak or strong), `setting` (the base's name), `device`, `recipe`, `precision`,
+        One row per point: `kind` (weak or strong), `setting` (the base's name), `device`, `recipe`, `precision`,
         `base_batch_size`, `num_nodes`, `num_workers`, `batch_size` (each worker's), `images_per_second`, the paired
         `speedup` over the base with `low` and `high`, whether it is `distinguishable` from 1, `efficiency` (the speedup
-        over how many times as many GPUs, or cores, there are) with `efficiency_low` and `efficiency_high`,
-        `step_seconds`, `communication_seconds` and `communication_share` (what exchanging gradients adds to a step).
-        Null where it was not measured.
+        divided by the ratio of GPUs, or cores) with `efficiency_low` and `efficiency_high`, `step_seconds`,
+        `communication_seconds` and `communication_share` (what exchanging gradients adds to a step). What was not
+        measured is null.
     """
     trials = frames.with_all_axes(trials)
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
@@ -62,7 +62,7 @@ def _spread(cell: Mapping[Any, Any]) -> tuple[int, int]:
 
 
 def summary(trials: pd.DataFrame) -> list[str]:
-    """In a sentence for each setting of several workers: how it compares with fewer, and what the exchange takes."""
+    """For each setting of more workers, say how it compares with the fewest, and what exchanging gradients takes."""
     trials = frames.with_all_axes(trials)
     measured = trials.loc[(trials["status"] == "ok") & (trials["copy"] == 0), ["num_workers", "num_nodes"]]
     if len(measured.drop_duplicates()) < 2:
@@ -92,7 +92,7 @@ def _comparison(row: Mapping[Any, Any], base: Mapping[Any, Any], several_nodes: 
 
 
 def _kinds(base: Mapping[Any, Any], series: list[dict[Any, Any]]) -> dict[str, list[dict[Any, Any]]]:
-    """The cells of a series that keep each worker's batch size, and those that keep the whole's."""
+    """The cells of a series that keep each worker's batch size (weak), and those that keep the global one (strong)."""
     whole = base["batch_size"] * base["num_workers"]
     weak = [cell for cell in series if cell["batch_size"] == base["batch_size"]]
     sharing = [cell for cell in series if cell["batch_size"] * cell["num_workers"] == whole]
@@ -136,11 +136,11 @@ def _efficiency(ratio: Interval | None, units: float) -> dict[str, float | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """Seconds of a weakly scaled step: computing, which stays, and an all-reduce in a ring, which grows.
+    """Seconds of a weakly scaled step: computing, which stays the same, and a ring all-reduce, which grows.
 
     `computing + latency * (n - 1) + transfer * (n - 1) / n` for n workers: 2 (n - 1) messages one after another, each
-    of the n-th part of the gradients (Patarasuk and Yuan 2009). It assumes that each further worker has as much of a
-    machine as those measured, that all links are alike, and that nothing else shares them.
+    with one n-th of the gradients (Patarasuk and Yuan 2009). It assumes that each further worker has as much of a
+    machine as those measured, that all links are alike, and that nothing else uses them.
     """
 
     computing: float
@@ -153,10 +153,11 @@ class Model:
 
 
 def fit(series: pd.DataFrame) -> Model | None:
-    """The model of one weakly scaled series of `points`; None without a point of several workers.
+    """Fit the model to one weakly scaled series of `points`; None without a point of several workers.
 
-    Computing is the mean of what the measured communication leaves of a step of several workers; latency and transfer
-    are the non-negative least-squares fit of the communication (one number of workers tells one of them: the transfer).
+    Computing is the mean of step seconds less communication seconds, over the points of several workers. Latency and
+    transfer are the non-negative least-squares fit to the communication; a single number of workers can only tell the
+    transfer.
     """
     several = series[(series["num_workers"] > 1) & series["communication_seconds"].notna()]
     if several.empty:
@@ -172,9 +173,9 @@ def fit(series: pd.DataFrame) -> Model | None:
 
 
 def held_out_error(series: pd.DataFrame) -> float | None:
-    """How far the largest measured point is from its prediction from the smaller ones, as a share of its step seconds.
+    """How far the largest measured point is from what the smaller ones predict, as a share of its step seconds.
 
-    None under three points with several workers: two smaller ones are needed to tell latency from transfer.
+    None with fewer than three points of several workers: two smaller ones are needed to tell latency from transfer.
     """
     largest = series["num_workers"].max()
     smaller, held_out = series[series["num_workers"] < largest], series[series["num_workers"] == largest]
@@ -188,10 +189,11 @@ def held_out_error(series: pd.DataFrame) -> float | None:
 
 
 def predictions(measured: pd.DataFrame) -> list[str]:
-    """What the model says, from `points`, of more workers than were measured, marked as a prediction.
+    """Predict, from `points`, the rates of more workers than were measured; marked as a prediction.
 
-    Nothing where it has a measured step much shorter than it was, that of a single worker too. That one may be shorter:
-    it may have all threads of a machine that several share out.
+    No prediction is made, and the text says why, if any measured step, also that of a single worker, took much longer
+    than the model says. A single worker's step may be shorter: it may have all threads of a machine, which several
+    workers share.
     """
     lines = []
     weak = measured[measured["kind"] == "weak"]

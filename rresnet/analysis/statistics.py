@@ -1,4 +1,4 @@
-"""The geometric mean of repeats and its interval, as pure functions; why these, see `docs/statistics.md`."""
+"""The geometric mean of repeats and its interval, as pure functions; `docs/statistics.md` says why these."""
 
 import math
 from dataclasses import dataclass
@@ -9,14 +9,14 @@ from numpy.typing import ArrayLike, NDArray
 from scipy import special  # scipy.stats takes 2 s to import
 
 MINIMUM_REPEATS = 3
-MOST_REPEATS = 10_000  # that a forecast looks at
+MOST_REPEATS = 10_000  # that a forecast considers
 
-# The drift that is slower than a run, and so can't be seen in it (`docs/statistics.md` has the calibration).
+# Drift that is slower than a run, and so can't be seen in it (`docs/statistics.md` has the calibration).
 DRIFT_PER_SCATTER = 2.5  # its sd between periods, at most this many times the sd of one repeat,
 DRIFT_LIMIT = 0.045  # and at most this, in log units: 4.5 %
 RATE_DRIFT_LIMIT = 0.08  # the same for a rate alone, which no pairing shields (`benchmarks/unpaired.py`)
 DRIFT_ROUNDS = 30.0  # how many rounds it takes to change,
-ROUND_SECONDS = 4.0  # each of so long: from one to the next in the traces that this was calibrated on
+ROUND_SECONDS = 4.0  # each of them this long: the time between rounds in the traces used for the calibration
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,8 +33,8 @@ class Interval:
 class Components:
     """How much repeats and processes each add: standard deviations of the log value, None where they can't be told.
 
-    `repeat_sd` is one repeat's within its process, `process_sd` that of one process about the others, which is more
-    than chance where `processes_differ` (F-test at 95 %).
+    `repeat_sd` is that of a repeat within its process, `process_sd` that of a process among the others, which is more
+    than chance if `processes_differ` (F-test at 95 %).
     """
 
     repeat_sd: float | None
@@ -48,7 +48,7 @@ class Series(NamedTuple):
 
     logs: NDArray[np.float64]
     processes: NDArray[np.int64]
-    rounds: float  # as many as there are repeats, fewer where these follow one another faster than `ROUND_SECONDS`
+    rounds: float  # as many as repeats, or fewer if these follow one another faster than `ROUND_SECONDS`
 
 
 def in_order(
@@ -61,10 +61,11 @@ def in_order(
 
     Args:
         values: paired ratios, or rates.
-        repeats: what puts the values in order of time; gaps do not matter. Default: as they stand.
-        processes: the trial process of each value. Default: one made them all.
-        times: when each was measured, in seconds, NaN where that is not known: the machine drifts by the clock, however
-            many repeats are measured meanwhile. Default: none is known, and a repeat counts as a round.
+        repeats: numbers that put the values in order of time; gaps do not matter. Default: the order given.
+        processes: the trial process of each value. Default: one process made them all.
+        times: when each was measured, in seconds, NaN where that is not known. They matter because the machine drifts
+            with time, however many repeats are measured meanwhile. Default: none is known, and each repeat counts as a
+            round.
 
     Raises:
         ValueError: no values, one that is not positive and finite, unequal lengths, or a repeat twice.
@@ -88,7 +89,7 @@ def in_order(
 
 
 def _rounds(count: int, times: NDArray[np.float64] | None) -> float:
-    """How many rounds so many repeats are: the median of what lies between two ignores a night between commands."""
+    """How many rounds so many repeats are. The median time between two of them ignores a night between commands."""
     apart = np.abs(np.diff(np.empty(0) if times is None else times))
     known = apart[np.isfinite(apart)]
     return max(1.0, count * min(1.0, float(np.median(known)) / ROUND_SECONDS)) if len(known) else float(count)
@@ -150,8 +151,8 @@ def half_width(
         logs: log values in order of time, shape (..., n) with n of at least 3; leading axes are separate runs.
         processes: how many trial processes made them; more of them allow more degrees of freedom.
         level: confidence level.
-        rounds: how many rounds of `ROUND_SECONDS` the values are, at most one each. Default: one each.
-        drift_limit: largest sd that the unseen drift is given, in log units.
+        rounds: how many rounds of `ROUND_SECONDS` the values span, at most one per value. Default: one per value.
+        drift_limit: largest sd that the unseen drift is assumed to have, in log units.
 
     Returns:
         Half-widths in log units, of the shape of the leading axes.
@@ -174,14 +175,14 @@ def half_width(
 def degrees_of_freedom(rounds: float, processes: int) -> int:
     """How many cosines are averaged: at least 2, fewer than processes (Kalibera and Jones 2013), at most 0.4 n^(2/3).
 
-    The last is the rule of Lazarus, Lewis, Stock and Watson (2018), with n rounds: of repeats that follow one another
-    faster, more cosines would be too fast to see the drift.
+    The last is the rule of Lazarus, Lewis, Stock and Watson (2018), with n the number of rounds, not of repeats: if
+    repeats follow one another faster, further cosines would be too fast to see the drift.
     """
     return max(2, min(processes - 1, int(0.4 * rounds ** (2 / 3))))
 
 
 def long_run_variance(logs: NDArray[np.float64], freedom: int) -> NDArray[np.float64]:
-    """Variance of one repeat that gives the mean's variance when divided by n, repeats being alike in time or not.
+    """Variance of one repeat that gives the mean's variance when divided by n, even if repeats are correlated in time.
 
     The mean square of the projections on the `freedom` slowest type II cosines (Müller 2007; Lazarus, Lewis, Stock
     and Watson 2018). For independent repeats of equal variance it is unbiased; with freedom n - 1 it is the textbook's.
@@ -194,7 +195,7 @@ def long_run_variance(logs: NDArray[np.float64], freedom: int) -> NDArray[np.flo
 def drift_share(rounds: float) -> float:
     """Variance of the mean of a drift over a run, relative to the drift's own: 1 for a short run, 2 / u for a long one.
 
-    For exponentially forgotten drift, `2 (u - 1 + exp(-u)) / u**2` with `u = rounds / DRIFT_ROUNDS` (Taylor 1922).
+    For drift that is forgotten exponentially: `2 (u - 1 + exp(-u)) / u**2`, `u = rounds / DRIFT_ROUNDS` (Taylor 1922).
     """
     u = rounds / DRIFT_ROUNDS
     return 2 * (u + math.expm1(-u)) / u**2
@@ -231,14 +232,15 @@ def repeats_needed(
     most: int = MOST_REPEATS,
     in_more_processes: bool = False,
 ) -> int | None:
-    """How many repeats in all until the interval reaches at most `target` above, which is relative: 0.02 is 2 %.
+    """How many repeats in all until the interval reaches at most `target` above the mean, relative: 0.02 is 2 %.
 
-    They are taken to be in as many processes as now, or `in_more_processes`, as many in each. A forecast: the scatter
-    seen so far is that to come, and the mean's variance that of the variance components (of processes only where they
-    are told to differ) or of the long-run variance, whichever is larger. The rest is as for `log_mean_interval`.
+    They are assumed to run in as many processes as now or, with `in_more_processes`, in more of them with as many
+    repeats each. This is a forecast: it assumes that the scatter stays as seen so far. The variance of the mean follows
+    from the variance components (that of processes only if they differ) or from the long-run variance, whichever gives
+    more. The rest is as for `log_mean_interval`.
 
     Returns:
-        The number of repeats; None when `most` would not do, or when there are fewer than `MINIMUM_REPEATS`.
+        The number of repeats; None if `most` would not be enough, or if there are fewer than `MINIMUM_REPEATS`.
 
     Raises:
         ValueError: as for `log_mean_interval`, or the target is not positive.

@@ -18,8 +18,8 @@ _ONE_MACHINE = (
 def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> Interval:
     """The ratio of two cells' images a second from ok rows that share no repeat, with its interval.
 
-    Each side's interval is that of its rate, with the drift of a rate (`RATE_DRIFT_LIMIT`); the two are put together by
-    `statistics.independent_ratio`.
+    Each side's interval is that of its rate, with the drift of a rate (`RATE_DRIFT_LIMIT`); `independent_ratio` of
+    `statistics` combines the two.
     """
     one, other = (
         pairing.repeats_interval(side["images_per_second"], side, level, RATE_DRIFT_LIMIT) for side in (rows, reference)
@@ -42,26 +42,26 @@ def speedup_across_machines(
 ) -> pd.DataFrame:
     """How much faster each value of a column is than a reference value that was measured on another machine.
 
-    As `rresnet.speedup`, but of two means that were measured apart, so the interval is wider: what drifts on either
-    machine does not cancel. What ran on one machine is left to `rresnet.speedup`; two machines of one hostname are told
-    apart by their processors and GPUs.
+    Like `rresnet.speedup`, but the ratio is of two means that were measured apart, so the interval is wider: drift on
+    either machine does not cancel. Rows of one machine are left to `rresnet.speedup`; two machines of the same hostname
+    are told apart by their processors and GPUs.
 
     Args:
         trials: rows of the trials table of several machines, as `rresnet.read` gives them for several folders.
         over: column that is compared, for example `device`.
-        reference: the value of that column that the others are divided by.
+        reference: the value of that column that the others are compared with.
         level: confidence level of the interval.
         allow: columns in which the two sides may differ all the same, for example `cpu_threads` or `torch_version`. The
             machines themselves may differ (hostname, processor, GPU, operating system, CUDA).
 
     Returns:
         One row for each value of `over`, setting of the other axes, and pair of machines: the axes, `machine` and
-        `reference_machine` (hostnames), `speedup`, `low`, `high` (null under 3 repeats on either side), `repeats` (of
-        the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
+            `reference_machine` (hostnames), `speedup`, `low`, `high` (null under 3 repeats on either side), `repeats`
+            (of the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
 
     Raises:
-        ValueError: there is no such column, or no ok row with the reference value, or none with another, or no rows may
-            be compared.
+        ValueError: there is no such column, no ok row with the reference value or none with another, or no rows may be
+            compared.
     """
     trials, allow = frames.with_all_axes(trials), [allow] if isinstance(allow, str) else allow
     floors = {host: comparison.noise_floors(rows) for host, rows in trials.groupby("hostname")}
@@ -112,6 +112,6 @@ def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]
 
 
 def _one_machine(one: "pd.Series[Any]", other: "pd.Series[Any]") -> bool:
-    """Whether two rows are of one machine, by its name and by what both know of what it is."""
+    """Whether two rows are of one machine, by its name, and by its processor and GPU as far as both rows know them."""
     known = [column for column in alike.MACHINE if pd.notna(one.get(column)) and pd.notna(other.get(column))]
     return all(frames.same(one[column], other[column]) for column in ("hostname", *known))

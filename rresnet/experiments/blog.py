@@ -1,4 +1,4 @@
-"""The blog's comparison, done again: ten epochs at batch 64 on each device, beside what the blog published."""
+"""The blog's comparison repeated: ten epochs at batch 64 on each device, beside what the blog published."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -38,7 +38,7 @@ class BlogSettings(Settings):
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
-    """The grid, with whole epochs on a GPU, and on a CPU where they were asked for."""
+    """The grid, with whole epochs on a GPU, and also on a CPU if they were asked for."""
     assert isinstance(settings, BlogSettings)
     whole = settings.epochs is not None or settings.full
     return [
@@ -48,7 +48,7 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
 
 
 def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
-    """Print the answer, the ten epochs of each setting, and apart from them what the blog published."""
+    """Print the answer, the ten epochs of each setting, and, apart from them, what the blog published."""
     from rresnet.analysis import answer, rates
     from rresnet.experiments import printing
 

@@ -22,23 +22,23 @@ if TYPE_CHECKING:
     from rresnet.runner.cluster import Cluster
 
 EMBEDDED_SIZE = 28  # of the embedded images as they are stored, pixels
-EARLY_SECONDS = 0.5  # for data that can be read, or refused, before Ray is started
+EARLY_SECONDS = 0.5  # for data to be read, or rejected, before Ray is started
 
 
 def run(
     experiment: Experiment, settings: Settings, console: Console, stop_asked: Callable[[], bool] = lambda: False
 ) -> bool:
-    """Run an experiment; returns whether every trial of the run is ok.
+    """Run an experiment and return whether every trial of the run is ok.
 
-    `stop_asked` tells whether the person has asked to stop, where the exception that says so may have been swallowed.
+    `stop_asked` says whether the user has asked to stop, because the exception that says so may have been swallowed.
 
     Raises:
         UsageError, DataError, StoreError: the request is wrong or can't be met.
-        KeyboardInterrupt: the person has stopped it; what was measured is stored.
+        KeyboardInterrupt: the user has stopped it; what was measured is stored.
     """
     here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(say, console)
     data.check_known(settings.dataset)
-    if settings.address is None:  # a wrong request is told at once, before anything starts
+    if settings.address is None:  # a wrong request is reported at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
             unchecked = _unchecked(planned, settings)
@@ -50,7 +50,7 @@ def run(
         images = pool.submit(
             data.load, settings.dataset, image_size=settings.image_size, data_dir=settings.data_dir, seed=settings.seed
         )
-        if images in wait([images], timeout=EARLY_SECONDS).done:  # what is wrong with it is told at once
+        if images in wait([images], timeout=EARLY_SECONDS).done:  # errors in it are reported at once
             images.result()
             if settings.address is None and settings.batch_size != AUTO:
                 planning.check_batches(planned, images.result())
@@ -67,7 +67,7 @@ def run(
             cluster = _alike(joined, begin, experiment.cells, tell)
             planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
             setup = Setup(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
-            if settings.batch_size != AUTO:  # those are found among what there are images for
+            if settings.batch_size != AUTO:  # auto looks only at sizes that there are images for
                 planning.check_batches(planned, setup.images)
             if settings.dry_run:
                 _show(planned, settings, console)
@@ -76,7 +76,7 @@ def run(
 
 
 def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
-    """Check the batches of a dry run, which waits for no data; in a sentence what that leaves unchecked."""
+    """Check the batches of a dry run, which does not wait for data; return a sentence on what stays unchecked."""
     if settings.batch_size == AUTO:
         return []
     if settings.dataset != data.EMBEDDED:
@@ -86,7 +86,7 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
 
 
 def _show(planned: planning.Plan, settings: Settings, console: Console) -> None:
-    """Print what would run; where batch sizes are to be found, what the first probes lead to."""
+    """Print what would run; if batch sizes are to be found, also what follows the first probes."""
     planning.show(planned, _beginning(settings), console)
     if settings.batch_size == AUTO:
         from rresnet.experiments import search
@@ -108,7 +108,7 @@ def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: C
 
 
 def _beginning(settings: Settings) -> Settings:
-    """The settings of what is run first: where batch sizes are to be found, of the first probes."""
+    """The settings of what runs first: those of the first probes if batch sizes are to be found."""
     if settings.batch_size != AUTO:
         return settings
     from rresnet.experiments import search
@@ -117,7 +117,7 @@ def _beginning(settings: Settings) -> Settings:
 
 
 def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
-    """Run what was asked for, and answer."""
+    """Run what was asked for, and print the answer."""
     searched = settings.batch_size == AUTO
     if searched:
         experiment, settings = _find_batch_sizes(experiment, settings, setup)
@@ -127,7 +127,7 @@ def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
 
         extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
     trials = running.measured(experiment, settings, setup, extend)
-    from rresnet.analysis import compiling, scaling  # pandas and scipy: seconds the start need not wait
+    from rresnet.analysis import compiling, scaling  # pandas and scipy: would delay the start by seconds
     from rresnet.experiments import printing
 
     if experiment.show:
@@ -139,11 +139,11 @@ def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
     say(setup.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
     say(setup.console, f"Rows: {place.at(settings.results_dir).full_name('trials')} (run {run_id})", "dim")
-    return bool((trials["status"] == "ok").all())  # also of those that an earlier command has run
+    return bool((trials["status"] == "ok").all())  # including those that an earlier command has run
 
 
 def _find_batch_sizes(experiment: Experiment, settings: Settings, setup: Setup) -> tuple[Experiment, Settings]:
-    """Probe batch sizes in a run of their own; the experiment and settings of those that are worth measuring."""
+    """Probe batch sizes in a run of their own; return the experiment and settings for those worth measuring."""
     from rresnet.experiments import search
 
     most = len(setup.images.train.labels)

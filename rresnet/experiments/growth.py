@@ -27,10 +27,10 @@ def grow(
     settings: Settings,
     began: float,
 ) -> None:
-    """Measure extensions, each in a fresh process, until every speedup is known well enough or time is over.
+    """Measure extensions, each in a fresh process, until every speedup is known well enough or time is up.
 
-    One of an interrupted run is completed first. `again` are ids of trials that have a row and are to be run once
-    more; `began` is when the run began, by `time.monotonic`.
+    An extension that an interrupted run has begun is completed first. `again` are ids of trials that have a row and are
+    to be run once more; `began` is when the run began, by `time.monotonic`.
     """
     assert settings.target_interval is not None
     target, last_seconds, left = settings.target_interval, 0.0, set(again)
@@ -62,7 +62,7 @@ def grow(
 
 
 def rows_so_far(writer: store.Writer) -> pd.DataFrame:
-    """The run's rows of the trials table, all that were given to the writer."""
+    """The run's rows of the trials table, including all that the writer was given."""
     writer.flush()
     return frames.trials_of(writer.results, writer.run.run_id)
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
-    """The rungs for each device and batch size: the blog's cell, then each with one axis more as tuned has it."""
+    """The rungs for each device and batch size: the blog's cell, then one more of tuned's changes in each cell."""
     for name in ("recipe", *FLAGGED):
         if getattr(settings, name) != getattr(Settings, name):
             flag = f"--{name.replace('_', '-')}"
@@ -36,7 +36,7 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
         for axes in grid.RUNGS:
             rung = replace(rungs[-1], **{axis: getattr(tuned, axis) for axis in axes})
             rungs += [rung] if rung != rungs[-1] else []
-        for cell in grid.cells(replace(settings, recipe=("blog",)), [device], hardware):  # one a batch size
+        for cell in grid.cells(replace(settings, recipe=("blog",)), [device], hardware):  # one per batch size
             found += [replace(cell, recipe="tuned" if axes == tuned else "blog", **vars(axes)) for axes in rungs]
     return found
 

@@ -26,7 +26,7 @@ GROUP_START_SECONDS = 12.0  # of its worker groups, likewise
 def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines: int = 1) -> Plan:
     """The planned trials, in the order they run, on so many machines like `machine`.
 
-    Raises UsageError where nothing of it can run there.
+    Raises UsageError if none of them can run there.
     """
     if settings.model not in USUAL_MODELS:
         from rresnet.training import model  # imports torch, which takes seconds: only to look up an unusual name
@@ -66,7 +66,7 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
 
 
 def check_batches(planned: Plan, images: data.ImageData) -> None:
-    """Raise UsageError where a batch of what can run is larger than a worker's share of the data set."""
+    """Raise UsageError if a cell that can run has a batch larger than a worker's share of the data set."""
     for cell in dict.fromkeys(trial.cell for trial, reason in planned if reason is None):
         share, workers = len(images.train.labels) // cell.num_workers, cell.num_workers
         each, flags = (f" that each of {workers} workers has", " or --num-workers") if workers > 1 else ("", "")
@@ -85,7 +85,7 @@ def opening(
     machines: Sequence[hardware.Hardware],
     images: data.ImageData,
 ) -> str:
-    """What is told before the first trial: what it runs on, and what runs."""
+    """What is printed before the first trial: which machines run it, and what runs."""
     count = len({trial.cell.cell_id for trial, _ in planned})
     size = f"{settings.image_size} x {settings.image_size}"
     lines = [
@@ -105,7 +105,7 @@ def opening(
 
 
 def _shrunk(images: data.ImageData, size: int) -> list[str]:
-    """What it means that the user's own images are larger than they are trained on."""
+    """Say what it means if the user's own images are larger than the size that they are trained at."""
     if images.short_side is None or images.short_side <= size:
         return []
     return [
@@ -115,7 +115,7 @@ def _shrunk(images: data.ImageData, size: int) -> list[str]:
 
 
 def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
-    """The machines by kind, and what it means that there are several."""
+    """The machines by kind, and what it means if there are several."""
     kinds: dict[str, list[str]] = {}
     for machine in machines:
         gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"

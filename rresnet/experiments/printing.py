@@ -9,7 +9,7 @@ from rresnet.analysis import answer
 from rresnet.terminal import print_table, say
 
 AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
-NOT_APART = "~ "  # marks a speedup that can't be told from 1
+NOT_APART = "~ "  # marks a speedup that is not distinguishable from 1
 
 NO_GPU = (
     "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
@@ -20,7 +20,7 @@ NO_GPU = (
 def findings(trials: pd.DataFrame, console: Console, *, searched: bool = False) -> None:
     """Print the table of one run's cells, and the fastest of them in a sentence.
 
-    `searched` says that larger batch sizes were looked for (`--batch-size auto`), and none is worth a word.
+    `searched` says that larger batch sizes have been looked for (`--batch-size auto`), so none need be mentioned.
     """
     cells = answer.compared(trials)
     _print_table(cells, console)
@@ -32,7 +32,7 @@ def findings(trials: pd.DataFrame, console: Console, *, searched: bool = False) 
 
 
 def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
-    """Print what makes one run's findings doubtful, and what they lack; with advice unless that is not wanted."""
+    """Print what makes one run's findings doubtful, and what they lack; with `advice`, also what to do about it."""
     cells = answer.compared(trials)
     say(console, answer.states(trials, cells))
     for flag, count, what in answer.flagged(trials):

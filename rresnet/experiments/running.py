@@ -1,4 +1,4 @@
-"""One run of a plan: measure what is missing of it, and store."""
+"""One run of a plan: measure what is missing from it, and store the rows."""
 
 import contextlib
 import tempfile
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rresnet.runner.sweep import Sweep
 
 Show = Callable[["pd.DataFrame", Console, str], None]  # a run's trials, where to print, the results folder or its URL
-# Runs more trials of the cells that can run, by what the first ones told; the last are ids of trials to be run again.
+# Runs more trials of the cells that can run, depending on the first rows; last come ids of trials to be run again.
 Extend = Callable[["Sweep", Sequence[Cell], store.Writer, Progress, Collection[str]], None]
 
 
@@ -36,7 +36,7 @@ class Experiment:
 
     name: str  # also the default name of its runs
     cells: Cells = grid.cells  # what it measures, from the settings
-    show: Show | None = None  # prints what it found, where that is not the table of the cells and the fastest
+    show: Show | None = None  # prints what it found, if not the table of the cells and the fastest
     trainable: Callable[..., None] | None = None  # what runs a trial, instead of training
 
 
@@ -53,9 +53,9 @@ class Setup:
 def measured(
     experiment: Experiment, settings: Settings, setup: Setup, extend: Extend | None, *, reuse: bool = False
 ) -> "pd.DataFrame":
-    """Run the plan, or what is missing of it in a run that is continued, and what extends it; returns the run's trials.
+    """Run the plan, or what a continued run lacks of it, and what extends it; return the run's trials.
 
-    With `reuse`, the newest run of this environment is gone on with even where it is complete.
+    With `reuse`, the newest run of this environment is continued even if it is complete.
     """
     results, console, cluster = settings.results_dir, setup.console, setup.cluster
     planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
@@ -97,9 +97,9 @@ def measured(
                     extend(sweep, cells, writer, progress, attempts.keys() - done if settings.retry else ())
                 writer.flush()
             except Exception:
-                writer.check()  # a full disk, say, which Tune tells as a failure of its own
+                writer.check()  # a full disk, say, which Tune reports as a failure of its own
                 raise
-        from rresnet.analysis import frames  # pandas and scipy, again
+        from rresnet.analysis import frames  # imports pandas and scipy, again late
         from rresnet.quality import states
 
         changed = states.changed(frames.trials_of(results, this.run_id))
@@ -164,7 +164,7 @@ def _ended(results: str, this: runs.Run) -> tuple[dict[str, int], set[str]]:
 
 @contextlib.contextmanager
 def _quiet_ray(console: Console) -> Iterator[None]:
-    """Keep what Ray prints in a file, and show its end when something unforeseen is raised."""
+    """Keep what Ray prints in a file, and show its end if an unexpected error is raised."""
     with tempfile.TemporaryFile("w+", errors="replace") as log:
         try:
             with contextlib.redirect_stdout(log), contextlib.redirect_stderr(log):

@@ -17,8 +17,8 @@ from rresnet.terminal import counted, number
 
 FIRST_SIZE = 16
 STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
-AHEAD = 3  # doublings that are tried in one process before the next are decided on
-FINENESS = 8  # the largest that fits is known when the next that does not is less than this share of it away
+AHEAD = 3  # doublings that are tried in one process before deciding on the next
+FINENESS = 8  # the largest that fits is known when one that does not is at most an eighth of it larger
 
 _Probes = dict[str, dict[int, float | None]]  # series -> size -> seconds of a step, or None where it did not run
 _APART = ("batch_size", "epochs", "copy")  # cells that differ in nothing else are one series of probes
@@ -26,7 +26,7 @@ _APART = ("batch_size", "epochs", "copy")  # cells that differ in nothing else a
 
 @dataclass(frozen=True, kw_only=True)
 class SearchResult:
-    """What the probes told."""
+    """What the probes found."""
 
     sizes: tuple[int, ...]  # each series' fastest and largest
     largest: Mapping[str, int]  # series -> the largest that fits
@@ -56,7 +56,7 @@ def first(settings: Settings, *, most: int = FIRST_SIZE) -> Settings:
 
 
 def plan_of(settings: Settings) -> str:
-    """In words, what the first probes lead to."""
+    """Say what follows the first probes."""
     return (
         f"These are the first probes of --batch-size {AUTO}. Sizes are doubled until one does not fit, its step would "
         f"take over {STEP_SECONDS:g} s, or there are no more images; of what fits, the fastest and the largest sizes "
@@ -112,8 +112,8 @@ def probe(
 ) -> None:
     """Probe size after size of every series, each in its turn, until all are known.
 
-    `cells` has one of each series, with its first size; `most` is the largest size there are images for. `again` are
-    ids of trials that have a row and are to be run once more; those of a first size have been.
+    `cells` has one cell of each series, with its first size; `most` is the largest size there are images for. `again`
+    are ids of trials that have a row and are to be run once more; those of a first size already have been.
     """
     probes = _probes(rows_so_far(writer))
     known = [
@@ -140,7 +140,7 @@ def _trial(cell: Cell, size: int) -> Trial:
 
 
 def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
-    """What the probes' rows tell. Raises UsageError where no size runs."""
+    """Evaluate the probes' rows. Raises UsageError if no size runs."""
     sizes, largest, summary = set[int](), {}, []
     probes: list[dict[Any, Any]] = trials.to_dict("records")
     for series, rows in trials.groupby(pd.Series([_series(row) for row in probes], trials.index), sort=False):
@@ -183,7 +183,7 @@ def _series(values: Mapping[Any, Any]) -> str:
 
 
 def _known(value: Any) -> str:
-    """The same of a cell's value and of its row's, where what is missing is NaN, and makes floats of whole numbers."""
+    """One text for a cell's value and its row's: tables hold a missing one as NaN, and whole numbers then as floats."""
     if pd.isna(value):
         return "None"
     return str(int(value) if isinstance(value, float) and value.is_integer() else value)

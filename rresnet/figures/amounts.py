@@ -13,7 +13,7 @@ from rresnet.figures.drawing import COLOURS, INK, MARKERS, WIDTH, plain_log, row
 
 
 def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
-    """Images a second against batch size, a line a series, with intervals; the knee of each ringed.
+    """Images a second against batch size, one line per series, with intervals and a ring around each knee.
 
     Args:
         rates: `series`, `batch_size`, `images_per_second`, `low`, `high` (null without an interval).
@@ -46,7 +46,7 @@ def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
 
 
 def learning(epochs: pd.DataFrame) -> Figure:
-    """Test accuracy against epoch and against seconds of training, a line a setting.
+    """Test accuracy against epoch and against seconds of training, one line per setting.
 
     Args:
         epochs: `setting`, `epoch` (from 1), `elapsed_seconds`, `test_accuracy`.
@@ -72,11 +72,11 @@ def learning(epochs: pd.DataFrame) -> Figure:
 
 
 def costs(priced: pd.DataFrame, currency: str) -> Figure:
-    """Cost against time of an epoch, a mark a setting; those that no other beats are filled and named.
+    """Cost against time of an epoch, one mark per setting; those that no other beats are filled and named.
 
     Args:
         priced: `setting`, `epoch_seconds`, `epoch_cost`, `on_front`.
-        currency: of the costs.
+        currency: that of the costs.
     """
     with style():
         figure, axis = _one(3.4)
@@ -99,7 +99,7 @@ def costs(priced: pd.DataFrame, currency: str) -> Figure:
 
 
 def waterfall(rungs: pd.DataFrame) -> Figure:
-    """The rungs of `rresnet.analysis.ladder.rungs` for each device and batch size, each bar from the rung before."""
+    """The rungs of `rresnet.analysis.ladder.rungs` by device and batch size; each bar starts at the rung before."""
     groups = list(rungs.groupby(["device", "batch_size"], sort=True))
     with style():
         most = max(len(group) for _, group in groups)
@@ -137,12 +137,12 @@ def _one(height: float) -> tuple[Figure, Axes]:
 
 
 def _beside(axis: Axes, text: str, mark: tuple[float, float], points: tuple[float, float]) -> None:
-    """Words next to a mark, so many points from it."""
+    """Write words next to a mark, so many points from it."""
     axis.annotate(text, mark, xytext=points, textcoords="offset points", va="center", fontsize=8.5, color=INK)
 
 
 def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
-    """The sizes that were measured under a logarithmic axis, without those that would touch the one before."""
+    """Make the axis logarithmic and label the measured sizes, but for those that would touch the one before."""
     kept = [sizes[0]]
     for size in sizes[1:]:
         if size >= kept[-1] * max(1.25, (sizes[-1] / sizes[0]) ** (1 / 10)):
@@ -153,7 +153,7 @@ def _sizes(axis: Axes, sizes: Sequence[int]) -> None:
 
 
 def _legend(figure: Figure, axis: Axes) -> None:
-    """The names above the figure, each with its line and mark."""
+    """Put the names above the figure, each with its line and mark."""
     names = axis.get_legend_handles_labels()[1]
     keys = [
         Line2D([], [], color=COLOURS[number], marker=MARKERS[number], label=name) for number, name in enumerate(names)

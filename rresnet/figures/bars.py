@@ -1,4 +1,4 @@
-"""The figures with a line a setting: speedups, where the time goes, the clocks, and shares and amounts as bars."""
+"""The figures with one line per setting: speedups, where the time goes, the clocks, and shares and amounts as bars."""
 
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from rresnet.analysis.answer import ratio_text
 from rresnet.figures.drawing import COLOURS, INK, MARKERS, MUTED, WIDTH, plain_log, row_wise, style, tip
 
-WRAP = 28  # letters of a setting's name in a line
+WRAP = 28  # letters of a setting's name per line
 
 
 def speedups(cells: pd.DataFrame, reference: str) -> Figure:
@@ -43,11 +43,11 @@ def speedups(cells: pd.DataFrame, reference: str) -> Figure:
 
 
 def stacked(table: pd.DataFrame, unit: str) -> Figure:
-    """For each setting its amounts one after another.
+    """Stack each setting's amounts in one bar.
 
     Args:
-        table: index the settings, a column each kind of amount; null where there is none.
-        unit: what the axis says.
+        table: one row per setting, its name as the index, and one column per kind of amount; null where there is none.
+        unit: label of the axis.
     """
     with style():
         figure, axis = _lines(list(table.index))
@@ -65,10 +65,11 @@ def stacked(table: pd.DataFrame, unit: str) -> Figure:
 
 
 def clocks(table: pd.DataFrame) -> Figure:
-    """For each setting its clocks on one logarithmic axis, a mark each.
+    """Show each setting's clocks on one logarithmic axis, one mark per clock.
 
     Args:
-        table: index the settings, a column each clock, images a second; null where it was not read.
+        table: images a second; one row per setting, its name as the index, and one column per clock; null where it was
+            not read.
     """
     with style():
         figure, axis = _lines(list(table.index))
@@ -88,12 +89,12 @@ def clocks(table: pd.DataFrame) -> Figure:
 
 
 def amounts(values: Mapping[str, float], unit: str, *, notes: Mapping[str, str] | None = None) -> Figure:
-    """A bar a setting, its value beside it.
+    """One bar per setting, with its value beside it.
 
     Args:
         values: the amounts by setting.
-        unit: what the axis says.
-        notes: a word more beside a setting's value.
+        unit: label of the axis.
+        notes: by setting, a word to add beside its value.
     """
     with style():
         figure, axis = _lines(list(values))
@@ -109,7 +110,7 @@ def amounts(values: Mapping[str, float], unit: str, *, notes: Mapping[str, str] 
 
 
 def _lines(settings: Sequence[str]) -> tuple[Figure, Axes]:
-    """A figure with a line a setting, the first at the top."""
+    """A figure with one line per setting, the first at the top."""
     names = [textwrap.fill(setting, WRAP) for setting in settings]
     height = 0.75 + len(names) * (0.2 + 0.13 * max(name.count("\n") for name in names))
     figure = Figure(figsize=(WIDTH, height), layout="constrained")
@@ -123,5 +124,5 @@ def _lines(settings: Sequence[str]) -> tuple[Figure, Axes]:
 
 
 def _beside(axis: Axes, text: str, place: int) -> None:
-    """A value's text at the right edge, in a column."""
+    """Write a value's text at the right edge, in a column."""
     axis.text(1.02, place, text, transform=axis.get_yaxis_transform(), va="center", fontsize=8.5, color=INK)

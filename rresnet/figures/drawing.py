@@ -19,10 +19,10 @@ TIP = "tip:"
 WIDTH = 4.9  # inches; a phone's width at the text's own size
 CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 
-# Paul Tol's bright and high-contrast colours, told apart by the colour-blind, each at least 3:1 on white.
+# Paul Tol's bright and high-contrast colours, which the colour-blind can tell apart; each at least 3:1 on white.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#997700", "#777777")
 MOST_SERIES = len(COLOURS)
-MARKERS = "os^Dv*"  # of the same series
+MARKERS = "os^Dv*"  # of the series, as `COLOURS`
 INK, MUTED, RULE = "#222222", "#666666", "#dddddd"
 VARIABLES = {colour: f"var(--series-{n})" for n, colour in enumerate(COLOURS)} | {
     INK: "var(--ink)",
@@ -34,7 +34,7 @@ VARIABLES = {colour: f"var(--series-{n})" for n, colour in enumerate(COLOURS)} |
 STYLE: Any = {
     "svg.fonttype": "none",  # text stays text: it can be searched, and read aloud
     "svg.hashsalt": "rresnet",
-    "text.parse_math": False,  # a dollar sign in a name is one
+    "text.parse_math": False,  # a dollar sign in a name stays a dollar sign
     "font.size": 9,
     "axes.titlesize": 9,
     "axes.labelsize": 9,
@@ -64,16 +64,16 @@ ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", XLINK)
 
 
-style = functools.partial(mpl.rc_context, STYLE)  # draw and save within it: the program's own settings stay
+style = functools.partial(mpl.rc_context, STYLE)  # draw and save within it, so that the program's own settings stay
 
 
 def tip(artist: Artist, text: str) -> None:
-    """Give a mark the words that a pointer over it shows in the page."""
+    """Give a mark the text that the page shows when the pointer is over it."""
     artist.set_gid(TIP + text)
 
 
 def plain_log(axis: Axis, low: float, high: float, unit: str = "") -> None:
-    """A logarithmic axis with plain numbers: as many round ones between the two ends as can be read."""
+    """Label a logarithmic axis with plain numbers: as many round ones between the two ends as can be read."""
     decades = math.log10(high / low)
     if decades < 0.5:
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
@@ -93,12 +93,12 @@ def svg(figure: Figure) -> bytes:
     file = io.BytesIO()
     with style():
         figure.savefig(file, format="svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # laid out now; it takes as long again as the drawing
+        figure.set_layout_engine("none")  # done; laying out again would take as long as drawing
     return CONTROLS.sub(b"?", file.getvalue())  # names may hold them; XML may not
 
 
 def files(figure: Figure, name: str, drawn: bytes) -> dict[str, bytes]:
-    """The figure as PNG and SVG files, by `name` with their suffixes; `drawn` is what `svg` gives of it."""
+    """The figure as PNG and SVG files, keyed by `name` with their suffixes; `drawn` is what `svg` returns for it."""
     png = io.BytesIO()
     with style():
         figure.savefig(png, format="png", dpi=150)
@@ -110,12 +110,12 @@ def inline(drawn: bytes, *, name: str, title: str, description: str) -> str:
 
     Args:
         drawn: the figure as `svg` gives it.
-        name: unlike any other figure's of the page; its ids begin with it.
+        name: unique among the figures of the page; the figure's ids begin with it.
         title: what a screen reader calls it.
-        description: what a screen reader tells of it.
+        description: what a screen reader says about it.
     """
     root = ElementTree.fromstring(drawn)  # nosec B314
-    for child in [*root.findall("{*}metadata"), *root.findall("{*}defs[{*}style]")]:  # a style would hold for the page
+    for child in [*root.findall("{*}metadata"), *root.findall("{*}defs[{*}style]")]:  # a style would affect the page
         root.remove(child)
     background = root.find("{*}g/{*}g/{*}path")
     if background is not None:

@@ -1,1 +1,1 @@
-"""What leaves the tables for people and tools: the report, CSV and JSON, TensorBoard and MLflow."""
+"""Output from the tables for people and tools: the report, CSV and JSON, TensorBoard and MLflow."""

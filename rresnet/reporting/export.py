@@ -29,7 +29,7 @@ def table(results: place.Location, name: Table) -> pa.Table:
 
 
 def to_csv(rows: pa.Table) -> bytes:
-    """The rows as CSV in UTF-8 with a line of names: a null is empty, a list's items stand between semicolons."""
+    """The rows as CSV in UTF-8 with a header line: a null is empty, the items of a list are joined by semicolons."""
     for i, column in enumerate(rows.columns):
         if pa.types.is_list(column.type):
             joined: Any = pc.binary_join(column, ";")
@@ -40,13 +40,13 @@ def to_csv(rows: pa.Table) -> bytes:
 
 
 def to_json(rows: pa.Table) -> bytes:
-    """The rows as a JSON list of objects: times as ISO 8601, and what JSON has no number for as null."""
+    """The rows as a JSON list of objects: times as ISO 8601, and numbers that JSON does not have as null."""
     listed = [{name: _plain(value) for name, value in row.items()} for row in rows.to_pylist()]
     return (json.dumps(listed, indent=1, allow_nan=False) + "\n").encode()
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file whole or not at all; through a link, and into what is no file, such as a pipe or a device.
+    """Write a file whole or not at all, following a link; a pipe or a device is written to directly.
 
     Raises:
         StoreError: it can't be written.

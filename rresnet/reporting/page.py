@@ -1,4 +1,4 @@
-"""A report as HTML and as Markdown: the words and figures of its parts put into the templates, everything escaped."""
+"""A report as HTML and as Markdown: the words and figures of its parts in templates, with everything escaped."""
 
 import base64
 import hashlib
@@ -22,7 +22,7 @@ from rresnet.tables.measurement import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials")
-# Escapes; what could begin an element or end a table's cell is an entity.
+# Backslash escapes, and entities for what could begin an element or end a table's cell.
 MARKDOWN = str.maketrans({c: f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" for c in "<>|&\\`*_{}[]~#"})
 
 
@@ -33,11 +33,11 @@ class Chapter:
     number: int  # from 1, as in the table of all rows
     part: Part
     answers: Sequence[str]  # what was found, in sentences: the ladder's climbs, or the fastest setting
-    edge: Sequence[str]  # that larger batch sizes than the fastest's were not measured
+    edge: Sequence[str]  # says so if the fastest setting has the largest batch size that ended ok
     remarks: Sequence[str]  # how its ratio scatters, what more workers bring, and where the machine changed
     cells: pd.DataFrame  # of `answer.compared`
     sections: Sequence[Section]
-    without_figures: bool  # an older run, of which the figures are left out
+    without_figures: bool  # an older run, whose figures are left out
 
     @property
     def reference(self) -> str | None:
@@ -47,14 +47,14 @@ class Chapter:
 
     @property
     def title(self) -> str:
-        """Its experiment, the name that it was given, its machine, and when."""
+        """Its experiment, the name that it was given, its machine, and when it started."""
         when, given = self.part.started_at, self.part.given_name
         what = f"{given} ({self.part.experiment})" if given else self.part.experiment
         return f"{what} on {self.part.machine}" + (f", {when:%d %b %Y %H:%M} UTC" if when else "")
 
 
 def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:
-    """What a report says first: over all runs and machines, then what the newest says for itself, and its doubts."""
+    """What a report says first: with several chapters the decisions, then the newest one's answer and doubts."""
     newest, *more = [*chapters[0].answers, *chapters[0].edge, *chapters[0].part.doubts]
     if len(chapters) == 1:
         return [newest, *more]
@@ -62,7 +62,7 @@ def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:
 
 
 def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime, version: str) -> str:
-    """The whole report in one page that needs nothing else; `decisions` are sentences that hold over all chapters."""
+    """The whole report as one self-contained page; `decisions` are sentences about all chapters together."""
     css, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return (
@@ -96,7 +96,7 @@ def _named(chapter: Chapter) -> pd.DataFrame:
 
 
 def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
-    """A cell as texts under `HEADINGS`."""
+    """A cell's texts, one for each of `HEADINGS`."""
     return (
         cell["setting"],
         answer.rate(cell),
@@ -133,13 +133,13 @@ def svg(section: Section, chapter: Chapter) -> Markup:
 
 
 def csv(section: Section) -> str:
-    """The data of the section's figure as the address of a CSV file."""
+    """The data of the section's figure as a data URL of a CSV file."""
     content = base64.b64encode(section.data.to_csv(index=False).encode("utf-8", "replace")).decode()
     return f"data:text/csv;charset=utf-8;base64,{content}"
 
 
 def _markdown_text(text: object) -> str:
-    """Data as one line of Markdown, in which no letter of it means anything."""
+    """Data as one line of Markdown, in which none of its characters is markup."""
     return " ".join(str(text).split()).translate(MARKDOWN)
 
 

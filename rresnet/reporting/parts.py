@@ -24,7 +24,7 @@ class Part:
     run_id: str
     machine: str
     tables: Tables
-    given_name: str = ""  # by --name, where it has one of its own
+    given_name: str = ""  # from --name, where that is not the experiment's
     unfinished: str = ""  # what is missing from the run
 
     @property
@@ -68,14 +68,14 @@ class Part:
 
 
 def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
-    """The runs of some results folders, each machine of a run for itself, the newest first.
+    """Read the runs of some results folders, one part for each machine of a run, the newest first.
 
     Args:
-        folders: results folders; one that is named twice is read once, and so is a run of which one holds a copy.
-        runs: ids of the runs that are wanted; all of them where none is given.
+        folders: results folders; one that is named twice is read once, and so is a run of which another holds a copy.
+        runs: ids of the runs that are wanted; all of them if none is given.
 
     Raises:
-        StoreError: a folder has no results, or no run of those that are wanted.
+        StoreError: a folder has no results, or a run that is wanted is in none of them.
     """
     once = list({folder.resolve(): folder for folder in folders}.values())
     tables, homes = frames.read(once), _homes(once)
@@ -90,7 +90,7 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
 
 
 def _homes(folders: Sequence[Path]) -> dict[str, Path]:
-    """By run the folder in which it ended last, of those that hold it: one may be an earlier copy of another."""
+    """For each run, the folder in which it ended last: another folder may hold an earlier copy of it."""
     ends = []
     for folder in folders:
         rows = read_tables(folder, ["trials"])["trials"].select(["run_id", "finished_at"]).to_pandas()
@@ -101,9 +101,9 @@ def _homes(folders: Sequence[Path]) -> dict[str, Path]:
 
 
 def split(tables: Tables, sources: Mapping[str, str], runs: Sequence[Run] = ()) -> Iterator[Part]:
-    """The tables' runs and machines, kept apart; `sources` are the runs' folders.
+    """Split the tables by run and machine; `sources` are the runs' folders.
 
-    A row that names no machine (its trial never started) goes to the run's machine where there is but one.
+    A row that names no machine (its trial never started) goes to the run's machine if there is only one.
     """
     planned = {run.run_id: run for run in runs}
     for run_id, of_run in tables.trials.groupby("run_id", sort=False):

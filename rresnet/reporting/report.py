@@ -34,10 +34,10 @@ def write(
     runs: Sequence[str] = (),
     prices: Sequence[str] = (),
 ) -> str:
-    """Write the report and tell where it is; returns the page's path, or its URL.
+    """Write the report, print where it is, and return the path or URL of its page.
 
-    `out` is a folder or URL, by default `report` in the first results folder; `runs` are ids, by default those of all;
-    `prices` are texts as `prices.prices` takes them.
+    `out` is a folder or URL, by default `report` in the first results folder; `runs` are ids, by default those of all
+    runs; `prices` are texts as `prices.prices` takes them.
 
     Raises:
         UsageError, StoreError: a folder, run or price is not there, or `out` can't be written to.
@@ -63,7 +63,7 @@ def write(
 
 
 def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
-    """What is fastest, cheapest and least energy over all of the user's own parts; nothing where one says it all."""
+    """The verdicts over all of the user's own parts; for a single part not on the fastest, which its chapter names."""
     if not own:
         return []
     trials = pd.concat([part.trials for part in own], ignore_index=True)
@@ -93,7 +93,7 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
 
 
 def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
-    """The sections of a part and its `answer.compared` in their order, those without anything to show included."""
+    """The sections of a part in order, including those with nothing to show; `cells` is its `answer.compared`."""
     measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
     if measured.empty:
         return []

@@ -37,12 +37,13 @@ def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
     """The rows of a report's parts, column by column; a column that is null everywhere is left out.
 
     Args:
-        trials: rows of the trials table, one frame a part, with a column `setting` if there is a name for that; parts
-            are numbered from 1.
+        trials: rows of the trials table, one frame per part, with a column `setting` if settings have names; parts are
+            numbered from 1.
 
     Returns:
-        `rows`, how many, and `columns`: `name`, `doc`, `shown`, and `values` of each row, or where few differ (or they
-        are texts) the unlike ones as `levels` and each row's place among them as `codes`. Null is null (-1 as a code).
+        `rows`, the number of rows, and `columns`, each with `name`, `doc`, `shown` and the `values` of all rows. If the
+        values are texts, or few of them are distinct, there are instead `levels`, the distinct values, and `codes`, the
+        position of each row's value among them. Null is null, or -1 as a code.
     """
     numbered = [frame.assign(part=number) for number, frame in enumerate(trials, start=1)]
     table = pd.concat([frame.astype({PART: "int64"}) for frame in numbered]) if numbered else pd.DataFrame()
@@ -59,7 +60,7 @@ def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
 
 
 def _plain(values: "pd.Series[Any]") -> "pd.Series[Any]":
-    """As JSON has it: texts, numbers, and None."""
+    """The values as JSON can hold them: texts, numbers, and None."""
     if isinstance(values.dtype, pd.DatetimeTZDtype):
         plain: pd.Series[Any] = values.dt.strftime("%Y-%m-%d %H:%M:%S")
     else:

@@ -13,7 +13,7 @@ MOST_LINES = 40  # settings in a figure; more can't be read
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """One question and what the rows say to it."""
+    """One question, and what the rows say about it."""
 
     key: str
     title: str
@@ -31,5 +31,5 @@ class Section:
 
     @property
     def description(self) -> str:
-        """The figure in words, for who can't see it."""
+        """The figure in words, for people who can't see it."""
         return " ".join([self.reading, *self.findings])

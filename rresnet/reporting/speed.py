@@ -15,14 +15,14 @@ from rresnet.terminal import duration, number, percent
 
 KNEE = 0.9  # of a series' highest rate
 NEARLY = 0.95  # of the accuracy that every setting reached
-FEWEST_SIZES = 3  # batch sizes of a line that is worth telling: two fix it, wherever they lie
+FEWEST_SIZES = 3  # batch sizes of a line that is worth reporting: two always fit one
 
 
 def speedups(measured: pd.DataFrame) -> Section:
     """Each setting over the reference."""
     compared = measured.dropna(subset=["speedup"])
     reference = measured.loc[measured["is_reference"], "setting"]
-    if compared.empty or reference.empty:  # of identical cells the second copy may be the reference: no setting here
+    if compared.empty or reference.empty:  # with identical cells the reference may be a second copy, which is not here
         return Section(key="speedup", title="Speedup", absent="no two settings were measured in the same repeat")
     columns = ["setting", "device", "batch_size", "speedup", "speedup_low", "speedup_high", "pairs", "distinguishable"]
     against = str(reference.iloc[0])
@@ -82,7 +82,7 @@ def series(cells: pd.DataFrame) -> "pd.Series[str]":
 def knee(rates: pd.DataFrame) -> pd.DataFrame:
     """For each series the row of the smallest batch size that reaches `KNEE` of its highest rate.
 
-    A series that only its largest batch size brings there has no knee yet: its rate still rises.
+    A series that reaches it only at its largest batch size has no knee yet: its rate still rises.
     """
     highest = rates.groupby("series")["images_per_second"].transform("max")
     largest = rates.groupby("series")["batch_size"].transform("max")
@@ -168,13 +168,14 @@ def learning(part: Part, measured: pd.DataFrame) -> Section:
 
 
 def time_to_accuracy(table: pd.DataFrame, repeats: int) -> list[str]:
-    """Seconds of training until each setting is nearly as accurate as all of them become, soonest first, in a sentence.
+    """Say how long each setting trains until it is nearly as accurate as all of them become, soonest first.
 
-    Not quite: the least accurate setting is at its highest in its luckiest epoch alone. Times lie between epochs, too.
+    Only nearly, because the least accurate setting reaches its highest accuracy in its luckiest epoch alone. Times are
+    interpolated between epochs.
 
     Args:
         table: `setting`, `epoch`, `elapsed_seconds`, `test_accuracy`, in the order of epochs.
-        repeats: the fewest that a setting's means are of.
+        repeats: the smallest number of repeats that a setting's means are of.
     """
     target = NEARLY * table.groupby("setting")["test_accuracy"].max().min()
     reached = {str(setting): _seconds_until(rows, target) for setting, rows in table.groupby("setting")}
@@ -187,7 +188,7 @@ def time_to_accuracy(table: pd.DataFrame, repeats: int) -> list[str]:
 
 
 def _seconds_until(rows: pd.DataFrame, target: float) -> float:
-    """When the accuracy of a setting first is the target."""
+    """When the accuracy of a setting first reaches the target, interpolated between epochs."""
     seconds, accuracy = (rows[column].to_numpy() for column in ("elapsed_seconds", "test_accuracy"))
     after = int((accuracy >= target).argmax())
     around = [max(after - 1, 0), after]

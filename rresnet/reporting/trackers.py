@@ -12,7 +12,7 @@ from rresnet.analysis.frames import Tables
 from rresnet.cell import CELL_COLUMNS, UsageError
 from rresnet.tables.measurement import TRIAL_KEY
 
-# What of a trial is followed over its cell's repeats, and of an epoch over epochs.
+# The columns of a trial that are tracked over its cell's repeats, and those of an epoch over epochs.
 OF_TRIAL = ("images_per_second", "step_seconds", "epoch_seconds", "peak_memory_bytes", "energy_joules", "test_accuracy")
 OF_EPOCH = ("train_loss", "test_loss", "test_accuracy", "seconds")
 TAGS = ("hostname", "cpu_model", "gpu_name", "torch_version", "rresnet_version", "git_commit", "experiment")
@@ -20,7 +20,7 @@ TAGS = ("hostname", "cpu_model", "gpu_name", "torch_version", "rresnet_version",
 
 @dataclass(frozen=True, kw_only=True)
 class Point:
-    """A figure of a cell, where it stands on its axis and when it was known."""
+    """A value of a cell, its step on the axis, and when it was known."""
 
     tag: str
     value: float
@@ -41,7 +41,7 @@ class Series:
 
 
 def series(tables: Tables) -> Iterator[Series]:
-    """The ok trials, cell by cell: figures of a trial by repeat, of an epoch by epoch (of the first repeat)."""
+    """The ok trials, cell by cell: values of trials by repeat, and values of epochs by epoch (of the first repeat)."""
     ok = tables.trials[tables.trials["status"] == "ok"]
     cells = ok.drop_duplicates("cell_id").to_dict("records")
     for (run_id, cell_id), trials in ok.sort_values("repeat").groupby(["run_id", "cell_id"], sort=False):
@@ -69,7 +69,7 @@ def _points(rows: pd.DataFrame, columns: tuple[str, ...], step: str, prefix: str
 
 
 def to_tensorboard(tables: Tables, folder: Path) -> int:
-    """Write event files, one folder a series; what an earlier export wrote of it is replaced.
+    """Write event files, one folder per series; what an earlier export wrote there is replaced.
 
     Returns:
         How many series there are.
@@ -98,7 +98,7 @@ def to_tensorboard(tables: Tables, folder: Path) -> int:
 
 
 def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
-    """Write runs to an MLflow store, one a series; one that is there already gets the points that it lacks.
+    """Write runs to an MLflow store, one per series; a run that is already there gets the points that it lacks.
 
     Returns:
         How many runs were added or got more points.

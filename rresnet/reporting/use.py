@@ -49,10 +49,10 @@ def time(part: Part, shown: pd.DataFrame) -> Section:
 
 
 def clocks(part: Part, shown: pd.DataFrame) -> Section:
-    """Training beside the step and the input alone."""
+    """The rates of training, of the step alone and of the input alone."""
     title = "Three clocks"
     ok = part.trials[part.trials["status"] == "ok"]
-    timed = ok.dropna(subset=list(CLOCKS)[1:], how="all")  # side by side: of the same trials
+    timed = ok.dropna(subset=list(CLOCKS)[1:], how="all")  # all from the same trials, to be compared
     table = _by_setting(timed.groupby("cell_id")[list(CLOCKS)].median(), shown).rename(columns=CLOCKS)
     table = table.dropna(axis="columns", how="all").astype(float)
     if len(table.columns) < 2:
@@ -71,7 +71,7 @@ def clocks(part: Part, shown: pd.DataFrame) -> Section:
 
 
 def _trials_of(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
-    """Of how many trials each setting's bottleneck is: few are weak evidence, and they may disagree."""
+    """In how many trials each setting's bottleneck was found: few are weak evidence, and they may disagree."""
     bottlenecks = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
     known = shown[shown["bottleneck"].notna() & shown["cell_id"].isin(list(bottlenecks.groups))]
     counts = [
@@ -82,7 +82,7 @@ def _trials_of(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
 
 
 def limit(shown: pd.DataFrame) -> Section:
-    """How near each setting comes to the machine's own measured rate."""
+    """How close each setting comes to the machine's own measured rate."""
     bound = shown.dropna(subset=["bottleneck"])
     return _amounts(
         shown,
@@ -149,7 +149,7 @@ def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
 
 
 def _price_text(price: Price) -> str:
-    """A price with what is known of where it comes from."""
+    """A price, with its date and source as far as they are known."""
     about = ", ".join(filter(None, (price.date, price.source)))
     whole_cents = round(price.per_hour, 2) == price.per_hour
     per_hour = f"{price.per_hour:.2f}" if whole_cents else f"{price.per_hour:g}"
@@ -160,7 +160,7 @@ def _price_text(price: Price) -> str:
 def _amounts(
     cells: pd.DataFrame, column: str, unit: str, section: Section, notes: Mapping[str, str] | None = None
 ) -> Section:
-    """The section with a bar for each cell that has a value, or as it is where none has."""
+    """The section with a bar for each cell that has a value; unchanged if none has."""
     known = cells.dropna(subset=[column])
     if known.empty:
         return section
