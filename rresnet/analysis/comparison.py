@@ -38,11 +38,11 @@ def speedup(
 
     Returns:
         One row for each value of `over` and setting of the other axes. Its columns: the axes (null where the two sides
-            differ); `git_commit` if there are runs of several commits of this package, which are never averaged;
-            `speedup` (ratio of images a second); `low` and `high` (null under 3 pairs); `pairs`; `distinguishable`
-            (the interval leaves out 1 and the speedup is beyond the noise floor of its devices; null without an
-            interval); `differs`; and what one repeat and one process add to the scatter of the log ratio (`repeat_sd`,
-            `process_sd`; null where that can't be told).
+        differ); `git_commit` if there are runs of several commits of this package, which are never averaged; `speedup`
+        (ratio of images a second); `low` and `high` (null under 3 pairs); `pairs`; `distinguishable` (the interval
+        leaves out 1 and the speedup is beyond the noise floor of its devices; null without an interval); `differs`; and
+        what one repeat and one process add to the scatter of the log ratio (`repeat_sd`, `process_sd`; null where that
+        can't be told).
 
     Raises:
         ValueError: there is no such column, no ok row with the reference value or none with another, or the rows may

@@ -27,12 +27,12 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
 
     Returns:
         One row for each cell, machine and its software, commit and data: `cell_id`, `setting` (its name), the axes,
-            `hostname`, `environment_fingerprint`, `git_commit`, `dataset_fingerprint`, `images_per_second`, `low`,
-            `high`, `epoch_seconds`, `epoch_low`, `epoch_high`, `nodes`, `price_per_hour`, `epoch_cost`,
-            `epoch_cost_low`, `epoch_cost_high`, `cost_per_1000_images`, `epoch_joules`, `joules_per_1000_images`,
-            `currency`, `on_front`. A cell is `on_front` unless another of the same model, data (by content) and image
-            size is at least as good in all of time, cost and energy that are known of both, and better in one
-            (estimates, without their intervals). What was not measured or has no price is null.
+        `hostname`, `environment_fingerprint`, `git_commit`, `dataset_fingerprint`, `images_per_second`, `low`, `high`,
+        `epoch_seconds`, `epoch_low`, `epoch_high`, `nodes`, `price_per_hour`, `epoch_cost`, `epoch_cost_low`,
+        `epoch_cost_high`, `cost_per_1000_images`, `epoch_joules`, `joules_per_1000_images`, `currency`, `on_front`. A
+        cell is `on_front` unless another of the same model, data (by content) and image size is at least as good in all
+        of time, cost and energy that are known of both, and better in one (estimates, without their intervals). What
+        was not measured or has no price is null.
 
     Raises:
         UsageError: no price fits any of the trials.

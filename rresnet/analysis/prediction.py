@@ -30,10 +30,10 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         One row for each machine and its software, commit, data, and setting of the axes other than batch size: these,
-            `fixed_seconds`, `seconds_per_image`, `peak_images_per_second` (the limit for large batches),
-            `batch_size_at_90_percent` (of that peak), `leave_one_out_error` (largest relative error when each size is
-            predicted from the others; null under 4 sizes), `sizes` (how many), `smallest_batch_size` and
-            `largest_batch_size`. What a single size can't tell is null.
+        `fixed_seconds`, `seconds_per_image`, `peak_images_per_second` (the limit for large batches),
+        `batch_size_at_90_percent` (of that peak), `leave_one_out_error` (largest relative error when each size is
+        predicted from the others; null under 4 sizes), `sizes` (how many), `smallest_batch_size` and
+        `largest_batch_size`. What a single size can't tell is null.
     """
     trials = with_all_axes(trials)
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]

@@ -56,8 +56,8 @@ def speedup_across_machines(
 
     Returns:
         One row for each value of `over`, setting of the other axes, and pair of machines: the axes, `machine` and
-            `reference_machine` (hostnames), `speedup`, `low`, `high` (null under 3 repeats on either side), `repeats`
-            (of the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
+        `reference_machine` (hostnames), `speedup`, `low`, `high` (null under 3 repeats on either side), `repeats` (of
+        the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
 
     Raises:
         ValueError: there is no such column, no ok row with the reference value or none with another, or no rows may be
