@@ -23,7 +23,7 @@ class DataError(UsageError):
     """Data that can't be used; the message names the file, what was expected and what to do."""
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)  # itself alone is equal to it: arrays can't be hashed
+@dataclass(frozen=True, kw_only=True, eq=False)  # equal only to itself: arrays can't be hashed
 class Split:
     """Images and labels: uint8 [N, C, H, W] with one (grey) or three channels, and int64 [N]."""
 
@@ -38,12 +38,12 @@ class Source:
     train: Split
     test: Split
     classes: tuple[str, ...]
-    short_side: int | None = None  # of the user's own images as they were found, their median, pixels
+    short_side: int | None = None  # median short side of the user's own images as found, pixels
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData(Source):
-    """A data set ready to train on; the fingerprint tells equal data by content."""
+    """A data set ready to train on; the fingerprint identifies equal data by content."""
 
     fingerprint: str
 
@@ -58,7 +58,7 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
         dataset: a name in `DATASETS`, an image folder with one folder a class, or a Parquet file.
         image_size: height and width that all images are brought to, pixels.
         data_dir: folder where the files of a named data set lie or are downloaded to.
-        seed: of synthetic images, and of the test split of data that has none.
+        seed: for synthetic images, and for the test split of data that has none.
 
     Raises:
         DataError: there is no such data, it is damaged, or it does not fit in memory.
@@ -75,7 +75,7 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
 
 
 def _embedded(data_dir: Path | None, image_size: int, seed: int) -> Source:
-    """Fashion-MNIST's pixels, packed as they are: a start would wait seconds for 12,000 PNGs to be decoded."""
+    """Fashion-MNIST's pixels, packed as they are: decoding 12,000 PNGs would delay each start by seconds."""
     with np.load(Path(__file__).parent / "datasets" / f"{EMBEDDED}.npz") as packed:
         train, test = (Split(images=packed[f"{of}_images"], labels=packed[f"{of}_labels"]) for of in ("train", "test"))
         return Source(train=train, test=test, classes=tuple(map(str, packed["classes"])))
@@ -95,7 +95,7 @@ def _synthetic(data_dir: Path | None, image_size: int, seed: int) -> Source:
 
 
 def _torchvision(of_class: str, data_dir: Path | None, image_size: int, seed: int) -> Source:
-    """Through a class of `torchvision.datasets` that is MNIST or CIFAR10, or derived from one of them."""
+    """Load through a class of `torchvision.datasets` that is MNIST or CIFAR10, or derived from one of them."""
     from rresnet.data import named  # imports torch
 
     return named.load(of_class, data_dir)
@@ -114,11 +114,11 @@ DATASETS: dict[str, Loader] = {
 def check_known(dataset: str) -> None:
     """Raise DataError unless it is a known name, a folder or a file; nothing of it is read."""
     path = Path(os.path.expanduser(dataset))  # no error where there is no such user
-    with _as_data_error(dataset):  # no right to look there, or a name that is too long for one
+    with _as_data_error(dataset):  # no right to look there, or too long a name
         if dataset in DATASETS or path.is_dir() or path.is_file():
             return
     beside: list[str] = []
-    with contextlib.suppress(OSError):  # a folder that is not there, or not to be read
+    with contextlib.suppress(OSError):  # a folder that is not there, or may not be read
         beside = [str(entry) for entry in path.parent.iterdir()]
     raise DataError(
         f"--dataset {dataset} is neither a file or folder nor a known name: {nearest(dataset, [*DATASETS, *beside])}"
@@ -128,7 +128,7 @@ def check_known(dataset: str) -> None:
 
 @contextlib.contextmanager
 def _as_data_error(dataset: str) -> Iterator[None]:
-    """Let what the system refuses be a DataError."""
+    """Turn what the system refuses into a DataError."""
     try:
         yield
     except OSError as error:
@@ -144,7 +144,7 @@ def _own(dataset: str, image_size: int, seed: int) -> Source:
 
 
 def stratified_test_split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of a training and a test part: a sixth of each class is for testing, at least one of two or more."""
+    """Indices of a training and a test part: a sixth of each class for testing, at least one image of two or more."""
     random = np.random.default_rng(seed)
     test: list[NDArray[np.intp]] = []
     for label in np.unique(labels):

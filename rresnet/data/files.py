@@ -26,16 +26,16 @@ TEST_FOLDERS = ("test", "testing", "val", "valid", "validation")
 # Pillow knows many more formats, chosen by content whatever the file is called; one of them starts Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 million
-LARGE_PIXELS = 4_000_000  # such images are decoded one at a time, so that a folder of them needs no more than one does
+LARGE_PIXELS = 4_000_000  # larger images are decoded one at a time: a folder of them needs no more memory than one
 _LARGE = threading.Lock()
 SMALL_PIXELS = 48 * 48  # images that one thread decodes faster than several, which wait for Python's lock in between
 ROWS_AT_ONCE = 256  # of a Parquet file: a few bytes of it can stand for any number of large values
-CHUNK = 256  # images a task: one task an image costs more than decoding a small one
+CHUNK = 256  # images per task: a task for each image costs more than decoding a small one
 _GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
 
 
 def folder(root: Path, image_size: int, seed: int) -> Source:
-    """An image folder, split in `train/` and `test/` (or val/, validation/) if it has these, else by the seed."""
+    """Load an image folder, split as `train/` and `test/` (or val/, validation/) if it has these, else by the seed."""
     train, test = (_first_folder(root, names) for names in (TRAINING_FOLDERS, TEST_FOLDERS))
     if train and test:
         classes, tested = _class_folders(train), _class_folders(test)
@@ -54,7 +54,7 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
 
 
 def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
-    """The folder in `root` that has the first of the names, in large or small letters."""
+    """The folder in `root` with the first of the names that is there, in upper or lower case."""
     entries = sorted((entry for entry in os.scandir(root) if entry.is_dir()), key=lambda entry: entry.name)
     there = {entry.name.lower(): Path(entry) for entry in entries}  # `train` goes before `Train`
     return next((there[name] for name in names if name in there), None)
@@ -85,7 +85,7 @@ def _files(root: Path, classes: Sequence[str], names: Sequence[str]) -> list[tup
 
 
 def parquet(path: Path, image_size: int, seed: int) -> Source:
-    """A Parquet file with `image` or `img` (a struct with `bytes`, or binary), `label`, and perhaps `split`."""
+    """Load a Parquet file with `image` or `img` (a struct with `bytes`, or binary), `label`, and perhaps `split`."""
     table = _read(path)
     encoded = _image_bytes(path, table)
     labels, classes = _labels(path, table)
@@ -127,7 +127,7 @@ def _read(path: Path) -> pa.Table:
 
 
 def _read_within_memory(path: Path, file: pq.ParquetFile, columns: list[str]) -> pa.Table:
-    """The columns. Raises DataError where they take more than half of the memory that is free."""
+    """Read the columns. Raises DataError if they take more than half of the memory that is free."""
     batches, size, available = list[pa.RecordBatch](), 0, psutil.virtual_memory().available
     for batch in file.iter_batches(ROWS_AT_ONCE, columns=columns):
         batches.append(batch)
@@ -216,12 +216,12 @@ def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int) -> tuple
 
 
 def _few(sources: Sequence[tuple[str, Path | IO[bytes]]]) -> list[Path | IO[bytes]]:
-    """Some of them, the first and the last included."""
+    """Some of the sources, the first and the last included."""
     return [sources[int(at)][1] for at in np.linspace(0, len(sources) - 1, 5)]
 
 
 def _is_small(source: Path | IO[bytes]) -> bool:
-    """Whether an image is of `SMALL_PIXELS` or fewer; of one that can't be read, `_decode_one` tells."""
+    """Whether an image has at most `SMALL_PIXELS`; true of one that can't be read, which `_decode_one` reports."""
     try:
         with Image.open(source, formats=_FORMATS) as opened:
             return opened.width * opened.height <= SMALL_PIXELS
@@ -230,7 +230,10 @@ def _is_small(source: Path | IO[bytes]) -> bool:
 
 
 def _decode_one(name: str, source: Path | IO[bytes], size: int) -> tuple[Image.Image, int]:
-    """The first frame, 8 bits a channel, its short side brought to `size` and its centre cut out; how long that was."""
+    """Decode the first frame to 8 bits a channel; return it and the length that its short side had.
+
+    The short side is brought to `size`, and the centre is cut out.
+    """
     try:
         with Image.open(source, formats=_FORMATS) as opened:
             pixels = opened.width * opened.height

@@ -25,7 +25,7 @@ def load(of_class: str, data_dir: Path | None) -> Source:
 
     Args:
         of_class: MNIST or CIFAR10, or a class derived from one of them.
-        data_dir: where its files lie, or go; by default rresnet/data in the user's cache folder.
+        data_dir: where its files are, or are downloaded to; by default rresnet/data in the user's cache folder.
 
     Raises:
         DataError: files are damaged, or can't be downloaded.
@@ -117,7 +117,7 @@ def _cifar(dataset: Any, folder: Path) -> Source:
 
 
 def _download(dataset: Any, folder: Path) -> None:
-    """Let torchvision download into a folder beside, then move: a download that breaks off leaves nothing behind."""
+    """Let torchvision download into a temporary folder, then move: a download that breaks off leaves nothing behind."""
     by_hand = _by_hand(dataset, folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)

@@ -8,12 +8,12 @@ from rresnet.quality import steady
 from rresnet.quality.monitor import Usage
 
 FOREIGN_SHARE = 0.1  # of all processors, busy with other programs
-FOREIGN_CORES = 0.5  # on a CPU without a core to spare, however many there are: each step waits for its slowest thread
-STEAL_SHARE = 0.05  # of all processors, given to other machines by the hypervisor; its clock ticks 10 ms
+FOREIGN_CORES = 0.5  # on a CPU without a core to spare, however many it has: each step waits for its slowest thread
+STEAL_SHARE = 0.05  # of all processors, given to other machines by the hypervisor; its clock ticks every 10 ms
 STARVED_SHARE = 0.7  # of threads x seconds that the trial got
-TAKEN_SHARE = 0.5  # of what it did not get: threads that wait for the input, on a machine that idles, are not starved
+TAKEN_SHARE = 0.5  # of what it did not get: on an idle machine, threads that wait for the input are not starved
 FEWEST_WINDOWS = 2
-LEARNING_STEPS = 50  # before these a loss says little
+LEARNING_STEPS = 50  # before so many steps a loss says little
 
 ADVICE = {
     "foreign_load": "other programs used the processors: close them, or measure when the machine is idle",
@@ -32,9 +32,9 @@ LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "g
 
 
 def of_machine(usage: Usage, *, cpu_count: int, spare_cores: float = math.inf, machines: int = 1) -> list[str]:
-    """Flags of what went on around a trial, or around nothing at all.
+    """Flags of what went on around a trial, or while nothing was measured.
 
-    Processors, and cores that the threads of a trial on the CPU leave to others, are of each machine.
+    `cpu_count`, and `spare_cores` that the threads of a trial on the CPU leave to others, are of each machine.
     """
     foreign, steal = (
         (seconds or 0) / usage.seconds / machines for seconds in (usage.foreign_cpu_seconds, usage.steal_cpu_seconds)
@@ -62,15 +62,15 @@ def of_trial(
 ) -> tuple[str, ...]:
     """The flags of a trial that ended ok.
 
-    `usage` is that of the measured windows over all workers; processors and cores are of each machine, threads of each
-    worker; `window_seconds` are of a step in each measured window, in order. `learning` is None when too little was
-    trained to tell.
+    `usage` is that of the measured windows over all workers; `cpu_count` and `cpu_cores` are of each machine,
+    `observed_threads` of each worker. `window_seconds` are the seconds of a step in each measured window, in order.
+    `learning` is None when too little was trained to tell.
     """
     on_cpu, threads = cell.device == "cpu", observed_threads * cell.workers_per_node
     seconds = cell.num_nodes * usage.seconds
     missing = threads * seconds - usage.cpu_seconds
     others = (usage.foreign_cpu_seconds or 0) + (usage.steal_cpu_seconds or 0)
-    taken = others - (cpu_count - threads) * seconds  # those processors do without a thread
+    taken = others - (cpu_count - threads) * seconds  # beyond what fits on processors without our threads
     found = {
         "cpu_starved": on_cpu
         and missing > (1 - STARVED_SHARE) * threads * seconds

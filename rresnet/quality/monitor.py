@@ -15,7 +15,7 @@ import pynvml
 
 from rresnet import hardware
 
-# Reasons why a GPU runs below its clocks that are the machine's doing; idling and chosen clocks are not.
+# Reasons for a GPU to run below its clocks that are the machine's doing, as idling and chosen clocks are not.
 _THROTTLING = (
     pynvml.nvmlClocksThrottleReasonSwPowerCap
     | pynvml.nvmlClocksThrottleReasonHwSlowdown
@@ -23,7 +23,7 @@ _THROTTLING = (
     | pynvml.nvmlClocksThrottleReasonHwThermalSlowdown
     | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 )
-THROTTLED_SHARE = 0.1  # of the time, held down: a GPU that boosts touches its power limit for moments all the time
+THROTTLED_SHARE = 0.1  # of the time, held down: a GPU that boosts keeps touching its power limit for moments
 _RAPL = Path("/sys/class/powercap")
 _CPU_STAT = Path("/sys/fs/cgroup/cpu.stat")
 
@@ -40,7 +40,7 @@ class Usage:
     steal_cpu_seconds: float | None  # of the same, that the hypervisor gave to others
     major_faults: int
     swapped_bytes: int  # of the whole machine, in and out
-    throttled_cpu_seconds: float = 0.0  # that threads stood still because a cgroup's quota was used up
+    throttled_cpu_seconds: float = 0.0  # for which threads stood still because a cgroup's quota was used up
     energy_joules: float | None = None
     gpu_utilization_percent: float | None = None
     gpu_throttled: bool = False
@@ -73,13 +73,13 @@ class Monitor:
         before = self._read()
         yield
         if self._gpu:
-            self._throttled |= self._gpu.throttled()  # first: it begins to idle
+            self._throttled |= self._gpu.throttled()  # first, since the GPU begins to idle
             self._utilization.append(self._gpu.utilization_percent())
             self._foreign = max(self._foreign, self._gpu.foreign_processes())
         self._spans.append((before, self._read()))
 
     def usage(self) -> Usage:
-        """What the blocks used in all; there must have been one."""
+        """What the blocks used in all; there must have been at least one."""
 
         def total(name: str) -> Any:
             parts = [(before[name], after[name]) for before, after in self._spans]
@@ -115,9 +115,10 @@ class Monitor:
 
 
 def _processors() -> tuple[float | None, float | None]:
-    """CPU seconds so far that the processors which this process may run on were busy, and that were stolen from them.
+    """CPU seconds so far for which the processors that this process may run on were busy, and those stolen from them.
 
-    None under a quota of fewer: there others' work need not be in our way. And where they can't be found in the list.
+    None under a quota of fewer processors, since others' work need not be in our way there; and where ours can't be
+    found in the list.
     """
     cpus, listed = hardware.cpus(), psutil.cpu_times(percpu=True)
     # A container's list may be of its own processors alone, numbered anew.
@@ -138,7 +139,7 @@ def _throttled_seconds() -> float:
 
 
 def _parent(pid: int) -> int | None:
-    """The process that started it; None where it is gone, or its number is not ours."""
+    """The id of a process's parent; None if the process is gone, or its id is not one of ours."""
     with contextlib.suppress(psutil.Error):
         return psutil.Process(pid).ppid()
     return None
@@ -147,15 +148,15 @@ def _parent(pid: int) -> int | None:
 class _Gpu:
     """One GPU's readings through NVML, which stays open for the life of the process.
 
-    Not every GPU has an answer to every question: a part of one (MIG) tells no utilization, an old one no energy. One
-    that NVML does not know by PyTorch's name for it answers none.
+    Not every GPU answers every question: a part of one (MIG) reports no utilization, an old one no energy. A GPU that
+    NVML does not know by PyTorch's name for it answers none.
     """
 
     def __init__(self, uuid: str) -> None:
         self._handle: Any = None
         for name in [uuid] if uuid.startswith(("GPU-", "MIG-")) else [f"GPU-{uuid}", f"MIG-{uuid}"]:
             with contextlib.suppress(pynvml.NVMLError):
-                pynvml.nvmlInit()  # any number of times; a container may have CUDA and not NVML
+                pynvml.nvmlInit()  # may be called any number of times; a container may have CUDA but not NVML
                 self._handle = pynvml.nvmlDeviceGetHandleByUUID(name)
                 break
 
@@ -168,19 +169,19 @@ class _Gpu:
         return None if rates is None else float(rates.gpu)
 
     def throttled(self) -> bool:
-        """Whether it is known to be, at this moment."""
+        """Whether the GPU is known to be throttled at this moment."""
         return bool((self._ask(pynvml.nvmlDeviceGetCurrentClocksThrottleReasons) or 0) & _THROTTLING)
 
     def held_seconds(self) -> float | None:
-        """Seconds so far in which power held it below its clocks, and in which heat did."""
+        """Seconds so far in which power held the GPU below its clocks, plus those in which heat did."""
         policies = pynvml.NVML_PERF_POLICY_POWER, pynvml.NVML_PERF_POLICY_THERMAL
         told = [self._ask(pynvml.nvmlDeviceGetViolationStatus, policy) for policy in policies]
         return None if None in told else float(sum(status.violationTime for status in told)) / 1e9  # nanoseconds
 
     def foreign_processes(self) -> int:
-        """Processes computing on the GPU that are neither this one nor of the same Ray: a run's own take turns.
+        """How many processes computing on the GPU are neither this one nor of the same Ray: a run's own take turns.
 
-        In a container NVML may give other numbers than ours: then all but one are taken to be foreign.
+        In a container NVML may give ids that are not ours: then all but one are taken to be foreign.
         """
         pids = {process.pid for process in self._ask(pynvml.nvmlDeviceGetComputeRunningProcesses) or ()}
         if os.getpid() not in pids:

@@ -1,4 +1,4 @@
-"""Did the machine change under the run? Told by the canary."""
+"""Whether the machine changed during a run, as told by the canary."""
 
 from collections.abc import Iterator
 
@@ -8,8 +8,8 @@ from numpy.typing import NDArray
 
 CANARIES = ("canary_copy_seconds", "canary_matrix_seconds")
 
-# Two groups of repeats are two states of the machine where their canaries lie so far apart: a difference in log
-# units, and in sds within the groups (`change_per_sd`).
+# Two groups of repeats are two states of the machine if their canaries lie farther apart than this difference in log
+# units, and than a number of sds within the groups (`change_per_sd`).
 CHANGE = 0.1
 Repeat = tuple[str, str, int]  # run, machine, repeat
 FEWEST_REPEATS = 2  # a change lasts; a single odd repeat is noise
@@ -21,7 +21,7 @@ def slow_repeats(trials: pd.DataFrame) -> set[Repeat]:
 
 
 def _states(trials: pd.DataFrame) -> Iterator[tuple[set[Repeat], set[Repeat]]]:
-    """Of each run, machine, device and canary that tells two states apart: the slow repeats, and the others."""
+    """For each run, machine, device and canary that tells two states apart, the slow repeats and the others."""
     for canary in CANARIES:
         seen = trials.dropna(subset=[canary])
         for (run_id, hostname, _), rows in seen.groupby(["run_id", "hostname", "device"]):
@@ -35,19 +35,20 @@ def _states(trials: pd.DataFrame) -> Iterator[tuple[set[Repeat], set[Repeat]]]:
 
 
 def change_per_sd(count: int) -> float:
-    """How many sds within them two groups of `count` repeats must lie apart to be two states of the machine.
+    """How many within-group sds two groups of `count` repeats in all must lie apart to be two states of the machine.
 
-    The fewer, the more: cut where the scatter within is least, one state with normal noise lies 11.7 sds apart in 1 of
-    100 runs of 5 repeats, 5.5 in those of 12, and less in longer ones (`benchmarks/states.py`).
+    The fewer repeats, the more sds: if one state with normal noise is cut where the scatter within is least, the groups
+    lie 11.7 sds apart in 1 of 100 runs of 5 repeats, 5.5 in 1 of 100 runs of 12, and less in longer ones
+    (`benchmarks/states.py`).
     """
     return max(6.0, 3 + 30 / (count - 2))
 
 
 def two_groups(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], float, float]:
-    """Which values lie in the upper of two groups, and how far the groups lie apart: as it is, and in sds within.
+    """Which values lie in the upper of two groups; how far apart the groups lie, as a difference and in sds within.
 
-    The groups are those of least squared scatter within (Fisher 1958; the two-means of a line, exactly), of at least
-    `FEWEST_REPEATS` each; too few values are one group.
+    The groups have the least squared scatter within (Fisher 1958; exact two-means on a line), with at least
+    `FEWEST_REPEATS` values each; too few values are one group.
     """
     ordered = np.sort(values)
     found: list[tuple[float, float, float]] = []
@@ -63,7 +64,7 @@ def two_groups(values: NDArray[np.float64]) -> tuple[NDArray[np.bool_], float, f
 
 
 def changed(trials: pd.DataFrame) -> set[str]:
-    """The trials of repeats in which the machine was in the state that it was in for the lesser part of its run."""
+    """The trials of the repeats in which the machine was in its less frequent state of the run."""
     lesser = {one for slow, others in _states(trials) for one in min(slow, others, key=len)}
     of_row = zip(trials["run_id"], trials["hostname"], trials["repeat"], strict=True)
     return set(trials["trial_id"][[repeat in lesser for repeat in of_row]])

@@ -8,7 +8,7 @@ WARMUP_LEVEL = 1 / 6  # the smallest that three values allow: all three falling
 UNSTEADY_LEVEL = 0.01
 UNSTEADY_CHANGE = 0.05  # a trend that changes less than this over a trial is not worth a flag
 FEWEST_VALUES = 3
-MOST_VALUES = 200  # that a trend is looked for in: it takes all pairs of them
+MOST_VALUES = 200  # in which a trend is looked for: that takes all pairs of them
 
 
 def falls(values: Sequence[float], level: float = WARMUP_LEVEL) -> bool:
@@ -40,7 +40,7 @@ def trends(values: Sequence[float]) -> bool:
 
 
 def _thinned(values: Sequence[float]) -> Sequence[float]:
-    """At most `MOST_VALUES` means of as many neighbours each; a trend shows in them as in the values."""
+    """At most `MOST_VALUES` means of equally many neighbours each; a trend shows in them as in the values."""
     each = -(-len(values) // MOST_VALUES)
     return [sum(values[i : i + each]) / each for i in range(0, len(values) - each + 1, each)]
 

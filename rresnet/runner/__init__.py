@@ -1,1 +1,1 @@
-"""The driver and its trial processes: Ray starts, places and retries; everything that imports Ray."""
+"""The driver and its trial processes: starting Ray, placing and retrying trials; everything that imports Ray."""

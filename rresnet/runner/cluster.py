@@ -21,37 +21,37 @@ from rresnet.hardware import Hardware
 from rresnet.runner import machines
 from rresnet.runner.machines import Machine, Wanted
 
-# Each was needed in practice; the reason stands beside it.
+# Each of these was needed in practice, for the reason beside it.
 _ENVIRONMENT = {
-    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # GPUs are numbered as NVML does, in the workers of a group as well
+    "CUDA_DEVICE_ORDER": "PCI_BUS_ID",  # numbers GPUs as NVML does, in the workers of a group too
     "RAY_USAGE_STATS_ENABLED": "0",  # no telemetry, and no prompt about it
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # processes that hold no GPU keep CUDA_VISIBLE_DEVICES as it is
-    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's boxes, which verbose=0 does not silence
-    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process for each worker group, unused
-    "RAY_TRAIN_METRICS_ENABLED": "0",  # needs the dashboard
-    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of a wait without end
-    "RAY_worker_niceness": "0",  # Ray's workers yield to any other process by default: a measurement must not
-    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # no state of the experiment: our rows are what a run goes on from
-    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record; no CSV, JSON and TensorBoard files a trial
+    "RAY_AIR_NEW_OUTPUT": "0",  # no boxes from Tune, which verbose=0 does not silence
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # no extra process for each worker group, which nothing here uses
+    "RAY_TRAIN_METRICS_ENABLED": "0",  # Ray Train's metrics need the dashboard
+    "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "60",  # an error instead of an endless wait
+    "RAY_worker_niceness": "0",  # by default Ray's workers yield to any other process: a measurement must not
+    "TUNE_GLOBAL_CHECKPOINT_S": "1000000",  # saves no experiment state: a run continues from our rows
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # our rows are the record: no CSV, JSON and TensorBoard files
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C reaches us, and we finish writing
-    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # a traceback each, on the terminal: they are rows
-    "TUNE_WARN_THRESHOLD_S": "60",  # Tune's remarks on its own slowness
+    "TUNE_PRINT_ALL_TRIAL_ERRORS": "0",  # no traceback on the terminal: errors are rows
+    "TUNE_WARN_THRESHOLD_S": "60",  # Tune remarks on its own slowness only beyond this
 }
 
 
-# Of a Ray that we start.
+# For a Ray that we start ourselves.
 _LOCAL = {
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # its switch for laptops: its servers listen on loopback alone
-    "RAY_enable_worker_prestart": "0",  # a process for each core, none of which Tune uses: its own have an environment
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Ray's switch for laptops: its servers listen on loopback alone
+    "RAY_enable_worker_prestart": "0",  # no process for each core: Tune uses none of them, its own have an environment
     "RAY_prestart_worker_first_driver": "0",  # the same, at the start
 }
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 CONNECT_SECONDS = 5.0
-ANSWER_SECONDS = 60.0  # for which what takes connections may be silent
+ANSWER_SECONDS = 60.0  # how long something that accepts connections may stay silent
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of gRPC, which Ray speaks
 _SETTINGS = b"\x04"  # the fourth byte of its answer
-WATCH_SECONDS = 2.0  # between looks at whether a joined cluster is still there
-LOST_SECONDS = 40.0  # for which it may be away; after 60 Ray ends this process
+WATCH_SECONDS = 2.0  # between checks that a joined cluster is still there
+LOST_SECONDS = 40.0  # how long it may be unreachable; after 60 s Ray ends this process
 
 
 class ClusterLostError(UsageError):
@@ -60,13 +60,13 @@ class ClusterLostError(UsageError):
 
 @dataclass(frozen=True, kw_only=True)
 class Cluster:
-    """A connected Ray cluster, and the machines of it that measure, the most able first."""
+    """A connected Ray cluster and those of its machines that measure, the most capable first."""
 
     machines: tuple[Machine, ...]
 
     @property
     def hardware(self) -> Hardware:
-        """The first machine's, which the plan is made for."""
+        """The hardware of the first machine, for which the plan is made."""
         return self.machines[0].hardware
 
 
@@ -74,16 +74,16 @@ class Cluster:
 def connect(
     address: str | None, hardware: Hardware, wanted: Wanted | None = None, tell: Callable[[str], None] = print
 ) -> Iterator[Cluster]:
-    """Ray for the length of a block: started here when `address` is None and ended after, else joined and left.
+    """Provide Ray for a block: started here and ended afterwards if `address` is None, else joined and left.
 
     Args:
-        address: of the cluster to join.
-        hardware: of this machine.
+        address: the address of the cluster to join.
+        hardware: the hardware of this machine.
         wanted: the machines of a joined cluster that are to measure.
-        tell: is told what is waited for.
+        tell: is called with what is being waited for.
 
     Raises:
-        UsageError: there is no such cluster, or it has no such machines and gets none.
+        UsageError: there is no such cluster, or it has no such machines and none come.
     """
     wanted = wanted or Wanted()
     if address not in (None, "auto"):
@@ -96,7 +96,7 @@ def connect(
 
 @contextlib.contextmanager
 def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
-    """A Ray of our own, of this machine alone."""
+    """Start a Ray of our own, on this machine alone."""
     import ray
 
     with contextlib.ExitStack() as cleanup:
@@ -119,7 +119,7 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
 
 @contextlib.contextmanager
 def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterator[tuple[Machine, ...]]:
-    """A Ray that is there already; the machines of it that are to measure."""
+    """Join a running Ray; yield those of its machines that are to measure."""
     import ray
 
     with _connecting(lambda reason: _no_cluster(address, reason)):
@@ -133,16 +133,16 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
 
 @contextlib.contextmanager
 def _connecting(message: Callable[[str], str]) -> Iterator[None]:
-    """For the block in which Ray starts or is joined: import Tune meanwhile, and keep the handler of SIGTERM.
+    """Import Tune while the block starts or joins Ray, and keep the handler of SIGTERM.
 
-    Raises UsageError with the `message` of a reason, whatever the block raises.
+    Whatever the block raises becomes a UsageError, whose text `message` makes from the reason.
     """
     terminate = signal.getsignal(signal.SIGTERM)  # Ray replaces it with a handler that ends the process at once
-    importing = threading.Thread(target=import_module, args=("ray.tune",))  # seconds, in which Ray can start
+    importing = threading.Thread(target=import_module, args=("ray.tune",))  # takes seconds, in which Ray can start
     importing.start()
     try:
         yield
-    except Exception as error:  # Ray raises plain ones, too: where its own processes don't start in time, say
+    except Exception as error:  # Ray also raises plain ones, say when its own processes don't start in time
         raise UsageError(message((str(error).splitlines() or [type(error).__name__])[0])) from error
     finally:
         importing.join()
@@ -151,9 +151,9 @@ def _connecting(message: Callable[[str], str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _watched(address: str) -> Iterator[None]:
-    """Say so and end where the joined cluster goes away: a minute later Ray ends its driver, without a word for people.
+    """End this process with a message when the joined cluster is gone: after a minute Ray would end it without one.
 
-    The driver waits inside Ray then, where no exception reaches it. The rows that came are written.
+    By then the driver waits inside Ray, where no exception reaches it. The rows that arrived are written.
     """
     host, _, port = address.rpartition(":")
     left = threading.Event()
@@ -182,9 +182,9 @@ def _watched(address: str) -> Iterator[None]:
 
 
 def _start(**how: Any) -> None:
-    """Start Ray; a second time where the machine was too busy for the first: Ray gives its helpers 15 s to be ready.
+    """Start Ray, and try again if that fails: Ray gives its helpers 15 s to be ready, too little on a busy machine.
 
-    The second time with all of its helpers: another version of Ray may want those that `_few_helpers` leaves out.
+    The second attempt starts all helpers: another version of Ray may need those that `_few_helpers` leaves out.
     """
     import ray
 
@@ -198,17 +198,21 @@ def _start(**how: Any) -> None:
 
 @contextlib.contextmanager
 def _few_helpers() -> Iterator[None]:
-    """Have Ray start no process that nothing here uses: they take seconds of both cores, two of which Ray waits for.
+    """Keep Ray from starting processes that nothing here uses.
 
-    They are the dashboard's server, which comes for the usage statistics even without a dashboard, the autoscaler, and
-    what would bring the output of workers to the driver. Ray has no switch for them.
+    They are the dashboard's server, which Ray starts for usage statistics even without a dashboard, the autoscaler, and
+    the process that would bring the output of workers to the driver. They take seconds of both cores, and Ray waits for
+    two of these. Ray has no switch for them.
     """
     from ray._private import ray_constants, services
     from ray._private.node import Node
     from ray.experimental.internal_kv import _internal_kv_put
 
     def no_server(*of: Any, **how: Any) -> tuple[str, None]:
-        """Its address and process. Ray's agent, which has events for it, would else look for it every second."""
+        """Return no address and no process.
+
+        The address that is stored keeps Ray's agent, which has events for the server, from looking for it every second.
+        """
         _internal_kv_put(ray_constants.DASHBOARD_ADDRESS, "localhost:0", namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
         return "", None
 
@@ -229,7 +233,7 @@ def _few_helpers() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Have the processes that are started in the block put theirs there: one that is killed can't remove its own."""
+    """Put the temporary files of processes started in the block into `folder`: a killed one can't remove its own."""
     before = os.environ.get("TMPDIR")
     os.environ["TMPDIR"] = str(folder)
     try:
@@ -241,9 +245,9 @@ def _temporary_files_in(folder: Path) -> Iterator[None]:
 
 
 def _make_token() -> None:
-    """Make the token without which nobody gets into our Ray, if there is none: Ray would leave it to all to read.
+    """Make the token without which nobody gets into our Ray, if there is none: Ray's own would be readable by all.
 
-    Where there is no home to keep it in, as in a container of another user's, it is in the environment.
+    Where no home folder can hold it, as in another user's container, it goes into the environment.
     """
     file = Path(os.path.expanduser("~"), ".ray", "auth_token")
     try:
@@ -260,7 +264,7 @@ def _make_token() -> None:
 
 
 def _check_reachable(address: str, patience: float, tell: Callable[[str], None]) -> None:
-    """Ray itself goes on trying for minutes: ask first whether anybody listens there, and answers in Ray's language."""
+    """Check first that something listens there and speaks Ray's protocol: Ray itself would go on trying for minutes."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         raise UsageError(f"--address must be auto or host:port (Ray's own port is 6379), got {address}")
@@ -275,7 +279,7 @@ def _check_reachable(address: str, patience: float, tell: Callable[[str], None])
 
 
 def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]) -> None:
-    """Raise OSError where nothing answers, or something that is not Ray."""
+    """Raise OSError if nothing answers, or if what answers is not Ray."""
     line.sendall(_HELLO)
     if not select.select([line], [], [], CONNECT_SECONDS)[0]:
         tell()

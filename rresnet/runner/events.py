@@ -1,4 +1,4 @@
-"""A trial process as the driver knows it: Tune's events of it, as calls of the lane."""
+"""A trial process as the driver knows it: turns Tune's events about it into calls of the lane."""
 
 import time
 from pathlib import Path
@@ -12,26 +12,26 @@ from rresnet.cell import Trial
 if TYPE_CHECKING:
     from rresnet.runner.lane import Lane
 
-# Tune counts callbacks by their kind for usage statistics, which are off, and imports MLflow for it where that is
-# installed: seconds before the first trial.
+# Tune counts callbacks by kind for usage statistics, which are off, and for that imports MLflow where it is installed:
+# this would take seconds before the first trial.
 usage.tag_callbacks = lambda callbacks: False
 
 
 class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
-    """A trial process, as Tune tells of it."""
+    """A trial process, as Tune reports on it."""
 
     def __init__(self, lane: "Lane", attempt: int) -> None:
         self._lane = lane
-        self.attempt = attempt  # that its trials are, but for those lost with their machines
-        self._process_id: int | None = None  # once it has said so
-        self._kills = 0  # for want of memory, when the trial began
+        self.attempt = attempt  # the attempt of its trials, not counting those lost with their machines
+        self._process_id: int | None = None  # None until it has reported it
+        self._kills = 0  # the machine's kills for want of memory when the trial began
         self._started: float | None = None
-        self._ended: Trial | None = None  # the latest that has its row, or is to be tried again
-        self.begun: Trial | None = None  # the latest
+        self._ended: Trial | None = None  # the latest trial that has its row or is to be tried again
+        self.begun: Trial | None = None  # the latest trial that has begun
         self.ended = False
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune pickles its callbacks beside the experiment, for a restore that we do from our own rows."""
+        """Return nothing: Tune pickles callbacks so that it can restore them; we restore from our own rows."""
         return {}
 
     @property
@@ -41,27 +41,27 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
 
     @property
     def killed_for_memory(self) -> bool:
-        """Whether the kernel has killed for want of memory, it or a worker, since the trial began."""
+        """Whether the kernel has killed a process of the machine for want of memory since the trial began."""
         return self._lane.machine.kills_for_memory() > self._kills
 
     @property
     def output_tail(self) -> str | None:
-        """The end of what it has printed; None where that is not known."""
+        """The end of what the process has printed; None where that is not known."""
         return self._lane.machine.output_tail(self._process_id)
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Look whether the run is to end, or the machine is gone."""
+        """Check whether the run is to end or the machine is gone."""
         self._lane.check()
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """A trial begins in the process, which may have to be started first."""
+        """Note that a trial begins in the process, which may have to be started first."""
         self.begun = trial.planned
-        self._started = time.monotonic() if self._process_id else None  # a new process tells when it is ready
+        self._started = time.monotonic() if self._process_id else None  # a new process reports when it is ready
         self._kills = self._lane.machine.kills_for_memory()
         self._lane.sweep.progress.running(trial.planned)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
-        """A trial has told its process, its speed so far, or what became of it."""
+        """Handle a report of the trial: its process, workers that it starts, its speed so far, or its outcome."""
         if "outcome" in result:
             self._ended = trial.planned
             record, alone = result["outcome"]
@@ -74,7 +74,7 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
             self._lane.sweep.progress.rate(result["images_per_second"])
 
     def on_trial_error(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
-        """The process has ended: on purpose after a trial's row, or with the trial."""
+        """Handle the end of the process: on purpose after a trial's row, or together with the trial."""
         self.ended = True
         if trial.planned is self._ended:  # it had its row; the process was ended on purpose
             return

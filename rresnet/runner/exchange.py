@@ -13,11 +13,11 @@ class Training(NamedTuple):
     nodes: tuple[str, ...]
 
 
-Request = Training | Literal["forget", "end"]  # to forget: what all cells so far have left
+Request = Training | Literal["forget", "end"]  # "forget" frees what all cells so far have left
 
 
 class Exchange:
-    """An actor that both sides ask; answers are bytes to it, so that it need not import torch to read them."""
+    """An actor that both sides call. Answers are bytes to it, so that it need not import torch to read them."""
 
     def __init__(self) -> None:
         self._requests: list[Request] = []
@@ -25,25 +25,25 @@ class Exchange:
         self._changed = asyncio.Condition()
 
     async def ask(self, request: Request) -> None:
-        """Have the group do something, after what it was asked for before."""
+        """Queue a request for the group, after those made before."""
         async with self._changed:
             self._requests.append(request)
             self._changed.notify_all()
 
     async def asked(self, number: int) -> Request:
-        """The request with that number, from 0, once it is there."""
+        """Wait for the request with that number, from 0, and return it."""
         async with self._changed:
             await self._changed.wait_for(lambda: number < len(self._requests))
             return self._requests[number]
 
     async def answer(self, number: int, answer: bytes) -> None:
-        """Say that a request is met, and with what."""
+        """Store the answer to a request that has been met."""
         async with self._changed:
             self._answers[number] = answer
             self._changed.notify_all()
 
     async def answered(self, number: int) -> bytes:
-        """The answer to that request, once it is there; it is forgotten here."""
+        """Wait for the answer to that request and return it; it is then forgotten here."""
         async with self._changed:
             await self._changed.wait_for(lambda: number in self._answers)
             return self._answers.pop(number)

@@ -1,17 +1,17 @@
-"""How a trial process ends before its time: what the trial process and the driver both know of it, without torch."""
+"""How a trial process ends early: what the trial process and the driver both need to know of it, without torch."""
 
 import re
 
 from rresnet.tables.measurement import Measurement
 
-_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Ray's
+_COLOUR = re.compile(r"\x1b\[[0-9;]*m")  # Ray's colour codes
 _RAISED = re.compile(r"[\w.]*(Error|Exception|Exit|Interrupt)(:|$)")  # how a traceback's last line begins
 
 
 class TrialProcessSpentError(RuntimeError):
     """Ends a trial process whose state a failed trial may have harmed; the next trial gets a new one.
 
-    The driver unpickles it: from `rresnet.runner.trial` it would bring torch along.
+    The driver unpickles it: if it were defined in `rresnet.runner.trial`, that would import torch.
     """
 
 
@@ -22,7 +22,7 @@ def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurem
     if elapsed_seconds >= timeout_seconds:
         message = f"still running after {timeout_seconds:g} s (--timeout-seconds)"
         return Measurement(status="timeout", error_type="TimeoutError", error_message=message)
-    signs = ("has died", "died unexpectedly", "is unavailable")  # the last of a process whose machine no longer answers
+    signs = ("has died", "died unexpectedly", "is unavailable")  # the last: its machine no longer answers
     if any(sign in text for sign in signs):
         detail = text[text.index("The actor is dead") :] if "The actor is dead" in text else text
         return Measurement(status="killed", error_type="ActorDiedError", error_message=detail[:2000])
@@ -30,7 +30,7 @@ def death(text: str, elapsed_seconds: float, timeout_seconds: float) -> Measurem
 
 
 def _telling_first(text: str) -> str:
-    """The end of a traceback, below the line that says what was raised."""
+    """The line of a traceback that says what was raised, then the end of the traceback."""
     text = _COLOUR.sub("", text).strip()
     lines = text.splitlines()
     raised = next((line for line in reversed(lines) if _RAISED.match(line)), lines[-1] if lines else "")

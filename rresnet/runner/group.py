@@ -1,4 +1,4 @@
-"""A worker group of Ray Train that stays up and trains one trial after another: starting one takes 10 s and more."""
+"""A worker group of Ray Train that stays up and trains one trial after another: starting one takes 10 s or more."""
 
 import faulthandler
 import itertools
@@ -29,21 +29,21 @@ from rresnet.tables.measurement import Record
 from rresnet.training.train import train
 from rresnet.training.workbench import Workbench
 
-END_SECONDS = 30.0  # for workers that have nothing left to do
+END_SECONDS = 30.0  # how long workers with nothing left to do may take to end
 
 
 class WorkerGroup:
-    """Workers, with DDP, that keep the cells they have built hot; a cell may take all of them or a part."""
+    """DDP workers that keep the cells they have built hot; a cell may take all of them or a part."""
 
     def __init__(self, those: Layout, how: How, data: "ray.ObjectRef[ImageData]") -> None:
-        """Start them; nothing waits for that until they are to train."""
+        """Start the workers; nothing waits for them until they are to train."""
         home = ray.get_runtime_context().get_node_id()
         here = NodeAffinitySchedulingStrategy(home, soft=True)
         self._exchange = ray.remote(Exchange).options(num_cpus=0, scheduling_strategy=here).remote()
         self._asked = itertools.count()
         self._ended = Future[None]()
         self._hot = set[Cell]()
-        self._free_memory = 1.0  # the least share of what only workers see, after the latest trial
+        self._free_memory = 1.0  # smallest free share of memory that only workers see, after the latest trial
         scaling = ray.train.ScalingConfig(
             num_workers=len(those.nodes),
             use_gpu=those.device == "gpu",
@@ -51,7 +51,7 @@ class WorkerGroup:
             label_selector=[{NODE_ID: node} for node in those.nodes],
         )
         config = {"exchange": self._exchange, "device": those.device, "home": home, "how": how, "data": [data]}
-        # Ray Train returns when the workers do. Nor does the end of this process wait for a thread that is a daemon.
+        # Ray Train returns only when the workers do, and the end of this process does not wait for a daemon thread.
         threading.Thread(target=self._run, args=(config, scaling), name="rresnet-group", daemon=True).start()
 
     def _run(self, config: dict[str, Any], scaling: ray.train.ScalingConfig) -> None:
@@ -64,7 +64,7 @@ class WorkerGroup:
                     run_config=ray.train.RunConfig(
                         name="train",
                         storage_path=str(storage),
-                        # It would try without end.
+                        # By default it would retry without end.
                         failure_config=ray.train.FailureConfig(controller_failure_limit=0, max_preemption_failures=0),
                     ),
                 ).fit()
@@ -74,7 +74,7 @@ class WorkerGroup:
 
     @property
     def ended(self) -> bool:
-        """Whether it was let go, or a worker has ended."""
+        """Whether the group was let go, or a worker has ended."""
         return self._ended.done()
 
     @property
@@ -83,13 +83,13 @@ class WorkerGroup:
         return len(self._hot)
 
     def __contains__(self, cell: Cell) -> bool:
-        """Whether the cell is one of them."""
+        """Whether the cell is hot."""
         return cell in self._hot
 
     def train(self, cell: Cell, nodes: Sequence[str]) -> Record:
-        """Train a cell, by a worker on each of `nodes`.
+        """Train a cell, with a worker on each of `nodes`.
 
-        Raises what Ray Train tells of a worker that failed, after which the group is gone.
+        Raises Ray Train's error when a worker has failed; the group is then gone.
         """
         if self._free_memory < MEMORY_RESERVE and cell not in self:
             self.forget()
@@ -101,7 +101,7 @@ class WorkerGroup:
         return record
 
     def wait_until_up(self) -> None:
-        """Wait for the workers, whom nothing is asked before; raises TimeoutError, and what Ray Train tells."""
+        """Wait until the workers are up, before asking them for anything; raises TimeoutError or Ray Train's error."""
         self._answer_to("forget", timeout=WORKERS_SECONDS)
 
     def forget(self) -> None:
@@ -111,7 +111,7 @@ class WorkerGroup:
         self._free_memory = 1.0
 
     def end(self) -> None:
-        """Let the workers go, and wait until what they held is free. What fails then has no part in any trial."""
+        """Let the workers go, and wait until what they held is free. A failure at this point affects no trial."""
         self._exchange.ask.remote("end")
         wait([self._ended], timeout=END_SECONDS)
 
@@ -127,7 +127,7 @@ class WorkerGroup:
 
 
 def _loop(config: dict[str, Any]) -> None:
-    """What each worker does, until the end is asked for."""
+    """Meet requests, in each worker, until asked to end."""
     exchange, worker = config["exchange"], _Worker(**config)
     for number in itertools.count():
         request: Request = ray.get(exchange.asked.remote(number))
@@ -139,7 +139,7 @@ def _loop(config: dict[str, Any]) -> None:
 
 
 class _Worker:
-    """One of the group; each answer is given by one of those who met the request, once all of them have."""
+    """One worker of the group; once all workers concerned have met a request, one of them answers it."""
 
     def __init__(
         self, *, exchange: Any, device: Device, home: str, how: How, data: "list[ray.ObjectRef[ImageData]]"
@@ -150,7 +150,7 @@ class _Worker:
         self._places: list[Any] = [None] * distributed.get_world_size()
         here = ray.get_runtime_context().get_node_id()
         distributed.all_gather_object(self._places, here)
-        self._seen_at_home = device == "cpu" and here == home  # its memory, by the trial process
+        self._seen_at_home = device == "cpu" and here == home  # whether the trial process sees its memory
         self._parts: dict[tuple[int, ...], tuple[Any, Any]] = {}  # ranks -> their process groups
 
     def forget(self) -> bytes | None:
@@ -159,7 +159,7 @@ class _Worker:
         return b"" if self._rank == 0 else None
 
     def train(self, request: Training) -> bytes | None:
-        """Train, where the cell takes this worker."""
+        """Train the cell, if it takes this worker."""
         cell, ranks = request.cell, layout.members(request.nodes, self._places)
         faulthandler.dump_traceback_later(self._how.limit_seconds(cell), exit=True)
         try:
@@ -171,21 +171,21 @@ class _Worker:
             record = train(
                 self._hot.bench(cell, lambda: self._build(cell, images, ranks, part, agreeing)),  # no name keeps it
                 self._how,
-                startup_seconds=time.perf_counter() - start,  # looked at after that
+                startup_seconds=time.perf_counter() - start,  # evaluated after the build
                 progress=lambda images_per_second: None,
             )
             give_back(cell)
             share = 1.0 if self._seen_at_home else free_memory_share(self._device)
             free = torch.tensor(share, device=get_device())
-            distributed.all_reduce(free, distributed.ReduceOp.MIN, group=part)  # where another has failed, no record
+            distributed.all_reduce(free, distributed.ReduceOp.MIN, group=part)  # fails if another worker has: no record
         finally:
             faulthandler.cancel_dump_traceback_later()
         return pickle.dumps((record, free.item())) if self._rank == ranks[0] else None
 
     def _part(self, ranks: tuple[int, ...]) -> tuple[Any, Any]:
-        """The process groups of a cell's workers, for their device's tensors and for the processor's.
+        """The process groups of a cell's workers: one for tensors on their device, one for tensors on the CPU.
 
-        All workers make them, also those that are not in them.
+        All workers make them, including those that are not in them.
         """
         if ranks not in self._parts:
             everyone, on_gpu = len(ranks) == len(self._places), self._device == "gpu"

@@ -1,7 +1,7 @@
-"""How Ray Tune gets the planned trials: one when it has room for one, and at no more cost than it must have.
+"""How Ray Tune gets the planned trials: one whenever it has room for one, at no more cost than necessary.
 
-Tune's own way, a `Searcher` behind its generator, copies the experiment's specification, parses a command line and
-asks Ray's control store for the trainable several times for each trial, and looks through all trials at each event.
+Tune's own way is a `Searcher` behind its generator. For each trial it copies the experiment's specification, parses a
+command line and asks Ray's control store for the trainable several times; at each event it looks through all trials.
 """
 
 import contextlib
@@ -19,10 +19,10 @@ _STARTING = threading.Lock()  # Tune's registry of trainables is not made for se
 
 
 class TuneTrial(experiment.Trial):  # type: ignore[misc]  # Ray leaves it untyped
-    """A planned trial as Tune's, of a trainable that is already at hand."""
+    """A planned trial as a trial of Tune's, whose trainable is already at hand."""
 
     def __init__(self, planned: Trial, trainable: type, **options: Any) -> None:
-        super().__init__(stub=True, **options)  # a stub is not looked up
+        super().__init__(stub=True, **options)  # a stub's trainable is not looked up
         self.planned, self._trainable = planned, trainable
 
     def get_trainable_cls(self) -> type:
@@ -30,11 +30,11 @@ class TuneTrial(experiment.Trial):  # type: ignore[misc]  # Ray leaves it untype
         return self._trainable
 
     def set_ray_actor(self, ray_actor: Any) -> None:
-        """Note the trial process, without asking it for what Tune would tell of a trial that reports nothing."""
+        """Note the trial process, without asking it for the metrics that Tune has of a trial with no report yet."""
         self.temporary_state.ray_actor = ray_actor
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing: Tune keeps an experiment's state for a restore that we do from our own rows."""
+        """Return nothing: Tune keeps an experiment's state to restore it; we restore from our own rows."""
         return {}
 
 
@@ -44,10 +44,10 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
     def __init__(self, next_trial: Callable[[], Trial | None], config: Callable[[Trial], dict[str, Any]]) -> None:
         self._next, self._config, self._running = next_trial, config, False
         self._starting = contextlib.ExitStack()
-        self.given: Trial | None = None  # the latest
+        self.given: Trial | None = None  # the latest trial handed out
 
     def __getstate__(self) -> dict[str, Any]:
-        """Nothing, as a trial's."""
+        """Return nothing, as for a trial."""
         return {}
 
     def __enter__(self) -> "Handout":
@@ -68,12 +68,12 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
         self._trainable = registry.get_trainable_cls(one.spec["run"])
 
     def take(self) -> Trial | None:
-        """The next planned trial; None when there is none left."""
+        """Take the next planned trial; None when there is none left."""
         self.given = self._next()
         return self.given
 
     def next_trial(self) -> TuneTrial | None:
-        """The next planned trial as Tune's; None while one runs, and when there is none left."""
+        """The next planned trial, as Tune's; None while one runs, or when there is none left."""
         self._starting.close()
         if self._running or self._finished:
             return None
@@ -85,19 +85,19 @@ class Handout(SearchAlgorithm):  # type: ignore[misc]
         return TuneTrial(planned, self._trainable, config=self._config(planned), **self._options)
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """There is room for the next."""
+        """Note that there is room for the next trial."""
         self._running = False
 
 
 class AsGiven(FIFOScheduler):  # type: ignore[misc]
-    """Trials run as they come, and all but the last are forgotten: Tune looks through all that it knows at each event.
+    """Run trials as they come and forget all but the last: Tune looks through all that it knows at each event.
 
-    It starts those that wait by itself and wants one to be left in the end; what became of them stands in our own rows.
+    Tune starts waiting trials by itself, and needs one to be left at the end. What became of them is in our own rows.
     """
 
     def choose_trial_to_run(self, tune_controller: Any) -> None:
-        """None in particular."""
+        """Choose none in particular."""
 
     def on_trial_add(self, tune_controller: Any, trial: TuneTrial) -> None:
-        """Forget those before it."""
+        """Forget the trials before it."""
         del tune_controller.get_trials()[:-1]

@@ -19,7 +19,7 @@ MEMORY_RESERVE = 0.25  # share of the memory that must be free before another ce
 
 @functools.cache
 def images_of(ref: "ray.ObjectRef[ImageData]") -> ImageData:
-    """The data set behind `ref`; fetched once in this process, which has one."""
+    """The data set behind `ref`; fetched once in this process, which has only this one."""
     images: ImageData = ray.get(ref)
     return images
 
@@ -36,11 +36,11 @@ class HotCells:
         return len(self._benches)
 
     def __contains__(self, cell: Cell) -> bool:
-        """Whether the cell is one of them."""
+        """Whether the cell is hot."""
         return cell.cell_id in self._benches
 
     def bench(self, cell: Cell, build: Callable[[], Workbench]) -> Workbench:
-        """The cell's workbench, built on its first use; one that trains epochs starts from the seed each time."""
+        """The cell's workbench, built on its first use; anew each time if the cell trains epochs, from its seed."""
         if cell.epochs:
             return build()
         if cell not in self:
@@ -49,19 +49,19 @@ class HotCells:
         return self._benches[cell.cell_id]
 
     def drop(self) -> None:
-        """Free the one that was used least recently."""
+        """Free the cell that was used least recently."""
         self._benches.popitem(last=False)
         _collect()
 
     def clear(self) -> None:
-        """Free them all, and the data on the device."""
+        """Free all cells, and the data on the device."""
         self._benches.clear()
         inputs.resident.cache_clear()
         _collect()
 
 
 def give_back(cell: Cell) -> None:
-    """Free what training the cell has left, beside what stays hot: another process may need it next."""
+    """Free what training the cell has left, except what stays hot: another process may need it next."""
     if cell.epochs:
         _collect()
     torch.cuda.empty_cache()
@@ -73,7 +73,7 @@ def _collect() -> None:
 
 
 def free_memory_share(device: Device) -> float:
-    """The share of the device's memory that is free, whoever holds the rest; what PyTorch only caches is given back."""
+    """The free share of the device's memory, whoever holds the rest; what PyTorch only caches is given back first."""
     if device == "gpu":
         torch.cuda.empty_cache()
         free, total = torch.cuda.mem_get_info()

@@ -27,9 +27,9 @@ if TYPE_CHECKING:
     from rresnet.data import ImageData
     from rresnet.runner.sweep import Sweep
 
-logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # a trial that ended badly is a row, and told as one
-ALIVE_SECONDS = 1.0  # between looks at whether the machine is still there
-DEATH_SECONDS = 60.0  # in which a machine answers, or Ray finds out that it is gone
+logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # a failed trial is a row, and is told as one
+ALIVE_SECONDS = 1.0  # between checks that the machine is still there
+DEATH_SECONDS = 60.0  # within which a machine answers, or Ray finds out that it is gone
 KILLED_FOR_MEMORY = (
     "OutOfMemoryError: the kernel ended a process of the trial: the machine, or its part of it, ran out of memory"
 )
@@ -50,16 +50,16 @@ class Lane:
     """Measures on one machine, one trial at a time, as long as there are repeats to take.
 
     A trial is *taken* from the agenda, *handed out* to Tune, *begun* when Tune starts it in a process, and *ended* when
-    it has its row or waits to be tried again. A lane may be lost with a trial between any two of these.
+    it has its row or waits to be tried again. The machine may be lost while a trial is between any two of these.
     """
 
     def __init__(self, sweep: "Sweep", machine: Machine, agenda: Agenda) -> None:
         self.sweep, self.machine, self.agenda = sweep, machine, agenda
-        self._waiting = deque[Trial]()  # of the repeats taken
-        self._unconfirmed = deque[Trial]()  # ran out of memory beside other hot cells
+        self._waiting = deque[Trial]()  # trials of the repeats taken
+        self._unconfirmed = deque[Trial]()  # trials that ran out of memory beside other hot cells
         self._too_large: dict[str, str] = {}  # cells that did so alone -> the message
         self._looked = 0.0
-        self.lost = False  # the machine
+        self.lost = False  # whether the machine is
 
     def run(self) -> None:
         """Take and measure repeats until there are none left, or the machine is lost."""
@@ -77,13 +77,13 @@ class Lane:
         return bool(taken)
 
     def _measure_process(self, process: int) -> None:
-        """Measure the repeats that the plan has in one process, as far as other machines leave them."""
+        """Measure the repeats that the plan has in one process, except those that other machines take."""
         self._measure(self._waiting, process)
-        while self._unconfirmed and not self.lost:  # what is left of them goes back to the agenda
+        while self._unconfirmed and not self.lost:  # once lost, the rest goes back to the agenda
             self._measure(deque([self._unconfirmed.popleft()]), attempt=2)
 
     def _measure(self, trials: deque[Trial], process: int | None = None, attempt: int = 1) -> None:
-        """Run trials, and what the plan has in `process`, in a fresh process; those that one ends with, in the next."""
+        """Run trials, and what the plan has in `process`, in a fresh process; if it ends early, the rest in another."""
         while not self.lost and self._any(trials, process):
             nodes = self._nodes()
             groups = layout.layouts(self._can_come(trials, process), nodes)
@@ -92,7 +92,10 @@ class Lane:
             def next_trial(
                 nodes: Sequence[str] = nodes, groups: Collection[Device] = groups, fresh: TrialProcess = fresh
             ) -> Trial | None:
-                """None also where the process has ended, or workers' machine: the next process has others, and room."""
+                """Take the next trial; None also if the process has ended or a machine of its workers is gone.
+
+                The next process has other workers, and room.
+                """
                 over = self.lost or fresh.ended or (groups and self._nodes() != nodes)
                 return trials.popleft() if not over and self._any(trials, process) else None
 
@@ -110,7 +113,7 @@ class Lane:
             self._waiting.extendleft(trials)  # the machine is lost
 
     def _any(self, trials: deque[Trial], process: int | None) -> bool:
-        """Whether there is one to run; those before it that are known not to run get their rows."""
+        """Whether there is a trial to run; those before it that are known not to run get their rows."""
         while trials or (process is not None and self._take(process)):
             measurement = self._known_not_to_run(trials[0].cell)
             if measurement is None:
@@ -119,13 +122,13 @@ class Lane:
         return False
 
     def _can_come(self, trials: Collection[Trial], process: int | None) -> list[Cell]:
-        """Cells that the process may get to train."""
+        """The cells that the process may get to train."""
         coming = [] if process is None else self.agenda.cells_of(process)
         cells = dict.fromkeys([*(trial.cell for trial in trials), *coming])
         return [cell for cell in cells if self._known_not_to_run(cell) is None]
 
     def _survive(self, error: RuntimeError, process: TrialProcess) -> None:
-        """Account for the trial that Tune broke off with where a machine or memory failed; raise any other error."""
+        """Account for the trial at which Tune broke off, if a machine or memory failed; raise any other error."""
         running = process.running
         if isinstance(error, MachineLostError) or isinstance(error.__cause__, MachineLostError):
             if running:
@@ -192,7 +195,7 @@ class Lane:
                 raise MachineLostError
 
     def _known_not_to_run(self, cell: Cell) -> Measurement | None:
-        """What is recorded of a cell that can't run, as became known in this run."""
+        """What to record for a cell that this run has found unable to run; None for any other."""
         if message := self._too_large.get(cell.cell_id):
             reason = f"not run: the cell ran out of memory alone in a fresh process before ({message})"
             return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=reason)
@@ -202,7 +205,7 @@ class Lane:
         return None
 
     def reported(self, process: TrialProcess, trial: Trial, record: Record, alone: bool) -> None:
-        """A trial has sent what became of it, and whether it was alone, with nothing hot beside it."""
+        """Handle what became of a trial; `alone` says whether it ran with nothing hot beside it."""
         for name, content in record.files.items():
             self.sweep.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
         if record.measurement.status == "killed" and process.killed_for_memory:
@@ -216,11 +219,11 @@ class Lane:
         self._record(process, trial, record)
 
     def _record(self, process: TrialProcess, trial: Trial, record: Record) -> None:
-        """Record a trial; its attempts before that went with their machines count, too."""
+        """Record a trial; earlier attempts that were lost with their machines count, too."""
         self.sweep.record(trial, record, attempt=process.attempt + self.agenda.losses(trial))
 
     def evicted(self, process: TrialProcess, trial: Trial, account: str) -> None:
-        """Ray's memory monitor, or the kernel's own killer, has ended the process of a trial."""
+        """Handle a trial whose process was ended by Ray's memory monitor, or by the kernel for want of memory."""
         if process.attempt == 1:  # other hot cells held memory, too
             self._unconfirmed.append(trial)
             return
@@ -229,7 +232,7 @@ class Lane:
         self._record(process, trial, Record(measurement=measurement))
 
     def died(self, process: TrialProcess, trial: Trial, account: str, elapsed_seconds: float) -> None:
-        """The process of a trial has ended without its record."""
+        """Handle a trial whose process has ended without sending a record."""
         measurement = death(account, elapsed_seconds, self.sweep.how.process_limit_seconds(trial.cell))
         if measurement.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
             self.lost = True
@@ -241,7 +244,7 @@ class Lane:
         self._record(process, trial, Record(measurement=replace(measurement, output_tail=process.output_tail)))
 
     def _lose(self, trial: Trial) -> None:
-        """The machine died with the trial: another one gets it, once."""
+        """Give a trial whose machine died to another machine, once; then record it as killed."""
         if self.agenda.lose(trial):
             self._waiting.appendleft(trial)  # goes back to the agenda with the rest
             return

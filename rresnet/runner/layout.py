@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rresnet.cell import Cell, Device
 
-SLIVER = 0.01  # of a GPU: what a worker leaves of its own to the trial process
+SLIVER = 0.01  # share of its GPU that a worker leaves to the trial process
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,8 +14,8 @@ class Layout:
     """The workers of a group."""
 
     device: Device
-    nodes: tuple[str, ...]  # of each worker
-    cores: int  # that Ray sets aside for each
+    nodes: tuple[str, ...]  # the node of each worker
+    cores: int  # CPU cores that Ray sets aside for each
 
     @property
     def each(self) -> dict[str, float]:
@@ -24,10 +24,10 @@ class Layout:
 
 
 def layouts(cells: Iterable[Cell], nodes: Sequence[str]) -> Mapping[Device, Layout]:
-    """The groups that train all cells of several workers on `nodes`, the first of which is filled first.
+    """The groups that train all cells of several workers on `nodes`, which are filled in order.
 
-    Each holds as many workers on a node as any of its cells takes there. All groups are up at once, so cores are set
-    aside for one of them only: that of the CPU, where there is one.
+    A group holds as many workers on a node as any one of its cells takes there. All groups are up at once, so cores are
+    set aside for only one of them: that of the CPU, if there is one.
     """
     several = [cell for cell in cells if cell.num_workers > 1]
     kinds = sorted({cell.device for cell in several})  # the CPU first
@@ -37,7 +37,7 @@ def layouts(cells: Iterable[Cell], nodes: Sequence[str]) -> Mapping[Device, Layo
 def _layout(cells: Sequence[Cell], nodes: Sequence[str], cores: bool) -> Layout:
     most: Counter[str] = Counter()
     for cell in cells:
-        most |= Counter(placement(cell, nodes))  # the larger of both, node by node
+        most |= Counter(placement(cell, nodes))  # the larger of the two, node by node
     dense = max(cell.workers_per_node for cell in cells)
     threads = max(cell.cpu_threads for cell in cells if cell.workers_per_node == dense)
     workers = tuple(node for node in nodes for _ in range(most[node]))
@@ -45,7 +45,7 @@ def _layout(cells: Sequence[Cell], nodes: Sequence[str], cores: bool) -> Layout:
 
 
 def placement(cell: Cell, nodes: Sequence[str]) -> tuple[str, ...]:
-    """The node of each of a cell's workers: the first nodes, evenly."""
+    """The node of each of a cell's workers: the first nodes, each with the same number of workers."""
     return tuple(nodes[worker // cell.workers_per_node] for worker in range(cell.num_workers))
 
 

@@ -28,17 +28,17 @@ class Wanted:
 
     gpu: bool = False  # they must have one
     accelerator_type: str | None = None  # Ray's name of it, for example A100
-    count: int | None = None  # so many of them; None: all there are
-    wait_seconds: float = 900.0  # for those that an autoscaler has still to start
+    count: int | None = None  # how many of them; None: all there are
+    wait_seconds: float = 900.0  # how long to wait for those that an autoscaler still has to start
 
     def admits(self, resources: Mapping[str, float]) -> bool:
-        """Whether a machine with such Ray resources is one of them."""
+        """Whether a machine with these Ray resources qualifies."""
         kind = self.accelerator_type
         fits = resources.get("CPU", 0) >= 1 and (not self.gpu or resources.get("GPU", 0) >= 1)
         return fits and (kind is None or resources.get(f"accelerator_type:{kind}", 0) > 0)
 
     def __str__(self) -> str:
-        """In words."""
+        """The machines in words."""
         kind = self.accelerator_type or ("GPU" if self.gpu else "CPU")
         return f"{self.count or 1} machine{'s' if (self.count or 1) > 1 else ''} with a {kind}"
 
@@ -49,18 +49,18 @@ class Machine:
 
     node_id: str
     hardware: Hardware  # as far as Ray may use it
-    logs: Path | None = None  # what its trial processes print, where that is on this machine
+    logs: Path | None = None  # folder of what its trial processes print, if it is on this machine
 
     @property
     def whole(self) -> dict[str, float]:
-        """All of it, as Ray's resources."""
+        """The whole machine, as Ray resources."""
         gpus = {"GPU": float(self.hardware.gpu_count)} if self.hardware.gpu_count else {}
         return {"CPU": float(self.hardware.cpu_count), **gpus}
 
     def left_by(self, groups: Iterable[Layout]) -> "PlacementGroupFactory":
         """What a trial process holds: all that its worker groups don't, so that no two trials ever share the machine.
 
-        Where workers take all GPUs, it shares one of theirs.
+        If workers take all GPUs, the trial process shares one of theirs.
         """
         from ray.tune import PlacementGroupFactory
 
@@ -78,10 +78,10 @@ class Machine:
         return any(node["Alive"] for node in ray.nodes() if node["NodeID"] == self.node_id)
 
     def is_lost(self, within: float) -> bool:
-        """Whether the machine is gone, where Ray has only told that a process of it is.
+        """Whether the machine is gone, when Ray has only reported that one of its processes is.
 
-        A task that answers from there says no. Ray itself may take half a minute to find out about a machine that went
-        without a word; one that has not answered in `within` seconds is taken for lost. This machine's own Ray never
+        It is not if a task sent to it answers. Ray itself may take half a minute to notice that a machine has silently
+        gone; one that has not answered within `within` seconds is taken for lost. The machine of a Ray of our own never
         is: we would be gone, too.
         """
         if self.logs:
@@ -94,17 +94,17 @@ class Machine:
         deadline = time.monotonic() + within
         while self.alive() and time.monotonic() < deadline:
             if ray.wait([answer], timeout=POLL_SECONDS / 4)[0]:
-                with contextlib.suppress(ray.exceptions.RayError):  # it went while it was asked
+                with contextlib.suppress(ray.exceptions.RayError):  # it went while the task ran
                     ray.get(answer)
                     return False
                 time.sleep(POLL_SECONDS / 4)
         return True
 
     def release(self, *, alone: bool) -> None:
-        """Give back what our ended trials still hold of it: worker groups of a killed process leak their placements.
+        """Free what our ended trials still hold here: a killed process's worker groups leak their placement groups.
 
         Args:
-            alone: whether we measure on no other machine, so that what has no place yet is this one's, too.
+            alone: whether we measure on no other machine, so that placement groups without a node are this one's, too.
         """
         import ray
         from ray.util.placement_group import PlacementGroup, placement_group_table, remove_placement_group
@@ -116,7 +116,7 @@ class Machine:
                 remove_placement_group(PlacementGroup(ray.PlacementGroupID(bytes.fromhex(identity))))
 
     def kills_for_memory(self) -> int:
-        """Processes that the kernel ended for want of memory since it started; 0 where that is not known."""
+        """How many processes the kernel has killed for want of memory since it started; 0 where that is not known."""
         with contextlib.suppress(OSError):
             counts = dict(line.split() for line in Path("/proc/vmstat").read_text().splitlines()) if self.logs else {}
             return int(counts.get("oom_kill", 0))
@@ -130,9 +130,10 @@ class Machine:
 
 
 def wait_until_free(those: Sequence[Machine], check: Callable[[], None], tell: Callable[[str], None]) -> None:
-    """Wait until all of the machines is free at once, or one of them is gone; `check` is called meanwhile.
+    """Wait until the machines are entirely free at once, or one of them is gone; `check` is called meanwhile.
 
-    Tune waits for what a trial process holds, and no trial's clock runs. A worker group that has no place gives up.
+    Tune itself waits for the resources of a trial process, and no trial's clock runs meanwhile. A worker group that
+    finds no room gives up.
     """
     deadline = time.monotonic() + TELL_SECONDS
     from ray.util.placement_group import placement_group, remove_placement_group
@@ -152,9 +153,9 @@ def wait_until_free(those: Sequence[Machine], check: Callable[[], None], tell: C
 
 @contextlib.contextmanager
 def gathered(wanted: Wanted, tell: Callable[[str], None]) -> Iterator[tuple[Machine, ...]]:
-    """The wanted machines of the joined cluster, the most able first; an autoscaler is asked for those that lack.
+    """Yield the wanted machines of the joined cluster, the most capable first; ask an autoscaler for missing ones.
 
-    Raises UsageError where there are too few, and none of them can still come, or they did not in time.
+    Raises UsageError if there are too few and no more can come, or if they do not come in time.
     """
     nodes = _nodes(wanted)
     need, asked = wanted.count or 1, False
@@ -189,7 +190,7 @@ def startable(file: Path | None = None) -> list[dict[str, float]]:
 
 
 def _check_can_come(wanted: Wanted, there: int) -> None:
-    """Raise UsageError unless somebody may start what lacks: who names a count knows that machines will come."""
+    """Raise UsageError unless missing machines may still start; whoever gives a count knows that they will come."""
     import ray
 
     if wanted.count or any(wanted.admits(resources) for resources in startable()):
@@ -230,7 +231,7 @@ def _request(bundles: list[dict[str, float]]) -> None:
 
 
 def _probed(node: Mapping[str, Any]) -> Machine:
-    """What the machine is, as far as Ray may use it."""
+    """The machine behind a node, as far as Ray may use it."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 

@@ -62,7 +62,7 @@ class Sweep:
     data: "ray.ObjectRef[ImageData]"
     how: How
     write: Callable[[str, Rows], None]
-    keep: Callable[[str, bytes], None]  # a file that a trial sent, by its name
+    keep: Callable[[str, bytes], None]  # stores a file that a trial sent, by its name
     progress: Progress
     trainable: Callable[..., None] = run_trial
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
@@ -75,10 +75,10 @@ class Sweep:
     def execute(self, trials: Sequence[Trial]) -> None:
         """Run every trial; each ends as one row.
 
-        Each machine takes one repeat after another. Where a cell needs several machines, all is measured from the
-        first, so that its pairs are still of one machine and time.
+        Each machine takes one repeat after another. If any cell needs several machines, everything is measured from the
+        first one, so that the cells of a pair are still measured on one machine and at one time.
 
-        Raises ClusterLostError where no machine is left to measure what is left.
+        Raises ClusterLostError if no machine is left to measure the remaining trials.
         """
         agenda = Agenda(trials)
         those = self.cluster.machines[: 1 if agenda.wide else None]
@@ -108,12 +108,12 @@ class Sweep:
                 raise
 
     def check_stop(self) -> None:
-        """Raise KeyboardInterrupt where the person, or the failure of another lane, asks for the end."""
+        """Raise KeyboardInterrupt if the user has asked for the end, or another lane has failed."""
         if self._stopped or self.stop_asked():
             raise KeyboardInterrupt
 
     def record(self, trial: Trial, record: Record, *, attempt: int = 1) -> None:
-        """Write what became of a trial, and tell it."""
+        """Write what became of a trial, and show it as finished."""
         attempt += self.earlier.get(trial.trial_id, 0)
         rows = rows_of(self.run, trial, record, attempt=attempt, command_started_at=self.started_at)
         with self._lock:

@@ -37,7 +37,7 @@ TEXT_CHARACTERS = 2000
 
 _HOT = HotCells()
 _GROUPS: dict[Device, WorkerGroup] = {}
-_FAILED: dict[Device, Exception] = {}  # groups that did not start -> what was told of it
+_FAILED: dict[Device, Exception] = {}  # groups that did not start -> the error
 _TRIALS = itertools.count()
 
 # Tune runs each trial on a new thread. OpenMP keeps a pool of threads for each thread that ever asked for one, and
@@ -48,7 +48,8 @@ _TRAINING_THREAD = ThreadPoolExecutor(1, thread_name_prefix="rresnet-train")
 def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]) -> None:
     """Run one trial and report its record, whatever happens in it.
 
-    A trial that overstays is ended with its process, by a watchdog that needs no Python thread to get its turn.
+    A trial that exceeds its time limit is ended with its process, by a watchdog that works even when no Python thread
+    gets to run.
     """
     trial: Trial = config["trial"]
     first = not next(_TRIALS)
@@ -63,7 +64,7 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
         faulthandler.dump_traceback_later(how.process_limit_seconds(trial.cell), exit=True)
         record = _TRAINING_THREAD.submit(_train, trial.cell, how, data[0], config["nodes"]).result()
     except (Exception, SystemExit) as error:
-        elapsed, limit = time.monotonic() - clock, how.limit_seconds(trial.cell)  # the workers watch it themselves
+        elapsed, limit = time.monotonic() - clock, how.limit_seconds(trial.cell)  # which the workers watch themselves
         record = Record(measurement=failure(error, elapsed, limit))
     finally:
         faulthandler.cancel_dump_traceback_later()
@@ -74,28 +75,29 @@ def run(config: dict[str, Any], how: How, data: list["ray.ObjectRef[ImageData]"]
     if config["is_last"] or not ok:
         for group in _GROUPS.values():
             group.end()
-    # In one value, for Tune averages each that is a number; done, so that it need not ask for the end.
+    # One value, because Tune averages each that is a number; "done", so that Tune need not ask for the end.
     tune.report({"outcome": (record, alone), "done": ok})
     if not ok:
         raise TrialProcessSpentError(record.measurement.error_type)
 
 
 def _order_gpus() -> None:
-    """Let the first GPU of this process be that of every other: Ray names those it was given in the order of a set."""
+    """Make the first GPU the same one in every process: Ray lists a process's GPUs in the arbitrary order of a set."""
     hardware.count_gpus_as_nvml_does()
     if visible := os.environ.get("CUDA_VISIBLE_DEVICES"):
         os.environ["CUDA_VISIBLE_DEVICES"] = ",".join(sorted(visible.split(","), key=hardware.gpu_order))
 
 
 def _say_ready() -> None:
-    """Have the driver's clock for the time limit start anew: importing torch does not count, nor starting workers."""
+    """Restart the driver's clock for the time limit: importing torch and starting workers do not count."""
     tune.report({"process_id": os.getpid()})
 
 
 def _start_groups(groups: Mapping[Device, Layout], how: How, data: "ray.ObjectRef[ImageData]") -> None:
-    """Start those that are not there, or no longer, before anything is measured beside their start.
+    """Start the groups that are missing or have ended, so that nothing is measured while they start.
 
-    One that does not start fails the next trial that needs it, and with that the process; the others can do without.
+    A group that does not start fails the next trial that needs it, and thereby the process; the other trials can do
+    without it.
     """
     lacking = [kind for kind in groups if kind not in _FAILED and (kind not in _GROUPS or _GROUPS[kind].ended)]
     if lacking:
@@ -112,7 +114,7 @@ def _start_groups(groups: Mapping[Device, Layout], how: How, data: "ray.ObjectRe
 
 
 def _make_room(device: Device) -> None:
-    """Where memory is short, drop hot cells, least recently used first, and then all that the device's workers keep."""
+    """If memory is short, drop hot cells, least recently used first, and then all that the device's workers keep."""
     while _HOT.count and free_memory_share(device) < MEMORY_RESERVE:
         _HOT.drop()
     group = _GROUPS.get(device)
@@ -168,8 +170,8 @@ def _loop(config: dict[str, Any]) -> Record:
 def failure(error: BaseException, elapsed_seconds: float = 0.0, limit_seconds: float = math.inf) -> Measurement:
     """The measurement of a trial that raised.
 
-    Where Ray Train tells that the process of a worker has ended, it is told from the time that the trial took, and its
-    limit, whether that was the worker's watchdog.
+    If Ray Train reports that the process of a worker has ended, the time that the trial took and its limit tell whether
+    the worker's watchdog ended it.
     """
     failures = getattr(error, "worker_failures", None) or {0: error}  # Ray Train wraps what its workers raised
     polled = [getattr(one, "health_check_failure", None) for one in failures.values()]

@@ -21,7 +21,7 @@ def describe(device: Device) -> Environment:
     """The environment of a trial on `device` in this process."""
     import torch
 
-    hardware = probe(hidden=True)  # alike in every process of a run, whatever Ray shows it
+    hardware = probe(hidden=True)  # the same in every process of a run, whichever GPUs Ray shows it
     gpu = device == "gpu"
     software = {
         "os_version": _system(),
@@ -55,13 +55,13 @@ def of_trial(cell: Cell) -> Environment:
 
 
 def of_run(hardware: Hardware, images: str, *, models: Collection[str] = (), local: bool = False) -> dict[str, str]:
-    """What a run is begun with, by name, without importing any of it: for the run's manifest.
+    """What a run is begun with, by name, for the run's manifest; nothing of it is imported.
 
     Args:
         hardware: the first machine.
         images: fingerprint of the data.
-        models: their names.
-        local: only this machine may go on with it; of a cluster, machines come and go.
+        models: the names of the models.
+        local: whether only this machine may continue the run; the machines of a cluster come and go.
     """
     packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
     system = {"operating system": _system(), "driver": str(hardware.driver_version)}
@@ -82,7 +82,8 @@ def _system() -> str:
 def git_commit() -> str | None:
     """The commit of the checkout this package runs from, or None: an installed copy has none.
 
-    Where what measures was changed since, `-dirty-` and a hash of the changes follow: the rows are not the commit's.
+    If the code that measures has changed since, `-dirty-` and a hash of the changes follow: the rows are not the
+    commit's.
     """
     folder = Path(__file__).parents[2]
     commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else None
@@ -100,9 +101,9 @@ def git_commit() -> str | None:
 
 @functools.cache
 def model_code(model: str) -> str | None:
-    """Hash of what holds a model of the user's own, as it is when first asked for; found without importing it.
+    """Hash of the code of a user's own model, as it is when first asked for; found without importing it.
 
-    A module's file, or every Python file of its package. None for torchvision's, or where it is not found.
+    It covers the module's file, or every Python file of its package. None for torchvision's, or if it is not found.
     """
     module, own, _ = model.partition(":")
     with contextlib.suppress(ImportError, ValueError, OSError):

@@ -168,7 +168,7 @@ class Loss:
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """All that is known of a trial when it has ended; a trial that sent nothing back has a measurement alone."""
+    """All that is known of a trial when it has ended; a trial that sent nothing back has only a measurement."""
 
     measurement: Measurement
     windows: tuple[Window, ...] = ()
@@ -229,5 +229,5 @@ SCHEMAS = {
 }
 
 
-# What a row is read with that is older than an axis: as it was measured, on a CPU.
+# The values with which a row that is older than an axis is read: as it was measured, on a CPU.
 DEFAULTS = {axis.name: axis.default for axis in fields(Cell) if axis.default not in (MISSING, None)}

@@ -1,4 +1,4 @@
-"""Results in object storage: whatever `pyarrow.fs` has a URL for, `s3://` and `gs://` before all."""
+"""Results in object storage: whatever `pyarrow.fs` has a URL for, `s3://` and `gs://` above all."""
 
 import contextlib
 import functools
@@ -15,8 +15,8 @@ import pyarrow.fs as pa_fs
 from rresnet.tables.place import Hold, Place, StoreError, busy
 
 RETRY_SECONDS = (1, 2, 4, 8, 15)  # pauses before an upload is tried again
-BEAT_SECONDS = 5.0  # how often who writes a run in object storage shows that it is alive
-DEAD_SECONDS = 20.0  # without a beat, after which another may go on with the run
+BEAT_SECONDS = 5.0  # how often the writer of a run in object storage shows that it is alive
+DEAD_SECONDS = 20.0  # without a beat, after which another process may continue the run
 _PASSING = ("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_FAILURE", "REQUEST_TIMEOUT")
 
 
@@ -38,7 +38,7 @@ def _refusal(url: str, error: Exception) -> str:
 
 
 def _reason(error: BaseException) -> str:
-    """An error's own words in one line, an object store's without the call and the request's number."""
+    """An error's own words in one line; those of an object store without the call and the request's number."""
     text = (str(error).splitlines() or [type(error).__name__])[0]
     _, found, detail = text.partition("AWS Error ")
     return re.split(r" \(Request ID|; Details:", detail, maxsplit=1)[0] if found else text
@@ -64,10 +64,10 @@ class _Objects(Place):
         return sorted(info.base_name for info in listed if info.is_file and not info.base_name.startswith("."))
 
     def read(self, name: str) -> bytes:
-        """One that is replaced between the questions for its size and its content is read again.
+        """Read an object, again if it is replaced between the requests for its size and its content.
 
-        What is sent is of one version, cut or filled up to the size that was told before. Only a size that goes and
-        comes back within one read would deceive; ours grow, or stay.
+        The content is of one version, but cut or filled up to the size that was reported before. Only a size that
+        changes and changes back within one read would go unnoticed; ours grow, or stay.
         """
         path = f"{self.base}/{name}"
         for _ in range(10):
@@ -78,7 +78,7 @@ class _Objects(Place):
         raise OSError(11, f"{self.full_name(name)} is replaced faster than it can be read")
 
     def write(self, name: str, content: bytes) -> None:
-        """A fault that may pass is outwaited; the content goes up in one call, since a stream left early is kept."""
+        """Upload in one call, since a stream that is left early is kept; retry after faults that may pass."""
         for pause in (*RETRY_SECONDS, None):
             try:
                 with self.system.open_output_stream(f"{self.base}/{name}", compression=None) as file:
@@ -97,7 +97,7 @@ class _Objects(Place):
         return _reason(error)
 
     def set_aside(self, name: str) -> None:
-        """It stays: to move is to copy and delete, and what is deleted may be a newer one."""
+        """Leave it where it is: to move is to copy and delete, and what is deleted may be a newer version."""
 
     def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
         return _Beat(self, run_id, tell)
@@ -118,8 +118,8 @@ class _Objects(Place):
 class _Beat(Hold):
     """A lock object of our own, written again and again.
 
-    Of two processes that each write theirs and then look for others one at least sees the other: object storage lists
-    at once what is written. It beats while it looks: of two that see each other at least one gives way.
+    Of two processes that each write theirs and then look for others, at least one sees the other: object storage lists
+    at once what is written. A process beats while it looks, so of two that see each other at least one gives way.
     """
 
     def __init__(self, place: _Objects, run_id: str, tell: Callable[[str], object]) -> None:
@@ -153,7 +153,7 @@ class _Beat(Hold):
             self._place.remove(self._name)
 
     def _outlive(self, tell: Callable[[str], object]) -> None:
-        """Wait until the locks of others are known to be left by the dead. Raises StoreError where one beats."""
+        """Wait until others' locks are known to be dead, and remove them. Raises StoreError if one of them beats."""
         seen, end = self._others(), time.monotonic() + DEAD_SECONDS
         if seen:
             tell(f"Run {self._run_id} was left without a word: making sure for {DEAD_SECONDS:g} s that nobody is at it")
@@ -176,7 +176,7 @@ class _Beat(Hold):
 
     def _work(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
-            with contextlib.suppress(OSError):  # `confirm` looks before anything is written
+            with contextlib.suppress(OSError):  # `confirm` checks before anything is written
                 self._beat()
 
     def _beat(self) -> None:

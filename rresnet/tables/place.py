@@ -24,7 +24,7 @@ class StoreError(UsageError):
 
 
 def busy(run_id: str, where: str) -> str:
-    """What is said where a run is held by another process."""
+    """The message when another process holds a run."""
     return f"another process is at run {run_id} in {where}: wait for it, or start a new run with --fresh"
 
 
@@ -41,7 +41,7 @@ class Hold(ABC):
 
 
 class Place(ABC):
-    """Files by their names relative to a results folder. A reader meets each file whole, in its old or its new form."""
+    """Files by their names relative to a results folder. A reader sees each file whole, in its old or its new form."""
 
     @abstractmethod
     def full_name(self, name: str) -> str:
@@ -81,7 +81,7 @@ class Place(ABC):
 
     @abstractmethod
     def check_writable(self) -> None:
-        """Raise StoreError where nothing can be written. Leaves nothing behind: a request may still prove wrong."""
+        """Raise StoreError if nothing can be written. Leave nothing behind: the request may still prove wrong."""
 
     @abstractmethod
     def free_bytes(self) -> int | None:
@@ -92,7 +92,7 @@ def at(results: Location) -> Place:
     """The place that a path or a URL names. Raises StoreError where a URL names none."""
     url = _URL.fullmatch(str(results))
     if url is None:
-        return _Folder(Path(results).expanduser())  # a shell does not, behind --results-dir=
+        return _Folder(Path(results).expanduser())  # a shell does not expand ~ behind --results-dir=
     scheme, rest = url.groups()
     if scheme == "file":
         return _Folder(Path("/", rest))
@@ -115,7 +115,7 @@ class _Folder(Place):
     def holds(self, folder: str) -> bool:
         try:
             return (self.path / folder).is_dir()
-        except OSError as error:  # no right to look there, or a name that is too long for one
+        except OSError as error:  # no right to look there, or too long a name
             raise StoreError(f"can't read {self.full_name(folder)}: {self.reason(error)}") from error
 
     def names(self, folder: str) -> list[str]:
@@ -186,7 +186,7 @@ class _Folder(Place):
         return shutil.disk_usage(self._nearest()).free
 
     def _nearest(self) -> Path:
-        """The folder, or the one above that is there."""
+        """The folder, or the nearest one above it that is there."""
         return next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
 
 

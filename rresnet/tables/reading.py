@@ -1,4 +1,4 @@
-"""The Parquet tables as they are read, at any time: also while a run writes, and of older versions."""
+"""The Parquet tables as they are read: at any time, even while a run writes them, and older versions too."""
 
 import re
 import warnings
@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rresnet.tables.measurement import DEFAULTS, SCHEMA_VERSION, SCHEMAS, TRIAL_KEY
 from rresnet.tables.place import Location, Place, StoreError, at
 
-_PART = re.compile(r"(.+)\.part\d+\.parquet")  # of a run's file, after the first
+_PART = re.compile(r"(.+)\.part\d+\.parquet")  # a part of a run's file, after the first
 _VERSION = b"rresnet_schema_version"
 _SHORTAGE = re.compile("memory|alloc|thread", re.IGNORECASE)
 
@@ -41,7 +41,7 @@ def read_tables(
 
 
 def matching(place: Place, folder: str, pattern: str) -> list[str]:
-    """Names of a folder's files, from the results folder on."""
+    """Names of a folder's files that match, relative to the results folder."""
     try:
         return [f"{folder}/{name}" for name in place.names(folder) if fnmatchcase(name, pattern)]
     except OSError as error:
@@ -76,7 +76,7 @@ def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa
 
 
 def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
-    """The files' rows without those that a file has of another's run, where they are there, too: it is a copy."""
+    """The files' rows, without those of another file's run that a file repeats: such a file is a copy."""
     runs = {name: set[Any](pc.unique(table["run_id"]).to_pylist()) for name, table in tables.items()}
     own = {name for name in tables if runs[name] <= {(_whole(name) or name).partition("/")[2].removesuffix(".parquet")}}
     found = {name: tables[name] for name in tables if name in own}
@@ -108,9 +108,9 @@ def _without(table: pa.Table, whole: pa.Table | None) -> pa.Table:
 
 
 def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
-    """A file's rows, or None where it is damaged: it is set aside under another name, and the rest is read.
+    """A file's rows, or None if it is damaged: it is then set aside under another name, and the others are read.
 
-    One that rresnet has not written is only left out.
+    A file that rresnet has not written is only left out.
     """
     path, ours = place.full_name(name), True
     try:
@@ -132,14 +132,17 @@ def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Tabl
 
 
 def _is_shortage(error: Exception) -> bool:
-    """Whether memory, threads or the system failed, not the file: what is wrong with a file has an error of its own."""
-    if isinstance(error, OSError):  # what Parquet's reader finds has no number
+    """Whether memory, threads or the system failed, not the file: faults of a file have error types of their own."""
+    if isinstance(error, OSError):  # errors that Parquet's reader finds have no number
         return error.errno is not None or _SHORTAGE.search(str(error)) is not None
     return isinstance(error, MemoryError) or type(error) is pa.ArrowException
 
 
 def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
-    """Older versions are read: columns that they lack are null. What a newer one means by a column is not known."""
+    """Raise StoreError for a newer version, since what it means by a column is not known.
+
+    Older versions are read: columns that they lack are null.
+    """
     version = (metadata or {}).get(_VERSION, b"0")
     if version.isdigit() and int(version) > SCHEMA_VERSION:
         raise StoreError(
@@ -149,7 +152,7 @@ def _check_version(path: str, metadata: Mapping[bytes, bytes] | None) -> None:
 
 
 def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
-    """`table` with the columns of `schema`: what an older version did not write is null, an axis at its default."""
+    """`table` with the columns of `schema`: what an older version did not write is null, or for an axis its default."""
     if lacking := [name for name in TRIAL_KEY if name not in table.column_names or table[name].null_count]:
         raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
     columns = [

@@ -1,4 +1,4 @@
-"""The runs of a results folder, each a manifest `runs/<run_id>.json`; and which of them a command goes on with."""
+"""The runs of a results folder, each a manifest `runs/<run_id>.json`; and which of them a command continues."""
 
 import contextlib
 import json

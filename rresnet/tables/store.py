@@ -19,16 +19,16 @@ from rresnet.tables.reading import matching, read_files
 from rresnet.tables.runs import Run
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
-PAUSE_SECONDS = 0.25  # after a write, at most: trials of milliseconds go together in the next one
-PAUSE_PER_WRITE = 8.0  # times as long as the write took, where that is less
+PAUSE_SECONDS = 0.25  # longest pause after a write: trials of milliseconds go together in the next one
+PAUSE_PER_WRITE = 8.0  # pause this many times as long as the write took, if that is less
 ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
 
 
 class _TableWriter:
     """One table of one run: full parts that are left alone, and an open part that each write replaces whole.
 
-    A reader lists files, then opens them, so a file that it saw must stay: parts are replaced by rename, never removed
-    while the run goes on, and no row is ever in two of them: what a trial that is run again has to say takes the place
+    A reader lists files, then opens them, so a file that it saw must stay: parts are replaced by rename, and never
+    removed while the run goes on. No row is ever in two of them: the rows of a trial that is run again take the place
     of its earlier rows in their file.
     """
 
@@ -45,7 +45,7 @@ class _TableWriter:
         return f"{self.name}/{self.run_id}{suffix}.parquet"
 
     def add(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """All rows of a trial, in the place of any that it had; there may be none."""
+        """Add all rows of a trial, in place of any that it had; there may be none."""
         table = pa.Table.from_pylist(rows, schema=self.schema)
         others = self.earlier.filter(pc.not_equal(self.earlier["trial_id"], pa.scalar(trial_id)))
         if others.num_rows < self.earlier.num_rows:
@@ -64,7 +64,7 @@ class _TableWriter:
             self.number, self.open = self.number + 1, {}
 
     def finish(self) -> None:
-        """One file for the run: every part joins the first, then the others go."""
+        """Leave one file for the run: join every part to the first, then remove the others."""
         parts = matching(self.place, self.name, f"{self.run_id}.part*.parquet")
         if parts:
             self._write(self.file(0), self._read(f"{self.run_id}*.parquet"))
@@ -72,7 +72,7 @@ class _TableWriter:
                 self.place.remove(part)
 
     def flag(self, trial_ids: Collection[str], flag: str) -> None:
-        """Give these rows of the finished file a quality flag, and take it off the others: it may be judged again."""
+        """Give these rows of the finished file a quality flag and take it off the others: a run may be judged again."""
         rows, changed = self._read(f"{self.run_id}.parquet").to_pylist(), False
         for row in rows:
             flags, flagged = row["quality_flags"] or [], row["trial_id"] in trial_ids
@@ -131,7 +131,7 @@ class Writer:
         self._hold.close()
 
     def write(self, trial_id: str, rows: Rows) -> None:
-        """Queue the rows of one trial; written in a quarter second. Raises StoreError when an earlier one failed."""
+        """Queue the rows of one trial, written in a quarter second. Raises StoreError if an earlier write failed."""
         self.check()
         self._queue.put((trial_id, rows))
 
@@ -158,7 +158,7 @@ class Writer:
 
     @contextlib.contextmanager
     def _as_store_error(self) -> Iterator[None]:
-        """Let what goes wrong with the system be a StoreError."""
+        """Turn what goes wrong with the system into a StoreError."""
         try:
             yield
         except (OSError, pa.ArrowException) as error:

@@ -1,4 +1,4 @@
-"""The two other clocks of a cell, its step alone and its input alone; and from all three, what holds it up."""
+"""The two other clocks of a cell, for its step alone and its input alone; and from all three, its bottleneck."""
 
 import time
 from collections.abc import Iterator
@@ -14,24 +14,24 @@ from rresnet.training.step import Eager, Step
 from rresnet.training.timing import between, mark, seconds_of, synchronize
 
 COMMUNICATION_TURNS = 3
-LATENCY_BOUND = 0.5  # share of the network's time on a GPU that moving and computing explain: below, neither bounds it
-LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it, from which on it is bound by that
+LATENCY_BOUND = 0.5  # share of the network's time on a GPU: if moving and computing explain less, neither bounds it
+LAUNCH_BOUND = 0.9  # share of a step in which the CPU was still launching it: from this on, launching bounds it
 
 
 @dataclass(frozen=True, kw_only=True)
 class StepClock:
     """The step alone, on one batch that stays on the device."""
 
-    seconds: float  # of one step, steps being given to the device one after the other
+    seconds: float  # of one step, when steps are given to the device one after another
     optimizer_seconds: float | None  # of that in optimizer.step; None where the step doesn't call it (a graph)
     launch_seconds: float | None = None  # until the CPU had launched all of a single step; None where it can't be told
     launch_share: float | None = None  # the same as a share of that step
 
 
 def step_alone(step: Eager, optimizer: torch.optim.Optimizer, batch: Raw, steps: int) -> StepClock:
-    """Take `steps` steps on `batch`, on the device (on a GPU one more, by itself, for the share of launching).
+    """Time `steps` steps on `batch`, which is on the device; on a GPU also a single one, for the share of launching.
 
-    Where the step itself waits for the GPU, as the loss scaler does for an optimizer that is not fused, how long it was
+    If the step itself waits for the GPU, as the loss scaler does with an optimizer that is not fused, the time spent
     launching can't be told.
     """
     waits = step.scaler.is_enabled() and not optimizer.defaults.get("fused")
@@ -66,10 +66,10 @@ def _launched(step: Step, batch: Raw) -> tuple[float, float]:
 
 
 def communication(step: Eager, batch: Raw, steps: int) -> float:
-    """Seconds that exchanging gradients adds to forward and backward pass of a DDP model: median of a few turns.
+    """Seconds that exchanging gradients adds to a DDP model's forward and backward pass: the median of a few turns.
 
-    In a turn `steps` passes exchange them and as many do not. Nothing is trained: gradients that were not exchanged
-    would drive the workers' weights apart.
+    In each turn `steps` passes exchange gradients and as many do not. Nothing is trained: gradients that were not
+    exchanged would drive the workers' weights apart.
     """
     network: Any = step.model
 
@@ -109,10 +109,11 @@ def bottleneck(
     fetched: bool = True,
     on_gpu: bool = False,
 ) -> str | None:
-    """The largest part of a step, and for the network what bounds it; the rule stands in `docs/measurement.md`.
+    """The largest part of a step, or what bounds the network if that is it; the rule is in `docs/measurement.md`.
 
-    `images` are a step's, `input_rate` is images a second, `fetched` by the processor, which resident ones are not.
-    None where what it takes is not known: without the work of an image memory and compute can't be told apart.
+    `images` is the number of images in a step and `input_rate` is in images a second; `fetched` says whether the CPU
+    fetches the images, which it does not if they are resident. None if too little is known: without the work of an
+    image, memory and compute can't be told apart.
     """
     optimizer, supply = clock.optimizer_seconds or 0.0, images / input_rate
     launch = clock.launch_seconds
@@ -133,7 +134,7 @@ def bottleneck(
         return largest
     if work is None:
         return None
-    # Where the step doesn't call the optimizer, its part is not known apart from the network's.
+    # If the step doesn't call the optimizer, its part can't be separated from the network's.
     moved = images * work.bytes + (work.update_bytes if clock.optimizer_seconds is None else 0.0)
     computing, moving = images * work.flops / limits.matrix_flops_per_second, moved / limits.copy_bytes_per_second
     if on_gpu and computing + moving < LATENCY_BOUND * parts["network"]:

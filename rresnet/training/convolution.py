@@ -1,8 +1,8 @@
 """Convolutions computed as the matrix products that they are: the same functions of the same parameters.
 
 On CPUs oneDNN's backward pass of a convolution takes longer than that of the product, over maps of few pixels up to
-twenty times as long; and in such maps ResNet-50 ends on images of 32 x 32. On a GPU those of 1x1 gain a little, and the
-others nothing (`docs/performance.md`).
+twenty times as long; on images of 32 x 32, ResNet-50 ends in such maps. On a GPU 1x1 convolutions gain a little, and
+the others nothing (`docs/performance.md`).
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -20,18 +20,21 @@ class PointwiseConv2d(nn.Conv2d):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to [N, D, H / stride, W / stride]; without a copy where they are channels-last."""
         pixels = x.permute(0, 2, 3, 1)
-        if self.stride != (1, 1):  # once they are permuted, so that their gradient is channels-last, too
+        if self.stride != (1, 1):  # after permuting, so that their gradient is channels-last, too
             pixels = pixels[:, :: self.stride[0], :: self.stride[1]]
         return _images(linear(pixels, self.weight.flatten(1), self.bias))
 
 
 class SmallMapConv2d(nn.Conv2d):
-    """A convolution that is one product where its maps are small, as far as that is faster.
+    """A convolution that is computed as one product if its maps are small, as far as that is faster.
 
-    A map of no more pixels than the kernel has taps is multiplied whole: each output pixel is each input pixel times
-    the tap that meets it, which is no more products than the convolution has, and none with the padding. Of a larger
-    map from which at most half as many pixels come out, the patches under the kernel are multiplied; where up to twice
-    as many come out, and in bfloat16, only for the gradient of the weights. Others are convolved.
+    The number of taps of the kernel decides:
+
+    - A map of at most as many pixels is multiplied whole: each output pixel sums each input pixel times the tap that
+      meets it. That is no more products than the convolution has, and none with the padding.
+    - If at most half as many pixels come out of a larger map, the patches under the kernel are multiplied.
+    - If at most twice as many come out, in bfloat16 and without a bias, only the gradient of the weights is a product.
+    - Any other map is convolved.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -39,7 +42,7 @@ class SmallMapConv2d(nn.Conv2d):
         rows, columns = (
             Dimension(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in range(2)
         )
-        dims = tuple(rows), tuple(columns)  # plain: the compiler finds no graph in its cache that makes others
+        dims = tuple(rows), tuple(columns)  # plain tuples: the compiler's cache finds no graph that makes others
         outputs, taps = rows.outputs * columns.outputs, rows.kernel * columns.kernel
         pixels, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)
         result: torch.Tensor
@@ -60,8 +63,8 @@ class SmallMapConv2d(nn.Conv2d):
 def _images(pixels: torch.Tensor) -> torch.Tensor:
     """Pixels [N, H, W, C] as channels-last images [N, C, H, W].
 
-    PyTorch's batch norm gives back images of one pixel with strides of one for its two dimensions, and takes far longer
-    backward where its input's strides are others: so they are the same from the start.
+    PyTorch's batch norm returns images of one pixel with strides of one in both spatial dimensions, and its backward
+    pass takes far longer if its input has other strides. So they have these strides from the start.
     """
     images, high, wide, channels = pixels.shape
     return pixels.reshape(images, channels, 1, 1) if high == wide == 1 else pixels.permute(0, 3, 1, 2)
@@ -77,7 +80,7 @@ class Dimension(NamedTuple):
 
     @property
     def outputs(self) -> int:
-        """Pixels that come out."""
+        """The number of pixels that come out."""
         return (self.size + 2 * self.padding - self.kernel) // self.stride + 1
 
     def of_outputs(self) -> Iterator[tuple[slice, slice]]:
@@ -97,25 +100,25 @@ class Dimension(NamedTuple):
             yield (slice(start, stop), pixels) if start < stop else (slice(0), slice(0))
 
 
-# What moves slices writes in place: slices that PyTorch differentiates fill a tensor of zeros each. And it is opaque
-# to the compiler, which would make one huge expression of all slices.
+# The functions that move slices write in place, since the gradient of each slice in PyTorch fills a tensor of zeros.
+# And they are opaque to the compiler, which would make one huge expression of all slices.
 
 
 def _operator(function: Callable[..., torch.Tensor]) -> Any:
-    """The function as one operator of PyTorch; on tensors without data it tells the compiler its shapes itself."""
+    """Make the function one PyTorch operator; run on tensors without data, it gives the compiler its shapes itself."""
     operator = torch.library.custom_op(f"rresnet::{function.__name__}", function, mutates_args=())
     operator.register_fake(function)
     return operator
 
 
 def _note(ctx: Any, inputs: Sequence[Any], output: torch.Tensor) -> None:
-    """Keep what the gradient of an operator takes: both dimensions, and the type of what it was given."""
+    """Keep what the gradient of an operator needs: both dimensions, and the type of its input."""
     ctx.dims, ctx.dtype = inputs[1:3], inputs[0].dtype
 
 
 @_operator
 def whole_of(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """The product over a whole map that a convolution is: the matrix [H' W' D, H W C] of taps [D, KH, KW, C]."""
+    """The matrix [H' W' D, H W C] by which a convolution multiplies a whole map, from taps [D, KH, KW, C]."""
     down, across = Dimension(*rows), Dimension(*columns)
     shape = down.outputs * across.outputs, len(taps), down.size, across.size, taps.shape[3]
     whole = taps.new_zeros(shape, dtype=dtype)
@@ -126,7 +129,7 @@ def whole_of(taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dt
 
 @_operator
 def taps_of(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype) -> torch.Tensor:
-    """Taps [D, KH, KW, C]: of each the sum over where it stands in the matrix [H' W' D, H W C]."""
+    """Taps [D, KH, KW, C]: each is the sum over its places in the matrix [H' W' D, H W C]."""
     down, across = Dimension(*rows), Dimension(*columns)
     channels = whole.shape[1] // (down.size * across.size)
     parts = whole.reshape(down.outputs * across.outputs, -1, down.size, across.size, channels)
@@ -138,7 +141,7 @@ def taps_of(whole: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dt
 
 @_operator
 def patches_of(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
-    """What lies under the kernel for each output: [N, H', W', KH, KW, C] of [N, H, W, C], zeros in the padding."""
+    """What lies under the kernel for each output: [N, H', W', KH, KW, C] from [N, H, W, C], zeros in the padding."""
     down, across = Dimension(*rows), Dimension(*columns)
     shape = len(pixels), down.outputs, across.outputs, down.kernel, across.kernel, pixels.shape[3]
     patches = pixels.new_zeros(shape)
@@ -149,7 +152,7 @@ def patches_of(pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]
 
 @_operator
 def pixels_of(patches: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
-    """Pixels [N, H, W, C]: of each the sum over the patches [N, H', W', KH, KW, C] that it is in."""
+    """Pixels [N, H, W, C]: each is the sum over the patches [N, H', W', KH, KW, C] that it is in."""
     down, across = Dimension(*rows), Dimension(*columns)
     pixels = patches.new_zeros((len(patches), down.size, across.size, patches.shape[5]))
     for (i, (row, high)), (j, (column, wide)) in product(enumerate(down.of_taps()), enumerate(across.of_taps())):
@@ -164,9 +167,9 @@ patches_of.register_autograd(lambda ctx, gradient: (pixels_of(gradient, *ctx.dim
 
 
 class Convolved(torch.autograd.Function):
-    """A convolution, of which only the gradient of the weights is computed as a product, over patches.
+    """A convolution of which only the gradient of the weights is computed as a product, over patches.
 
-    That is what oneDNN takes longest for in bfloat16. [N, H, W, C] and [D, KH, KW, C] to [N, H', W', D].
+    That gradient takes oneDNN longest in bfloat16. Pixels [N, H, W, C] and weights [D, KH, KW, C] to [N, H', W', D].
     """
 
     @staticmethod
@@ -182,7 +185,7 @@ class Convolved(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
-        """The gradients of pixels and weights, of those that need one."""
+        """The gradients of pixels and weights, for those that need one."""
         pixels, weight = ctx.saved_tensors
         of_pixels = of_weights = None
         if ctx.needs_input_grad[0]:
@@ -197,12 +200,12 @@ class Convolved(torch.autograd.Function):
 
 
 def as_products(model: nn.Module, *, pointwise: bool = True, small_maps: bool = True) -> None:
-    """Let the model's convolutions be computed as products where they are; parameters and their names stay.
+    """Have the model's convolutions computed as products, in place; parameters and their names stay.
 
     Args:
-        model: is changed. Convolutions with groups, dilation or another padding than zeros stay as they are.
-        pointwise: those of 1x1.
-        small_maps: the others, as far as their maps are small.
+        model: is changed. Convolutions with groups, dilation or a padding other than zeros stay as they are.
+        pointwise: whether to change those of 1x1.
+        small_maps: whether to change the others, as far as their maps are small.
     """
     for module in model.modules():
         plain = type(module) is nn.Conv2d and module.groups == 1 and module.dilation == (1, 1)

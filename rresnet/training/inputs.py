@@ -1,7 +1,7 @@
 """The two input paths: the blog's per-image DataLoader, and the data set resident on the device.
 
 A path gives tensors of a batch (`Inputs.epoch`), and turns them into images and labels on the device (`Inputs.load`).
-The second part is a step's own: an execution mode may compile or capture it with the rest.
+The second part belongs to the step: an execution mode may compile or capture it with the rest.
 """
 
 import functools
@@ -24,8 +24,8 @@ class EpochSampler(Sampler[int]):
     """Indices of one worker's share of an epoch, in an order drawn anew for each epoch from the seed.
 
     With one worker it draws what `RandomSampler` draws from the same generator. With several, all draw the same order
-    and each takes every world-th index; up to world - 1 images are left out so that every worker takes as many steps,
-    and none is used twice. A last batch of a single image, on which BatchNorm can't train, is left out too.
+    and each takes every world-th index; up to world - 1 images are left out, so that every worker takes the same number
+    of steps and no image is used twice. A last batch of a single image is left out too: BatchNorm can't train on it.
     """
 
     def __init__(self, images: int, batch_size: int, seed: int, rank: int = 0, world: int = 1) -> None:
@@ -89,7 +89,7 @@ class Inputs:
             yield from self.epoch()
 
     def examples(self) -> list[Raw]:
-        """A batch of each size that there is: a whole one, and where the last of an epoch is shorter, a short one."""
+        """A batch of each size that occurs: a whole one, and a short one if the last of an epoch is shorter."""
         whole = next(self.epoch())
         short = self.images_per_epoch % self._cell.batch_size
         return [whole, tuple(tensor[:short] for tensor in whole)] if 0 < short < len(whole[0]) else [whole]

@@ -1,4 +1,4 @@
-"""How a step goes through a model's layers: each by itself, or what they have in common for all at once."""
+"""How a step goes through a model's layers: each by itself, or with their common work done for all at once."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -12,17 +12,17 @@ Copies = tuple[torch.Tensor, ...]  # of the weights, in the precision that a ste
 
 
 class EachLayer:
-    """As PyTorch does it."""
+    """Each layer by itself, as PyTorch does it."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
 
     def begin(self) -> Copies:
-        """What a step begins with, before the model's scores."""
+        """Do what comes first in a step; return the copies of weights that `scores` takes."""
         return ()
 
     def scores(self, copies: Copies, images: torch.Tensor) -> torch.Tensor:
-        """The model's, with what `begin` has returned: images float [N, 3, S, S] to [N, classes]."""
+        """The model's scores, with the copies that `begin` returned: images float [N, 3, S, S] to [N, classes]."""
         result: torch.Tensor = self._model(images)
         return result
 
@@ -30,10 +30,10 @@ class EachLayer:
 class AllLayers(EachLayer):
     """One kernel casts the weights of all layers, one their gradients, and one counts the batch for all batch norms.
 
-    Under autocast each weight is cast by a kernel of its own, and so is its gradient; each batch norm counts by one.
-    None of them takes longer than it takes to begin, and in a captured step there is nothing else to wait for: they
-    are a fifth of its kernels (`docs/performance.md`). The numbers are the same, for models whose layers share no
-    weights and all take part in each step.
+    Under autocast a separate kernel casts each weight and each gradient, and another counts for each batch norm. None
+    of them takes longer than a kernel takes to begin, and a captured step has nothing else to wait for: they are a
+    fifth of its kernels (`docs/performance.md`). The numbers are the same, for models whose layers share no weights and
+    all take part in each step.
     """
 
     def __init__(self, model: nn.Module, dtype: torch.dtype | None) -> None:
@@ -44,7 +44,7 @@ class AllLayers(EachLayer):
         self._counters = dict(_counters(model))
 
     def begin(self) -> Copies:
-        """Count the batch; copies of the weights that autocast would cast, through which their gradients go."""
+        """Count the batch; return copies of the weights that autocast would cast, through which their gradients go."""
         if self._counters:
             torch._foreach_add_(list(self._counters.values()), 1)
         if not self._weights:
@@ -53,14 +53,14 @@ class AllLayers(EachLayer):
         return copies
 
     def scores(self, copies: Copies, images: torch.Tensor) -> torch.Tensor:
-        """The model's, computed with the copies in the weights' place, and without counting."""
+        """The model's scores, computed with the copies in place of the weights, and without counting."""
         instead: dict[str, Any] = {**dict(zip(self._weights, copies, strict=True)), **dict.fromkeys(self._counters)}
         result: torch.Tensor = torch.func.functional_call(self._model, instead, (images,))
         return result
 
 
 def _cast_by_autocast(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    """Names and weights of the convolutions and products, but for ours that cast what they make of their weights."""
+    """Names and weights of convolutions and linear layers, except ours that cast what they make of their weights."""
     for name, module in model.named_modules():
         layer = isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d | nn.Linear)
         if layer and not isinstance(module, SmallMapConv2d):
@@ -68,7 +68,7 @@ def _cast_by_autocast(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def _counters(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """Names and counters of the batch norms for which the count alone is kept; some average by it."""
+    """Names and counters of the batch norms that only keep the count; those without a momentum average by it."""
     for name, module in model.named_modules():
         counts = isinstance(module, nn.modules.batchnorm._BatchNorm) and module.momentum is not None
         if counts and isinstance(module.num_batches_tracked, torch.Tensor):

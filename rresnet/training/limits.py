@@ -1,4 +1,4 @@
-"""What the machine and the model set as limits: matrix rate, copy rate, and the work of one training step."""
+"""The limits that machine and model set: matrix rate, copy rate, and the work of one training step."""
 
 import contextlib
 import functools
@@ -17,13 +17,13 @@ from rresnet.training import model as models
 from rresnet.training.timing import seconds_of
 
 PROBE_SECONDS = 0.15  # of repeated calls, for each of the two limits
-LOOK_SECONDS = 0.6  # that one look at the limits takes, allowed for
+LOOK_SECONDS = 0.6  # allowed for one look at the limits
 CALL_SECONDS = 0.02  # a matrix product is made large enough to take this long
 SMALLEST_MATRIX, LARGEST_MATRIX = 1024, 16384
-# A copy of more than caches hold, and the matrices of the canary; a GPU keeps them for good, so a small one gets less.
+# A copy larger than caches hold, and the canary's matrices. A GPU keeps them for good, so a small one gets less.
 COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
 COPY_SHARE = 1 / 64  # of a GPU's memory, at most
-ADAM_BYTES = 28  # a parameter: weight, gradient and both moments read, all but the gradient written, in fp32
+ADAM_BYTES = 28  # for each parameter: weight, gradient and both moments read, all but the gradient written, in fp32
 CANARY_MATRIX = {"cpu": 1024, "cuda": 8192}
 CANARY_MATRIX_OF_SMALL, SMALL_BYTES = 4096, 32 * 2**30
 
@@ -32,7 +32,7 @@ _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16,
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """The fastest that the device did what training consists of."""
+    """The highest rates at which the device did what training consists of."""
 
     matrix_flops_per_second: float  # of a square matrix product in the given precision, 2 FLOP a multiply-add
     copy_bytes_per_second: float  # of a large copy, bytes read and bytes written
@@ -40,20 +40,20 @@ class Limits:
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """The work of one training step of a model: for each image forward and backward, and the optimizer's."""
+    """The work of one training step of a model: forward and backward for each image, and the optimizer's."""
 
     flops: float  # of convolutions and matrix products, 2 a multiply-add
     bytes: float  # that every operation reads and writes in the cell's precision when nothing is fused
-    update_bytes: float  # of a whole step, that Adam reads and writes
+    update_bytes: float  # that Adam reads and writes in a whole step
 
 
 _fastest_looks: dict[tuple[str, Precision, int], Limits] = {}
 
 
 def seen(kind: str, precision: Precision, threads: int, *, look: bool = False) -> Limits:
-    """The fastest of all looks of this process at a device's limits. The first is taken now, and one if told to `look`.
+    """The fastest of all looks of this process at a device's limits; takes one now if it is the first, or if `look`.
 
-    A machine with neighbours is slow for seconds on end: one look may find less than what a trial then reaches.
+    A machine with neighbours is slow for seconds on end, so one look may find less than a trial then reaches.
     """
     key = (kind, precision, threads)
     if look or key not in _fastest_looks:
@@ -67,7 +67,7 @@ def seen(kind: str, precision: Precision, threads: int, *, look: bool = False) -
 
 
 def measure(kind: str, precision: Precision, threads: int) -> Limits:
-    """One look at the limits of a device kind ("cpu" or "cuda") with so many threads: under a second."""
+    """Take one look at the limits of a device kind ("cpu" or "cuda") with `threads` threads, in under a second."""
     assert torch.get_num_threads() == threads, "the threads that the limit is for must be set"
     device = torch.device(kind)
     with _matrix_precision(precision):
@@ -86,7 +86,7 @@ def measure(kind: str, precision: Precision, threads: int) -> Limits:
 def canary(kind: str, half: bool) -> tuple[float, float]:
     """Seconds of one matrix product (bfloat16 if `half`, else fp32) and of one copy: the same work on every call.
 
-    Some 30 ms on two slow cores. On a noisy machine these two tell its state (`docs/measurement.md`).
+    They take some 30 ms on two slow cores. On a noisy machine these two tell its state (`docs/measurement.md`).
     """
     device = torch.device(kind)
     product = _canary_product(kind, torch.bfloat16 if half else torch.float32)
@@ -101,7 +101,7 @@ def _canary_product(kind: str, dtype: torch.dtype) -> Callable[[], object]:
 
 
 def _memory_bytes() -> int:
-    """The GPU's, all of it."""
+    """All of the GPU's memory."""
     return torch.cuda.mem_get_info()[1]
 
 
@@ -136,7 +136,10 @@ def _fastest(device: torch.device, call: Callable[[], object], seconds: float) -
 
 @contextlib.contextmanager
 def _matrix_precision(precision: Precision) -> Iterator[None]:
-    """The blog's recipe leaves matrix products in IEEE fp32 where its convolutions run in TF32; the limit is TF32's."""
+    """Let matrix products in the block run in TF32 if that is the precision, else in IEEE fp32.
+
+    The blog's recipe leaves them in IEEE fp32 when its convolutions run in TF32; the limit is still TF32's.
+    """
     matmul: Any = torch.backends.cuda.matmul
     before = matmul.fp32_precision
     matmul.fp32_precision = "tf32" if precision == "tf32" else "ieee"
@@ -147,10 +150,10 @@ def _matrix_precision(precision: Precision) -> Iterator[None]:
 
 
 def work(cell: Cell, classes: int) -> Work | None:
-    """What one training step does for each image, counted on PyTorch's meta device, which computes nothing.
+    """The work of one training step, counted on PyTorch's meta device, which computes nothing.
 
-    FLOPs by PyTorch's FLOP counter, of the operations that the cell's step really has: a convolution computed as a
-    product spares those with the padding. None for a model that can't be counted so.
+    PyTorch's FLOP counter counts the operations that the cell's step really has: a convolution computed as a product
+    has none with the padding. None for a model that can't be counted this way.
     """
     batch_size = max(2, cell.batch_size)  # a batch of one has no statistics over a map of one pixel
     try:
@@ -179,7 +182,7 @@ class _ByteCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
-        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:  # which is one, for all but autograd
+        if not func.is_view and func is not torch.ops.aten._unsafe_view.default:  # a view for all but autograd
             touched = [*args, *(kwargs or {}).values(), *(result if isinstance(result, tuple | list) else [result])]
             self.bytes += sum(t.numel() * t.element_size() for t in touched if isinstance(t, torch.Tensor))
         return result

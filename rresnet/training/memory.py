@@ -8,11 +8,11 @@ import torch
 _MEMORY_SHORT = re.compile("can't allocate memory|out of memory|ALLOC_FAILED")
 # What cuDNN says where no kernel's workspace has room, and where it has no kernel at all.
 _NO_KERNEL = re.compile("unable to find an engine|Unable to find a valid cuDNN algorithm")
-WORKSPACE_SHARE = 0.1  # of a GPU's memory: where that much is free, it was not the workspace
+WORKSPACE_SHARE = 0.1  # of a GPU's memory: if that much is free, the workspace was not the cause
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory was short, for it or for an error that it came from: a capture that fails tells only of itself."""
+    """Whether memory was short for the error or for one that it came from: a failed capture reports only itself."""
     met: list[BaseException] = []
     one: BaseException | None = error
     while one is not None and one not in met:

@@ -14,15 +14,15 @@ from rresnet.training import convolution, relu
 from rresnet.training.inputs import memory_format
 
 LEARNING_RATE = 1e-3  # the blog's
-AUXILIARY = ("googlenet", "inception_v3")  # return scores of auxiliary classifiers, too, while they are trained
+AUXILIARY = ("googlenet", "inception_v3")  # in training these also return scores of auxiliary classifiers
 
 
 def network(name: str, classes: int) -> nn.Module:
     """A new model, on the CPU.
 
     Args:
-        name: of a classification model of torchvision, or `package.module:function` of your own: a function of the
-            number of classes that returns an `nn.Module`, from images float [N, 3, S, S] to scores [N, classes].
+        name: a classification model of torchvision, or `package.module:function` for your own: a function that takes
+            the number of classes and returns an `nn.Module`, from images float [N, 3, S, S] to scores [N, classes].
         classes: how many classes it tells apart.
 
     Raises:
@@ -68,7 +68,7 @@ def _own(name: str, classes: int) -> nn.Module:
 
 @contextlib.contextmanager
 def _as_usage_error(what: str, valid: str) -> Iterator[None]:
-    """Let whatever the user's own code raises be a UsageError."""
+    """Turn whatever the user's own code raises into a UsageError."""
     try:
         yield
     except Exception as error:
@@ -76,7 +76,7 @@ def _as_usage_error(what: str, valid: str) -> Iterator[None]:
 
 
 def check(name: str, image_size: int, classes: int = 10) -> None:
-    """Raise UsageError unless there is such a model, and one of the user's own gives a score for each class."""
+    """Raise UsageError unless there is such a model and, if it is the user's own, it gives a score for each class."""
     if ":" not in name:
         _check_name(name)
         return
@@ -115,7 +115,7 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
 
 
 def optimizer_of(model: nn.Module, cell: Cell) -> torch.optim.Optimizer:
-    """The blog's Adam, in its fused kernel if the cell says so, and fit to be captured in a graph where it will be."""
+    """The blog's Adam, with its fused kernel if the cell says so, and capturable if a graph will capture it."""
     kind = FlatAdam if cell.fused_optimizer and cell.device == "cpu" else torch.optim.Adam
     return kind(
         model.parameters(),
@@ -126,14 +126,14 @@ def optimizer_of(model: nn.Module, cell: Cell) -> torch.optim.Optimizer:
 
 
 class FlatAdam(torch.optim.Adam):
-    """Adam whose fused kernel is shown channels-last weights as the contiguous tensors that they also are.
+    """Adam whose fused kernel is given channels-last weights as the contiguous tensors that they also are.
 
-    On a CPU PyTorch's kernel copies each that is not contiguous, and makes no use of the copy. The update is of one
-    element at a time, so that their order does not matter.
+    On a CPU PyTorch's kernel copies each tensor that is not contiguous, and makes no use of the copy. The update works
+    element by element, so their order does not matter.
     """
 
     def _init_group(self, group: dict[str, Any], *lists: list[torch.Tensor]) -> bool:
-        """PyTorch's: fill the lists, whose first four are weights, gradients and both moments."""
+        """Fill the lists as PyTorch does; the first four are weights, gradients and both moments."""
         found: bool = super()._init_group(group, *lists)  # type: ignore[no-untyped-call]
         for tensors in lists[:4]:
             tensors[:] = [t.permute(0, 2, 3, 1) if t.dim() == 4 and not t.is_contiguous() else t for t in tensors]

@@ -1,4 +1,4 @@
-"""ReLU with a gradient that the compiler makes fast code of on a CPU."""
+"""ReLU with a gradient that the compiler turns into fast code on a CPU."""
 
 from typing import Any
 
@@ -7,15 +7,15 @@ from torch import nn
 
 
 class CompiledReLU(nn.ReLU):
-    """ReLU whose gradient, where it is compiled, is multiplied by the sign of its output.
+    """ReLU that, when compiled, multiplies the gradient by the sign of its output.
 
-    PyTorch's own selects by a comparison. The compiler keeps the comparison from the forward pass for the backward
-    pass, since it has a byte for each element, and reads it back one element at a time; the output, which the next
-    layer keeps anyway, it reads in vectors (torch 2.15). Finite gradients come out the same.
+    PyTorch's own ReLU selects by a comparison. The compiler keeps the result of this comparison, a byte for each
+    element, from the forward pass for the backward pass, and reads it back one element at a time. The output, which the
+    next layer keeps anyway, it reads in vectors (torch 2.15). Finite gradients come out the same.
     """
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The larger of `x` and 0, written over `x` where the layer is in place."""
+        """The larger of `x` and 0, written over `x` if the layer works in place."""
         if not torch.compiler.is_compiling():  # an epoch's short batch
             return super().forward(x)
         y: torch.Tensor = _Rectified.apply(x)
@@ -37,7 +37,7 @@ class _Rectified(torch.autograd.Function):
 
 
 def for_the_compiler(model: nn.Module) -> None:
-    """Let the model's ReLUs be such that the compiler makes fast code of them; the model is changed."""
+    """Replace the model's ReLUs by ones that the compiler turns into fast code; the model is changed."""
     for module in model.modules():
         if type(module) is nn.ReLU:
             module.__class__ = CompiledReLU

@@ -1,4 +1,4 @@
-"""One training step: precision and execution mode of a cell. The seam where other modes of execution go."""
+"""One training step, in the precision and execution mode of a cell. Other modes of execution would go here."""
 
 import functools
 import os
@@ -23,10 +23,10 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def set_switches(cell: Cell) -> None:
-    """Set PyTorch's process-wide switches as the cell has them, its precision so that it is what really runs.
+    """Set PyTorch's process-wide switches for the cell, so that its precision is what really runs.
 
     `fp32` is IEEE everywhere; cuDNN's convolutions would otherwise run in TF32. The blog's script leaves matrix
-    products at PyTorch's default, IEEE, and so does its recipe, but for convolutions that are computed as products.
+    products at PyTorch's default, IEEE, and so does its recipe, unless convolutions are computed as products.
     """
     tf32 = cell.precision == "tf32"
     as_written = cell.recipe == "blog" and "linear" not in (cell.pointwise, cell.small_maps)
@@ -75,7 +75,7 @@ class Eager:
     """The step as the blog writes it, operation by operation."""
 
     held_bytes = 0  # device memory that the step keeps for itself between calls
-    compile_seconds: float | None = None  # that making it ready took; None also once a trial has told it
+    compile_seconds: float | None = None  # that making it ready took; None also once a trial has reported it
     compile_cache: str | None = None  # "warm" where the compiler found all it needed on disk, else "cold"
 
     def __init__(self, cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer, load: Load) -> None:
@@ -89,7 +89,7 @@ class Eager:
         return self.train(self.forward, *raw)
 
     def train(self, forward: Step, *raw: torch.Tensor) -> torch.Tensor:
-        """One step of the optimizer down the gradient of `forward`."""
+        """Take one step of the optimizer down the gradient of `forward`."""
         loss = forward(*raw)
         self.optimizer.zero_grad(set_to_none=True)
         torch.autograd.backward(self.scaler.scale(loss))
@@ -98,7 +98,7 @@ class Eager:
         return loss.detach()
 
     def rehearse(self, examples: Sequence[Raw]) -> None:
-        """Take a step with each, and undo them: what the libraries look for at a shape's first step is then found."""
+        """Take a step with each and undo them, so that libraries have found what they search for at a new shape."""
         state = State(self.model, self.optimizer, self.scaler)
         for raw in examples:
             self(*raw)
@@ -108,8 +108,8 @@ class Eager:
 class Prepared(Eager):
     """A step that is made ready, compiled or captured, for whole batches.
 
-    The short batch at an epoch's end is not dropped, nor a reason to compile again: it is trained on eagerly, and
-    captured as such where whole ones are. Making ready takes steps, and undoes them.
+    The short batch at an epoch's end is neither dropped nor compiled for: its step is eager, and captured as such if
+    that of whole batches is captured. Making ready takes steps, and undoes them.
     """
 
     def __init__(
@@ -133,7 +133,7 @@ class Prepared(Eager):
         forwards = [whole, *[plain] * (len(examples) - 1)]
         steps: list[Step] = [functools.partial(self._train, layers, forward) for forward in forwards]
         if capture:
-            self._captured = whole  # the graphs go on to use what was compiled
+            self._captured = whole  # kept: the graphs go on using what was compiled
         with warnings.catch_warnings():
             # The compiler looks at the gradient of each input, and the copies of the weights keep none.
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")
@@ -173,8 +173,8 @@ class Compiler:
     def compile(forward: Step) -> Step:
         """`forward` as it will be compiled at its first call, for the shapes of that call alone.
 
-        PyTorch keeps what it compiled by code object, and gives up after eight of one: the code is copied, so that the
-        shapes of one cell have nothing to do with those of another.
+        PyTorch keeps what it has compiled by code object, and gives up after eight versions of one. So the code object
+        is copied, and the shapes of one cell have nothing to do with those of another.
         """
         f: Any = forward
         own = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
@@ -183,7 +183,7 @@ class Compiler:
 
     @property
     def cache(self) -> str:
-        """Whether all that was compiled since lay in the cache: "warm", else "cold", also where the cache is off."""
+        """Whether all that was compiled since was in the cache: "warm" if so, else "cold", also if the cache is off."""
         hits, misses = (now - before for now, before in zip(self._seen(), self._before, strict=True))
         return "warm" if hits and not misses else "cold"
 
@@ -202,9 +202,9 @@ CAPTURE_WARMUP_STEPS = 3  # on a side stream, as PyTorch's notes on CUDA graphs 
 
 
 def capture(steps: Sequence[tuple[Step, Raw]], restore: Callable[[], None]) -> tuple[list[Step], int]:
-    """Record each step as one CUDA graph; what replays them, and the bytes of device memory that the graphs keep.
+    """Record each step as one CUDA graph; return what replays each, and the bytes of GPU memory that the graphs keep.
 
-    They share that memory: each drops the gradients that the one before has left, and reads nothing else of it.
+    The graphs share that memory: each drops the gradients that the one before has left, and reads nothing else of it.
 
     Args:
         steps: whole steps, whose only inputs are their tensors, with examples of the shapes to capture.
@@ -227,7 +227,7 @@ def capture(steps: Sequence[tuple[Step, Raw]], restore: Callable[[], None]) -> t
 
 
 def _captured(step: Step, static: Sequence[torch.Tensor], pool: Any) -> Step:
-    """What replays the step for batches copied into `static`, from a graph whose memory is of `pool`."""
+    """Capture the step in a graph with memory from `pool`; return what replays it on batches copied into `static`."""
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph, pool=pool):
         loss = step(*static)
@@ -255,7 +255,7 @@ def build(
 
 
 class State:
-    """A copy of all that a step changes, so that a warm-up can be undone and has not trained the model."""
+    """A copy of all that a step changes, so that a warm-up can be undone and does not train the model."""
 
     def __init__(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler | None = None
@@ -265,7 +265,7 @@ class State:
         self._copies = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
         self._before = {id(t): t.clone() for t in optimizer_tensors(optimizer)}
         self._random = torch.get_rng_state()
-        # A cell on the CPU does not start CUDA, which would take memory of the GPU.
+        # A cell on the CPU must not start CUDA, which would take GPU memory.
         cuda_runs: bool = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]
         self._cuda_random = torch.cuda.get_rng_state_all() if cuda_runs else []
 

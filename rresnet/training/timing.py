@@ -17,10 +17,10 @@ class Stopwatch:
     """Times windows of batches and keeps them.
 
     A window is a number of steps fixed beforehand, so that nothing has to ask the device how far it is. Fetching the
-    batches is inside the window: the input path is part of training. A GPU's windows are told by events on its own time
-    line. It is not waited for but once a window, and then for the one before: while it computes the CPU fetches the
-    next batch, as in a loop without a clock. So the last window given to a GPU is kept when the next one has been, or
-    by `read`.
+    batches is inside the window: the input path is part of training. A GPU's windows are timed by events on its own
+    time line. The CPU waits for the GPU only once a window, for the end of the previous one: while the GPU computes,
+    the CPU fetches the next batch, as in a loop without a clock. So the last window given to a GPU is kept only when
+    the next one has been given to it, or by `read`.
     """
 
     def __init__(self, device: torch.device, clock: Callable[[], float] = time.perf_counter) -> None:
@@ -51,7 +51,7 @@ class Stopwatch:
         self.read(running=1 if self._device.type == "cuda" else 0)
 
     def read(self, running: int = 0) -> None:
-        """Keep the windows that were given to the device, but for so many of them; waits until they are over."""
+        """Keep the windows that were given to the device, except the last `running`; waits until they are over."""
         while len(self._given) > running:
             start, end, told = self._given.pop(0)
             seconds, started = between(start, end), between(self._zero, start)
@@ -64,7 +64,7 @@ class Stopwatch:
 
 
 def mark(device: torch.device, clock: Callable[[], float] = time.perf_counter) -> Any:
-    """Now: the clock, or an event on the GPU's own time line, which waits for nothing."""
+    """Mark the present: the clock's time, or an event on the GPU's own time line, which waits for nothing."""
     if device.type != "cuda":
         return clock()
     event: Any = torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
@@ -73,7 +73,7 @@ def mark(device: torch.device, clock: Callable[[], float] = time.perf_counter) -
 
 
 def between(a: Any, b: Any) -> float:
-    """Seconds from one mark to another; waits until the GPU has reached it."""
+    """Seconds from one mark to another; waits until the GPU has reached the second."""
     if isinstance(a, float):
         return float(b - a)
     b.synchronize()
@@ -87,7 +87,7 @@ def synchronize(device: torch.device) -> None:
 
 
 def seconds_of(device: torch.device, call: Callable[[], object], times: int = 1) -> float:
-    """Mean seconds of a call that is made so many times, the device synchronised at both ends."""
+    """Mean seconds of a call that is made `times` times, with the device synchronised at both ends."""
     synchronize(device)
     start = time.perf_counter()
     for _ in range(times):

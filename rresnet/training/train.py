@@ -20,7 +20,7 @@ from rresnet.training.timing import Stopwatch
 from rresnet.training.workbench import Workbench
 
 WARMUP_SECONDS = 0.5  # at least,
-WARMUP_LIMIT_SECONDS = 10.0  # and at most, where enough windows are there to tell whether the times have settled
+WARMUP_LIMIT_SECONDS = 10.0  # and at most, if there are enough windows to tell whether the times have settled
 LOSS_STEPS = 100  # between the losses that are kept, as in the blog
 PROFILED_STEPS = 3
 MEMORY_STEPS = 2  # in which a cell's peak memory is noted, see `Workbench.noting_memory`
@@ -33,7 +33,7 @@ class NonFiniteLossError(ArithmeticError):
 
 
 def train(bench: Workbench, how: How, *, startup_seconds: float, progress: ProgressCallback) -> Record:
-    """Train the cell as it asks for, whole epochs or a timed visit, and make the files that were asked for."""
+    """Train the cell for whole epochs or for a timed visit, as it asks, and make the files that were asked for."""
     new = bench.steps_trained == 0
     if bench.cell.epochs:
         record = train_epochs(
@@ -65,9 +65,10 @@ def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress:
 
 
 def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
-    """Train until the times of the windows have settled, on a later visit for one step; returns whether they have.
+    """Train until the times of the windows have settled, on a later visit for one step; return whether they have.
 
-    A GPU is left with one step to go on with, so that the first measured one, too, is fetched while it computes.
+    A GPU is left with one step to work on, so that the batch of the first measured step, too, is fetched while it
+    computes.
     """
     first = bench.step_seconds is None
     settled = not first or _settle(bench, watch)
@@ -77,7 +78,7 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
 
 
 def _measure(bench: Workbench, watch: Stopwatch, seconds: float, progress: ProgressCallback) -> None:
-    """Train for `seconds` of measured windows; on a GPU one more has been given to it by then."""
+    """Train for `seconds` of measured windows; on a GPU for one more, which it has been given by then."""
     while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
         for raw in watch.window(bench.batches, steps, "measured", world=bench.world):
             bench.take_step(raw)
@@ -95,7 +96,7 @@ def _settle(bench: Workbench, watch: Stopwatch) -> bool:
         if len(watch.windows) == 1:
             with bench.noting_memory():
                 _warm_up_window(bench, watch, max(MEMORY_STEPS, steps))
-        else:  # DDP allots its buckets anew in its second step: that is over before memory is noted
+        else:  # DDP reallocates its buckets in its second step, which must be over before memory is noted
             fewest = 2 if bench.world > 1 and not watch.windows else 1
             _warm_up_window(bench, watch, max(fewest, steps))
         watch.read()
@@ -125,7 +126,7 @@ def train_epochs(
     bench.start_over()
     losses: list[Loss] = []
     rows = [_train_epoch(bench, watch, monitor, epoch, progress, losses) for epoch in range(epochs)]
-    files = {".pt": bench.state_dict_bytes()} if save_model else {}  # as evaluated: the other clocks train on
+    files = {".pt": bench.state_dict_bytes()} if save_model else {}  # as evaluated: the other clocks go on training
     record = _record(bench, watch, monitor.usage(), canary, settled, startup_seconds, epochs=rows)
     return replace(record, losses=tuple(losses), files=files)
 
@@ -195,10 +196,10 @@ def _record(
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     start = time.perf_counter()
-    communication_seconds = bench.communication_seconds(measured)  # first: a part of what holds a step up
+    communication_seconds = bench.communication_seconds(measured)  # first, since it is part of what holds a step up
     (others, limit), work = _clocks(bench, measured), bench.work
     clocks_seconds = sum(seconds or 0.0 for seconds in canary) + time.perf_counter() - start
-    if not all(math.isfinite(loss) for loss in losses):  # not before what the workers do together
+    if not all(math.isfinite(loss) for loss in losses):  # only after what the workers do together
         raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
     achieved = rate / bench.world * work.flops if work else None
     measurement = Measurement(
@@ -249,14 +250,14 @@ def _record(
             learning=flags.learns(bench.first_loss, losses, bench.steps_trained),
         ),
     )
-    made.compile_seconds = made.compile_cache = None  # told once: later trials of the process did not wait for it
+    made.compile_seconds = made.compile_cache = None  # reported once: later trials of the process did not wait for it
     return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
 
 
 def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.Limits | None]:
-    """The other clocks and the device's limits; what memory is too short for is not told.
+    """The other clocks and the device's limits, without those for which memory is too short.
 
-    The trial itself has been trained by now, and is not to be lost for what is looked at beside it.
+    The trial itself has been trained by now, and must not be lost because of what is measured besides.
     """
     others, limit = {}, None
     try:

@@ -1,4 +1,4 @@
-"""A cell ready to train, and what its visits have learnt of it."""
+"""A cell ready to train, and what its visits have found out about it."""
 
 import contextlib
 import functools
@@ -30,15 +30,15 @@ INPUT_CLOCK_SECONDS = 0.02
 
 @dataclass
 class Workbench:
-    """A cell's model, optimizer, step and stream of batches; one worker's of them, where it has several."""
+    """A cell's model, optimizer, step and stream of batches; those of one worker, if it has several."""
 
     cell: Cell
     data: ImageData
     device: torch.device
     rank: int = 0
     world: int = 1
-    workers: Any = None  # their process group; None: of all there are
-    agreeing: Any = None  # another, for the processor's tensors, so that to agree on something waits for no GPU
+    workers: Any = None  # their process group; None: that of all there are
+    agreeing: Any = None  # another one, for CPU tensors, so that agreeing on something waits for no GPU
     network: nn.Module = field(init=False)
     optimizer: torch.optim.Optimizer = field(init=False)
     train_step: step.Eager = field(init=False)
@@ -50,7 +50,7 @@ class Workbench:
     _measured_seconds: float = 0.0
     _clocks_seconds: float = 0.0
     _communication_clock_seconds: float = 0.0
-    _communication_seconds: float = 0.0  # of a step, when last looked at
+    _communication_seconds: float = 0.0  # of a step, when last measured
     _losses: deque[torch.Tensor] = field(default_factory=lambda: deque(maxlen=RECENT_LOSSES))
     _first: tuple[Raw, torch.Tensor] | None = None  # batch and loss of the first step
     _clock_batches: Iterator[Batch] | None = None
@@ -64,7 +64,7 @@ class Workbench:
         if self.world > 1:
             from ray.train.torch import prepare_model
 
-            # Gradients stand where they are exchanged, and are not copied there and back.
+            # Gradients are kept in the buckets that are exchanged, and are not copied there and back.
             how = {"process_group": self.workers, "gradient_as_bucket_view": True}
             self.network = prepare_model(  # of the same parameters
                 self.network, move_to_device=False, parallel_strategy_kwargs=how
@@ -93,12 +93,12 @@ class Workbench:
         self._losses.clear()
 
     def apply_process_settings(self) -> None:
-        """Set what is process-wide in PyTorch to what this cell asks for; another cell may have run in between."""
+        """Set PyTorch's process-wide settings as this cell asks for; another cell may have run in between."""
         torch.set_num_threads(self.cell.cpu_threads)
         step.set_switches(self.cell)
 
     def steps_in_window(self) -> int:
-        """Steps of about a window, by the speed seen so far; one while nothing is known."""
+        """The number of steps that fill about a window, by the speed seen so far; one while nothing is known."""
         return 1 if self.step_seconds is None else steps_in(WINDOW_SECONDS, self.step_seconds)
 
     def take_step(self, raw: Raw) -> torch.Tensor:
@@ -129,10 +129,10 @@ class Workbench:
         return int(decision.item())
 
     def over_workers(self, usage: monitor.Usage) -> monitor.Usage:
-        """What the trial used on all its machines; what NVML and the memory tell, as this worker saw it.
+        """What the trial used on all its machines: CPU seconds and energy of all workers, the rest as this one saw it.
 
-        Each worker knows its own processor time and GPU. The counters of a machine are read by all workers there: each
-        brings in its share.
+        Each worker knows its own CPU time and GPU. The counters of a machine are read by all workers there, so each
+        contributes its share of them.
         """
         if self.world == 1:
             return usage
@@ -151,13 +151,13 @@ class Workbench:
     def noting_memory(self) -> Iterator[None]:
         """Note the cell's peak memory while it trains in the block: its own tensors alone, on any device.
 
-        The block must hold two steps or more, so that one begins with the gradients of another, and not the first,
-        which makes the optimizer's state. What is freed in the block must have been allocated in it: a CPU's
-        profiler does not know the size of anything older. Hence no gradients are left to begin with.
+        The block must hold two steps or more, so that one begins with the gradients of another; and not the very first
+        step, which makes the optimizer's state. What is freed in the block must have been allocated in it, since the
+        profiler on a CPU does not know the size of anything older. Hence gradients are dropped before the block.
         """
         self.optimizer.zero_grad(set_to_none=True)
         own = sum(tensor.nbytes for tensor in self._lasting_tensors())
-        if self.world > 1:  # the gradients, which stand in DDP's buckets for good
+        if self.world > 1:  # the gradients, which stay in DDP's buckets for good
             own += sum(parameter.nbytes for parameter in self.network.parameters() if parameter.requires_grad)
         if self.device.type == "cuda":
             before = torch.cuda.memory_allocated(self.device)
@@ -186,7 +186,7 @@ class Workbench:
         return content.getvalue()
 
     def trace(self, steps: int) -> bytes:
-        """A trace of PyTorch's profiler over so many more steps, gzip'd JSON that Perfetto shows."""
+        """Take `steps` more steps; return the trace of PyTorch's profiler, gzipped JSON that Perfetto shows."""
         with torch.profiler.profile(record_shapes=True) as profile:
             for raw in itertools.islice(self.batches, steps):
                 self.take_step(raw)
@@ -196,20 +196,20 @@ class Workbench:
             return (folder / "trace.json.gz").read_bytes()
 
     def other_clocks(self, measured_seconds: float) -> dict[str, Any]:
-        """Measure the step alone and the input alone, where a quarter of the measured time so far pays for it.
+        """Measure the step alone and the input alone, if a quarter of the measured time so far covers the cost.
 
         The steps train the model like any others. Returns columns of a `Measurement`; none when it has to wait for more
         measured time.
         """
         assert self.step_seconds is not None
         assert self._first is not None
-        self._measured_seconds += measured_seconds  # earns a budget, which is charged before, and again by the clock
+        self._measured_seconds += measured_seconds  # earns budget; charged with an estimate, then by the clock
         steps = self.agreed(self.steps_in_window())
         cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
         if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
             return {}
         start, before = time.perf_counter(), self._clocks_seconds
-        self._clocks_seconds += cost  # also where memory is short for them
+        self._clocks_seconds += cost  # also if memory is too short for them
         batch = tuple(tensor.to(self.device) for tensor in self._first[0])
         clock = clocks.step_alone(self.train_step, self.optimizer, batch, steps)
         if self._clock_batches is None:  # its own stream: the cell's goes on where it was
@@ -237,11 +237,11 @@ class Workbench:
         }
 
     def communication_seconds(self, measured_seconds: float) -> float | None:
-        """Seconds that exchanging gradients adds to a step; None for a single worker, and where it has to wait.
+        """Seconds that exchanging gradients adds to a step; None for a single worker, or if it has to wait.
 
-        Measured on the first visit, for scaling is judged by it, and again when a quarter of the measured time so far
-        pays for what it has taken: `measured_seconds` of this trial, which `other_clocks` has not counted yet, and all
-        before.
+        Measured on the first visit, since scaling is judged by it, and again when a quarter of the measured time so far
+        covers what this has cost. That time includes the `measured_seconds` of this trial, which `other_clocks` has not
+        counted yet.
         """
         if self.world == 1:
             return None
