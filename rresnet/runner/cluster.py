@@ -201,8 +201,8 @@ def _few_helpers() -> Iterator[None]:
     """Keep Ray from starting processes that nothing here uses.
 
     They are the dashboard's server, which Ray starts for usage statistics even without a dashboard, the autoscaler, and
-    the process that would bring the output of workers to the driver. They take seconds of both cores, and Ray waits for
-    two of these. Ray has no switch for them.
+    the process that would bring the output of workers to the driver. Starting them keeps both cores busy for seconds,
+    for two of which Ray waits. Ray has no switch for them.
     """
     from ray._private import ray_constants, services
     from ray._private.node import Node
