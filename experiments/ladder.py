@@ -1,8 +1,8 @@
 #!/usr/bin/env python
 """What is the speedup made of? From blog to tuned, one change at a time.
 
-Each rung has one setting more as the tuned recipe has it; all rungs take turns in short repeats. Prints each change's
-paired ratio with its interval, and the total, and draws a waterfall in results/figures.
+Each rung changes one more thing to what the tuned recipe has; all rungs take turns in short repeats. Prints each
+change's paired ratio with its interval, and the total, and draws a waterfall in results/figures.
 
 Examples:
   python experiments/ladder.py

@@ -2,8 +2,8 @@
 """How much do more workers bring? Strong and weak scaling.
 
 Each worker of Ray Train has a GPU, or its share of the machine's cores. Prints speedup and efficiency with intervals,
-what exchanging gradients takes of a step, and what a simple model predicts for up to 1,024 workers, marked as such. A
-worker group takes 10 s and more to start, so a run takes minutes.
+what share of a step exchanging gradients takes, and what a simple model predicts for up to 1,024 workers, marked as
+such. A worker group takes 10 s or more to start, so a run takes minutes.
 
 Examples:
   python experiments/scaling.py

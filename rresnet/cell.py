@@ -63,7 +63,7 @@ class Axes:
     """How a cell is computed: what a recipe decides and a flag may override. The defaults are the blog's script."""
 
     precision: Precision = axis(
-        "arithmetic of convolutions and matrix products, by effect", "fp32", flag="Override the recipes' precision."
+        "effective arithmetic of convolutions and matrix products", "fp32", flag="Override the recipes' precision."
     )
     input: Input = axis(
         "input path: per-image DataLoader, or data set resident on the device",
@@ -79,9 +79,9 @@ class Axes:
     fused_optimizer: bool = axis("Adam's fused kernel instead of PyTorch's default", False)
     pointwise: Convolution = axis("how 1x1 convolutions are computed: as convolutions, or as matrix products", "conv")
     small_maps: Convolution = axis(
-        "how convolutions over maps of no more pixels than the kernel has taps are computed, likewise", "conv"
+        "how convolutions are computed whose maps have no more pixels than the kernel has taps, likewise", "conv"
     )
-    cudnn_benchmark: bool = axis("cuDNN times its kernels for each shape and takes the fastest (a GPU's)", False)
+    cudnn_benchmark: bool = axis("whether cuDNN times its kernels for each shape and takes the fastest (GPU)", False)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +97,7 @@ class Cell(Axes, _Named):  # in this order, because fields are collected in reve
     model: str = axis("torchvision classification model, or package.module:function")
     dataset: str = axis("name, folder or Parquet file of the data set")
     image_size: int = axis("height and width of the images, pixels", must=AT_LEAST_1)
-    batch_size: int = axis("images a step and worker", must=AT_LEAST_1)
+    batch_size: int = axis("images per step and worker", must=AT_LEAST_1)
     num_workers: int = axis("data-parallel workers", must=AT_LEAST_1)
     num_nodes: int = axis("machines that the workers are spread over evenly", 1, must=AT_LEAST_1)
     cpu_threads: int = axis("intra-op threads of each worker", must=AT_LEAST_1)

@@ -14,15 +14,15 @@ from rresnet.tables import place
 from rresnet.terminal import say
 from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
 
-DESCRIPTION = """What should you train on? Measure it, then look at it with the commands below.
+DESCRIPTION = """What should you train on? Measure it, then look at the results with the commands below.
 
 Start here:
   rresnet doctor                 is this machine fit to be measured?
   python experiments/compare.py  which settings train fastest, and by how much
   rresnet report results         a page to look at, and a summary to paste
-  rresnet --version              which one this is
+  rresnet --version              the installed version
 
-Tab completion, here of bash (an experiment called as experiments/compare.py takes the same flag):
+Tab completion, here for bash (an experiment run as experiments/compare.py takes the same flag):
   rresnet --tyro-print-completion bash > rresnet.sh
   source rresnet.sh
 """
@@ -30,7 +30,7 @@ UNSET = tyro.conf.arg(help_behavior_hint="")  # shows no default: the help itsel
 
 
 def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annotated[bool, UNSET] = True) -> bool:
-    """Print the machine, its limits, and what would make its figures doubtful (exit code 1).
+    """Print the machine, its limits, and what would make its figures doubtful (exit code 1 if anything would).
 
     Examples:
       rresnet doctor
@@ -96,8 +96,8 @@ def diff(
         a: the baseline: a results folder, FOLDER@RUN_ID or FOLDER@COMMIT.
         b: the candidate, likewise.
         format: how to print it.
-        fail_on_regression: exit code 1 if a setting is distinguishably slower by more than this (5%), all settings
-            judged at once, or fails.
+        fail_on_regression: exit code 1 if a setting fails, or is distinguishably slower by more than this (5%), all
+            settings judged at once.
     """
     from rresnet.analysis import diff as diffs
     from rresnet.analysis import diff_text

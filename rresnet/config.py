@@ -31,14 +31,14 @@ SETTING = FlagGroup(
 MEASURING = FlagGroup("measuring", "How it is measured.")
 RESULTS = FlagGroup("results", "Where the results go.")
 CLUSTER = FlagGroup("cluster", "Which machines measure.")
-RUN = FlagGroup("run", "How this run goes on, and what it prints.")
+RUN = FlagGroup("run", "How this run proceeds, and what it prints.")
 
 _SECONDS = Must("must be a number of seconds above 0", lambda value: 0 < value < float("inf"))
 _MINUTES = Must("must be a number of minutes above 0", _SECONDS.holds)
 _SHARE = Must("must be between 0 and 1 (0.02 is 2 %)", lambda value: 0 < value < 1)
 _SEED = Must("must be between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63)
 _NAME = Must(
-    "takes letters, digits and - _ . only, no . first",
+    "takes only letters, digits and - _ . and may not begin with a dot",
     lambda name: name != "" and all(c.isalnum() or c in "-_." for c in name) and name[0] != ".",
 )
 _DATASET = Must(
@@ -101,13 +101,13 @@ class Settings:
     model: Annotated[str, SETTING] = "resnet50"
     """torchvision classification model, or your own: package.module:function, called with the number of classes."""
     image_size: Annotated[int, SETTING, AT_LEAST_1] = 32
-    """Height and width, in pixels, that every image is brought to."""
+    """Height and width, in pixels, that every image is resized to."""
     dataset: Annotated[str, SETTING, _DATASET] = "fashion-mnist-12k"
     """An image folder, a .parquet file, or a name."""
     data_dir: Annotated[Path | None, SETTING] = None
     """Folder that already holds the downloaded files of a named data set."""
     repeats: Annotated[int | None, MEASURING, AT_LEAST_1] = None
-    """Times each setting is measured. Default: 12, or 1 with --epochs."""
+    """How many times each setting is measured. Default: 12, or 1 with --epochs."""
     processes: Annotated[int, MEASURING, AT_LEAST_1] = 3
     """Fresh trial processes that the repeats are spread over."""
     seconds: Annotated[float, MEASURING, _SECONDS] = 1.0
@@ -115,13 +115,13 @@ class Settings:
     epochs: Annotated[int | None, MEASURING, AT_LEAST_1] = None
     """Train whole epochs instead, and evaluate after each."""
     target_interval: Annotated[float | None, MEASURING, _SHARE] = None
-    """Go on with more repeats until the interval of each speedup is at most this wide to each side (0.02 is 2 %)."""
+    """Add repeats until the interval of each speedup reaches at most this far to each side (0.02 is 2 %)."""
     aa: Annotated[bool, MEASURING] = False
     """Measure each setting against an identical copy of itself (A/A): the noise floor."""
     seed: Annotated[int, MEASURING, _SEED] = 42
     """Seed of the weights, of the data order and of the order of settings."""
     timeout_seconds: Annotated[float | None, MEASURING, _SECONDS] = None
-    """A trial that takes longer is ended. Default: 600, or 3 times --seconds if longer; with --epochs 3600 for each."""
+    """End a trial after this many seconds. Default: 600, or 3 times --seconds if longer; with --epochs 3600 each."""
     results_dir: Annotated[str, RESULTS, _RESULTS] = "results"
     """Folder of the Parquet tables, or a URL in object storage: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER."""
     name: Annotated[str | None, RESULTS, _NAME] = None
@@ -133,11 +133,11 @@ class Settings:
     address: Annotated[str | None, CLUSTER] = None
     """Ray cluster to join: "auto" or host:port. Default: start Ray on this machine alone."""
     machines: Annotated[int | None, CLUSTER, AT_LEAST_1] = None
-    """With --address: machines that measure side by side; an autoscaler is asked for the missing ones. Default: all."""
+    """With --address: how many machines measure; an autoscaler is asked for those that are missing. Default: all."""
     accelerator_type: Annotated[str | None, CLUSTER] = None
     """With --address: only machines with this accelerator, by Ray's name for it, for example A100."""
     wait_seconds: Annotated[float, CLUSTER, _SECONDS] = 900.0
-    """With --address: how long to wait for machines that an autoscaler starts, and, a minute at most, for an answer."""
+    """With --address: wait this long for machines that an autoscaler starts, and up to a minute for Ray to answer."""
     fresh: Annotated[bool, RUN] = False
     """Start a new run instead of continuing an unfinished one of the same name and settings."""
     retry: Annotated[Literal["failed", "all"] | None, RUN] = None
@@ -170,7 +170,7 @@ class Settings:
                 "measured: give a longer timeout, or fewer seconds"
             )
         if self.fresh and self.retry:
-            raise UsageError("--fresh starts a new run and --retry goes on with one: give one of them")
+            raise UsageError("--fresh starts a new run and --retry goes on with one: give only one of them")
 
     @classmethod
     def flags(cls) -> dict[str, tuple[Any, ...]]:

@@ -46,7 +46,7 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
     for doubt in doubts:
         say(console, f"! {doubt}", "yellow")
     if not doubts:
-        say(console, f"Nothing in {seconds:g} s that would make figures doubtful.")
+        say(console, f"Found nothing in {seconds:g} s that would make figures doubtful.")
     return not doubts
 
 
@@ -110,11 +110,11 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
     threads = os.environ.get("OMP_NUM_THREADS")
     if threads and threads.isdigit() and int(threads) < machine.cpu_cores:
         found.append(
-            f"OMP_NUM_THREADS={threads} is set on a machine of {machine.cpu_cores} cores: rresnet sets its own "
+            f"OMP_NUM_THREADS={threads} is set on a machine with {machine.cpu_cores} cores: rresnet sets its own "
             "threads, but other programs that you compare with would not"
         )
     if psutil.virtual_memory().available < AMPLE_BYTES:
-        found.append("less than 2 GiB of memory are free: close programs, or choose a smaller --batch-size")
+        found.append("less than 2 GiB of memory is free: close programs, or choose a smaller --batch-size")
     if machine.gpu_count and not torch.cuda.is_available():
         found.append(
             f"PyTorch {torch.__version__} can't use the {machine.gpu_name}: install one that is built for its driver "
@@ -123,15 +123,15 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
     if torch.cuda.is_available():
         if not machine.gpu_count:
             found.append(
-                "PyTorch has a GPU and NVML tells of none, so no trial would use it: install the driver's NVML, or "
+                "PyTorch sees a GPU but NVML reports none, so no trial would use it: install the driver's NVML, or "
                 "start the container with NVIDIA_DRIVER_CAPABILITIES=compute,utility"
             )
         held, total = _gpu_memory()
         if not total or held > (1 - AMPLE_SHARE) * total:
             told = f"{held / 2**30:.0f} of {total / 2**30:.0f} GiB" if total else "all"
             found.append(
-                f"{told} of the GPU's memory are held by others: end what holds them (nvidia-smi names it), or large "
-                "batches will not fit"
+                f"other processes hold {told} of the GPU's memory: end them (nvidia-smi lists them), or large batches "
+                "will not fit"
             )
     kept = place.at(results_dir)
     try:
@@ -139,5 +139,5 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
     except place.StoreError as error:
         return [*found, str(error)]
     if (free := kept.free_bytes()) is not None and free < AMPLE_BYTES:
-        found.append(f"less than 2 GiB are free in {kept.full_name('')}: make space, or choose another --results-dir")
+        found.append(f"less than 2 GiB is free in {kept.full_name('')}: make space, or choose another --results-dir")
     return found

@@ -126,18 +126,20 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     """Why so many machines like `hardware` can't run `cell`, or None. Asked before anything starts or waits."""
     if cell.num_nodes > machines and cell.num_nodes == fewest_nodes(cell.device, cell.num_workers, hardware):
         unit = "GPU" if cell.device == "gpu" else "core"
-        asked = f"{cell.num_workers} workers with a {unit} each take {cell.num_nodes} machines, {machines} there"
+        asked = (
+            f"{cell.num_workers} workers with a {unit} each need {cell.num_nodes} machines, and this run has {machines}"
+        )
         return f"{asked}: lower --num-workers, or join more machines with --address"
     if cell.num_nodes > machines:
-        asked = f"{cell.num_workers} workers on {cell.num_nodes} machines asked for, {machines} there"
+        asked = f"{cell.num_workers} workers need the {cell.num_nodes} machines asked for, and this run has {machines}"
         return f"{asked}: lower --num-nodes, or join more machines with --address"
     if cell.device == "gpu" and hardware.gpu_count < cell.workers_per_node:
-        asked = f"{cell.workers_per_node} GPU(s) asked for, {hardware.gpu_count} on {hardware.hostname}"
+        asked = f"the setting needs {cell.workers_per_node} GPU(s), and {hardware.hostname} has {hardware.gpu_count}"
         return f"{asked}: lower --num-workers, or drop --device gpu"
     if cell.device == "cpu" and cell.execution == "graph":
         return "a CPU has no CUDA graphs: use --execution eager or compile"
     if cell.execution != "eager" and cell.num_workers > 1:
-        return f"a {cell.execution} step is one worker's: use --num-workers 1, or --execution eager"
+        return f"a {cell.execution} step takes a single worker: use --num-workers 1, or --execution eager"
     if cell.execution != "eager" and cell.precision == "fp16":
         return f"the loss scaling of fp16 is not part of a {cell.execution} step: use bf16, or --execution eager"
     if cell.execution == "compile" and not hardware.compiler:
@@ -151,6 +153,6 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         return f"{hardware.gpu_name} has no {cell.precision} units: use --precision fp32 or fp16"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
-        asked = f"{threads} threads asked for, {hardware.cpu_count} processors on {hardware.hostname}"
+        asked = f"the setting needs {threads} threads, and {hardware.hostname} has {hardware.cpu_count} processors"
         return f"{asked}: lower {'--cpu-threads or ' if cell.cpu_threads > 1 else ''}--num-workers"
     return None

@@ -32,7 +32,9 @@ def place(longest: str) -> Path:
     for path in (tempfile.gettempdir(), *_SHORT):
         if len(os.fsencode(path)) <= room and os.access(path, os.W_OK | os.X_OK):
             return Path(path)
-    raise OSError(f"{tempfile.gettempdir()} is too long for the paths of sockets: set TMPDIR to at most {room} bytes")
+    raise OSError(
+        f"{tempfile.gettempdir()} is too long for the paths of sockets: set TMPDIR to a path of at most {room} bytes"
+    )
 
 
 @contextlib.contextmanager

@@ -37,7 +37,7 @@ def settings(given: S, *, name: str, description: str) -> S:
     hints, docs = get_type_hints(type(given)), _docs(type(given))
     hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
     docs["dataset"] += f" Names: {', '.join(data.DATASETS)}."
-    own, groups = FlagGroup(name, "Of this experiment alone."), dict[FlagGroup, list[tuple[str, Any, Any]]]()
+    own, groups = FlagGroup(name, "Flags that only this experiment has."), dict[FlagGroup, list[tuple[str, Any, Any]]]()
     for flag, metadata in given.flags().items():
         value = getattr(given, flag)
         default = "" if value in (None, ()) or isinstance(value, bool) else None  # None: as tyro shows it

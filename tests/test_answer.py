@@ -29,7 +29,7 @@ def test_the_answer_does_not_claim_what_it_can_not_tell():
     noisy = printed(trials((BLOG, [100.0, 160.0, 80.0]), (TUNED, [120.0, 100.0, 110.0])))
     assert "not distinguishable" in noisy
     few = printed(trials((BLOG, [100.0]), (TUNED, [200.0])))
-    assert "Under 3 repeats there is no interval" in few
+    assert "With fewer than 3 repeats there is no interval" in few
 
 
 def test_what_else_can_not_be_told_from_the_fastest_is_named():
@@ -79,7 +79,7 @@ def test_the_ratio_that_scatters_is_that_of_the_fastest_and_the_second():
     cells = (TUNED, [90.0, 90.0, 90.0, 400.0]), (large, [60.0, 180.0, 70.0, 250.0]), (BLOG, [99.0, 100.0, 101.0, None])
     text = printed(trials(*cells).assign(process=0))
     assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x the second" in text
-    assert "That ratio scatters by 1.0 % from repeat to repeat (standard deviation)." in text
+    assert "The lead over the second scatters by 1.0 % from repeat to repeat (standard deviation)." in text
 
 
 @pytest.mark.parametrize("kind", ["projected", "measured"])
@@ -145,16 +145,19 @@ def test_there_is_no_noise_floor_before_a_repeat_has_both_of_the_identical_cells
 def test_a_batch_size_at_the_edge_of_what_was_measured_is_told():
     small, large = replace(TUNED, batch_size=16), replace(TUNED, batch_size=32)
     rising = trials((small, [100.0] * 3), (large, [200.0] * 3), (BLOG, [50.0] * 3))
-    line = "Batch 32 is the largest that was measured of cpu tuned: a larger one may be faster (--batch-size auto looks"
+    line = "Batch 32 is the largest measured for cpu tuned; a larger one may be faster (--batch-size auto looks"
     assert line in printed(rising)
     too_large = trials((replace(TUNED, batch_size=256), [1.0] * 3), status="out_of_memory")
     other = trials((replace(TUNED, batch_size=128, precision="fp32"), [1.0] * 3), status="error")
     text = " ".join(printed(pd.concat([rising, too_large, other])).split())
-    assert "measured of cpu tuned (of 256 no trial is ok: 3 out_of_memory): one between may be faster (--batch" in text
+    assert (
+        "measured for cpu tuned (at 256 no trial is ok: 3 out_of_memory); a size in between may be faster (--batch"
+        in text
+    )
     falling = trials((small, [200.0] * 3), (large, [100.0] * 3), (BLOG, [50.0] * 3))
-    assert "the largest that was measured" not in printed(falling)
+    assert "the largest measured" not in printed(falling)
     one_size = trials((large, [200.0] * 3), (BLOG, [50.0] * 3))
-    assert "the largest that was measured" not in printed(one_size)
+    assert "the largest measured" not in printed(one_size)
 
 
 def test_processes_are_named_only_where_they_are_told_to_differ():
@@ -172,17 +175,18 @@ def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
     # Two processes, each steady in itself and 20 % from the other: repeats in them tell no more.
     apart = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 2 + [240.0, 241.0, 239.0] * 2))
     apart["process"] = apart["repeat"] // 6
-    assert "More repeats alone would not halve its interval: it takes more --processes, too (2 so far)." in printed(
+    assert "More repeats alone would not halve the interval: that also takes more --processes (2 so far)." in printed(
         apart
     )
     # Repeats scatter, processes do not: what is left is the allowance for drift, which the run's length alone lessens.
     even = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 260.0, 160.0] * 4))
     monkeypatch.setattr(statistics, "DRIFT_ROUNDS", 10.0**9)
-    assert "More repeats alone would not halve its interval: the rest is room for the machine's slow drift" in printed(
+    assert "More repeats alone would not halve the interval: the rest is room for the machine's slow drift" in printed(
         even
     )
     monkeypatch.undo()
     steady = trials((BLOG, [100.0] * 12), (TUNED, [200.0, 201.0, 199.0] * 4))
-    assert "takes about 237 repeats: part of it is room for slow drift, which only a longer run lessens." in printed(
-        steady
+    assert (
+        "would take about 237 repeats; part of its width is room for slow drift, which only a longer run reduces."
+        in printed(steady)
     )

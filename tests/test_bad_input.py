@@ -37,7 +37,7 @@ FLAGS = [
     (["--input", "disk"], "'dataloader', 'resident'"),
     (["--num-workers", "0"], "--num-workers must be at least 1, got 0"),
     (["--cpu-threads", "0"], "--cpu-threads must be at least 1, got 0"),
-    (["--cpu-threads", "9999"], "9999 threads asked for"),
+    (["--cpu-threads", "9999"], "needs 9999 threads"),
     (["--cpu-threads", "many"], "--cpu-threads"),
     (["--model", "resnet51"], "did you mean resnet50"),
     (["--model", ""], "is not a torchvision classification model"),
@@ -54,11 +54,11 @@ FLAGS = [
     (["--max-minutes", "0"], "--max-minutes must be a number of minutes above 0, got 0.0"),
     (["--seed", "-1"], "--seed must be between 0 and 2**63 - 1, got -1"),
     (["--seed", str(2**63)], "--seed must be between 0 and 2**63 - 1"),
-    (["--name", "../evil"], "--name takes letters, digits and - _ . only"),
-    (["--name", ""], "--name takes letters, digits and - _ . only"),
-    (["--name", ".hidden"], "--name takes letters, digits and - _ . only"),
+    (["--name", "../evil"], "--name takes only letters, digits and - _ ."),
+    (["--name", ""], "--name takes only letters, digits and - _ ."),
+    (["--name", ".hidden"], "--name takes only letters, digits and - _ ."),
     (["--retry", "some"], "invalid choice 'some' for argument '--retry'"),
-    (["--retry", "failed", "--fresh"], "give one of them"),
+    (["--retry", "failed", "--fresh"], "give only one of them"),
     (["--address", "nowhere"], "--address must be auto or host:port"),
     (["--address", "127.0.0.1:1"], "no Ray cluster answers at --address 127.0.0.1:1"),
     (["--address", "127.0.0.1:99999"], "no Ray cluster answers at --address 127.0.0.1:99999"),
@@ -85,25 +85,35 @@ TOLD = [
     (["--seed", "-1"], "got -1", "between 0 and 2**63 - 1", "must be"),
     (["--target-interval", "2"], "got 2.0", "between 0 and 1", "must be"),
     (["--name", "../evil"], "got '../evil'", "letters, digits and - _ .", "takes"),
-    (["--fresh", "--retry", "all"], "--fresh starts a new run", "--retry goes on with one", "give one of them"),
+    (["--fresh", "--retry", "all"], "--fresh starts a new run", "--retry goes on with one", "give only one of them"),
     (["--precision", "tf32", "--device", "cpu"], "a CPU has no tf32", "fp32 or bf16", "use --precision"),
     (["--execution", "graph", "--device", "cpu"], "a CPU has no CUDA graphs", "eager or compile", "use --execution"),
     (
         ["--execution", "compile", "--num-workers", "2", "--cpu-threads", "1", "--device", "cpu"],
         "a compile step",
-        "is one worker's",
+        "takes a single worker",
         "use --num-workers 1, or --execution eager",
     ),
-    (["--cpu-threads", "9999", "--device", "cpu"], "9999 threads", "processors on", "lower --cpu-threads"),
+    (["--cpu-threads", "9999", "--device", "cpu"], "9999 threads", " processors", "lower --cpu-threads"),
     (["--num-nodes", "2"], "--num-nodes", "a multiple", "give"),
-    (["--num-nodes", "2", "--num-workers", "2"], "2 workers on 2 machines", "1 there", "with --address"),
+    (
+        ["--num-nodes", "2", "--num-workers", "2"],
+        "2 workers need the 2 machines asked for",
+        "this run has 1",
+        "with --address",
+    ),
     (["--model", "resnet51"], "resnet51 is not", "torchvision classification model", "did you mean resnet50"),
     (["--model", "no_such:net"], "No module named 'no_such'", "package.module:function", "give"),
     (["--model", "samples:make_cel"], "samples has no function 'make_cel'", "make_cell", "did you mean"),
     (["--model", "samples:Hardware"], "samples:Hardware can't be made", "the number of classes, 10", "called with"),
     (["--model", "builtins:str"], "returned str", "torch.nn.Module", "must return"),
     (["--model", "torch.nn:Flatten"], "can't take images [2, 3, 32, 32]", "IndexError", "change it"),
-    (["--model", "torch.nn:LazyLinear", "--image-size", "9"], "made [2, 3, 9, 10]", "scores [2, 10]", "must return"),
+    (
+        ["--model", "torch.nn:LazyLinear", "--image-size", "9"],
+        "returned [2, 3, 9, 10]",
+        "scores [2, 10]",
+        "must return",
+    ),
     (["--dataset", "fashion-mnits"], "fashion-mnits is neither", "cifar10", "did you mean fashion-mnist?"),
     (["--dataset", "fashion-mnits", "--dry-run"], "fashion-mnits is neither", "cifar10", "did you mean fashion-mnist?"),
     (["--address", "nowhere"], "got nowhere", "auto or host:port", "must be"),
@@ -126,7 +136,7 @@ COMMANDS = [
     (["diff", "R@r9", "R"], "no run or commit in R begins with 'r9'; there are: r1 (commit abc); r2 (commit def)"),
     (
         ["diff", "R@", "R@r2"],
-        "R@ holds runs of unlike git_commit, which can't be averaged: name one of them as R@RUN_ID",
+        "R@ holds runs with different git_commit, which can't be averaged: name one of them as R@RUN_ID",
     ),
     (["diff", "R@r1", "other"], "nothing was measured in both R@r1 and other: they differ in batch_size: 8 vs 16"),
     (["diff", "R@r1", "R@r2", "--fail-on-regression", "much"], "--fail-on-regression must be from 0% to under 100%"),
@@ -159,14 +169,14 @@ def damaged(tmp_path, kind):
     path = tmp_path / "x.parquet"
     good = png(np.zeros((8, 8), np.uint8))
     if kind == "missing":
-        return tmp_path / "nothing", ["nothing is neither a file or folder nor a known name", "Known names are"]
+        return tmp_path / "nothing", ["nothing is neither a file nor a folder nor a known name", "Known names are"]
     if kind == "misspelt folder":
         write_folder(tmp_path / "shapes")
         return tmp_path / "shapez", [f"did you mean {tmp_path / 'shapes'}?"]
     if kind == "misspelt":
         return "fashion-mnst", ["did you mean fashion-mnist?"]
     if kind == "empty folder":
-        return tmp_path, ["has no class folders", "one folder a class"]
+        return tmp_path, ["has no class folders", "one folder per class"]
     if kind == "class without images":
         write_folder(tmp_path)
         (tmp_path / "fox").mkdir()
@@ -183,7 +193,7 @@ def damaged(tmp_path, kind):
         write_folder(tmp_path)
         content = {"zero bytes": b"", "text": b"hello", "truncated": good[: len(good) // 2]}[kind]
         (tmp_path / "cat" / "0.png").write_bytes(content)
-        return tmp_path, ["0.png is not a readable image", "mend or remove it"]
+        return tmp_path, ["0.png is not a readable image", "repair or remove it"]
     if kind == "huge":
         header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I4sIIBBBBB", 13, b"IHDR", 60_000, 60_000, 8, 0, 0, 0, 0)
         write_folder(tmp_path)
@@ -307,7 +317,7 @@ def test_results_where_one_may_not_write(tmp_path, monkeypatch, capsys):
     (tmp_path / "closed").mkdir()
     monkeypatch.setattr("rresnet.tables.place.os.access", lambda path, mode: False)  # root may write everywhere
     said = refused(["--results-dir", str(tmp_path / "closed" / "out")], tmp_path, monkeypatch, capsys)
-    assert "no right to write" in said
+    assert "no permission to write" in said
 
 
 def test_results_and_data_where_one_may_not_look(tmp_path, monkeypatch, capsys):
@@ -323,7 +333,7 @@ def test_results_and_data_where_one_may_not_look(tmp_path, monkeypatch, capsys):
     said = refused(["--results-dir", str(closed / "out")], tmp_path, monkeypatch, capsys)
     assert f"can't write to {closed}/out: Permission denied; choose another --results-dir" in said
     said = refused(["--dataset", str(closed / "photos")], tmp_path, monkeypatch, capsys)
-    assert f"can't read {closed}/photos: Permission denied; get the right to, or name other data" in said
+    assert f"can't read {closed}/photos: Permission denied; get permission to, or name other data" in said
     assert command.main(["report", str(closed / "out")]) == 2
     assert f"can't read {closed}/out/trials: Permission denied" in capsys.readouterr().err
 
@@ -333,7 +343,7 @@ def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys):
     long = "a" * 300
     for flags, message in [
         (["--results-dir", long], "a: File name too long; choose another --results-dir"),
-        (["--dataset", long], "a: File name too long; get the right to, or name other data"),
+        (["--dataset", long], "a: File name too long; get permission to, or name other data"),
         (["--dataset", "cifar10", "--data-dir", long], "File name too long"),
         (["--dataset", os.fsdecode(b"caf\xe9")], "a .parquet file, in UTF-8, got 'caf\\udce9'"),
     ]:

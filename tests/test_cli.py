@@ -92,7 +92,7 @@ def test_a_dry_run_of_batches_to_be_found_says_what_its_first_probes_lead_to(tmp
     assert "2 planned trials, in the order they run" in done.stdout  # one of each recipe
     told = " ".join(done.stdout.split())
     assert "These are the first probes of --batch-size auto" in told
-    assert "the fastest and the largest sizes are then measured in 5 repeats" in told
+    assert "the fastest and the largest size that fit are then measured in 5 repeats" in told
 
 
 def test_a_dry_run_refuses_batches_that_the_run_would_or_says_that_they_are_not_checked(tmp_path):
@@ -105,7 +105,7 @@ def test_a_dry_run_refuses_batches_that_the_run_would_or_says_that_they_are_not_
     assert "planned trials" not in done.stdout
     done = compare(*where, "--dataset", "cifar10")
     assert done.returncode == 0
-    assert "Not checked: whether cifar10 has images for each batch. A dry run does not load them." in done.stdout
+    assert "Not checked: whether cifar10 has enough images for each batch. A dry run does not load them." in done.stdout
 
 
 EXPERIMENTS = ["compare", "ladder", "blog", "scaling"]

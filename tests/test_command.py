@@ -46,7 +46,7 @@ def test_a_quiet_machine_is_fine(tmp_path, monkeypatch):
     fine, text = examined(tmp_path, monkeypatch, usage())
     assert fine
     assert "GFLOP/s" in text
-    assert "Nothing in 0.01 s" in text
+    assert "Found nothing in 0.01 s" in text
 
 
 def test_a_busy_machine_gets_advice_which_can_be_silenced(tmp_path, monkeypatch):
@@ -132,7 +132,7 @@ def test_a_slowdown_fails_and_the_same_again_does_not(tmp_path, capsys):
     assert command.main(["diff", before, again, "--fail-on-regression", "5%"]) == 0
     said = capsys.readouterr().out
     assert "not distinguishable" in said
-    assert "Regressions by more than 5 %: none told." in said
+    assert "Regressions by more than 5 %: none found." in said
     assert command.main(["diff", before, slow]) == 0
     assert "worse" in capsys.readouterr().out
     assert command.main(["diff", before, slow, "--fail-on-regression", "5%"]) == 1
@@ -219,7 +219,7 @@ def test_a_gpu_whose_memory_others_hold_is_told(gpu, tmp_path, monkeypatch):
     fine, text = examined(tmp_path, monkeypatch, usage())
     assert not fine
     assert re.search(r"GPU bf16 +too little memory", text)
-    assert "6 of 8 GiB of the GPU's memory are held by others" in text
+    assert "other processes hold 6 of 8 GiB of the GPU's memory" in text
     assert "NVML" not in text
 
 
@@ -228,5 +228,5 @@ def test_a_gpu_of_which_nvml_does_not_tell_is_told(gpu, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (7 * 2**30, 8 * 2**30))
     fine, text = examined(tmp_path, monkeypatch, usage())
     assert not fine
-    assert "PyTorch has a GPU and NVML tells of none" in text
-    assert "held by others" not in text
+    assert "PyTorch sees a GPU but NVML reports none" in text
+    assert "other processes hold" not in text

@@ -14,7 +14,9 @@ from rresnet.analysis import comparison, decision, pairing
 def test_rows_with_variables_set_and_without_are_not_compared_and_those_older_than_the_column_are():
     one, other = (trials((BLOG, [100.0] * 3), (TUNED, [150.0] * 3), run_id=run) for run in ("one", "other"))
     tables = [one.assign(variables="none"), other.assign(variables="LD_PRELOAD=x.so")]
-    with pytest.raises(ValueError, match=r"unlike variables \((none and LD_PRELOAD=x\.so|LD_PRELOAD=x\.so and none)\)"):
+    with pytest.raises(
+        ValueError, match=r"different variables \((none and LD_PRELOAD=x\.so|LD_PRELOAD=x\.so and none)\)"
+    ):
         rresnet.speedup(pd.concat(tables), over="recipe", reference="blog")
     older = pd.concat([tables[0], other])
     assert rresnet.speedup(older, over="recipe", reference="blog")["pairs"].tolist() == [6]
@@ -53,7 +55,7 @@ def test_a_ladder_tells_of_its_ends_what_the_recipes_are_worth():
 def test_rows_of_unlike_machines_software_or_data_are_not_averaged(column):
     cells = (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)
     mixed = pd.concat([trials(*cells, run_id=run).assign(**{column: run}) for run in ("one", "other")])
-    with pytest.raises(ValueError, match=rf"rows of unlike {column} \(one and other\) may not be .* averaged"):
+    with pytest.raises(ValueError, match=rf"rows with different {column} \(one and other\) may not be .* averaged"):
         rresnet.speedup(mixed, over="recipe", reference="blog")
     (found,) = rresnet.speedup(mixed, over="recipe", reference="blog", allow=(column,)).to_dict("records")
     assert (found["speedup"], found["pairs"]) == (pytest.approx(2), 6)
@@ -86,7 +88,7 @@ def test_a_trial_that_was_tried_again_the_next_day_is_no_pair():
         assert pairing.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 3
         assert rresnet.speedup(rows, over="recipe", reference="blog")["pairs"].tolist() == [3]
     never = at(table, [0, 2, 4, 6, 1440, 1441, 1442, 1443], [0] * 4 + [1439] * 4)
-    assert "never measured side by side with the second, cpu blog batch 64: --fresh" in printed(never)
+    assert "never measured side by side with the second, cpu blog batch 64. --fresh" in printed(never)
     with pytest.raises(ValueError, match="two commands measured them, more than ten minutes apart; use --fresh"):
         rresnet.speedup(never, over="recipe", reference="blog")
 
@@ -120,7 +122,7 @@ def test_the_noise_of_one_device_does_not_silence_the_others():
 def test_identical_cells_under_3_repeats_give_a_floor_without_intervals(repeats):
     table = trials((BLOG, [100.0] * repeats), (make_cell(batch_size=64, copy=1), [110.0] * repeats))
     assert comparison.noise_floors(table) == {"cpu": pytest.approx(0.1)}
-    assert "no interval under 3 pairs" in printed(table)
+    assert "no interval with fewer than 3 pairs" in printed(table)
 
 
 def test_rows_that_are_older_than_an_axis_are_compared_by_its_default():
@@ -177,7 +179,7 @@ def test_rows_of_a_model_whose_code_was_changed_are_not_compared():
         for run_id, code in (("r1", "aaa"), ("r2", "bbb"))
     ]
     both = pd.concat(tables)
-    with pytest.raises(ValueError, match=r"unlike model_code .*may not be compared or averaged"):
+    with pytest.raises(ValueError, match=r"different model_code .*may not be compared or averaged"):
         rresnet.speedup(both, over="recipe", reference="blog")
     assert rresnet.speedup(both, over="recipe", reference="blog", allow=("model_code",))["pairs"].tolist() == [6]
     other = make_cell(batch_size=64, model="mynets:b")
@@ -194,11 +196,11 @@ def test_rows_of_unlike_environments_in_one_run_are_no_pair_and_that_is_told():
     other = (rows["cell_id"] == TUNED.cell_id) & (rows["repeat"] >= 2)
     for fingerprints in (None, other.map({True: "a", False: "b"})):
         run = rows.assign(torch_version=other.map({True: "2.15", False: "2.11"}), environment_fingerprint=fingerprints)
-        with pytest.raises(ValueError, match="unlike torch_version"):
+        with pytest.raises(ValueError, match="different torch_version"):
             rresnet.speedup(run, over="recipe", reference="blog")
         found = pairing.paired(run, TUNED.cell_id, BLOG.cell_id)
         assert found["ratio"].tolist() == [2.0, 2.0]
-        assert "unlike environments are mixed in this run (torch_version)" in " ".join(printed(run).split())
+        assert "mixes rows from different environments (they differ in torch_version)" in " ".join(printed(run).split())
         unknown = run.assign(torch_version=run["torch_version"].where(~other))  # older than the column
         assert len(pairing.paired(unknown, TUNED.cell_id, BLOG.cell_id)) == 6
     models = rows.assign(model=rows["cell_id"], model_code=rows["cell_id"])

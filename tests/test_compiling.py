@@ -23,7 +23,7 @@ def test_what_compiling_brings_and_costs_and_after_how_long_it_pays():
     assert line.startswith("cpu blog batch 8, compiled over eager: 1.25 (")
     # 250 s train 25,000 images eagerly; compiled they take 200 s, after 50 s of compiling.
     assert line.endswith(
-        "times the images/s; compiling takes 50 s cold and 10 s warm, and pays where training takes longer than "
+        "times the images/s; compiling takes 50 s cold and 10 s warm, and pays off if training takes longer than "
         "4 min 10 s (4 min 07 s - 4 min 13 s)."
     )
 
@@ -38,7 +38,9 @@ def test_compiling_that_was_slower_from_the_cache_is_counted_as_it_was_without()
     table = measured(eager=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0])
     table["compile_seconds"] = table["compile_seconds"].replace(10.0, 70.0)
     (line,) = compiling.summary(table)
-    assert "compiling takes 50 s cold and 1 min 10 s warm, and pays where training takes longer than 4 min 10 s" in line
+    assert (
+        "compiling takes 50 s cold and 1 min 10 s warm, and pays off if training takes longer than 4 min 10 s" in line
+    )
 
 
 def test_it_is_told_over_the_fastest_of_the_others():

@@ -32,8 +32,8 @@ from rresnet.experiments.blog import BlogSettings
         ({"timeout_seconds": -1.0}, "--timeout-seconds must be a number of seconds above 0, got -1.0"),
         ({"seconds": 30.0, "timeout_seconds": 30.0}, "--timeout-seconds 30 ends each trial before its --seconds 30"),
         ({"seed": -1}, "--seed must be between 0 and 2**63 - 1, got -1"),
-        ({"name": "../evil"}, "--name takes letters, digits and - _ . only"),
-        ({"name": ".hidden"}, "--name takes letters, digits and - _ . only"),
+        ({"name": "../evil"}, "--name takes only letters, digits and - _ ."),
+        ({"name": ".hidden"}, "--name takes only letters, digits and - _ ."),
     ],
 )
 def test_wrong_settings_say_what_is_wrong(changes, message):

@@ -94,7 +94,9 @@ def test_a_folder_of_the_users_is_found_and_one_of_parquet_files_told_what_to_gi
     assert data.load("~/mine", image_size=8).classes == ("cat", "dog")
     (tmp_path / "parts").mkdir()
     write_parquet(tmp_path / "parts" / "a.parquet")
-    with pytest.raises(data.DataError, match=r"no class folders.*of Parquet files give one, --dataset FOLDER/FILE"):
+    with pytest.raises(
+        data.DataError, match=r"no class folders.*of several Parquet files, give one: --dataset FOLDER/FILE"
+    ):
         load(tmp_path / "parts")
 
 
@@ -192,7 +194,7 @@ def test_what_does_not_fit_in_memory_is_refused_before_it_is_made(tmp_path, monk
         available = 2**30
 
     monkeypatch.setattr(data.psutil, "virtual_memory", Little)
-    with pytest.raises(DataError, match=r"needs 1\.0 GiB twice, 1\.0 GiB are free: lower --image-size"):
+    with pytest.raises(DataError, match=r"needs 1\.0 GiB twice, and 1\.0 GiB is free: lower --image-size"):
         load(write_folder(tmp_path), image_size=5500)
 
 

@@ -76,7 +76,7 @@ def test_wrong_prices_are_named(texts, message):
         ("gpu = = 4", "not TOML"),
         ("", r"has no table \[price\]"),
         ("price = 4", r"has no table \[price\]"),
-        ("gpu = 4.10", r"has gpu: valid are the table \[price\], currency, date and source"),
+        ("gpu = 4.10", r"has gpu: only the table \[price\], currency, date and source are valid"),
         ("[price]\ngpu = '4.10'", "the price of gpu must be a number an hour .* got '4.10'"),
         ("[price]\ngpu = true", "the price of gpu must be a number"),
         ("[price]\ngpu = -1", r"above 0, got -1 \(gpu in "),
@@ -179,7 +179,7 @@ def test_least_energy_is_the_ratio_of_joules():
     verdict = told(table)["least energy"]
     assert (verdict.setting, verdict.ratio.estimate) == ("cpu tuned batch 64", pytest.approx(3))
     assert verdict.sentence().startswith(
-        "Least energy: cpu tuned batch 64, 2,000 J an epoch. The next takes 3.00 times"
+        "Least energy: cpu tuned batch 64, 2,000 J an epoch. The next, cpu blog batch 64, takes 3.00 times"
     )
 
 
@@ -275,16 +275,16 @@ def test_the_noise_floor_grades_a_verdict():
     table = trials((BLOG, [100.0] * 3), (copy, [130.0] * 3), (TUNED, [120.0] * 3))
     verdict = told(table)["fastest"]
     assert (verdict.setting, verdict.distinguishable) == ("cpu tuned batch 64", False)
-    assert "not distinguishable, for identical settings came out up to 30.0 % apart" in verdict.sentence()
+    assert "not distinguishable, because identical settings came out up to 30.0 % apart" in verdict.sentence()
 
 
 def test_few_repeats_and_only_settings_are_said():
     assert told(trials((BLOG, [100.0] * 2), (TUNED, [200.0] * 2)))["fastest"].sentence() == (
         "Fastest: cpu tuned batch 64, 200 images/s. That is 2.00 times as fast as the next, cpu blog batch 64; "
-        "under 3 repeats no interval is claimed, so it is not known whether they differ."
+        "with fewer than 3 repeats no interval is claimed, so it is not known whether they differ."
     )
     only = told(trials((BLOG, [100.0] * 3)))["fastest"]
-    assert only.sentence() == "Fastest: cpu blog batch 64, 100 images/s, the only setting that it is known of."
+    assert only.sentence() == "Fastest: cpu blog batch 64, 100 images/s, the only setting for which this is known."
     assert decision.verdicts(trials((BLOG, [100.0]), status="error")) == []
 
 

@@ -151,7 +151,11 @@ OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
 @pytest.mark.parametrize(
     ("changes", "machine", "reason"),
     [
-        ({"device": "gpu"}, {}, "1 GPU(s) asked for, 0 on laptop: lower --num-workers, or drop --device gpu"),
+        (
+            {"device": "gpu"},
+            {},
+            "the setting needs 1 GPU(s), and laptop has 0: lower --num-workers, or drop --device gpu",
+        ),
         ({"precision": "tf32"}, {}, "a CPU has no tf32 training: use --precision fp32 or bf16"),
         ({"precision": "fp16"}, {}, "a CPU has no fp16 training: use --precision fp32 or bf16"),
         ({"precision": "tf32", "device": "gpu"}, OLD_GPU, "V100 has no tf32 units: use --precision fp32 or fp16"),
@@ -166,39 +170,40 @@ OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
         (
             {"cpu_threads": 9},
             {},
-            "9 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",
+            "the setting needs 9 threads, and laptop has 8 processors: lower --cpu-threads or --num-workers",
         ),
         (
             {"cpu_threads": 1, "num_workers": 9},
             {},
-            "9 threads asked for, 8 processors on laptop: lower --num-workers",
+            "the setting needs 9 threads, and laptop has 8 processors: lower --num-workers",
         ),
         (
             {"num_workers": 6, "num_nodes": 2},
             {},
-            "6 workers with a core each take 2 machines, 1 there: lower --num-workers, "
+            "6 workers with a core each need 2 machines, and this run has 1: lower --num-workers, "
             "or join more machines with --address",
         ),
         (
             {"device": "gpu", "num_workers": 4, "num_nodes": 2},
             {"gpu_count": 2},
-            "4 workers with a GPU each take 2 machines, 1 there: lower --num-workers, "
+            "4 workers with a GPU each need 2 machines, and this run has 1: lower --num-workers, "
             "or join more machines with --address",
         ),
         (
             {"cpu_threads": 2, "num_workers": 5},
             {},
-            "10 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",
+            "the setting needs 10 threads, and laptop has 8 processors: lower --cpu-threads or --num-workers",
         ),
         (
             {"cpu_threads": 4, "num_workers": 3},
             {},
-            "12 threads asked for, 8 processors on laptop: lower --cpu-threads or --num-workers",
+            "the setting needs 12 threads, and laptop has 8 processors: lower --cpu-threads or --num-workers",
         ),
         (
             {"num_workers": 4, "num_nodes": 2},
             {},
-            "4 workers on 2 machines asked for, 1 there: lower --num-nodes, or join more machines with --address",
+            "4 workers need the 2 machines asked for, and this run has 1: lower --num-nodes, or join more machines "
+            "with --address",
         ),
     ],
 )
@@ -219,7 +224,7 @@ def test_what_a_mode_can_not_do_is_infeasible_with_the_reason(laptop, a100):
         return grid.infeasible(make_cell(cpu_threads=1, **changes), machine)
 
     assert "a CPU has no CUDA graphs" in why(laptop, execution="graph")
-    assert "one worker's" in why(laptop, execution="compile", num_workers=2)
+    assert "takes a single worker" in why(laptop, execution="compile", num_workers=2)
     assert "needs a C++ compiler" in why(replace(laptop, compiler=False), execution="compile")
     assert "loss scaling of fp16" in why(a100, device="gpu", precision="fp16", execution="graph")
     assert why(laptop, execution="compile") is None
@@ -241,4 +246,4 @@ def test_an_execution_that_is_asked_for_is_not_given_up_for_one_that_can_run(lap
     asked = Settings(recipe=("tuned",), batch_size=(64,), num_workers=(2,), execution=("compile",))
     (cell,) = grid.cells(asked, ["cpu"], laptop)
     assert cell.execution == "compile"
-    assert "a compile step is one worker's" in grid.infeasible(cell, laptop)
+    assert "a compile step takes a single worker" in grid.infeasible(cell, laptop)

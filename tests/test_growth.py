@@ -67,7 +67,7 @@ def test_extensions_are_added_in_fresh_processes_until_it_is(monkeypatch):
     assert sweep.extensions[0] == [(6, 3), (6, 3), (7, 3), (7, 3)]
     assert sweep.extensions[1][0] == (8, 4)
     assert lines[0][0] == 4
-    assert "±5.0 % was asked for: 4 trials more" in lines[0][1]
+    assert "±5.0 % was asked for: 4 more trials" in lines[0][1]
 
 
 def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
@@ -75,7 +75,7 @@ def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
     sweep = FakeSweep(settings, scatter=0.02)
     ((added, why),) = grow(monkeypatch, sweep, settings, clock=61.0)
     assert added == 0
-    assert "10,000 repeats would not do either; --max-minutes 1 is over" in why
+    assert "not even 10,000 repeats would do; --max-minutes 1 is used up" in why
     assert sweep.extensions == []
 
 
@@ -86,7 +86,7 @@ def test_what_would_do_is_told_for_the_fresh_processes_that_extensions_bring(mon
     for row in sweep.rows:
         row["images_per_second"] *= 1.2 if (row["process"], row["recipe"]) == (1, "tuned") else 1.0
     ((_, why),) = grow(monkeypatch, sweep, settings, clock=61.0)
-    assert " repeats would do; --max-minutes 1 is over" in why
+    assert " repeats would do; --max-minutes 1 is used up" in why
 
 
 def test_what_failed_in_an_extension_is_tried_again_where_that_is_asked_for(monkeypatch):
@@ -125,7 +125,7 @@ def test_a_plan_too_small_for_an_interval_is_gone_on_with_until_there_is_one(mon
     settings = Settings(repeats=2, processes=1, target_interval=0.5)
     sweep = FakeSweep(settings, scatter=0.0001)
     lines = grow(monkeypatch, sweep, settings)
-    assert lines[0] == (4, "No interval yet: 4 trials more")
+    assert lines[0] == (4, "No interval yet: 4 more trials")
     assert sweep.extensions == [[(2, 1), (2, 1), (3, 1), (3, 1)]]
 
 

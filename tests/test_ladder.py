@@ -137,7 +137,7 @@ def test_a_rung_of_two_axes_leaves_the_waterfall_its_width():
 def test_a_ladder_without_tuned_is_told_and_not_drawn(tmp_path):
     trials, out = rows([100.0, 110.0, 165.0]), io.StringIO()
     ladder.show(trials[trials["recipe"] == "blog"], Console(file=out, width=120), tmp_path)
-    assert out.getvalue() == "cpu batch 8: no ladder, for blog and tuned do not both have rows there.\n"
+    assert out.getvalue() == "cpu batch 8: no ladder, because blog and tuned do not both have rows there.\n"
     assert not list(tmp_path.iterdir())
 
 
@@ -152,7 +152,7 @@ def test_the_lowest_of_the_rungs_that_ran_is_not_called_the_blogs(tmp_path):
     out = io.StringIO()
     ladder.show(pd.concat([whole, larger.assign(batch_size=128)]), Console(file=out, width=120), tmp_path)
     assert "cpu batch 64: tuned over blog 1.65" in out.getvalue()
-    assert "cpu batch 128: no ladder, for blog and tuned do not both have rows there." in out.getvalue()
+    assert "cpu batch 128: no ladder, because blog and tuned do not both have rows there." in out.getvalue()
 
 
 def test_the_blogs_cell_of_a_gpu_is_known_by_all_but_its_precision(a100, laptop):

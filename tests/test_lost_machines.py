@@ -169,5 +169,5 @@ def test_what_takes_more_machines_than_are_left_is_told_and_the_rest_goes_on(mon
     sweep = swept(FakeLane, repeats=2, machines=("a", "b"), cells=cells)
     of_two = [row for row in sweep.rows if row["num_nodes"] == 2]
     assert {(row["status"], row["error_type"]) for row in of_two} == {("killed", "NodeDiedError")}
-    assert of_two[0]["error_message"] == "not run: it takes 2 machines, and 1 of the cluster are left"
+    assert of_two[0]["error_message"] == "not run: it needs 2 machines, and the cluster has 1 left"
     assert [row["status"] for row in sweep.rows if row["num_nodes"] == 1] == ["ok"] * 4

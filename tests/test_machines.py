@@ -201,9 +201,9 @@ def server(monkeypatch):
 def test_what_takes_connections_and_never_answers_is_told_and_ends_in_an_error(server):
     told = []
     silent = cluster.connect(server[1], LAPTOP, Wanted(wait_seconds=0.1), told.append)
-    with pytest.raises(UsageError, match=r"no Ray .* \(it takes connections, but does not answer\)"), silent:
+    with pytest.raises(UsageError, match=r"no Ray .* \(it accepts connections, but does not answer\)"), silent:
         pass
-    assert told == [f"waiting for an answer from {server[1]}, 0.1 s more"]
+    assert told == [f"waiting up to 0.1 s more for an answer from {server[1]}"]
 
 
 @pytest.mark.parametrize(

@@ -75,7 +75,7 @@ def test_an_unknown_model_suggests_the_right_one():
 
 def test_models_with_losses_of_their_own_are_refused():
     for name in model.AUXILIARY:
-        with pytest.raises(UsageError, match=f"--model {name} has auxiliary classifiers.*take another"):
+        with pytest.raises(UsageError, match=f"--model {name} has auxiliary classifiers.*choose another"):
             model.check(name, 32)
 
 

@@ -102,9 +102,9 @@ def test_files_of_a_run_and_paths_that_lost_a_slash(url, tmp_path):
 
 def test_two_commands_never_continue_one_run_at_once(url, quick):
     first, told = Writer(url, make_run()), []
-    with pytest.raises(StoreError, match=r"another process is at run r1 in s3://.*--fresh"):
+    with pytest.raises(StoreError, match=r"another process is working on run r1 in s3://.*--fresh"):
         Writer(url, make_run(), told.append)
-    assert "making sure for 3 s" in told[0]
+    assert "waiting 3 s to be sure" in told[0]
     first.write(*rows_of_trial(first.run, 0))
     first.flush()
     first.close()
@@ -136,7 +136,7 @@ def test_of_two_commands_at_the_same_moment_at_most_one_gets_the_run(url, quick,
     for one in commands:
         one.join()
     assert told
-    assert all("another process is at run r1" in text for text in told)
+    assert all("another process is working on run r1" in text for text in told)
     assert [name for name in place.at(url).names("runs") if name.endswith(".lock")] == []
 
 

@@ -13,8 +13,8 @@ from rresnet.config import Settings
 from rresnet.experiments import experiment, planning
 
 SHRUNK = (
-    "The images' short side, 65 pixels in the median, is brought to 64. Training on larger ones is other work, with "
-    "another answer: give --image-size as you will train"
+    "The images' short side, 65 pixels in the median, is resized to 64. Training on larger images is different "
+    "work with a different answer: give the --image-size that you will train at"
 )
 
 

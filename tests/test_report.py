@@ -163,7 +163,7 @@ def test_data_stays_text(tmp_path, evil):
 
 def test_the_edge_of_what_was_measured_is_told_unless_larger_sizes_were_looked_for(tmp_path):
     rising = trials((BLOG, [100.0] * 3), ({**BLOG, "batch_size": 128}, [200.0] * 3))
-    edge = "Batch 128 is the largest that was measured of cpu blog: a larger one may be faster."
+    edge = "Batch 128 is the largest measured for cpu blog; a larger one may be faster."
     page, summary, said = made(tmp_path, write(tmp_path / "a", rising))
     assert all(edge in text for text in (page.text, summary, said))
     probes = trials((BLOG, [100.0]), run_id="r0", experiment="compare-sizes")
@@ -258,7 +258,7 @@ def test_an_unfinished_run_says_so(tmp_path):
     manifest = {"run_id": "r1", "experiment": "compare", "name": "compare", "plan_id": "p", "planned": 24}
     (a / "runs" / "r1.json").write_text(json.dumps(manifest | {"started_at": START.isoformat()}))
     page, summary, _ = made(tmp_path, a)
-    assert "Not finished: 8 of 24 planned trials have a row yet." in page.text
+    assert "Not finished: 8 of 24 planned trials have a row so far." in page.text
     assert "resnet18 on fashion-mnist-12k, 32 x 32" in page.text
     assert "Not finished" in summary
 
@@ -267,7 +267,7 @@ def test_flags_are_told_with_advice(tmp_path):
     rows = two()
     rows[0]["quality_flags"] = ["swapping"]
     page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
-    advice = "1 of 8 rows: memory was short and pages came from disk: smaller --batch-size, or free memory."
+    advice = "1 of 8 rows: memory was short and pages came from disk; give a smaller --batch-size, or free memory."
     assert f"swapping , {advice}" in page.text
     assert advice in summary
 
@@ -316,7 +316,7 @@ def test_the_knee_is_the_smallest_size_near_the_highest_rate(tmp_path):
     section = speed.batch_sizes(part, measured)
     assert section.findings[0] == "Knees: cpu blog at batch 32."
     assert section.findings[1] == "Still rising at the largest size measured: cpu tuned."
-    assert section.findings[2].startswith("Predicted, not measured: ")
+    assert section.findings[2].startswith("Predicted from a line through the step times, not measured: ")
     assert len(section.data) == 7
 
 
@@ -338,12 +338,12 @@ def test_time_to_accuracy_is_to_nearly_what_every_setting_reached(tmp_path):
     section = speed.learning(part, measured)
     # 0.95 * 0.75 is an eighth of the way from blog's second epoch of 10 s to its third, a quarter of tuned's of 2 s.
     assert section.findings == (
-        "To a test accuracy of 0.712, 95 % of the highest that every setting reached: cpu tuned batch 64 4.5 s, "
+        "Time to a test accuracy of 0.712 (95 % of the highest that every setting reached): cpu tuned batch 64 4.5 s, "
         "cpu blog batch 64 21 s. No interval is claimed: the order of close ones may be chance.",
     )
     few = epochs(rows[:2], [0.8, 0.9]) + epochs(rows[4:6], [0.6, 0.8])
     (told,) = speed.learning(*part_of(tmp_path, rows, few)).findings
-    assert told.endswith("tuned batch 64 18 s. Under 3 repeats the order of close ones may be chance.")
+    assert told.endswith("tuned batch 64 18 s. With fewer than 3 repeats the order of close ones may be chance.")
     assert section.data["epoch"].tolist() == [1, 2, 3, 1, 2, 3]
     assert section.data["elapsed_seconds"].tolist() == [2.0, 4.0, 6.0, 10.0, 20.0, 30.0]
 

@@ -49,7 +49,7 @@ def test_the_table_names_what_it_compares_with(tmp_path):
 def test_the_answers_scatter_stands_beside_it_but_not_beside_a_ladders(tmp_path):
     rows = on(trials((BLOG, [100.0, 110.0, 90.0, 100.0]), (TUNED, [210.0, 200.0, 190.0, 200.0])), process=0)
     page, _, _ = made(tmp_path, write(tmp_path / "a", rows))
-    assert page.text.index(told := "That ratio scatters by") < page.text.index("Settings")
+    assert page.text.index(told := "The lead over the second scatters by") < page.text.index("Settings")
     page, _, _ = made(tmp_path, write(tmp_path / "b", on(rows, experiment="ladder")))
     assert "tuned over blog" in page.text
     assert told not in page.text
@@ -69,7 +69,7 @@ def test_whether_compiling_pays_is_told(tmp_path):
 
 def test_prices_that_fit_nothing_are_named_and_not_told_as_used(tmp_path):
     page, _, _ = made(tmp_path, write(tmp_path / "a", two()), prices=["cpu=0.125 EUR/h", "NVIDA A100=4 EUR/h"])
-    assert "No trial ran on what a price was given for: NVIDA A100." in page.text
+    assert "No trial fits the price given for: NVIDA A100." in page.text
     assert "Price: cpu 0.125 EUR an hour." in page.text
     assert "Price: NVIDA" not in page.text
 

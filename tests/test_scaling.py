@@ -51,7 +51,7 @@ def test_more_workers_than_a_machine_has_room_for_go_to_as_few_machines_as_hold_
     assert [grid.fewest_nodes("cpu", n, FOUR) for n in (1, 4, 6, 8, 9)] == [1, 1, 2, 2, 3]
     two = make_cell(num_workers=8, num_nodes=2, cpu_threads=1)
     assert grid.infeasible(two, FOUR, machines=2) is None
-    assert "8 workers with a core each take 2 machines, 1 there" in grid.infeasible(two, FOUR, machines=1)
+    assert "8 workers with a core each need 2 machines, and this run has 1" in grid.infeasible(two, FOUR, machines=1)
 
 
 def test_one_worker_alone_is_nothing_to_compare():

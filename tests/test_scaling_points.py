@@ -105,7 +105,7 @@ def test_what_is_printed_says_what_was_measured_and_what_is_predicted(tmp_path):
 )
 def test_nothing_is_predicted_by_a_model_that_has_a_measured_step_much_shorter(rates, communication, told):
     (line,) = scaling.predictions(scaling.points(series(rates, communication)))
-    assert line == f"No prediction of cpu blog batch 8 per worker: {told} than the model of the exchange has it."
+    assert line == f"No prediction for cpu blog batch 8 per worker: {told} than the model of the exchange says."
 
 
 def test_one_number_of_workers_in_two_rows_tells_no_latency():

@@ -80,7 +80,7 @@ def test_sockets_have_a_short_place_where_that_of_temporary_files_is_too_long(tm
         assert len(f"{made}/socket") <= 107
         assert str(made.parent) == short
     monkeypatch.setattr(scratch, "_SHORT", ())
-    with pytest.raises(OSError, match=r"too long for the paths of sockets: set TMPDIR to at most \d+ bytes"):
+    with pytest.raises(OSError, match=r"too long for the paths of sockets: set TMPDIR to a path of at most \d+ bytes"):
         scratch.place(session)
 
 

@@ -106,7 +106,7 @@ def test_a_single_probe_is_a_search_too():
 
 
 def test_nothing_that_fits_is_a_wrong_request():
-    with pytest.raises(UsageError, match="no batch size runs"):
+    with pytest.raises(UsageError, match=r"no batch size of .* runs"):
         search.result(rows((1, "out_of_memory", None)), most=100)
 
 

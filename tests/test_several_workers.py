@@ -156,7 +156,7 @@ def test_that_workers_start_is_told():
     notes = []
     lane = SimpleNamespace(sweep=SimpleNamespace(progress=SimpleNamespace(note=notes.append)))
     TrialProcess(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
-    assert notes == ["starting 4 workers, which takes 10 s and more"]
+    assert notes == ["starting 4 workers, which takes 10 s or more"]
 
 
 @pytest.mark.parametrize(("names", "num_nodes", "alone"), [("a", 1, True), ("ab", 1, False), ("ab", 2, True)])

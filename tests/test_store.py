@@ -291,7 +291,7 @@ def test_two_commands_never_continue_one_run_at_once(tmp_path):
     run = make_run()
     runs.open_run(tmp_path, run, fresh=False)
     first = Writer(tmp_path, run)
-    with pytest.raises(StoreError, match="another process is at run r1"):
+    with pytest.raises(StoreError, match="another process is working on run r1"):
         Writer(tmp_path, run)
     first.close()
     Writer(tmp_path, run).close()

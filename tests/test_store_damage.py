@@ -25,7 +25,7 @@ def test_a_damaged_file_is_named(tmp_path):
     other = make_run(run_id="r2")
     with Writer(tmp_path, other) as writer:
         writer.write(*rows_of_trial(other, 0))
-    with pytest.warns(reading.DamagedFileWarning, match=r"r1\.parquet is damaged .* and left out"):
+    with pytest.warns(reading.DamagedFileWarning, match=r"r1\.parquet is damaged .* and is left out"):
         found = reading.read_tables(tmp_path)
     assert found["trials"]["run_id"].to_pylist() == ["r2"]  # the rest is read
     assert (tmp_path / "trials" / ".r1.parquet.damaged").exists()  # set aside,
@@ -90,7 +90,7 @@ def test_a_file_that_is_not_rresnets_is_left_alone(tmp_path):
         writer.write(*rows_of_trial(run, 0))
     mine = tmp_path / "trials" / "my_speedups.parquet"
     pd.DataFrame({"speedup": [1.5]}).to_parquet(mine)
-    with pytest.warns(reading.DamagedFileWarning, match=r"my_speedups\.parquet is no table of rresnet's .* move it"):
+    with pytest.warns(reading.DamagedFileWarning, match=r"my_speedups\.parquet is not a table of rresnet's .* move it"):
         assert len(reading.read_tables(tmp_path)["trials"]) == 1
     assert mine.exists()
 
@@ -106,7 +106,7 @@ def test_rows_of_a_copied_file_count_once(tmp_path, copied):
         writer.write(*rows_of_trial(run, 0, images_per_second=200.0))
         writer.write(*rows_of_trial(run, 1, images_per_second=300.0))
     (tmp_path / "trials" / f"{copied}.parquet").write_bytes(content)
-    with pytest.warns(reading.DamagedFileWarning, match=rf"{re.escape(copied)}\.parquet has 1 rows .* it is a copy"):
+    with pytest.warns(reading.DamagedFileWarning, match=rf"{re.escape(copied)}\.parquet has 1 rows .* move this copy"):
         found = reading.read_tables(tmp_path)["trials"]
     assert found["images_per_second"].to_pylist() == [200.0, 300.0]
     for path in (tmp_path / "trials").glob("r1.*"):

@@ -47,7 +47,7 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     """State the fastest setting, its lead, and whether it is distinguishable from the second and from the others."""
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
     if not measured:
-        return "No trial ended ok, so there is no answer: the errors stand above, and in the trials table."
+        return "No trial ended ok, so there is no answer: the trials table has the errors."
     if len(measured) == 1:
         only = measured[0]
         return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
@@ -63,11 +63,12 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
     if lead is None:
         never = f"it was never measured side by side with the second, {name(second, measured)}"
-        return f"{told}; {never}: --fresh measures all anew."
+        return f"{told}; {never}. --fresh measures everything again."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
     apart = pairing.distinguishable(lead, floor)
     if apart is None:
-        return f"{told}. That is {than}. Under 3 repeats there is no interval, so it is not known whether they differ."
+        few = "With fewer than 3 repeats there is no interval, so it is not known whether they differ"
+        return f"{told}. That is {than}. {few}."
     interval = f"95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs"
     others = [name(c, measured) for c in measured if c is not first and c is not second and not_apart(*over(c))]
     return f"{told}. That is {than} ({interval}): {apart_text(lead, apart, floor, others)}."
@@ -89,14 +90,14 @@ def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = ""
     sizes = {c["batch_size"] for c in measured if name(c, measured, sized=False) == series}
     if len(sizes) == 1 or first["batch_size"] < max(sizes):
         return []
-    told = f"Batch {first['batch_size']} is the largest that was measured of {series}"
+    told = f"Batch {first['batch_size']} is the largest measured for {series}"
     axes = [axis for axis in CELL_COLUMNS if axis != "batch_size"]
     of_series = (c for c in cells if all(frames.same(c[axis], first[axis]) for axis in axes))
     larger = (c for c in of_series if c["batch_size"] > first["batch_size"])
     failed = min(larger, key=lambda c: c["batch_size"], default=None)
     if failed:  # no larger size ended ok
-        told += f" (of {failed['batch_size']} no trial is ok: {failed['statuses']})"
-    return [f"{told}: {'one between' if failed else 'a larger one'} may be faster{what_to_do}."]
+        told += f" (at {failed['batch_size']} no trial is ok: {failed['statuses']})"
+    return [f"{told}; {'a size in between' if failed else 'a larger one'} may be faster{what_to_do}."]
 
 
 def not_apart(ratio: Interval | None, floor: float | None) -> bool:
@@ -110,7 +111,7 @@ def apart_text(ratio: Interval, apart: bool, floor: float | None, others: Sequen
     If the two are not apart only because of the noise floor, the floor is named.
     """
     by_floor = not apart and floor is not None and pairing.distinguishable(ratio)
-    why = f", for identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
+    why = f", because identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
     more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
     rest = f"{', but not' if apart else '; nor'} from {', '.join(others[:MOST_NAMED])}{more}" if others else ""
     return f"{'' if apart else 'not '}distinguishable{why}{rest}"
@@ -193,17 +194,19 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     of_process = components.process_sd if components.processes_differ else None
     of = ((components.repeat_sd, "from repeat to repeat"), (of_process, "from process to process"))
     shares = [f"{percent(sd, 1)} {where}" for sd, where in of if sd]
-    scattered = f"That ratio scatters by {' and by '.join(shares)} (standard deviation). " if shares else ""
+    scattered = (
+        f"The lead over the second scatters by {' and by '.join(shares)} (standard deviation). " if shares else ""
+    )
     needed = lead.repeats_for(half / 2)
     if needed:
-        why = "part of it is room for slow drift, which only a longer run lessens"
-        return [f"{scattered}Half as wide an interval takes about {needed} repeats: {why}."]
+        why = "part of its width is room for slow drift, which only a longer run reduces"
+        return [f"{scattered}An interval half as wide would take about {needed} repeats; {why}."]
     never = (
-        f"it takes more --processes, too ({components.processes} so far)"
+        f"that also takes more --processes ({components.processes} so far)"
         if lead.repeats_for(half / 2, drift_limit=0.0) is None
-        else "the rest is room for the machine's slow drift, and a quieter machine does more"
+        else "the rest is room for the machine's slow drift, and a quieter machine would do more"
     )
-    return [f"{scattered}More repeats alone would not halve its interval: {never}."]
+    return [f"{scattered}More repeats alone would not halve the interval: {never}."]
 
 
 def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
@@ -211,7 +214,7 @@ def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     reference = next((cell for cell in cells if cell["is_reference"]), None)
     slow = slow_repeats(trials)
     told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
-    changed = [f"The machine changed: its canary was slow where the column repeat is {told}."] if slow else []
+    changed = [f"The machine changed: its canary was slow in the rows with repeat {told}."] if slow else []
     lines = [*pairing.mixed(trials), *changed]
     for cell in cells:
         if reference is None or not cell["repeats"] or cell is reference:
@@ -220,10 +223,9 @@ def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
         if sides:
             quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in sides)
             which = f"{cell['setting']} over {reference['setting']}"
+            both = f"{quiet} with the machine quiet, {loaded} with it loaded"
             counts = f"{sides[0].count} and {sides[1].count} repeats"
-            lines.append(
-                f"It depends on the machine's state: {which} is {quiet} while quiet, {loaded} while loaded ({counts})."
-            )
+            lines.append(f"A speedup depends on the machine's state: {which} is {both} ({counts}).")
     return lines
 
 
@@ -251,8 +253,10 @@ def noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
         percent(floor, 1) + (f" on {device}" if len(floors) > 1 else "") for device, floor in floors.items()
     )
     told = f"a speedup below {each}, the noise floor, is not distinguishable"
-    lines = [f"Identical settings against each other (A/A; the truth is 1; {told}):"]
+    lines = [f"Identical settings against each other (A/A; the true ratio is 1; {told}):"]
     for row in comparison.speedup(trials, over="copy", reference=0, allow=alike.COMPARED).to_dict("records"):
-        interval = "no interval under 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
+        interval = (
+            "no interval with fewer than 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
+        )
         lines.append(f"  {name({**row, 'copy': 0}, cells)}: {row['speedup']:.3f} ({interval})")
     return lines

@@ -137,12 +137,12 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
         rows = _without_rungs(rows)
     ok = rows[rows["status"] == "ok"]
     if ok.duplicated([*alike.PAIRED, "cell_id"]).any():
-        raise ValueError('rows are there twice: give trials.drop_duplicates(["run_id", "trial_id"])')
+        raise ValueError('some rows are there twice: give trials.drop_duplicates(["run_id", "trial_id"])')
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")
     if (ok[over] == reference).all():
-        raise ValueError(f"nothing to compare: {reference!r} is the only {over} that there are ok rows of")
+        raise ValueError(f"nothing to compare: {reference!r} is the only {over} with ok rows")
     return ok
 
 
@@ -178,7 +178,7 @@ def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
     reason = f"they differ in {'; '.join(apart)}" if apart else "no two of them agree in everything else"
     if any(one.startswith("run_id ") for one in apart):
         reason += " (of two machines: rresnet.speedup_across_machines, of two runs of the same settings: rresnet diff)"
-    return f"no rows to compare: {reason}. Axes may be allowed to differ by name: allow=(...)"
+    return f"no rows to compare: {reason}. To let axes differ, name them: allow=(...)"
 
 
 def _kinds(pairs: pd.DataFrame, column: str) -> list[Any]:
@@ -192,8 +192,8 @@ def _refuse_unlike(pairs: pd.DataFrame, column: str) -> None:
     kinds = _kinds(pairs, column)
     if len(kinds) > 1:
         raise ValueError(
-            f"rows of unlike {column} ({' and '.join(map(str, kinds))}) may not be compared or averaged: "
-            f'choose those of one, or give allow=("{column}",)'
+            f"rows with different {column} ({' and '.join(map(str, kinds))}) may not be compared or averaged: "
+            f'choose the rows of one, or give allow=("{column}",)'
         )
 
 

@@ -44,7 +44,7 @@ def _comparison(ok: pd.DataFrame, compiled: Mapping[Any, Any], ratio: Interval |
         return f"{faster}; {cost}"
     spent = seconds.get("cold", seconds.max())
     after, soonest, latest = (_pays_after(spent, bound) for bound in (ratio.estimate, ratio.high, ratio.low))
-    return f"{faster}; {cost}, and pays where training takes longer than {after} ({soonest} - {latest})"
+    return f"{faster}; {cost}, and pays off if training takes longer than {after} ({soonest} - {latest})"
 
 
 def _pays_after(seconds: float, ratio: float) -> str:

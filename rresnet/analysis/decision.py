@@ -36,11 +36,11 @@ class Verdict:
         """The verdict in one sentence."""
         told = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}: {self.setting}, {self.amount}"
         if self.next_setting is None or self.ratio is None:
-            return f"{told}, the only setting that it is known of."
+            return f"{told}, the only setting for which this is known."
         told += f". {_MEASURES[self.question].than.format(self.ratio.estimate, self.next_setting)}"
         apart = "" if self.side_by_side else "not measured side by side"
         if self.distinguishable is None:
-            few = "under 3 repeats no interval is claimed, so it is not known whether they differ"
+            few = "with fewer than 3 repeats no interval is claimed, so it is not known whether they differ"
             return f"{told}; {'; '.join(filter(None, (apart, few)))}."
         bounds = f"95 % interval {self.ratio.low:.2f} - {self.ratio.high:.2f}"
         count = f"{self.ratio.count} {'pairs' if self.side_by_side else 'repeats'}"
@@ -92,19 +92,19 @@ _MEASURES: dict[Question, _Measure] = {
         column="images_per_second",
         worth=lambda ok, cell: ok["images_per_second"],
         amount=lambda cell: f"{number(cell['images_per_second'])} images/s",
-        than="That is {:.2f} times as fast as the next, {}",
+        than="That is {0:.2f} times as fast as the next, {1}",
     ),
     "cheapest": _Measure(
         column="cost_per_1000_images",
         worth=lambda ok, cell: ok["images_per_second"] / (cell["price_per_hour"] * cell["nodes"]),
         amount=lambda cell: f"{cell['epoch_cost']:.3g} {cell['currency'] or '(currency not given)'} an epoch",
-        than="The next costs {:.2f} times as much, {}",
+        than="The next, {1}, costs {0:.2f} times as much",
     ),
     "least energy": _Measure(
         column="joules_per_1000_images",
         worth=lambda ok, cell: ok["measured_images"] / ok["energy_joules"].where(ok["energy_joules"] > 0),
         amount=lambda cell: f"{cell['epoch_joules']:,.0f} J an epoch",
-        than="The next takes {:.2f} times as much, {}",
+        than="The next, {1}, takes {0:.2f} times as much",
     ),
 }
 

@@ -165,7 +165,7 @@ def _refuse_mixed(settings: Iterable[pd.DataFrame], named: str) -> None:
         for column in ("git_commit", "environment_fingerprint"):
             if rows[column].nunique() > 1:
                 raise UsageError(
-                    f"{named} holds runs of unlike {column}, which can't be averaged: name one of them as "
+                    f"{named} holds runs with different {column}, which can't be averaged: name one of them as "
                     f"{_split(named)[0]}@RUN_ID or @COMMIT; there are: {'; '.join(_runs(rows))}"
                 )
 

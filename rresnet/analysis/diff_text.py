@@ -57,8 +57,10 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     floor = next((c.floor for c in diff.changes if c.floor is not None), None)
     if floor is not None:
         most = percent(floor, 1)
-        lines.append(f"Noise floor: identical settings came out up to {most} apart; less is not distinguishable.")
-    lines += [f"Not the same: {what}." for what in diff.differs]
+        lines.append(
+            f"Noise floor: identical settings came out up to {most} apart; a smaller difference is not distinguishable."
+        )
+    lines += [f"Different {what}." for what in diff.differs]
     for which, settings in (("A", diff.only_a), ("B", diff.only_b)):
         lines += [f"Only in {which}, so not compared: {'; '.join(settings)}."] if settings else []
     lines.append(
@@ -68,14 +70,14 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     if single:
         told = "" if len(single) == len(diff.changes) else f" of {'; '.join(single)}"
         lines.append(
-            f"One side{told} ran in a single process, which may be the difference: give --processes 3 or more."
+            f"One side{told} ran in a single process, which may explain the difference: give --processes 3 or more."
         )
     if share is not None:
         found = diff.regressions(share)
         named = ", ".join(f"{c.setting} ({c.verdict}{f', {c.ratio:.2f}' if c.ratio else ''})" for c in found)
-        lines.append(f"Regressions by more than {share * 100:g} %: {named or 'none told'}.")
+        lines.append(f"Regressions by more than {share * 100:g} %: {named or 'none found'}.")
         unsure = [c.setting for c in diff.changes if c.verdict == "worse" and not c.sure]
-        lines += [f"Worse, but of so many settings maybe by chance: {'; '.join(unsure)}."] if unsure else []
+        lines += [f"Worse, but with so many settings this may be chance: {'; '.join(unsure)}."] if unsure else []
     return lines
 
 

@@ -75,6 +75,6 @@ def left_out(trials: pd.DataFrame, ladders: pd.DataFrame) -> list[str]:
     axes = ["device", "batch_size"]
     measured, climbed = (set(rows[axes].itertuples(index=False, name=None)) for rows in (trials, ladders))
     return [
-        f"{device} batch {batch_size}: no ladder, for blog and tuned do not both have rows there."
+        f"{device} batch {batch_size}: no ladder, because blog and tuned do not both have rows there."
         for device, batch_size in sorted(measured - climbed)
     ]

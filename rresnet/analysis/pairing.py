@@ -76,8 +76,8 @@ def mixed(trials: pd.DataFrame) -> list[str]:
     unlike = [c for c in columns if ok.groupby(["run_id", "hostname", "model"], dropna=False)[c].nunique().gt(1).any()]
     if not unlike:
         return []
-    told = f"Rows of unlike environments are mixed in this run ({', '.join(unlike)})"
-    return [f"{told}: a ratio is of pairs within one, a rate the mean over all. --fresh measures all anew."]
+    told = f"This run mixes rows from different environments (they differ in {', '.join(unlike)})"
+    return [f"{told}: a ratio uses pairs within one, a rate is the mean over all. --fresh measures everything again."]
 
 
 def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:

@@ -71,7 +71,9 @@ def _of_file(path: Path) -> list[Price]:
         raise UsageError(f"can't read the price file {path} ({why}): give a TOML file with a table [price]") from None
     pairs = content.get("price")
     if unknown := sorted(set(content) - {"price", "currency", "date", "source"}):
-        raise UsageError(f"{path} has {', '.join(unknown)}: valid are the table [price], currency, date and source")
+        raise UsageError(
+            f"{path} has {', '.join(unknown)}: only the table [price], currency, date and source are valid"
+        )
     if not isinstance(pairs, dict) or not pairs:
         raise UsageError(f"{path} has no table [price]: name prices an hour in it, for example gpu = 4.10")
     about = {key: str(content[key]) for key in ("currency", "date", "source") if key in content}

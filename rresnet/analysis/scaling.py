@@ -204,8 +204,8 @@ def predictions(measured: pd.DataFrame) -> list[str]:
         longer = series["step_seconds"] / series["num_workers"].map(model.step_seconds) - 1
         if longer.max() > LONGER:
             who = counted(int(series["num_workers"].iloc[int(longer.argmax())]), "worker")
-            why = f"a step of {who} took {percent(longer.max())} longer than the model of the exchange has it"
-            lines.append(f"No prediction of {setting} per worker: {why}.")
+            why = f"a step of {who} took {percent(longer.max())} longer than the model of the exchange says"
+            lines.append(f"No prediction for {setting} per worker: {why}.")
             continue
         largest = int(series["num_workers"].max())
         rates = ", ".join(
@@ -215,9 +215,9 @@ def predictions(measured: pd.DataFrame) -> list[str]:
         )
         error = held_out_error(series)
         checked = (
-            "not checked: that takes three numbers of several workers"
+            "not checked: that takes three numbers of workers above 1"
             if error is None
-            else f"the largest measured is {percent(error, 1)} from what the smaller ones predict"
+            else f"the largest measured is {percent(error, 1)} off what the smaller ones predict"
         )
         terms = " + ".join(
             f"{seconds * 1e3:.3g} ms{of}"
@@ -228,7 +228,7 @@ def predictions(measured: pd.DataFrame) -> list[str]:
             )
         )
         lines.append(
-            f"Prediction, not measured, images/s of {setting} per worker: {rates}. A "
-            f"step of n workers takes {terms} ({checked}), each worker like those measured, all links alike."
+            f"Prediction, not measured, images/s for {setting} per worker: {rates}. A "
+            f"step of n workers takes {terms} ({checked}), if all workers are like those measured and all links alike."
         )
     return lines

@@ -10,8 +10,8 @@ from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_
 from rresnet.cell import CELL_COLUMNS
 
 _ONE_MACHINE = (
-    "all rows ran on one machine, by its name and processor: where one run measured them, use rresnet.speedup; where "
-    "they are of two machines of one name, give the rows of one of these another hostname"
+    "all rows ran on one machine, judging by its name and processor: if one run measured them, use rresnet.speedup; if "
+    "they are from two machines with the same name, give the rows of one of them another hostname"
 )
 
 
@@ -106,7 +106,7 @@ def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]
     for found in differences(side, other, columns):
         column = found.partition(":")[0]
         raise ValueError(
-            f"rows of unlike {column} ({found.partition(': ')[2]}) may not be compared: "
+            f"rows with different {column} ({found.partition(': ')[2]}) may not be compared: "
             f'measure them with the same, or give allow=("{column}",)'
         )
 

@@ -121,8 +121,8 @@ def check_known(dataset: str) -> None:
     with contextlib.suppress(OSError):  # a folder that is not there, or may not be read
         beside = [str(entry) for entry in path.parent.iterdir()]
     raise DataError(
-        f"--dataset {dataset} is neither a file or folder nor a known name: {nearest(dataset, [*DATASETS, *beside])}"
-        f"Known names are {', '.join(DATASETS)}; else give an image folder (one folder a class) or a .parquet file"
+        f"--dataset {dataset} is neither a file nor a folder nor a known name: {nearest(dataset, [*DATASETS, *beside])}"
+        f"Known names are {', '.join(DATASETS)}; or give an image folder (one folder per class) or a .parquet file"
     )
 
 
@@ -133,7 +133,7 @@ def _as_data_error(dataset: str) -> Iterator[None]:
         yield
     except OSError as error:
         what, reason = error.filename or dataset, error.strerror or str(error)
-        raise DataError(f"can't read {what}: {reason}; get the right to, or name other data") from error
+        raise DataError(f"can't read {what}: {reason}; get permission to, or name other data") from error
 
 
 def _own(dataset: str, image_size: int, seed: int) -> Source:
@@ -160,7 +160,7 @@ def check_memory(dataset: str, count: int, channels: int, image_size: int) -> No
     if needed > available // 2:  # the training process holds a copy
         raise DataError(
             f"{dataset} at {image_size} x {image_size} pixels needs {needed / 2**30:.1f} GiB twice, "
-            f"{available / 2**30:.1f} GiB are free: lower --image-size"
+            f"and {available / 2**30:.1f} GiB is free: lower --image-size"
         )
 
 

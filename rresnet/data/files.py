@@ -41,7 +41,7 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
         classes, tested = _class_folders(train), _class_folders(test)
         unknown = [name for name in tested if name not in classes]
         if unknown:
-            raise DataError(f"{test} has the class {unknown[0]!r} that {train} lacks: name its folders alike")
+            raise DataError(f"{test} has the class {unknown[0]!r} that {train} lacks: give both the same class folders")
         parts = [_files(train, classes, classes), _files(test, classes, tested)]
     else:
         classes = _class_folders(root)
@@ -63,9 +63,11 @@ def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
 def _class_folders(root: Path) -> list[str]:
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        several = "; of Parquet files give one, --dataset FOLDER/FILE.parquet" if any(root.glob("*.parquet")) else ""
+        several = (
+            "; of several Parquet files, give one: --dataset FOLDER/FILE.parquet" if any(root.glob("*.parquet")) else ""
+        )
         raise DataError(
-            f"{root} has no class folders: expected one folder a class with images in it, {root}/CLASS/*.png{several}"
+            f"{root} has no class folders: expected one folder per class with images in it, {root}/CLASS/*.png{several}"
         )
     return names
 
@@ -247,7 +249,7 @@ def _decode_one(name: str, source: Path | IO[bytes], size: int) -> tuple[Image.I
     except Image.DecompressionBombError as error:
         raise DataError(f"{name} is too large an image to open safely ({error}): scale it down or remove it") from error
     except Exception as error:  # Pillow's decoders raise whatever damaged bytes lead them to
-        raise DataError(f"{name} is not a readable image ({error}): mend or remove it") from error
+        raise DataError(f"{name} is not a readable image ({error}): repair or remove it") from error
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -30,11 +30,11 @@ class BlogSettings(Settings):
     seconds: float = 3.0
     """Measured seconds of each trial that is projected."""
     repeats: int | None = 3
-    """Times each setting is measured."""
+    """How many times each setting is measured."""
     full: bool = False
     """Train the ten epochs on the CPU too, instead of projecting them (an hour or more)."""
     save_model: bool = True
-    """--no-save-model does not keep the trained models' state_dicts in RESULTS_DIR/files."""
+    """--no-save-model: do not keep the trained models' state_dicts in RESULTS_DIR/files."""
 
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
@@ -74,6 +74,6 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     say(
         console,
         f"Published: {EPOCHS} epochs on the blog's own machines, {int(ratio)} times apart. Not measured here, and not "
-        "to be compared with the rows above: its data (text: CIFAR-10, code: MNIST) and its CPU are not known.",
+        "comparable with the rows above: its data (CIFAR-10 in the text, MNIST in the code) and its CPU are not known.",
         "dim",
     )

@@ -80,7 +80,9 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
     if settings.batch_size == AUTO:
         return []
     if settings.dataset != data.EMBEDDED:
-        return [f"Not checked: whether {settings.dataset} has images for each batch. A dry run does not load them."]
+        return [
+            f"Not checked: whether {settings.dataset} has enough images for each batch. A dry run does not load them."
+        ]
     planning.check_batches(planned, data.load(data.EMBEDDED, image_size=EMBEDDED_SIZE))
     return []
 
@@ -102,7 +104,7 @@ def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: C
         if one not in same:
             tell(
                 f"{one.hardware.hostname} does not measure: with its {one.hardware.cpu_cores} cores and "
-                f"{one.hardware.gpu_count} GPUs the settings mean other cells there than on {first.hardware.hostname}"
+                f"{one.hardware.gpu_count} GPUs the flags mean other settings there than on {first.hardware.hostname}"
             )
     return replace(joined, machines=(first, *same))
 

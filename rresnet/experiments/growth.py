@@ -52,10 +52,10 @@ def grow(
         told = _widths(widest.half_width, target) if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
             needed = widest.repeats_for(target, in_more_processes=True) if widest else None
-            would = f"about {needed} repeats would do" if needed else f"{MOST_REPEATS:,} repeats would not do either"
-            progress.more(0, f"{told}: {would}; --max-minutes {settings.max_minutes:g} is over")
+            would = f"about {needed} repeats would do" if needed else f"not even {MOST_REPEATS:,} repeats would do"
+            progress.more(0, f"{told}: {would}; --max-minutes {settings.max_minutes:g} is used up")
             return
-        progress.more(len(todo), f"{told}: {len(todo)} trials more")
+        progress.more(len(todo), f"{told}: {len(todo)} more trials")
         start = time.monotonic()
         sweep.execute(todo)
         last_seconds = time.monotonic() - start
@@ -68,4 +68,4 @@ def rows_so_far(writer: store.Writer) -> pd.DataFrame:
 
 
 def _widths(half_width: float, target: float) -> str:
-    return f"Intervals reach ±{percent(half_width, 1)}, ±{percent(target, 1)} was asked for"
+    return f"Intervals reach ±{percent(half_width, 1)}, but ±{percent(target, 1)} was asked for"

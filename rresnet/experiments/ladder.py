@@ -22,13 +22,13 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
     for name in ("recipe", *FLAGGED):
         if getattr(settings, name) != getattr(Settings, name):
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} can't be given here, for the ladder goes from blog to tuned: leave it out")
+            raise UsageError(f"{flag} can't be given here, because the ladder goes from blog to tuned: leave it out")
     if settings.num_workers != (1,) or settings.num_nodes:
         raise UsageError(
-            "--num-workers and --num-nodes can't be given here, for the ladder is one worker's: leave them out"
+            "--num-workers and --num-nodes can't be given here, because the ladder has one worker: leave them out"
         )
     if settings.aa:
-        raise UsageError("--aa can't be given here, for the ladder measures no cell twice: leave it out")
+        raise UsageError("--aa can't be given here, because the ladder measures no cell twice: leave it out")
     found = []
     for device in devices:
         blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)

@@ -62,7 +62,7 @@ def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], ma
             f"no GPU in this Ray cluster ({machine.cpu_count} CPUs seen): "
             "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
         )
-    return f"nothing that was asked for can run here: {reasons[wanted[0].cell_id]}"
+    return f"nothing that was asked for can run here, because {reasons[wanted[0].cell_id]}"
 
 
 def check_batches(planned: Plan, images: data.ImageData) -> None:
@@ -100,7 +100,7 @@ def opening(
         done = counted(len(planned) - len(todo), "trial is", "trials are")
         lines.append(f"Continuing run {this.run_id}: {done} done (--fresh starts anew)")
     impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
-    lines += [f"infeasible, kept as rows: {reason}" for reason in impossible]
+    lines += [f"infeasible, kept as rows, because {reason}" for reason in impossible]
     return "\n".join(lines)
 
 
@@ -109,8 +109,8 @@ def _shrunk(images: data.ImageData, size: int) -> list[str]:
     if images.short_side is None or images.short_side <= size:
         return []
     return [
-        f"The images' short side, {images.short_side} pixels in the median, is brought to {size}. Training on "
-        "larger ones is other work, with another answer: give --image-size as you will train"
+        f"The images' short side, {images.short_side} pixels in the median, is resized to {size}. Training on larger "
+        "images is different work with a different answer: give the --image-size that you will train at"
     ]
 
 
@@ -124,7 +124,7 @@ def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
     if len(machines) > 1:
         lines.append(f"{len(machines)} machines measure side by side; pairs are formed within each")
     if len(kinds) > 1:
-        lines.append("These machines are not alike: rates are of them all, and speedups are averaged over them")
+        lines.append("These machines are not alike: rates and speedups are averages over all of them")
     return lines
 
 

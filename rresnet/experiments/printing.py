@@ -12,7 +12,7 @@ AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
 NOT_APART = "~ "  # marks a speedup that is not distinguishable from 1
 
 NO_GPU = (
-    "No GPU was measured. To add GPU rows, give the same command on a machine that has one, "
+    "No GPU was measured. To add GPU rows, run the same command on a machine that has one, "
     "or with --address HOST:6379 to join a Ray cluster that has one."
 )
 

@@ -173,5 +173,5 @@ def _quiet_ray(console: Console) -> Iterator[None]:
             raise
         except Exception:
             log.seek(0)
-            say(console, f"Ray's last words: {log.read()[-4000:]}")
+            say(console, f"The end of Ray's output: {log.read()[-4000:]}")
             raise

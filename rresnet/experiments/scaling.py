@@ -25,17 +25,17 @@ class ScalingSettings(Settings):
     scaling: tuple[Kind, ...] = ("weak", "strong")
     """weak: each worker keeps the batch size; strong: the workers share it."""
     recipe: tuple[str, ...] = ("tuned",)
-    """blog or tuned, as in compare. Steps run eagerly, as several workers need, unless --execution says otherwise."""
+    """blog or tuned, as in compare. Steps run eagerly, as several workers must, unless --execution says otherwise."""
     batch_size: tuple[int, ...] = (64,)
     """Images per step of the single worker that the others are compared with."""
     num_workers: tuple[int, ...] = ()
-    """Data-parallel workers, besides the single one. Default: 2, 4 ... up to the machine's GPUs, or cores."""
+    """Numbers of data-parallel workers to compare with one. Default: 2, 4 ... up to the machine's GPUs, or cores."""
     seconds: float = 3.0
     """Measured seconds of each trial."""
     repeats: int | None = 5
-    """Times each setting is measured."""
+    """How many times each setting is measured."""
     processes: int = 5
-    """Fresh trial processes that the repeats are spread over. One per repeat: what differs between processes counts."""
+    """Fresh trial processes that the repeats are spread over: one per repeat, because processes differ."""
 
 
 def worker_counts(device: Device, hardware: Hardware) -> tuple[int, ...]:
@@ -83,7 +83,8 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
         return
     points = scaling.points(trials)
     caption = (
-        "Speedup over the fewest workers, paired; efficiency: over how many times the GPUs, or cores. 95 % intervals."
+        "Speedup: over the fewest workers, paired. Efficiency: speedup over the ratio of GPUs, or cores. "
+        "95 % intervals."
     )
     rows = points.to_dict("records")
     columns = {

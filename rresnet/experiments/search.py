@@ -59,8 +59,8 @@ def plan_of(settings: Settings) -> str:
     """Say what follows the first probes."""
     return (
         f"These are the first probes of --batch-size {AUTO}. Sizes are doubled until one does not fit, its step would "
-        f"take over {STEP_SECONDS:g} s, or there are no more images; of what fits, the fastest and the largest sizes "
-        f"are then measured in {counted(settings.repeats_planned, 'repeat')}."
+        f"take over {STEP_SECONDS:g} s, or there are no more images; the fastest and the largest size that fit are "
+        f"then measured in {counted(settings.repeats_planned, 'repeat')}."
     )
 
 
@@ -147,7 +147,7 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
         one, ok = rows.iloc[0].to_dict(), rows[rows["status"] == "ok"]
         name = answer.name(one, probes, sized=False)
         if ok.empty:
-            summary.append(f"{name}: no batch size runs ({rows['error_message'].iloc[-1]})")
+            summary.append(f"no batch size of {name} runs ({rows['error_message'].iloc[-1]})")
             continue
         best = ok.sort_values("images_per_second").iloc[-1]
         top = ok.sort_values("batch_size").iloc[-1]
@@ -158,15 +158,15 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
         elif top["batch_size"] >= most // one["num_workers"]:
             why = "the data set has no more images"
         else:
-            why = f"a step of twice as many would take over {STEP_SECONDS:g} s, and was not tried"
+            why = f"a step of twice as many images would take over {STEP_SECONDS:g} s, and was not tried"
         summary.append(
             f"{name}: the largest batch that ran is {top['batch_size']} ({why}); the fastest of {len(ok)}, each "
-            f"measured once, {best['batch_size']} with {number(best['images_per_second'])} images/s"
+            f"measured once, is {best['batch_size']} with {number(best['images_per_second'])} images/s"
         )
         largest[str(series)] = int(top["batch_size"])
         sizes |= {int(best["batch_size"]), int(top["batch_size"])}
     if not sizes:
-        raise UsageError(f"--batch-size {AUTO}: {'; '.join(summary)}: take a smaller --model or --image-size")
+        raise UsageError(f"--batch-size {AUTO}: {'; '.join(summary)}; give a smaller --model or --image-size")
     return SearchResult(sizes=tuple(sorted(sizes)), largest=largest, summary=summary)
 
 

@@ -39,7 +39,7 @@ def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
         axis.set_yscale("log")
         plain_log(axis.yaxis, *axis.get_ylim())
         axis.grid(True)
-        axis.set_xlabel("batch size, images a step and worker")
+        axis.set_xlabel("batch size, images per step and worker")
         axis.set_ylabel("images/s")
         _legend(figure, axis)
     return figure

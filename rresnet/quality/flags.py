@@ -16,17 +16,17 @@ FEWEST_WINDOWS = 2
 LEARNING_STEPS = 50  # before so many steps a loss says little
 
 ADVICE = {
-    "foreign_load": "other programs used the processors: close them, or measure when the machine is idle",
-    "steal": "the hypervisor gave processor time to other machines: use a dedicated one, or more --repeats",
-    "cpu_starved": "the trial got less processor time than its threads could use: free the machine, check CPU limits",
-    "fewer_threads": "fewer threads than cores: a CPU figure for this machine needs --cpu-threads at the core count",
-    "gpu_shared": "other processes computed on the GPU: end them, or choose another with CUDA_VISIBLE_DEVICES",
-    "gpu_throttled": "the GPU ran below its clocks for heat or power: improve cooling, or raise its power limit",
-    "swapping": "memory was short and pages came from disk: smaller --batch-size, or free memory",
-    "few_windows": "too few windows to see scatter within the trial (intervals are over repeats): longer --seconds",
-    "unsteady": "the speed was still changing: longer --seconds",
-    "not_learning": "the loss did not fall: check the labels, the precision and the seed",
-    "machine_changed": "the machine's own speed changed during the run: measure again in a quieter hour",
+    "foreign_load": "other programs used the processors; close them, or measure when the machine is idle",
+    "steal": "the hypervisor gave processor time to other machines; use a dedicated one, or more --repeats",
+    "cpu_starved": "the trial got less processor time than its threads could use; free the machine, check CPU limits",
+    "fewer_threads": "fewer threads than cores; for a figure of the whole CPU, set --cpu-threads to the core count",
+    "gpu_shared": "other processes computed on the GPU; end them, or choose another with CUDA_VISIBLE_DEVICES",
+    "gpu_throttled": "heat or power held the GPU's clocks down; improve cooling, or raise its power limit",
+    "swapping": "memory was short and pages came from disk; give a smaller --batch-size, or free memory",
+    "few_windows": "too few windows to see scatter within the trial (intervals are over repeats); give more --seconds",
+    "unsteady": "the speed was still changing; give more --seconds",
+    "not_learning": "the loss did not fall; check the labels, the precision and the seed",
+    "machine_changed": "the machine's own speed changed during the run; measure again at a quieter time",
 }
 LOAD_FLAGS = frozenset({"foreign_load", "steal", "cpu_starved", "gpu_shared", "gpu_throttled", "swapping"})
 

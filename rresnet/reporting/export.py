@@ -52,7 +52,7 @@ def write(path: Path, content: bytes) -> None:
         StoreError: it can't be written.
     """
     if not path.name:
-        raise StoreError(f"--out {path} names no file: give the name of one, or no --out to print")
+        raise StoreError(f"--out {path} names no file: give the name of one, or leave out --out to print")
     try:
         if path.exists() and not path.is_file():
             path.write_bytes(content)

@@ -135,4 +135,4 @@ def _unfinished(run: Run | None, rows: int) -> str:
         return ""
     if rows >= run.planned:  # of a run that adds trials as it goes
         return f"Not finished: {rows} rows so far."
-    return f"Not finished: {rows} of {run.planned} planned trials have a row yet."
+    return f"Not finished: {rows} of {run.planned} planned trials have a row so far."

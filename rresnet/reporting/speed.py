@@ -31,8 +31,8 @@ def speedups(measured: pd.DataFrame) -> Section:
         key="speedup",
         title="Speedup",
         reading=f"Each mark is a setting's ratio of images/s to {against}, paired by repeat; the bar is its 95 % "
-        "interval. Where the bar crosses 1, the two can't be told apart. A hollow mark has under 3 pairs, and no "
-        "interval.",
+        "interval. Where the bar crosses 1, the two can't be told apart. A hollow mark has fewer than 3 pairs, "
+        "and no interval.",
         findings=(
             *(
                 [f"The {len(drawn)} fastest of {len(compared)} settings are drawn."]
@@ -109,12 +109,14 @@ def predictions(trials: pd.DataFrame) -> list[str]:
     for row in rows:
         error = row["leave_one_out_error"]
         checked = (
-            "unchecked under 4 sizes" if pd.isna(error) else f"a size left out is missed by up to {percent(error)}"
+            "not checked: that takes 4 sizes"
+            if pd.isna(error)
+            else f"a size left out is missed by up to {percent(error)}"
         )
         peak = f"{number(row['peak_images_per_second'])} images/s"
         size = f"{row['batch_size_at_90_percent']:,.0f}"
-        told.append(f"{answer.name(row, rows, sized=False)} at batch {size}, of {peak} ({checked})")
-    line = "Predicted, not measured: a line through the step times reaches 90 % of its peak rate with"
+        told.append(f"{answer.name(row, rows, sized=False)} at batch {size} (peak {peak}; {checked})")
+    line = "Predicted from a line through the step times, not measured: 90 % of the peak rate is reached by"
     return [f"{line} {'; '.join(told)}."] if told else []
 
 
@@ -129,7 +131,7 @@ def climbs(part: Part) -> Section | None:
     return Section(
         key="ladder",
         title=title,
-        reading="From the blog's recipe at the top to the tuned one, one change a line. Each bar goes from the rate "
+        reading="From the blog's recipe at the top to the tuned one, one change per line. Each bar goes from the rate "
         "before the change to the rate with it; beside it the rate, and the paired ratio to the line above with its "
         "95 % interval.",
         findings=(*ladder.summary(rungs), *ladder.left_out(part.trials, rungs)),
@@ -181,10 +183,10 @@ def time_to_accuracy(table: pd.DataFrame, repeats: int) -> list[str]:
     reached = {str(setting): _seconds_until(rows, target) for setting, rows in table.groupby("setting")}
     soonest = sorted(reached, key=reached.__getitem__)
     told = ", ".join(f"{setting} {duration(reached[setting])}" for setting in soonest)
-    why = "Under 3 repeats the" if repeats < MINIMUM_REPEATS else "No interval is claimed: the"
+    why = "With fewer than 3 repeats the" if repeats < MINIMUM_REPEATS else "No interval is claimed: the"
     doubt = f" {why} order of close ones may be chance." if len(reached) > 1 else ""
-    highest = f"{target:.3f}, {percent(NEARLY)} of the highest that every setting reached"
-    return [f"To a test accuracy of {highest}: {told}.{doubt}"]
+    highest = f"{target:.3f} ({percent(NEARLY)} of the highest that every setting reached)"
+    return [f"Time to a test accuracy of {highest}: {told}.{doubt}"]
 
 
 def _seconds_until(rows: pd.DataFrame, target: float) -> float:

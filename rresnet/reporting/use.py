@@ -62,8 +62,8 @@ def clocks(part: Part, shown: pd.DataFrame) -> Section:
         key="clocks",
         title=title,
         reading="Images/s of training, of the training step alone on a batch that is already there, and of the input "
-        "alone: medians over the trials that timed all of them. But for noise, training does not pass the lower of the "
-        "two hollow marks: that one deserves the work.",
+        "alone: medians over the trials that timed all of them. Apart from noise, training is no faster than the lower "
+        "of the two hollow marks: that is the one to work on.",
         findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *_trials_of(timed, shown)),
         figure=bars.clocks(table),
         data=table.reset_index(),
@@ -108,7 +108,7 @@ def memory(shown: pd.DataFrame) -> Section:
         Section(
             key="memory",
             title="Memory",
-            reading="The most that the setting's own tensors held at once on their device, over its trials.",
+            reading="The most memory that the setting's own tensors held at once on their device, over its trials.",
             absent="no peak memory is known",
         ),
     )
@@ -123,8 +123,8 @@ def energy(shown: pd.DataFrame, costs: pd.DataFrame) -> Section:
         Section(
             key="energy",
             title="Energy",
-            reading="Joules of the device while 1,000 images were trained, as its own counter tells; the rest of the "
-            "machine is not in it.",
+            reading="Joules that the device used to train 1,000 images, by its own counter; the rest of the machine is "
+            "not included.",
             absent="this machine's energy could not be read",
         ),
     )
@@ -140,7 +140,7 @@ def cost(costs: pd.DataFrame, prices: Sequence[Price]) -> Section:
     return Section(
         key="cost",
         title="Cost",
-        reading="What an epoch takes and costs, the number of machines counted. Nearer the corner is better; filled "
+        reading="The time and the cost of an epoch, for all its machines. Nearer the corner is better; filled "
         "marks are settings that no other beats in time, cost and energy at once.",
         findings=tuple(_price_text(price) for price in used(costs, prices)),
         figure=amounts.costs(priced, priced["currency"].iloc[0] or "price"),

@@ -167,7 +167,7 @@ def _watched(address: str) -> Iterator[None]:
             except OSError:
                 if time.monotonic() - seen > LOST_SECONDS:
                     print(
-                        f"\nerror: the Ray cluster at {address} is gone: what was measured is kept; give the same "
+                        f"\nerror: the Ray cluster at {address} is gone: what was measured is kept; run the same "
                         "command again when the cluster is back, or without --address",
                         file=sys.__stderr__,
                         flush=True,
@@ -272,7 +272,7 @@ def _check_reachable(address: str, patience: float, tell: Callable[[str], None])
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as line:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
                 _check_answer(
-                    line, patience, lambda: tell(f"waiting for an answer from {address}, {patience:g} s more")
+                    line, patience, lambda: tell(f"waiting up to {patience:g} s more for an answer from {address}")
                 )
     except (OSError, OverflowError) as error:
         raise UsageError(_no_cluster(address, str(error))) from error
@@ -284,7 +284,7 @@ def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]
     if not select.select([line], [], [], CONNECT_SECONDS)[0]:
         tell()
         if not select.select([line], [], [], patience)[0]:
-            raise OSError("it takes connections, but does not answer")
+            raise OSError("it accepts connections, but does not answer")
     answer = line.recv(4)
     if answer and answer[3:] != _SETTINGS:
         raise OSError("what answers there is not Ray")

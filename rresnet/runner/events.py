@@ -69,7 +69,7 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         elif "process_id" in result:
             self._started, self._process_id = time.monotonic(), result["process_id"]
         elif "workers_to_start" in result:
-            self._lane.sweep.progress.note(f"starting {result['workers_to_start']} workers, which takes 10 s and more")
+            self._lane.sweep.progress.note(f"starting {result['workers_to_start']} workers, which takes 10 s or more")
         elif "images_per_second" in result:
             self._lane.sweep.progress.rate(result["images_per_second"])
 

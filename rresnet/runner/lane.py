@@ -31,7 +31,8 @@ logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # a failed trial 
 ALIVE_SECONDS = 1.0  # between checks that the machine is still there
 DEATH_SECONDS = 60.0  # within which a machine answers, or Ray finds out that it is gone
 KILLED_FOR_MEMORY = (
-    "OutOfMemoryError: the kernel ended a process of the trial: the machine, or its part of it, ran out of memory"
+    "OutOfMemoryError: the kernel ended a process of the trial because the machine, or its part of it, ran out of "
+    "memory"
 )
 
 
@@ -197,10 +198,10 @@ class Lane:
     def _known_not_to_run(self, cell: Cell) -> Measurement | None:
         """What to record for a cell that this run has found unable to run; None for any other."""
         if message := self._too_large.get(cell.cell_id):
-            reason = f"not run: the cell ran out of memory alone in a fresh process before ({message})"
+            reason = f"not run: the cell has already run out of memory alone in a fresh process ({message})"
             return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=reason)
         if cell.num_nodes > 1 and cell.num_nodes > (left := len(self._nodes())):
-            reason = f"not run: it takes {cell.num_nodes} machines, and {left} of the cluster are left"
+            reason = f"not run: it needs {cell.num_nodes} machines, and the cluster has {left} left"
             return Measurement(status="killed", error_type="NodeDiedError", error_message=reason)
         return None
 
@@ -248,6 +249,6 @@ class Lane:
         if self.agenda.lose(trial):
             self._waiting.appendleft(trial)  # goes back to the agenda with the rest
             return
-        message = f"the machine was lost while it ran, twice; now {self.machine.hardware.hostname}"
+        message = f"the machine was lost while it ran, twice; the second time it was {self.machine.hardware.hostname}"
         measurement = Measurement(status="killed", error_type="NodeDiedError", error_message=message)
         self.sweep.record(trial, Record(measurement=measurement), attempt=2)

@@ -215,7 +215,7 @@ def _wait(wanted: Wanted, need: int, tell: Callable[[str], None]) -> list[dict[s
         if now - began > wanted.wait_seconds:
             raise UsageError(
                 f"after {wanted.wait_seconds:g} s the Ray cluster has {len(nodes)} of {wanted}: see `ray status` for "
-                "what the autoscaler says, give --wait-seconds more, or --machines fewer"
+                "what the autoscaler says, raise --wait-seconds, or lower --machines"
             )
         if now - last_told > TELL_SECONDS:
             last_told = now

@@ -92,7 +92,7 @@ class Sweep:
         if agenda.left:
             raise ClusterLostError(
                 f"no machine of the cluster is left, and {agenda.left} trials are not measured: what was measured is "
-                "kept; give the same command again when the cluster is back"
+                "kept; run the same command again when the cluster is back"
             )
 
     def _side_by_side(self, lanes: Sequence[Lane]) -> None:

@@ -42,12 +42,14 @@ class Measurement:
     error_message: str | None = column("message of the error")
     output_tail: str | None = column("end of what a failed trial printed, or of its traceback")
     images_per_second: float | None = column("measured_images / measured_seconds, over all workers")
-    step_seconds: float | None = column("mean seconds a training step of the measured windows")
+    step_seconds: float | None = column("mean seconds of a training step in the measured windows")
     epoch_seconds: float | None = column("seconds of training a whole epoch, evaluation not counted")
-    epoch_seconds_kind: Literal["measured", "projected"] | None = column("whether epochs were really trained whole")
+    epoch_seconds_kind: Literal["measured", "projected"] | None = column(
+        "measured if whole epochs were trained, projected if it follows from the rate"
+    )
     startup_seconds: float | None = column("seconds to have data, model and optimizer ready in this trial")
     compile_seconds: float | None = column("seconds of compilation or graph capture in this trial")
-    compile_cache: str | None = column("warm where the compiler found all it needed on disk, else cold")
+    compile_cache: str | None = column("warm if the compiler found all it needed on disk, else cold")
     warmup_seconds: float | None = column("seconds of warm-up windows in this trial")
     clocks_seconds: float | None = column("seconds of the canary, the other clocks and the limits in this trial")
     measured_seconds: float | None = column("seconds of the measured windows")
@@ -57,12 +59,16 @@ class Measurement:
     )
     input_images_per_second: float | None = column("images a second of the input path alone")
     bottleneck: str | None = column("input, launch, latency, memory, compute, optimizer or communication")
-    percent_of_limit: float | None = column("achieved FLOP/s over the machine's measured matrix rate, percent")
-    flops_per_image: float | None = column("FLOP of a training step for each image, optimizer not counted")
-    matrix_flops_per_second: float | None = column("matrix product of the trial's precision, FLOP a second (the limit)")
-    copy_bytes_per_second: float | None = column("large copy, bytes read and written a second (the limit)")
-    optimizer_seconds: float | None = column("seconds of a step in optimizer.step, from the step alone")
-    launch_share: float | None = column("share of a step until the CPU had launched it, from the step alone; GPU only")
+    percent_of_limit: float | None = column("achieved FLOP/s in percent of the machine's measured matrix rate")
+    flops_per_image: float | None = column("FLOP of a training step per image, optimizer not counted")
+    matrix_flops_per_second: float | None = column(
+        "FLOP a second of a large matrix product in the trial's precision (the limit)"
+    )
+    copy_bytes_per_second: float | None = column("bytes read and written a second by a large copy (the limit)")
+    optimizer_seconds: float | None = column("seconds of a step in optimizer.step, timed on the step alone")
+    launch_share: float | None = column(
+        "share of a step until the CPU had launched it, timed on the step alone; GPU only"
+    )
     communication_seconds: float | None = column(
         "seconds that exchanging gradients adds to a step; several workers only, and not in each of their trials"
     )
@@ -75,17 +81,20 @@ class Measurement:
         "CPU seconds of all other processes on the trial's processors in the measured windows; null under a CPU quota"
     )
     steal_cpu_seconds: float | None = column(
-        "CPU seconds of these that the hypervisor gave to others in the measured windows; null under a CPU quota"
+        "CPU seconds of these processors that the hypervisor gave to others in the measured windows; "
+        "null under a CPU quota"
     )
-    energy_joules: float | None = column("energy of the measured windows, joules (its GPUs, or processor packages)")
+    energy_joules: float | None = column(
+        "energy of the measured windows, joules (of the trial's GPUs, or of processor packages)"
+    )
     gpu_utilization_percent: float | None = column("GPU utilisation in the measured windows, percent")
     observed_threads: int | None = column("intra-op threads of each worker, as PyTorch reported them while training")
     first_loss: float | None = column("loss of the cell's first step in its process (mean cross-entropy, nats)")
     final_loss: float | None = column("loss of the trial's last step, or mean of its last epoch (nats)")
-    test_accuracy: float | None = column("share of test images classified right after the last epoch")
+    test_accuracy: float | None = column("share of test images classified correctly after the last epoch")
     dataset_fingerprint: str | None = column("hash of the data set's images and labels")
-    conv_precision: str | None = column("fp32 arithmetic of convolutions that PyTorch was set to: ieee or tf32")
-    matmul_precision: str | None = column("fp32 arithmetic of matrix products that PyTorch was set to: ieee or tf32")
+    conv_precision: str | None = column("fp32 arithmetic that PyTorch was set to for convolutions: ieee or tf32")
+    matmul_precision: str | None = column("fp32 arithmetic that PyTorch was set to for matrix products: ieee or tf32")
     autocast_dtype: str | None = column("type that autocast computed in; null without autocast")
     quality_flags: tuple[str, ...] | None = column("what makes the row doubtful; see rresnet.quality.flags")
 
@@ -107,16 +116,16 @@ class Environment:
     ray_version: str | None = column("Ray")
     rresnet_version: str | None = column("rresnet")
     git_commit: str | None = column(
-        "commit of rresnet's checkout, -dirty- and a hash where its code was changed since; null outside a checkout"
+        "commit of rresnet's checkout, with -dirty- and a hash if its code was changed since; null outside a checkout"
     )
     variables: str | None = column(
-        "environment variables that change how fast libraries run (allocator, threads), NAME=value; none: none is set"
+        "environment variables that change how fast libraries run (allocator, threads), NAME=value; none if none is set"
     )
     model_code: str | None = column(
-        "hash of the file or package that a --model of your own is in; null for torchvision's, and where none is found"
+        "hash of the file or package that holds a --model of your own; null for torchvision's, and if none is found"
     )
     environment_fingerprint: str | None = column(
-        "hash of software, machine and a model of your own; rows of unlike ones may not be compared"
+        "hash of software, machine and a model of your own; rows with different hashes may not be compared"
     )
 
 
@@ -126,9 +135,7 @@ class When:
 
     started_at: datetime | None = column("start of the trial, UTC")
     finished_at: datetime | None = column("end of the trial, UTC")
-    command_started_at: datetime | None = column(
-        "start of the command that ran it, UTC; a run gone on with has several"
-    )
+    command_started_at: datetime | None = column("start of the command that ran it, UTC; a continued run has several")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +160,7 @@ class Epoch:
     images: int = column("images trained, over all workers", optional=False)
     train_loss: float = column("mean loss over the epoch's steps (nats)", optional=False)
     test_loss: float | None = column("mean loss over the test images (nats)")
-    test_accuracy: float | None = column("share of test images classified right")
+    test_accuracy: float | None = column("share of test images classified correctly")
     evaluation_seconds: float | None = column("seconds of evaluation, outside the clock")
 
 
@@ -183,7 +190,7 @@ class Record:
 class Derived:
     """Columns that follow from the cell."""
 
-    global_batch_size: int = column("images a step over all workers", optional=False)
+    global_batch_size: int = column("images per step over all workers", optional=False)
 
 
 _ARROW: dict[type, pa.DataType] = {

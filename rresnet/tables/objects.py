@@ -143,7 +143,7 @@ class _Beat(Hold):
         if self._lost:
             raise StoreError(
                 f"another process took over run {self._run_id} in {self._place.url} while this one was held up: "
-                "the same command measures again what that one has not"
+                "run the same command again to measure what that one has not"
             )
 
     def close(self) -> None:
@@ -156,7 +156,7 @@ class _Beat(Hold):
         """Wait until others' locks are known to be dead, and remove them. Raises StoreError if one of them beats."""
         seen, end = self._others(), time.monotonic() + DEAD_SECONDS
         if seen:
-            tell(f"Run {self._run_id} was left without a word: making sure for {DEAD_SECONDS:g} s that nobody is at it")
+            tell(f"Run {self._run_id} was left locked: waiting {DEAD_SECONDS:g} s to be sure that no process is at it")
         while seen and time.monotonic() < end:
             time.sleep(1)
             now = self._others()

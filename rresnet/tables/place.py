@@ -25,7 +25,7 @@ class StoreError(UsageError):
 
 def busy(run_id: str, where: str) -> str:
     """The message when another process holds a run."""
-    return f"another process is at run {run_id} in {where}: wait for it, or start a new run with --fresh"
+    return f"another process is working on run {run_id} in {where}: wait for it, or start a new run with --fresh"
 
 
 class Hold(ABC):
@@ -179,7 +179,7 @@ class _Folder(Place):
         if not nearest.is_dir():
             return f"{nearest} is not a folder"
         if not os.access(nearest, os.W_OK | os.X_OK):
-            return f"no right to write in {nearest}"
+            return f"no permission to write in {nearest}"
         return "the disk is full (less than 1 MiB is free; make space)" if free < LEAST_FREE_BYTES else None
 
     def free_bytes(self) -> int:

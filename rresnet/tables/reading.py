@@ -85,8 +85,8 @@ def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
         again = [key in there for key in _keys(tables[name])]
         found[name] = tables[name].filter(pa.array([not one for one in again], pa.bool_()))
         if any(again):
-            what = f"{place.full_name(name)} has {sum(again)} rows that another file has, too, which are left out"
-            warnings.warn(f"{what}: it is a copy: move it to another folder", DamagedFileWarning, stacklevel=2)
+            what = f"{place.full_name(name)} has {sum(again)} rows that another file has too, and they are left out"
+            warnings.warn(f"{what}: move this copy to another folder", DamagedFileWarning, stacklevel=2)
     return list(found.values())
 
 
@@ -121,12 +121,12 @@ def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Tabl
     except (pa.ArrowException, MemoryError, OSError, KeyError, UnicodeError) as error:
         if _is_shortage(error):
             raise StoreError(
-                f"can't read {path} now ({error}): free memory, then give the same command again"
+                f"can't read {path} now ({error}): free memory, then run the same command again"
             ) from error
-        what = f"is no table of rresnet's ({error}) and left out: move it to another folder"
+        what = f"is not a table of rresnet's ({error}) and is left out: move it to another folder"
         if ours:
             place.set_aside(name)
-            what = f"is damaged ({error}) and left out: the command of its run, given again, measures its trials anew"
+            what = f"is damaged ({error}) and is left out: run the command of its run again to measure its trials again"
         warnings.warn(f"{path} {what}", DamagedFileWarning, stacklevel=2)
         return None
 

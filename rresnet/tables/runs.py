@@ -53,7 +53,7 @@ def open_run(
     if changes and not mix:
         raise StoreError(
             f"run {found.run_id} was begun in another environment ({'; '.join(changes)}), and rows of both would "
-            "be mixed: --fresh starts a new run, --mix-environments goes on with this one all the same"
+            "be mixed: --fresh starts a new run, --mix-environments continues this one all the same"
         )
     return replace(found, finished_at=None)
 

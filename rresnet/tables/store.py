@@ -164,8 +164,8 @@ class Writer:
         except (OSError, pa.ArrowException) as error:
             reason = self._place.reason(error) if isinstance(error, OSError) else str(error)
             raise StoreError(
-                f"can't write to {self._place.full_name('')}: {reason}; what was written before is whole: "
-                "make space or mend the place, then give the same command again"
+                f"can't write to {self._place.full_name('')}: {reason}; what was written before is intact: "
+                "make space or repair the storage, then run the same command again"
             ) from error
 
     def finish(self, finished_at: str, flagged: Collection[str] = (), flag: str = "") -> None:

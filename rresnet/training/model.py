@@ -44,13 +44,13 @@ def _check_name(name: str) -> None:
         )
 
     if name in AUXILIARY:
-        raise UsageError(f"--model {name} has auxiliary classifiers, whose losses are not trained here: take another")
+        raise UsageError(f"--model {name} has auxiliary classifiers, whose losses are not trained here: choose another")
 
 
 def _own(name: str, classes: int) -> nn.Module:
     path, _, function = name.partition(":")
     with _as_usage_error(
-        f"--model {name} can't be imported", "give package.module:function, the module installed or here"
+        f"--model {name} can't be imported", "give package.module:function, with the module installed or in this folder"
     ):
         module = importlib.import_module(path)
     functions = {name: value for name, value in vars(module).items() if callable(value)}
@@ -90,7 +90,7 @@ def check(name: str, image_size: int, classes: int = 10) -> None:
     shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
     if shape != [2, classes]:
         raise UsageError(
-            f"--model {name} made {shape} of 2 images and {classes} classes: it must return scores [2, {classes}]"
+            f"--model {name} returned {shape} for 2 images and {classes} classes: it must return scores [2, {classes}]"
         )
 
 

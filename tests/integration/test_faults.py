@@ -50,7 +50,7 @@ def test_out_of_memory_is_believed_once_it_happened_alone(rows):
     assert "can't allocate memory" in row["error_message"]
     later = rows.loc[(faulty.TOO_LARGE, 1)]
     assert later["status"] == "out_of_memory"
-    assert "not run: the cell ran out of memory alone in a fresh process before" in later["error_message"]
+    assert "not run: the cell has already run out of memory alone in a fresh process" in later["error_message"]
 
 
 def test_the_sweep_goes_on_and_measures_after_the_failures(rows):

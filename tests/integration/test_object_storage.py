@@ -46,7 +46,7 @@ def test_a_killed_command_goes_on_from_what_stands_there(bucket, tmp_path):
     assert 0 < len(before) < 80
     again = subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
-    assert "left without a word" in again.stdout  # the lock of the dead is told, and outlived
+    assert "was left locked" in again.stdout  # the lock of the dead is told, and outlived
     assert f"{len(before)} trials are done" in again.stdout
     assert f"Rows: {url}/trials" in again.stdout
     after = pd.read_parquet(f"{url}/trials").set_index("trial_id")
