@@ -121,7 +121,7 @@ class Settings:
     seed: Annotated[int, MEASURING, _SEED] = 42
     """Seed of the weights, of the data order and of the order of settings."""
     timeout_seconds: Annotated[float | None, MEASURING, _SECONDS] = None
-    """End a trial after this many seconds. Default: 600, or 3 times --seconds if longer; with --epochs 3600 each."""
+    """End a trial after this many seconds. Default: 600, or 3 times --seconds if longer; 3600 for each of --epochs."""
     results_dir: Annotated[str, RESULTS, _RESULTS] = "results"
     """Folder of the Parquet tables, or a URL in object storage: s3://BUCKET/FOLDER, gs://BUCKET/FOLDER."""
     name: Annotated[str | None, RESULTS, _NAME] = None
