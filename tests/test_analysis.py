@@ -1,5 +1,6 @@
 """Speedups: what is paired, what is refused, and what they are known to."""
 
+import dataclasses
 import math
 import subprocess
 import sys
@@ -186,16 +187,22 @@ def test_unknown_public_names_say_which_there_are():
 
 
 def test_durations_are_predicted_from_earlier_trials():
+    """BLOG: first trial 9 s, of them 1 s measured, the others 3 s and 5 s; 100 images/s. TUNED: one trial of 4 s."""
     start = pd.Timestamp("2026-01-01", tz="UTC")
-    table = trials((BLOG, [1.0] * 3), (TUNED, [1.0]))
-    table["started_at"] = start
-    table["finished_at"] = [start + pd.Timedelta(seconds=s) for s in (1, 2, 9, 4)]
-    assert rates.trial_seconds(table, [BLOG.cell_id, TUNED.cell_id, "new"]) == {
-        BLOG.cell_id: 2.0,
-        TUNED.cell_id: 4.0,
-        "new": 3.0,
+    table = trials((BLOG, [100.0] * 3), (TUNED, [300.0]))
+    table["process"] = 0
+    table["started_at"] = [start + pd.Timedelta(minutes=minute) for minute in (0, 1, 2, 3)]
+    table["finished_at"] = table["started_at"] + pd.to_timedelta([9, 3, 5, 4], unit="s")
+    table["measured_seconds"] = 1.0
+    new = dataclasses.replace(BLOG, batch_size=3000)  # a step at 150 images/s, the mean of all: 20 s
+    other = dataclasses.replace(BLOG, model="resnet18")
+    assert rates.trial_seconds(table, [BLOG, TUNED, new, other], 2.0) == {
+        BLOG.cell_id: (10.0, 5.0),
+        TUNED.cell_id: (5.0, 5.0),
+        new.cell_id: (20.0 + 5.5, 20.0 + 3.0),
     }
-    assert rates.trial_seconds(table[:0], ["new"]) == {}
+    assert rates.trial_seconds(table, [dataclasses.replace(BLOG, epochs=2)], 2.0) == {}
+    assert rates.trial_seconds(table[:0], [BLOG], 2.0) == {}
 
 
 def test_a_rate_is_given_more_drift_than_a_ratio():

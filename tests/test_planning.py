@@ -103,10 +103,12 @@ def test_machines_measure_together_what_each_of_them_can(cores, threads, togethe
     assert planning.alike(settings, grid.cells, LAPTOP, other) == together
 
 
-@pytest.mark.parametrize(("num_workers", "told"), [((1,), "56 s"), ((1, 2), "1 min 52 s")])
+@pytest.mark.parametrize(("num_workers", "told"), [((1,), "1 min 04 s"), ((1, 2), "2 min 08 s")])
 def test_a_predicted_duration_counts_the_start_of_processes_and_of_their_workers(num_workers, told, monkeypatch):
     settings = Settings(device=("cpu",), recipe=("tuned",), batch_size=(8,), num_workers=num_workers, repeats=2)
     planned = planning.plan(settings, grid.cells, LAPTOP)
-    monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", lambda trials, ids: dict.fromkeys(ids, 16.0))
+    # Two processes of one repeat each: the first trial of a cell in each of them, 20 s.
+    predicted = lambda trials, cells, seconds: {cell.cell_id: (20.0, 16.0) for cell in cells}  # noqa: E731
+    monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", predicted)
     monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
-    assert f"Predicted duration: {told}, from" in planning._prediction(planned, settings)
+    assert f"Predicted duration: {told} from start to end, from" in planning._prediction(planned, settings)

@@ -7,7 +7,7 @@ import pandas as pd
 from rresnet.analysis.frames import with_all_axes
 from rresnet.analysis.pairing import in_series
 from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, in_order, log_mean_interval
-from rresnet.cell import CELL_COLUMNS
+from rresnet.cell import CELL_COLUMNS, Cell
 
 
 def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
@@ -59,11 +59,27 @@ def _summed_up(ok: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def trial_seconds(trials: pd.DataFrame, cell_ids: Sequence[str]) -> dict[str, float]:
-    """Median seconds that a trial of each cell took, from earlier rows; a cell never run gets the median of all."""
-    ended = trials.dropna(subset=["started_at", "finished_at"])
-    seconds = (ended["finished_at"] - ended["started_at"]).dt.total_seconds()
-    if seconds.empty:
-        return {}
-    of_cell = seconds.groupby(ended["cell_id"]).median()
-    return {cell_id: float(of_cell.get(cell_id, seconds.median())) for cell_id in cell_ids}
+def trial_seconds(trials: pd.DataFrame, cells: Sequence[Cell], seconds: float) -> dict[str, tuple[float, float]]:
+    """Predict how long a trial of each cell takes: its first in a process, which builds and warms up, and a later one.
+
+    From earlier ok rows of the cell, or else of its device, model and image size. A cell without either is left out.
+    Besides what those trials took in the mean, it is measured for `seconds`, or for one step if that is longer; whole
+    epochs for as long as its own rows were.
+    """
+    ok = with_all_axes(trials)
+    ok = ok[ok["status"] == "ok"].dropna(subset=["started_at", "finished_at", "measured_seconds"])
+    ok = ok.sort_values("started_at")
+    ok["first"] = ~ok.duplicated(["run_id", "hostname", "process", "cell_id"])
+    ok["rest"] = (ok["finished_at"] - ok["started_at"]).dt.total_seconds() - ok["measured_seconds"]
+    found = {}
+    for cell in dict.fromkeys(cells):
+        rows = ok[ok["cell_id"] == cell.cell_id]
+        if rows.empty and not cell.epochs:
+            same = [ok[axis] == getattr(cell, axis) for axis in ("device", "model", "image_size")]
+            rows = ok[same[0] & same[1] & same[2] & ok["epochs"].isna()]
+        if not rows.empty:
+            step = cell.global_batch_size / float(rows["images_per_second"].mean())
+            measured = float(rows["measured_seconds"].mean()) if cell.epochs else max(seconds, step)
+            rest = rows.groupby("first")["rest"].mean()
+            found[cell.cell_id] = (measured + float(rest[True]), measured + float(rest.get(False, rest[True])))
+    return found

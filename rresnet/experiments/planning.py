@@ -156,14 +156,22 @@ def _words(axis: str) -> str:
 def _prediction(planned: Plan, settings: Settings) -> str:
     from rresnet.analysis import frames, rates
 
-    cells = [trial.cell for trial, reason in planned if reason is None]
-    several = any(cell.num_workers > 1 for cell in cells)
+    trials = [trial for trial, reason in planned if reason is None]
+    several = any(trial.cell.num_workers > 1 for trial in trials)
     process_start = PROCESS_START_SECONDS + (GROUP_START_SECONDS if several else 0.0)
-    cell_ids = [cell.cell_id for cell in cells]
-    seconds: dict[str, float] = {}
+    seconds: dict[str, tuple[float, float]] = {}
     with contextlib.suppress(StoreError):
-        seconds = rates.trial_seconds(frames.read(settings.results_dir).trials, cell_ids)
-    if not seconds:
-        return f"Predicted duration: not known until {settings.results_dir} holds a first result."
-    total = sum(seconds[cell_id] for cell_id in cell_ids) + settings.processes_planned * process_start
-    return f"Predicted duration: {duration(total)}, from the trials in {settings.results_dir}."
+        earlier = frames.read(settings.results_dir).trials
+        seconds = rates.trial_seconds(earlier, [trial.cell for trial in trials], settings.seconds)
+    unknown = {trial.cell.cell_id for trial in trials} - seconds.keys()
+    if unknown:
+        size = f"{settings.model} at {settings.image_size} pixels"
+        which = f"{settings.results_dir} holds a first result of {size}"
+        epochs = ", of the same settings with --epochs" if settings.epochs else ""
+        return f"Predicted duration: not known until {which}, on the same device{epochs}."
+    total, begun = settings.processes_planned * process_start, set[tuple[int, str]]()
+    for trial in trials:
+        first, later = seconds[trial.cell.cell_id]
+        total += later if (trial.process, trial.cell.cell_id) in begun else first
+        begun.add((trial.process, trial.cell.cell_id))
+    return f"Predicted duration: {duration(total)} from start to end, from the trials in {settings.results_dir}."
