@@ -49,7 +49,8 @@ def main(
         say(errors, f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:
-        say(errors, f"\nStopped; every trial that ended is kept. To continue: {_again()}")
+        if "--dry-run" not in sys.argv:  # which has measured nothing: its reader has seen enough (`| head`)
+            say(errors, f"\nStopped; every trial that ended is kept. To continue: {_again()}")
         return INTERRUPTED if stop.signal in (None, signal.SIGINT) else TERMINATED
 
 

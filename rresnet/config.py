@@ -89,7 +89,7 @@ class Settings:
     device: Annotated[tuple[Device, ...], SETTING] = ()
     """Device kinds to measure. Default: every kind that the machine or cluster has."""
     recipe: Annotated[tuple[str, ...], SETTING] = ("blog", "tuned")
-    """blog: the blog post's script unchanged. tuned: the fastest options known for the same model, data, optimizer."""
+    """blog: the blog post's script as written. tuned: the fastest options known for the same model, data, optimizer."""
     batch_size: Annotated[tuple[int, ...] | Literal["auto"], SETTING, AT_LEAST_1] = (32, 64, 128)
     """Images per step and worker; auto finds the largest batch that fits and the fastest one."""
     num_workers: Annotated[tuple[int, ...], SETTING, AT_LEAST_1] = (1,)
@@ -105,7 +105,7 @@ class Settings:
     dataset: Annotated[str, SETTING, _DATASET] = "fashion-mnist-12k"
     """An image folder, a .parquet file, or a name."""
     data_dir: Annotated[Path | None, SETTING] = None
-    """Folder that already holds the downloaded files of a named data set."""
+    """Folder for the files of a named data set; those that are missing are downloaded there. Default: a cache."""
     repeats: Annotated[int | None, MEASURING, AT_LEAST_1] = None
     """How many times each setting is measured. Default: 12, or 1 with --epochs."""
     processes: Annotated[int, MEASURING, AT_LEAST_1] = 3

@@ -34,7 +34,8 @@ def test_a_wrong_request_exits_with_2_and_one_message(tmp_path, flags, message):
     assert not (tmp_path / "out").exists()
 
 
-def test_a_reader_that_goes_stops_the_run_as_ctrl_c_does(monkeypatch, capsys):
+@pytest.mark.parametrize("dry", [[], ["--dry-run"]])
+def test_a_reader_that_goes_stops_the_run_as_ctrl_c_does(dry, monkeypatch, capsys):
     class Gone:
         encoding, isatty = "utf-8", lambda self: False
 
@@ -44,14 +45,14 @@ def test_a_reader_that_goes_stops_the_run_as_ctrl_c_does(monkeypatch, capsys):
         def flush(self):
             raise BrokenPipeError
 
-    monkeypatch.setattr(sys, "argv", ["experiments/compare.py", "--fresh", "--repeats", "3"])
+    monkeypatch.setattr(sys, "argv", ["experiments/compare.py", "--fresh", "--repeats", "3", *dry])
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     monkeypatch.setattr(cli.experiment, "run", lambda what, settings, console, asked: console.print("a row"))
     monkeypatch.setattr(sys, "stdout", Gone())
     assert cli.main("compare", "the experiment") == 130
     said = " ".join(capsys.readouterr().err.split())
-    assert "Stopped; every trial that ended is kept." in said
-    assert said.endswith("experiments/compare.py --repeats 3")
+    assert ("Stopped; every trial that ended is kept." in said) == (not dry)
+    assert dry or said.endswith("experiments/compare.py --repeats 3")
 
 
 def test_python_m_rresnet_is_the_command():

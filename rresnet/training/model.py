@@ -49,9 +49,10 @@ def _check_name(name: str) -> None:
 
 def _own(name: str, classes: int) -> nn.Module:
     path, _, function = name.partition(":")
-    with _as_usage_error(
-        f"--model {name} can't be imported", "give package.module:function, with the module installed or in this folder"
-    ):
+    advice = "give package.module:function, with the module installed or in this folder"
+    if path.endswith(".py"):
+        advice += f"; a module's name has no .py, so --model {path.removesuffix('.py').replace('/', '.')}:{function}"
+    with _as_usage_error(f"--model {name} can't be imported", advice):
         module = importlib.import_module(path)
     functions = {name: value for name, value in vars(module).items() if callable(value)}
     if function not in functions:
