@@ -105,7 +105,7 @@ TOLD = [
     (["--model", "resnet51"], "resnet51 is not", "torchvision classification model", "did you mean resnet50"),
     (["--model", "no_such:net"], "No module named 'no_such'", "package.module:function", "give"),
     (["--model", "samples:make_cel"], "samples has no function 'make_cel'", "make_cell", "did you mean"),
-    (["--model", "nets.py:small"], "can't be imported", "a module's name has no .py, so --model nets:small"),
+    (["--model", "nets.py:small"], "can't be imported", "no .py, so --model nets:small", "give package.module"),
     (["--model", "samples:Hardware"], "samples:Hardware can't be made", "the number of classes, 10", "called with"),
     (["--model", "builtins:str"], "returned str", "torch.nn.Module", "must return"),
     (["--model", "torch.nn:Flatten"], "can't take images [2, 3, 32, 32]", "IndexError", "change it"),
