@@ -103,12 +103,28 @@ def test_machines_measure_together_what_each_of_them_can(cores, threads, togethe
     assert planning.alike(settings, grid.cells, LAPTOP, other) == together
 
 
-@pytest.mark.parametrize(("num_workers", "told"), [((1,), "1 min 04 s"), ((1, 2), "2 min 08 s")])
+@pytest.mark.parametrize(("num_workers", "told"), [((1,), "1 min 36 s"), ((1, 2), "3 min 12 s")])
 def test_a_predicted_duration_counts_the_start_of_processes_and_of_their_workers(num_workers, told, monkeypatch):
-    settings = Settings(device=("cpu",), recipe=("tuned",), batch_size=(8,), num_workers=num_workers, repeats=2)
+    """Two processes of two repeats: in each, 12 s (24 s with workers) to start, and of each cell 20 s and 16 s."""
+
+    def predicted(trials, cells, seconds):
+        return {cell.cell_id: (20.0, 16.0) for cell in cells}
+
+    settings = Settings(
+        device=("cpu",), recipe=("tuned",), batch_size=(8,), num_workers=num_workers, repeats=4, processes=2
+    )
     planned = planning.plan(settings, grid.cells, LAPTOP)
-    # Two processes of one repeat each: the first trial of a cell in each of them, 20 s.
-    predicted = lambda trials, cells, seconds: {cell.cell_id: (20.0, 16.0) for cell in cells}  # noqa: E731
     monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", predicted)
     monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
     assert f"Predicted duration: {told} from start to end, from" in planning._prediction(planned, settings)
+
+
+def test_a_duration_is_not_predicted_from_other_work(monkeypatch):
+    settings = Settings(device=("cpu",), recipe=("blog", "tuned"), batch_size=(8,), model="resnet18", image_size=48)
+    planned = planning.plan(settings, grid.cells, LAPTOP)
+    one = planned[0][0].cell.cell_id  # the other cell is not known
+    monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", lambda *args: {one: (20.0, 16.0)})
+    monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
+    said = planning._prediction(planned, settings)
+    assert said.startswith("Predicted duration: not known until")
+    assert "resnet18 at 48 pixels" in said
