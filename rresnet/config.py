@@ -89,7 +89,7 @@ class Settings:
     device: Annotated[tuple[Device, ...], SETTING] = ()
     """Device kinds to measure. Default: every kind that the machine or cluster has."""
     recipe: Annotated[tuple[str, ...], SETTING] = ("blog", "tuned")
-    """blog: the blog post's script as written. tuned: the fastest options known for the same model, data, optimizer."""
+    """Recipes: named values of the axes below."""
     batch_size: Annotated[tuple[int, ...] | Literal["auto"], SETTING, AT_LEAST_1] = (32, 64, 128)
     """Images per step and worker; auto finds the largest batch that fits and the fastest one."""
     num_workers: Annotated[tuple[int, ...], SETTING, AT_LEAST_1] = (1,)

@@ -13,12 +13,15 @@ AS_WRITTEN = Axes()  # the blog's script: what PyTorch does unless told otherwis
 
 
 def blog(device: Device, hardware: Hardware) -> Axes:
-    """The blog's script as written, with PyTorch's defaults: on Ampere and later, convolutions run in TF32."""
+    """The blog post's script as written, with PyTorch's defaults.
+
+    On Ampere and later, convolutions run in TF32.
+    """
     return replace(AS_WRITTEN, precision="tf32") if device == "gpu" and hardware.gpu_bf16 else AS_WRITTEN
 
 
 def tuned(device: Device, hardware: Hardware) -> Axes:
-    """The fastest settings known for the device, for the blog's network, batches, loss and optimizer."""
+    """The fastest settings known for the device, with the same network, batches, loss and optimizer."""
     bf16 = hardware.gpu_bf16 if device == "gpu" else hardware.cpu_bf16
     return Axes(
         precision="bf16" if bf16 else "fp32",
@@ -32,6 +35,7 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
     )
 
 
+# The first line of a recipe's docstring is its help.
 RECIPES: dict[str, Callable[[Device, Hardware], Axes]] = {"blog": blog, "tuned": tuned}
 
 # The ladder from blog to tuned, in the order of its changes; where the two agree on a device, there is no rung.

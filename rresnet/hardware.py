@@ -15,6 +15,8 @@ from typing import Any
 import psutil
 import pynvml
 
+from rresnet import cgroup
+
 # Environment variables of allocators, OpenMP, oneDNN, MKL, CUDA, NCCL and PyTorch change how fast these run, and some
 # change the arithmetic. Left out: those that say where something is or what is printed, or that Ray or a library sets.
 _OF_LIBRARIES = re.compile(
@@ -26,6 +28,7 @@ _NOT_OF_SPEED = re.compile(
     "TORCH_NCCL_ASYNC_ERROR_HANDLING|"
     ".*_(DIR|HOME|ROOT|PATH|FILE|LIBRARY|VERSION|BUILD_NUMBER|IFNAME|COMM_ID|LOGS|DEBUG|VERBOSE|DISPLAY_ENV)"
 )
+_PROCESSORS = Path("/sys/devices/system/cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +67,7 @@ def probe(*, hidden: bool = False) -> Hardware:
         hostname=socket.gethostname(),
         cpu_model=model,
         cpu_count=cpu_count,
-        cpu_cores=max(1, min(cpu_count, psutil.cpu_count(logical=False) or cpu_count)),
+        cpu_cores=_usable_cores(cpu_count),
         # x86: AVX512_BF16 or AMX; Arm: the bf16 feature. Without them oneDNN emulates bfloat16 and is slower than fp32.
         cpu_bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & flags),
         gpu_count=count,
@@ -97,12 +100,18 @@ def cpus() -> frozenset[int]:
 
 def _usable_cpus() -> int:
     """How many processors this process may use: as many as it may run on, or fewer if a cgroup's quota says so."""
-    count = len(cpus())
-    with contextlib.suppress(OSError, ValueError):
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            count = min(count, max(1, int(quota) // int(period)))
-    return count
+    quota = cgroup.quota()
+    return min(len(cpus()), max(1, int(quota[0]))) if quota else len(cpus())
+
+
+def _usable_cores(cpu_count: int) -> int:
+    """How many physical cores `cpu_count` of the processors that this process may run on come to."""
+    try:
+        siblings = {(_PROCESSORS / f"cpu{n}" / "topology" / "thread_siblings_list").read_text() for n in cpus()}
+        cores = len(siblings)
+    except OSError:
+        cores = psutil.cpu_count(logical=False) or cpu_count  # the whole machine's
+    return max(1, min(cpu_count, cores))
 
 
 def _cpu_info() -> tuple[str, set[str]]:

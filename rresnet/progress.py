@@ -88,5 +88,7 @@ class Progress:
             self._first_end = now
         if self._first_end is None or self._measured < 2:  # the first includes Ray's start: no guide
             return "time left not known yet"
+        if self._done >= self._total:
+            return "none left"
         seconds = (now - self._first_end) / (self._measured - 1) * (self._total - self._done)
         return f"about {duration(seconds)} left"

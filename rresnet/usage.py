@@ -7,7 +7,7 @@ import inspect
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from itertools import chain, pairwise
 from types import GenericAlias
@@ -36,6 +36,7 @@ def settings(given: S, *, name: str, description: str) -> S:
     """
     hints, docs = get_type_hints(type(given)), _docs(type(given))
     hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
+    docs["recipe"] += "".join(f" {recipe}: {_summary(of)}" for recipe, of in grid.RECIPES.items())
     docs["dataset"] += f" Names: {', '.join(data.DATASETS)}."
     own, groups = FlagGroup(name, "Flags that only this experiment has."), dict[FlagGroup, list[tuple[str, Any, Any]]]()
     for flag, metadata in given.flags().items():
@@ -50,7 +51,7 @@ def settings(given: S, *, name: str, description: str) -> S:
         part.__doc__ = group.doc
     form: Any = make_dataclass("Form", [(group.name, part, field(default_factory=part)) for group, part in parts])
     cli = functools.partial(tyro.cli, form, prog=f"{name}.py", description=_laid_out(description), config=CONFIG)
-    found = _parsed(cli, sys.argv[1:], _choices(hints))
+    found = _parsed(cli, sys.argv[1:], _choices(hints), _several(hints))
     return type(given)(**{flag: value for part in vars(found).values() for flag, value in vars(part).items()})
 
 
@@ -60,23 +61,26 @@ def command(commands: Mapping[str, Callable[..., T]], *, prog: str, description:
     if name in commands:
         function, about = commands[name], (inspect.getdoc(commands[name]) or "").partition("Args:")[0]
         cli = functools.partial(tyro.cli, function, prog=f"{prog} {name}", description=_laid_out(about), config=config)
-        returned: T = _parsed(cli, rest, _choices(get_type_hints(function)))
+        hints = get_type_hints(function)
+        returned: T = _parsed(cli, rest, _choices(hints), _several(hints))
     else:
         of_all, about = tyro.extras.subcommand_cli_from_dict, _laid_out(description)
         cli = functools.partial(of_all, dict(commands), prog=prog, description=about, config=config)
-        returned = _parsed(cli, [name, *rest], {"": tuple(commands)})
+        returned = _parsed(cli, [name, *rest], {"": tuple(commands)}, ())
     return returned
 
 
-def _parsed(cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> Any:
+def _parsed(
+    cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]], several: Collection[str]
+) -> Any:
     """Parse the arguments with tyro; if it exits because they are wrong, print what was likely meant."""
     try:
-        return cli(args=arguments)
+        return cli(args=gathered(arguments, several))
     except BrokenPipeError:  # `--help | head`
         nobody_reads()
         raise SystemExit(0) from None
     except SystemExit as stopped:
-        if stopped.code and (meant := likely(arguments, valid)):
+        if stopped.code and (meant := likely(arguments, valid, several)):
             say(Console(stderr=True), f"Did you mean {', '.join(meant)}?")
         raise
 
@@ -86,23 +90,56 @@ def nobody_reads() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]]) -> list[str]:
-    """Return, for each word that is not valid where it stands, the nearest valid one, with its flag.
+def gathered(arguments: Sequence[str], several: Collection[str]) -> list[str]:
+    """The arguments with all values of a flag that takes `several` behind its first mention.
 
-    `valid` holds the closed sets of values by flag, and under "" those of the first word.
+    Of a flag that is given twice, the values given first would otherwise be dropped without a word.
+    """
+    parts: dict[str | int, list[str]] = {"": []}  # by flag, or by where they begin; "": the words before any flag
+    at: str | int = ""
+    for place, word in enumerate(arguments):
+        name, equals, value = word.partition("=")
+        flag = name.replace("_", "-")
+        if not word.startswith("--"):
+            parts[at].append(word)
+        elif flag in several:
+            parts.setdefault(flag, [flag]).extend([value] if equals else [])
+            at = "" if equals else flag  # after --flag=value the flag takes no more words
+        else:
+            at = place
+            parts[at] = [word]
+    return [*chain.from_iterable(parts.values())]
+
+
+def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]], several: Collection[str] = ()) -> list[str]:
+    """Return, for each word that is not valid where it stands, what was likely meant, with its flag.
+
+    That is the nearest valid word. `valid` holds the closed sets of values by flag, and under "" those of the first
+    word. Flags that take `several` values take each as a word: those with commas in between are separated.
     """
     flag, meant = "", []
     for word in arguments:
         if word.startswith("--"):
             flag, _, word = word.partition("=")
-        close = [] if word in valid.get(flag, ()) else difflib.get_close_matches(word, valid.get(flag, ()), n=1)
-        meant += [f"{flag} {one}".strip() for one in close]
+        known, words = valid.get(flag, ()), word.split(",") if flag in several else [word]
+        near = [[one] if one in known or one.isdecimal() else difflib.get_close_matches(one, known, 1) for one in words]
+        if all(near) and near != [[word]]:
+            meant.append(" ".join([flag, *chain.from_iterable(near)]).strip())
     return meant
 
 
 def _choices(hints: Mapping[str, Any]) -> dict[str, tuple[str, ...]]:
     """The words that each flag takes, where these are a closed set."""
     return {f"--{name.replace('_', '-')}": words for name, hint in hints.items() if (words := tuple(_literals(hint)))}
+
+
+def _several(hints: Mapping[str, Any]) -> list[str]:
+    """The flags that take several values."""
+
+    def takes_several(hint: Any) -> bool:
+        return get_origin(hint) is tuple or any(map(takes_several, get_args(hint)))
+
+    return [f"--{name.replace('_', '-')}" for name, hint in hints.items() if takes_several(hint)]
 
 
 def _metavar(hint: Any) -> str:
@@ -132,6 +169,12 @@ def _docs(of: type[Settings]) -> dict[str, str]:
             if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(below, ast.Expr):
                 docs[one.target.id] = ast.literal_eval(below.value)
     return docs
+
+
+def _summary(function: Callable[..., Any]) -> str:
+    """The first paragraph of its docstring on one line, as it goes on after a colon; empty if it has none."""
+    text = " ".join((inspect.getdoc(function) or "").partition("\n\n")[0].split())
+    return text[:1].lower() + text[1:]
 
 
 def _laid_out(text: str) -> str:

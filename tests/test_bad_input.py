@@ -78,6 +78,8 @@ TOLD = [
     (["--input=residnet"], "'residnet'", "'dataloader', 'resident'", "Did you mean --input resident?"),
     (["--retry", "faild"], "'faild'", "'failed'", "Did you mean --retry failed?"),
     (["--batch-size", "atuo"], "'atuo'", "INT ...|{auto}", "Did you mean --batch-size auto?"),
+    (["--batch-size", "16,32"], "['16,32']", "INT ...|{auto}", "Did you mean --batch-size 16 32?"),
+    (["--recipe", "blog,tunde"], "'blog,tunde'", "'blog', 'tuned'", "Did you mean --recipe blog tuned?"),
     (["--seconds", "fast"], "'fast'", "--seconds FLOAT", "compare.py --help"),
     (["--batch-size", "0"], "got 0", "--batch-size must be at least 1", "must be"),
     (["--batch-size"], "--batch-size", "needs at least one value", "needs"),
@@ -111,7 +113,7 @@ TOLD = [
     (["--model", "torch.nn:Flatten"], "can't take images [2, 3, 32, 32]", "IndexError", "change it"),
     (
         ["--model", "torch.nn:LazyLinear", "--image-size", "9"],
-        "returned [2, 3, 9, 10]",
+        "in training returned [2, 3, 9, 10]",
         "scores [2, 10]",
         "must return",
     ),

@@ -74,7 +74,7 @@ def test_a_gpu_that_is_not_there_says_what_to_do(tmp_path):
         pytest.skip("there is a GPU")
     done = compare("--device", "gpu", "--results-dir", str(tmp_path))
     assert done.returncode == 2
-    assert "no GPU in this Ray cluster" in done.stderr
+    assert "no GPU on this machine" in done.stderr
     assert "drop --device gpu, or join a Ray cluster that has one with --address" in done.stderr
 
 

@@ -267,7 +267,8 @@ def test_nothing_is_fastest_or_cheapest_that_is_behind_in_the_few_pairs_there_ar
     for verdict in decision.verdicts(table, decision.prices(["cpu=1 USD/h"])):
         assert (verdict.setting, verdict.side_by_side) == ("cpu blog batch 64", True)
         assert verdict.ratio.estimate == pytest.approx(1 / 0.9)
-    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x" in printed(table)
+    first = "Fastest in the repeats that both have, not settled: cpu blog batch 64, 100 images/s. That is 1.11x"
+    assert first in printed(table)
 
 
 def test_the_noise_floor_grades_a_verdict():
@@ -275,13 +276,14 @@ def test_the_noise_floor_grades_a_verdict():
     table = trials((BLOG, [100.0] * 3), (copy, [130.0] * 3), (TUNED, [120.0] * 3))
     verdict = told(table)["fastest"]
     assert (verdict.setting, verdict.distinguishable) == ("cpu tuned batch 64", False)
+    assert verdict.sentence().startswith("Fastest, not settled: cpu tuned batch 64, 120 images/s.")
     assert "not distinguishable, because identical settings came out up to 30.0 % apart" in verdict.sentence()
 
 
 def test_few_repeats_and_only_settings_are_said():
     assert told(trials((BLOG, [100.0] * 2), (TUNED, [200.0] * 2)))["fastest"].sentence() == (
-        "Fastest: cpu tuned batch 64, 200 images/s. That is 2.00 times as fast as the next, cpu blog batch 64; "
-        "with fewer than 3 repeats no interval is claimed, so it is not known whether they differ."
+        "Fastest, not settled: cpu tuned batch 64, 200 images/s. That is 2.00 times as fast as the next, cpu blog "
+        "batch 64; with fewer than 3 repeats no interval is claimed, so it is not known whether they differ."
     )
     only = told(trials((BLOG, [100.0] * 3)))["fastest"]
     assert only.sentence() == "Fastest: cpu blog batch 64, 100 images/s, the only setting for which this is known."

@@ -125,7 +125,9 @@ def test_a_recipe(copy):
     plan = run(copy, *command, "--dry-run", "--repeats", "1", "--batch-size", "8", "--device", "cpu")
     assert re.search(r"  half +bf16 ", plan)
     assert "In all of them: device cpu, input dataloader, execution eager" in plan
-    assert "--recipe {blog,tuned,half} ..." in run(copy, "experiments/compare.py", "--help")
+    told = run(copy, "experiments/compare.py", "--help")
+    assert "--recipe {blog,tuned,half} ..." in told
+    assert "half: the blog's script in half precision" in " ".join(told.replace("│", " ").split())
     said = run(copy, "experiments/compare.py", "--recipe", "hlaf", fails=True)
     assert "Did you mean --recipe half?" in said
 

@@ -36,6 +36,29 @@ def test_the_processors_are_those_of_the_affinity_mask():
     assert told.split() == [str(bound), "1"]
 
 
+@pytest.mark.parametrize(
+    ("siblings", "may_use", "cores"),
+    [
+        (
+            {0: "0,16", 1: "1,17", 16: "0,16", 17: "1,17", 2: "2,18"},
+            {0, 16, 1, 17},
+            2,
+        ),  # two cores with two threads each
+        ({0: "0,16", 1: "1,17"}, {0, 1}, 2),
+        ({}, {0, 1, 2}, 3),  # not told: as many as the machine has, at most one for each processor
+    ],
+)
+def test_cores_are_counted_among_the_processors_that_may_be_used(tmp_path, monkeypatch, siblings, may_use, cores):
+    for number, listed in siblings.items():
+        (tmp_path / f"cpu{number}" / "topology").mkdir(parents=True)
+        (tmp_path / f"cpu{number}" / "topology" / "thread_siblings_list").write_text(listed)
+    monkeypatch.setattr(hardware, "_PROCESSORS", tmp_path)
+    monkeypatch.setattr(hardware, "cpus", lambda: frozenset(may_use))
+    monkeypatch.setattr(hardware.psutil, "cpu_count", lambda logical: 16)
+    assert hardware._usable_cores(len(may_use)) == cores
+    assert hardware._usable_cores(1) == 1  # under a quota
+
+
 @pytest.fixture
 def three(monkeypatch):
     """Three GPUs of their own kind each, the last one cut into parts."""

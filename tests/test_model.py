@@ -79,6 +79,28 @@ def test_models_with_losses_of_their_own_are_refused():
             model.check(name, 32)
 
 
+class _Auxiliary(torch.nn.Linear):
+    """Scores for evaluation; for training, those of an auxiliary classifier as well, as in GoogLeNet."""
+
+    def __init__(self, classes):
+        super().__init__(3, classes)
+
+    def forward(self, images):
+        scores = super().forward(images.mean((2, 3)))
+        return (scores, scores) if self.training else scores
+
+
+def test_a_model_of_ones_own_is_tried_as_it_trains_and_as_it_is_evaluated(monkeypatch):
+    monkeypatch.setattr(model, "_own", lambda name, classes: _Auxiliary(classes))
+    with pytest.raises(UsageError, match=r"--model nets:f in training returned tuple .* must return scores \[2, 10\]"):
+        model.check("nets:f", 32)
+    monkeypatch.setattr(_Auxiliary, "forward", lambda self, images: torch.zeros(2, 10 if self.training else 9))
+    with pytest.raises(UsageError, match=r"--model nets:f in evaluation returned \[2, 9\]"):
+        model.check("nets:f", 32)
+    monkeypatch.setattr(_Auxiliary, "forward", lambda self, images: torch.zeros(2, 10))
+    model.check("nets:f", 32)
+
+
 def test_a_model_that_is_wrapped_for_several_workers_is_saved_as_itself():
     found = bench()
     names = list(found.network.state_dict())

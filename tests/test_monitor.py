@@ -174,37 +174,6 @@ def test_a_counter_that_fell_tells_nothing(monkeypatch):
     assert watched_on(monkeypatch, [(5.0, -0.5)], {0}).steal_cpu_seconds is None
 
 
-def test_what_a_quota_withholds_is_read_from_the_containers_cgroup(tmp_path, monkeypatch):
-    monkeypatch.setattr(monitor, "_CPU_STAT", tmp_path / "cpu.stat")
-    assert monitor._throttled_seconds() == 0
-    (tmp_path / "cpu.stat").write_text("usage_usec 9000000\nnr_periods 20\nnr_throttled 5\nthrottled_usec 2500000\n")
-    assert monitor._throttled_seconds() == 2.5
-    (tmp_path / "cpu.stat").write_text("usage_usec 9000000\n")  # as of a machine's own, which has no quota
-    assert monitor._throttled_seconds() == 0
-
-
-def test_energy_is_unknown_where_a_counter_wrapped(monkeypatch):
-    joules = iter([100.0, 130.0, 990.0, 5.0])
-    monkeypatch.setattr(monitor, "_rapl_joules", lambda: next(joules))
-    watched = Monitor()
-    with watched.watching():
-        pass
-    assert watched.usage().energy_joules == 30
-    with watched.watching():
-        pass
-    assert watched.usage().energy_joules is None
-
-
-def test_rapl_packages_are_summed_and_their_parts_are_not(tmp_path, monkeypatch):
-    for name, energy in (("intel-rapl:0", 5_000_000), ("intel-rapl:1", 2_500_000), ("intel-rapl:0:0", 1_000_000)):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "energy_uj").write_text(str(energy))
-    monkeypatch.setattr(monitor, "_RAPL", tmp_path)
-    assert monitor._rapl_joules() == 7.5
-    (tmp_path / "intel-rapl:1" / "energy_uj").write_text("garbage")
-    assert monitor._rapl_joules() is None
-
-
 @pytest.fixture
 def nvml(monkeypatch):
     """NVML of a GPU that is throttled for heat, shared with process 1, and has used 2 J between two readings.

@@ -12,27 +12,36 @@ from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import experiment, planning
 
-SHRUNK = (
-    "The images' short side, 65 pixels in the median, is resized to 64. Training on larger images is different "
-    "work with a different answer: give the --image-size that you will train at"
+SHRUNK = "The images' short side, {} pixels in the median, is resized to {}"
+ADVICE = (
+    "Training on larger images is different work with a different answer: give the --image-size that you will train at"
 )
 
 
 @pytest.mark.parametrize(
     ("done", "told"), [(0, []), (5, ["Continuing run r: 5 trials are done (--fresh starts anew)"])]
 )
-@pytest.mark.parametrize(("short_side", "shrunk"), [(None, []), (64, []), (65, [SHRUNK])])
-def test_the_opening_says_what_is_trained_on_what(done, told, short_side, shrunk):
-    settings = Settings(model="resnet18", dataset="photos", image_size=64, batch_size=(8,), repeats=4, processes=2)
+@pytest.mark.parametrize(
+    ("size", "short_side", "shrunk"),
+    [(32, None, []), (32, 32, []), (32, 33, [f"{SHRUNK.format(33, 32)}. {ADVICE}"]), (48, 49, [SHRUNK.format(49, 48)])],
+)
+def test_the_opening_says_what_is_trained_on_what(done, told, size, short_side, shrunk):
+    settings = Settings(model="resnet18", dataset="photos", image_size=size, batch_size=(8,), repeats=4, processes=2)
     planned = planning.plan(settings, grid.cells, LAPTOP)
-    images = SimpleNamespace(train=SimpleNamespace(labels=range(1234)), classes=("a", "b", "c"), short_side=short_side)
+    images = SimpleNamespace(
+        train=SimpleNamespace(labels=range(1234)),
+        test=SimpleNamespace(labels=range(56)),
+        classes=("a", "b", "c"),
+        short_side=short_side,
+    )
     lines = planning.opening(
         SimpleNamespace(run_id="r"), settings, planned, planned[done:], [LAPTOP, A100], images
     ).splitlines()
     assert lines[:2] == ["laptop: A CPU, 8 CPUs, no GPU", "a100: B CPU, 16 CPUs, 1 x NVIDIA A100"]
     assert lines[4:] == [
-        "resnet18 on 1,234 training images of photos, 64 x 64, 3 classes",
+        f"resnet18 on 1,234 training and 56 test images of photos, {size} x {size}, 3 classes",
         *shrunk,
+        "cpu tuned is input resident, channels last, fused optimizer, pointwise linear, small maps linear",
         "8 trials: 2 settings x 4 repeats, 2 processes",
         *told,
     ]

@@ -135,7 +135,7 @@ def test_pytorchs_switches_are_set_by_effect():
         (make_cell(precision="tf32", recipe="tuned"), "tf32", "tf32"),
     ):
         step.set_switches(cell)
-        assert torch.backends.cudnn.conv.fp32_precision == conv
+        assert torch.backends.cudnn.conv.fp32_precision == torch.backends.cudnn.rnn.fp32_precision == conv
         assert torch.backends.cuda.matmul.fp32_precision == matmul
     for wanted in (True, False):
         step.set_switches(make_cell(cudnn_benchmark=wanted))

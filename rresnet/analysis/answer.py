@@ -44,7 +44,10 @@ def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
 
 
 def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
-    """State the fastest setting, its lead, and whether it is distinguishable from the second and from the others."""
+    """State the fastest setting, its lead, and whether it is distinguishable from the second and from the others.
+
+    Only a setting that is distinguishable from the second is called the fastest outright.
+    """
     measured = [c for c in cells if c["repeats"] and not c["copy"]]
     if not measured:
         return "No trial ended ok, so there is no answer: the trials table has the errors."
@@ -59,13 +62,13 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
         return pairing.ratio(trials, first["cell_id"], other["cell_id"]), floor
 
     lead, floor = over(second)
+    apart = None if lead is None else pairing.distinguishable(lead, floor)
     by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
-    told = f"{by}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
+    told = f"{by}{settled(apart)}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
     if lead is None:
         never = f"it was never measured side by side with the second, {name(second, measured)}"
         return f"{told}; {never}. --fresh measures everything again."
     than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
-    apart = pairing.distinguishable(lead, floor)
     if apart is None:
         few = "With fewer than 3 repeats there is no interval, so it is not known whether they differ"
         return f"{told}. That is {than}. {few}."
@@ -103,6 +106,11 @@ def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = ""
 def not_apart(ratio: Interval | None, floor: float | None) -> bool:
     """Whether a setting is to be named as not distinguishable from the first; False if their ratio has no interval."""
     return ratio is not None and pairing.distinguishable(ratio, floor) is False
+
+
+def settled(apart: bool | None) -> str:
+    """What to add to a superlative, which claims more than the trials show unless the first is `apart`."""
+    return "" if apart else ", not settled"
 
 
 def apart_text(ratio: Interval, apart: bool, floor: float | None, others: Sequence[str] = ()) -> str:

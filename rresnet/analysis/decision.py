@@ -34,9 +34,10 @@ class Verdict:
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
-        told = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}: {self.setting}, {self.amount}"
+        best, amount = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}", self.amount
         if self.next_setting is None or self.ratio is None:
-            return f"{told}, the only setting for which this is known."
+            return f"{best}: {self.setting}, {amount}, the only setting for which this is known."
+        told = f"{best}{answer.settled(self.distinguishable)}: {self.setting}, {amount}"
         told += f". {_MEASURES[self.question].than.format(self.ratio.estimate, self.next_setting)}"
         apart = "" if self.side_by_side else "not measured side by side"
         if self.distinguishable is None:

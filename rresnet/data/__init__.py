@@ -1,11 +1,13 @@
 """Images and labels as arrays: the embedded data set, named ones, and the user's own folder or Parquet file."""
 
 import contextlib
+import difflib
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -119,11 +121,20 @@ def check_known(dataset: str) -> None:
             return
     beside: list[str] = []
     with contextlib.suppress(OSError):  # a folder that is not there, or may not be read
-        beside = [str(entry) for entry in path.parent.iterdir()]
+        close = difflib.get_close_matches(dataset, [str(entry) for entry in path.parent.iterdir()])
+        beside = [name for name in close if _may_be_images(Path(name))]
     raise DataError(
         f"--dataset {dataset} is neither a file nor a folder nor a known name: {nearest(dataset, [*DATASETS, *beside])}"
         f"Known names are {', '.join(DATASETS)}; or give an image folder (one folder per class) or a .parquet file"
     )
+
+
+def _may_be_images(path: Path) -> bool:
+    """Whether it is a Parquet file, or a folder whose folders hold images."""
+    from rresnet.data import files
+
+    below = chain(path.glob("*/*"), path.glob("*/*/*"))
+    return path.suffix == ".parquet" or any(one.suffix.lower() in files.SUFFIXES for one in below)
 
 
 @contextlib.contextmanager

@@ -1,6 +1,7 @@
 """An experiment from its settings to its answer: what it is measured with, its runs, and what is shown."""
 
 import functools
+import shlex
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, wait
@@ -141,6 +142,7 @@ def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
     say(setup.console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
     say(setup.console, f"Rows: {place.at(settings.results_dir).full_name('trials')} (run {run_id})", "dim")
+    say(setup.console, f"As a page: rresnet report {shlex.quote(settings.results_dir)}", "dim")
     return bool((trials["status"] == "ok").all())  # including those that an earlier command has run
 
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 
 from rresnet import data, grid, hardware
-from rresnet.cell import FLAGGED, Cell, Device, Trial, UsageError
+from rresnet.cell import AXES, FLAGGED, Cell, Device, Trial, UsageError
 from rresnet.config import Settings
 from rresnet.tables.place import StoreError
 from rresnet.terminal import counted, duration, print_table, say
@@ -37,7 +37,7 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
     if not wanted:
         raise UsageError("no --num-workers can be spread evenly over --num-nodes: give a multiple of it")
     if all(reasons.values()):
-        raise UsageError(_nothing_feasible(wanted, reasons, machine))
+        raise UsageError(_nothing_feasible(wanted, reasons, machine, joined=settings.address is not None))
     trials = grid.plan(
         wanted, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=settings.seed
     )
@@ -56,10 +56,12 @@ def alike(settings: Settings, cells: Cells, machine: hardware.Hardware, other: h
     return wanted == _wanted(settings, cells, other) and runs[0] == runs[1]
 
 
-def _nothing_feasible(wanted: Sequence[Cell], reasons: dict[str, str | None], machine: hardware.Hardware) -> str:
+def _nothing_feasible(
+    wanted: Sequence[Cell], reasons: dict[str, str | None], machine: hardware.Hardware, *, joined: bool
+) -> str:
     if {cell.device for cell in wanted} == {"gpu"} and not machine.gpu_count:
         return (
-            f"no GPU in this Ray cluster ({machine.cpu_count} CPUs seen): "
+            f"no GPU {'in this Ray cluster' if joined else 'on this machine'} ({machine.cpu_count} CPUs seen): "
             "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
         )
     return f"nothing that was asked for can run here, because {reasons[wanted[0].cell_id]}"
@@ -90,9 +92,10 @@ def opening(
     size = f"{settings.image_size} x {settings.image_size}"
     lines = [
         *machine_lines(machines),
-        f"{settings.model} on {len(images.train.labels):,} training images of {settings.dataset}, {size}, "
-        f"{len(images.classes)} classes",
+        f"{settings.model} on {len(images.train.labels):,} training and {len(images.test.labels):,} test images of "
+        f"{settings.dataset}, {size}, {len(images.classes)} classes",
         *_shrunk(images, settings.image_size),
+        *_recipe_lines(planned),
         f"{counted(len(planned), 'trial')}: {counted(count, 'setting')} x "
         f"{counted(settings.repeats_planned, 'repeat')}, {counted(settings.processes_planned, 'process', 'processes')}",
     ]
@@ -108,10 +111,25 @@ def _shrunk(images: data.ImageData, size: int) -> list[str]:
     """Say what it means if the user's own images are larger than the size that they are trained at."""
     if images.short_side is None or images.short_side <= size:
         return []
-    return [
-        f"The images' short side, {images.short_side} pixels in the median, is resized to {size}. Training on larger "
-        "images is different work with a different answer: give the --image-size that you will train at"
-    ]
+    told = f"The images' short side, {images.short_side} pixels in the median, is resized to {size}"
+    if size != Settings.image_size:
+        return [told]  # it was chosen
+    why = "Training on larger images is different work with a different answer"
+    return [f"{told}. {why}: give the --image-size that you will train at"]
+
+
+def _recipe_lines(planned: Plan) -> list[str]:
+    """What each recipe comes to on each device here, as far as it is not PyTorch's default."""
+    groups: dict[tuple[Device, str], list[Cell]] = {}
+    for cell in dict.fromkeys(trial.cell for trial, _ in planned):
+        groups.setdefault((cell.device, cell.recipe), []).append(cell)
+    lines = []
+    for (device, recipe), cells in groups.items():
+        same = {axis: getattr(cells[0], axis) for axis in AXES if len({getattr(cell, axis) for cell in cells}) == 1}
+        unusual = {axis: value for axis, value in same.items() if value != getattr(grid.AS_WRITTEN, axis)}
+        told = (_words(axis) if value is True else f"{_words(axis)} {value}" for axis, value in unusual.items())
+        lines += [f"{device} {recipe} is {', '.join(told)}"] if unusual else []
+    return lines
 
 
 def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:

@@ -61,10 +61,14 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     marked = any(cell["distinguishable"] is False for cell in cells)
     mark = f"\n{NOT_APART.strip()}: not distinguishable from the reference." if marked else ""
     each = "\nBatch sizes are those of each worker." if any(cell["num_workers"] > 1 for cell in cells) else ""
+    bounds = [cell[low] for cell in cells for low in ("low", "speedup_low")]
+    intervals = (
+        "In brackets: 95 % intervals over repeats, with room for slow drift." if any(map(pd.notna, bounds)) else ""
+    )
     print_table(
         console,
         columns,
-        caption=f"{against}In brackets: 95 % intervals over repeats, with room for slow drift.{mark}{each}",
+        caption=f"{against}{intervals}{mark}{each}".strip(),
         left=("setting", "bound by", "trials"),
         broken="setting",
         left_out=optional,

@@ -65,9 +65,11 @@ def measured(
         models={trial.cell.model for trial, _ in planned},
         local=settings.address is None,
     )
+    new = _new_run(experiment.name, settings, planned, begun_with)
+    earlier = runs.of_request(results, new)
     this = runs.open_run(
         results,
-        _new_run(experiment.name, settings, planned, begun_with),
+        new,
         fresh=settings.fresh,
         again=settings.retry is not None,
         reuse=reuse,
@@ -81,6 +83,8 @@ def measured(
     say(console, planning.opening(this, settings, planned, todo, measuring, setup.images))
     from rresnet.runner import machines
 
+    if this == new and earlier and not settings.fresh:
+        say(console, f"Run {earlier[-1].run_id} of the same flags is complete: this is a new one")
     if waiting := machines.busy(cluster.machines):
         say(console, waiting)
     with store.Writer(results, this, lambda text: say(console, text)) as writer:

@@ -7,13 +7,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import psutil
 import pynvml
 
-from rresnet import hardware
+from rresnet import cgroup, hardware
+from rresnet.quality.rapl import Rapl
 
 # Reasons for a GPU to run below its clocks that are the machine's doing, as idling and chosen clocks are not.
 _THROTTLING = (
@@ -24,8 +24,6 @@ _THROTTLING = (
     | pynvml.nvmlClocksThrottleReasonHwPowerBrakeSlowdown
 )
 THROTTLED_SHARE = 0.1  # of the time, held down: a GPU that boosts keeps touching its power limit for moments
-_RAPL = Path("/sys/class/powercap")
-_CPU_STAT = Path("/sys/fs/cgroup/cpu.stat")
 
 _Counters = Mapping[str, Any]  # readings at one moment, by the names of `Usage`
 
@@ -61,6 +59,7 @@ class Monitor:
 
     def __init__(self, gpu_uuid: str | None = None) -> None:
         self._gpu = _Gpu(gpu_uuid) if gpu_uuid else None
+        self._rapl = Rapl()
         self._spans: list[tuple[_Counters, _Counters]] = []
         self._utilization: list[float | None] = []
         self._throttled = False
@@ -78,12 +77,16 @@ class Monitor:
             self._foreign = max(self._foreign, self._gpu.foreign_processes())
         self._spans.append((before, self._read()))
 
+    def keep_up(self) -> None:
+        """Keep counting right in a long block; to be called in it, every few seconds or more often."""
+        self._rapl.keep_up()
+
     def usage(self) -> Usage:
         """What the blocks used in all; there must have been at least one."""
 
         def total(name: str) -> Any:
             parts = [(before[name], after[name]) for before, after in self._spans]
-            known = all(None not in part and part[0] <= part[1] for part in parts)  # RAPL's counters wrap
+            known = all(None not in part and part[0] <= part[1] for part in parts)
             return sum(after - before for before, after in parts) if known else None
 
         utilization = [percent for percent in self._utilization if percent is not None]
@@ -106,11 +109,11 @@ class Monitor:
             "cpu_seconds": own.ru_utime + own.ru_stime,
             "busy_cpu_seconds": busy,
             "steal_cpu_seconds": steal,
-            "throttled_cpu_seconds": _throttled_seconds(),
+            "throttled_cpu_seconds": cgroup.throttled_seconds(),
             "major_faults": own.ru_majflt,
             "swapped_bytes": swap.sin + swap.sout,
             "gpu_held_seconds": self._gpu.held_seconds() if self._gpu else None,
-            "energy_joules": self._gpu.energy_joules() if self._gpu else _rapl_joules(),
+            "energy_joules": self._gpu.energy_joules() if self._gpu else self._rapl.joules(),
         }
 
 
@@ -128,14 +131,6 @@ def _processors() -> tuple[float | None, float | None]:
     kinds = ("user", "nice", "system", "irq", "softirq")
     busy = sum(getattr(times, kind, 0.0) for times in ours for kind in kinds)
     return busy, sum(getattr(times, "steal", 0.0) for times in ours)
-
-
-def _throttled_seconds() -> float:
-    """CPU seconds so far that the quota of our container kept from threads that could have run; 0 without one."""
-    with contextlib.suppress(OSError, ValueError):
-        told = dict(line.split() for line in _CPU_STAT.read_text().splitlines())
-        return int(told.get("throttled_usec", 0)) / 1e6
-    return 0.0
 
 
 def _parent(pid: int) -> int | None:
@@ -193,15 +188,6 @@ class _Gpu:
             return None if self._handle is None else question(self._handle, *of)
         except pynvml.NVMLError:
             return None
-
-
-def _rapl_joules() -> float | None:
-    """Energy of all processor packages so far; None where it can't be read, as for users other than root."""
-    try:
-        packages = [p for p in _RAPL.glob("intel-rapl:*") if p.name.count(":") == 1]
-        return sum(int((p / "energy_uj").read_text()) for p in packages) / 1e6 if packages else None
-    except (OSError, ValueError):
-        return None
 
 
 def process_peak_bytes() -> int:

@@ -87,10 +87,12 @@ class Measurement:
     energy_joules: float | None = column(
         "energy of the measured windows, joules (of the trial's GPUs, or of processor packages)"
     )
-    gpu_utilization_percent: float | None = column("GPU utilisation in the measured windows, percent")
+    gpu_utilization_percent: float | None = column(
+        "GPU utilisation at the end of the measured windows, or of each epoch's (NVML's last sample), percent"
+    )
     observed_threads: int | None = column("intra-op threads of each worker, as PyTorch reported them while training")
     first_loss: float | None = column("loss of the cell's first step in its process (mean cross-entropy, nats)")
-    final_loss: float | None = column("loss of the trial's last step, or mean of its last epoch (nats)")
+    final_loss: float | None = column("loss of the trial's last step, or mean of its last epoch (first worker's, nats)")
     test_accuracy: float | None = column("share of test images classified correctly after the last epoch")
     dataset_fingerprint: str | None = column("hash of the data set's images and labels")
     conv_precision: str | None = column("fp32 arithmetic that PyTorch was set to for convolutions: ieee or tf32")
@@ -145,7 +147,7 @@ class Window:
     window: int = column("number of the window in its trial, from 0", optional=False)
     kind: Literal["warmup", "measured"] = column("warm-up windows are kept but enter no figure", optional=False)
     epoch: int | None = column("epoch the window belongs to, from 0; null in a timed trial")
-    started_seconds: float = column("start, seconds after the trial's start", optional=False)
+    started_seconds: float = column("start, seconds after the trial's warm-up began", optional=False)
     seconds: float = column("length, seconds", optional=False)
     steps: int = column("training steps", optional=False)
     images: int = column("images trained, over all workers", optional=False)
@@ -158,7 +160,7 @@ class Epoch:
     epoch: int = column("epoch, from 0", optional=False)
     seconds: float = column("seconds of training, evaluation not counted", optional=False)
     images: int = column("images trained, over all workers", optional=False)
-    train_loss: float = column("mean loss over the epoch's steps (nats)", optional=False)
+    train_loss: float = column("mean loss over the epoch's steps (first worker's, nats)", optional=False)
     test_loss: float | None = column("mean loss over the test images (nats)")
     test_accuracy: float | None = column("share of test images classified correctly")
     evaluation_seconds: float | None = column("seconds of evaluation, outside the clock")
@@ -170,7 +172,7 @@ class Loss:
 
     epoch: int = column("epoch, from 0", optional=False)
     step: int = column("step of the epoch, from 1", optional=False)
-    loss: float = column("mean cross-entropy of the step's batch (nats)", optional=False)
+    loss: float = column("mean cross-entropy of the step's batch (first worker's, nats)", optional=False)
 
 
 @dataclass(frozen=True, kw_only=True)

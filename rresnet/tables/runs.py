@@ -41,9 +41,7 @@ def open_run(
         StoreError: the folder can't be written to, or the run to continue was begun in another environment.
     """
     at(results).check_writable()
-    same = [
-        r for r in read_runs(results) if (r.name, r.experiment) == (run.name, run.experiment) and _same_request(r, run)
-    ]
+    same = of_request(results, run)
     alike = [r for r in same if mix or not _changes(r, run)] if reuse else []
     candidates = [r for r in same if again or r.finished_at is None or r in alike]
     if fresh or not candidates:
@@ -56,6 +54,12 @@ def open_run(
             "be mixed: --fresh starts a new run, --mix-environments continues this one all the same"
         )
     return replace(found, finished_at=None)
+
+
+def of_request(results: Location, run: Run) -> list[Run]:
+    """The runs of the same name and request in a results folder, oldest first."""
+    named = [r for r in read_runs(results) if (r.name, r.experiment) == (run.name, run.experiment)]
+    return [r for r in named if _same_request(r, run)]
 
 
 def _same_request(one: Run, other: Run) -> bool:

@@ -14,6 +14,7 @@ from rresnet.training import convolution, relu
 from rresnet.training.inputs import memory_format
 
 LEARNING_RATE = 1e-3  # the blog's
+MODES = ("training", "evaluation")
 AUXILIARY = ("googlenet", "inception_v3")  # in training these also return scores of auxiliary classifiers
 
 
@@ -81,18 +82,20 @@ def check(name: str, image_size: int, classes: int = 10) -> None:
     if ":" not in name:
         _check_name(name)
         return
-    model = _own(name, classes).eval()
+    model = _own(name, classes)
     size = f"[2, 3, {image_size}, {image_size}]"
     with (
         _as_usage_error(f"--model {name} can't take images {size}", "change it, or give another --image-size"),
         torch.no_grad(),
     ):
-        scores = model(torch.zeros(2, 3, image_size, image_size))
-    shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-    if shape != [2, classes]:
-        raise UsageError(
-            f"--model {name} returned {shape} for 2 images and {classes} classes: it must return scores [2, {classes}]"
-        )
+        given = {how: model.train(how == "training")(torch.zeros(2, 3, image_size, image_size)) for how in MODES}
+    for how, scores in given.items():
+        shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        if shape != [2, classes]:
+            raise UsageError(
+                f"--model {name} in {how} returned {shape} for 2 images and {classes} classes: "
+                f"it must return scores [2, {classes}]"
+            )
 
 
 def of(cell: Cell, classes: int) -> nn.Module:

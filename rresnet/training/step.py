@@ -25,13 +25,14 @@ _AUTOCAST = {"bf16": torch.bfloat16, "fp16": torch.float16}
 def set_switches(cell: Cell) -> None:
     """Set PyTorch's process-wide switches for the cell, so that its precision is what really runs.
 
-    `fp32` is IEEE everywhere; cuDNN's convolutions would otherwise run in TF32. The blog's script leaves matrix
-    products at PyTorch's default, IEEE, and so does its recipe, unless convolutions are computed as products.
+    `fp32` is IEEE everywhere; cuDNN's convolutions and recurrent layers would otherwise run in TF32. The blog's script
+    leaves matrix products at PyTorch's default, IEEE, and so does its recipe, unless convolutions are computed as
+    products.
     """
     tf32 = cell.precision == "tf32"
     as_written = cell.recipe == "blog" and "linear" not in (cell.pointwise, cell.small_maps)
     cudnn: Any = torch.backends.cudnn  # its precision switches are missing from the annotations
-    cudnn.conv.fp32_precision = "tf32" if tf32 else "ieee"
+    cudnn.conv.fp32_precision = cudnn.rnn.fp32_precision = "tf32" if tf32 else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "tf32" if tf32 and not as_written else "ieee"
     cudnn.benchmark = cell.cudnn_benchmark
     mkldnn: Any = torch.backends.mkldnn
@@ -223,7 +224,8 @@ def capture(steps: Sequence[tuple[Step, Raw]], restore: Callable[[], None]) -> t
     pool, before = torch.cuda.graph_pool_handle(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     replays = [_captured(step, static, pool) for (step, _), static in zip(steps, statics, strict=True)]
-    return replays, torch.cuda.max_memory_allocated() - before
+    held = torch.cuda.max_memory_allocated() - before
+    return replays, held + sum(tensor.nbytes for static in statics for tensor in static)
 
 
 def _captured(step: Step, static: Sequence[torch.Tensor], pool: Any) -> Step:

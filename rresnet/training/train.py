@@ -138,6 +138,7 @@ def _train_epoch(
     batches, losses, taken = bench.inputs.epoch(), list[torch.Tensor](), -1
     with monitor.watching():
         while taken < len(losses):
+            monitor.keep_up()
             taken = len(losses)
             steps = bench.steps_in_window()
             for raw in watch.window(batches, steps, "measured", epoch=epoch, world=bench.world):
