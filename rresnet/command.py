@@ -141,7 +141,8 @@ def export(
     if format in ("csv", "json"):
         content = exports.to_csv(rows) if format == "csv" else exports.to_json(rows)
         if out is None:
-            sys.stdout.write(content.decode())
+            sys.stdout.buffer.write(content)  # UTF-8, whatever the terminal has
+            sys.stdout.flush()
         else:
             exports.write(Path(out), content)
         return True

@@ -58,7 +58,7 @@ class Progress:
 
     def running(self, trial: Trial) -> None:
         """Show that a trial starts."""
-        self._cell = f"{trial.cell.label()}, repeat {trial.repeat + 1}"
+        self._cell = f"{trial.cell.label()}, repeat {trial.repeat}"
         self._bar.update(self._task, cell=self._cell, rate="")  # until now, the last trial's
 
     def rate(self, images_per_second: float) -> None:
@@ -78,7 +78,7 @@ class Progress:
         left = self._time_left()
         self._bar.update(self._task, completed=self._done, rate=speed if ok else "", left=left)
         if not self._console.is_terminal or not ok:
-            which = f"repeat {trial.repeat + 1}  {trial.cell.label()}"
+            which = f"repeat {trial.repeat}  {trial.cell.label()}"
             line = f"{self._done}/{self._total}  {which}  {speed.splitlines()[0]}  {left}"
             self.note(line, style=None if ok else "red")
 

@@ -1,5 +1,6 @@
 """Output to a terminal: text as it is, tables that fit, and numbers and seconds as a person says them."""
 
+import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 
@@ -9,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 
 UNLIMITED = 10_000  # columns
+MOST_DECIMALS = 5  # of a ratio
 
 
 def say(console: Console, text: str | Iterable[str], style: str | None = None) -> None:
@@ -85,6 +87,26 @@ def percent(share: float, digits: int = 0) -> str:
 def number(value: float) -> str:
     """Write a rate or another amount as a whole number, or with two significant digits under ten."""
     return f"{value:,.0f}" if value >= 9.95 else f"{value:.2g}"
+
+
+def significant(value: float) -> str:
+    """Write an amount with three significant digits, or from a hundred on as a whole number."""
+    if not 0 < abs(value) < 99.95:
+        return f"{value:,.0f}"
+    return f"{value:.{2 - math.floor(math.log10(abs(float(f'{value:.3g}'))))}f}"
+
+
+def ratios(*values: float) -> list[str]:
+    """Write ratios, alike, with at least two decimals: as many as it takes for two significant digits of each.
+
+    And for a ratio that is not 1 not to read as 1, which would say that two things are not distinguishable.
+    """
+    decimals = 2
+    while decimals < MOST_DECIMALS and any(
+        value < 9.5 * 10**-decimals or (value != 1 and float(f"{value:.{decimals}f}") == 1) for value in values
+    ):
+        decimals += 1
+    return [f"{value:.{decimals}f}" for value in values]
 
 
 def counted(count: int, one: str, many: str | None = None) -> str:

@@ -4,6 +4,7 @@ import dataclasses
 import math
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -158,7 +159,25 @@ def test_one_name_may_be_allowed_without_brackets():
     table = trials((BLOG, [100.0] * 3), (GPU, [300.0] * 3)).assign(cpu_model=["A"] * 3 + ["B"] * 3)
     assert len(rresnet.speedup(table, over="device", reference="cpu", allow="cpu_model")) == 1
     with pytest.raises(ValueError, match="different cpu_model"):
+        rresnet.speedup(table, over="device", reference="cpu")
+    with pytest.raises(ValueError, match="allow must name columns of the trials: there is no cpu_models"):
         rresnet.speedup(table, over="device", reference="cpu", allow="cpu_models")
+
+
+def test_what_is_no_table_of_trials_is_told_by_name():
+    with pytest.raises(TypeError, match=r"rresnet\.read\(\.\.\.\)\.trials, got tuple"):
+        rresnet.speedup((), over="device", reference="cpu")
+    with pytest.raises(TypeError, match=r"as decision\.prices reads them, got 'cpu=1/h'"):
+        decision.costs(trials((BLOG, [100.0])), ["cpu=1/h"])
+    assert decision.prices("cpu=1/h") == decision.prices(["cpu=1/h"])
+
+
+def test_the_distinguishable_rows_can_be_chosen_though_some_have_no_interval():
+    table = trials((BLOG, [100.0, 101.0, 99.0]), (GPU, [300.0, 300.0, 301.0]))
+    other = trials((replace(BLOG, batch_size=8), [100.0]), (replace(GPU, batch_size=8), [300.0]))
+    found = rresnet.speedup(pd.concat([table, other]), over="device", reference="cpu")
+    assert len(found) == 2
+    assert found[found["distinguishable"]]["batch_size"].tolist() == [64]
 
 
 def test_rows_without_the_column_copy_are_compared_across_machines():

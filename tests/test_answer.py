@@ -29,7 +29,7 @@ def test_the_answer_does_not_claim_what_it_can_not_tell():
     noisy = printed(trials((BLOG, [100.0, 160.0, 80.0]), (TUNED, [120.0, 100.0, 110.0])))
     assert "not distinguishable" in noisy
     few = printed(trials((BLOG, [100.0]), (TUNED, [200.0])))
-    assert "With fewer than 3 repeats there is no interval" in few
+    assert "With fewer than 3 pairs there is no interval" in few
 
 
 def test_what_else_can_not_be_told_from_the_fastest_is_named():

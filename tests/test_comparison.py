@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pandas as pd
 import pytest
 from samples import make_cell
@@ -104,6 +105,17 @@ def test_what_one_command_measured_is_a_pair_and_what_another_did_soon_after_or_
 def test_rows_of_unlike_data_are_no_pair():
     table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(dataset_fingerprint=["a"] * 5 + ["b"])
     assert pairing.ratio(table, TUNED.cell_id, BLOG.cell_id).count == 2
+
+
+def test_a_machines_noise_is_not_another_ones():
+    rng = np.random.default_rng(0)
+    quiet = trials((BLOG, [100.0] * 6), (TUNED, list(130.0 + rng.normal(0, 1, 6))), hostname="quiet")
+    noisy = trials((BLOG, [100.0] * 6), (replace(BLOG, copy=1), [140.0] * 6), run_id="r2", hostname="noisy")
+    table = pd.concat([quiet, noisy])
+    assert comparison.floors_by_host(table) == {"quiet": {}, "noisy": {"cpu": pytest.approx(0.4)}}
+    assert comparison.speedup(table, "recipe", "blog")["distinguishable"].tolist() == [True]
+    same = pd.concat([quiet, noisy.assign(hostname="quiet")])
+    assert comparison.speedup(same, "recipe", "blog")["distinguishable"].tolist() == [False]
 
 
 def test_the_noise_of_one_device_does_not_silence_the_others():

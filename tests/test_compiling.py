@@ -48,6 +48,16 @@ def test_it_is_told_over_the_fastest_of_the_others():
     assert "compiled over graph: 1.25" in line
 
 
+def test_what_making_the_other_step_ready_takes_is_taken_off():
+    table = measured(graph=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0])
+    table.loc[table["execution"] == "graph", "compile_seconds"] = 40.0
+    (line,) = compiling.summary(table)  # 10 s more: 50 s train 5,000 images in a graph, compiled 40 s
+    assert "takes 50 s cold and 10 s warm, and pays off if training takes longer than 50 s" in line
+    table.loc[table["execution"] == "graph", "compile_seconds"] = 60.0
+    (line,) = compiling.summary(table)
+    assert line.endswith("compiling takes 50 s cold and 10 s warm, no longer than making the graph step ready.")
+
+
 @pytest.mark.parametrize(
     ("rates", "told"),
     [

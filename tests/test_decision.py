@@ -283,7 +283,7 @@ def test_the_noise_floor_grades_a_verdict():
 def test_few_repeats_and_only_settings_are_said():
     assert told(trials((BLOG, [100.0] * 2), (TUNED, [200.0] * 2)))["fastest"].sentence() == (
         "Fastest, not settled: cpu tuned batch 64, 200 images/s. That is 2.00 times as fast as the next, cpu blog "
-        "batch 64; with fewer than 3 repeats no interval is claimed, so it is not known whether they differ."
+        "batch 64; with fewer than 3 pairs no interval is claimed, so it is not known whether they differ."
     )
     only = told(trials((BLOG, [100.0] * 3)))["fastest"]
     assert only.sentence() == "Fastest: cpu blog batch 64, 100 images/s, the only setting for which this is known."

@@ -193,9 +193,9 @@ def test_runs_of_two_commits_are_not_averaged():
 
 def test_formats_hold_the_same():
     found = diff.compare(side((BLOG, QUIET)), side((BLOG, scaled(0.85)), run_id="r2"), names=("old", "new"))
-    assert "cpu blog batch 64  A CPU, 2 CPUs  0.850  " in render(found, "text", share=0.05)
+    assert "cpu blog batch 64  A CPU, 2 CPUs  0.85   " in render(found, "text", share=0.05)
     assert "Regressions by more than 5 %: cpu blog batch 64 (worse, 0.85)." in render(found, "text", share=0.05)
-    assert "| cpu blog batch 64 | A CPU, 2 CPUs | 0.850 |" in render(found, "markdown")
+    assert "| cpu blog batch 64 | A CPU, 2 CPUs | 0.85 |" in render(found, "markdown")
     content = json.loads(render(found, "json", share=0.05))
     assert content["changes"][0]["ratio"] == pytest.approx(0.85)
     assert (content["a"], content["b"], content["regressions"]) == ("old", "new", ["cpu blog batch 64"])

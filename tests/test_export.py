@@ -17,6 +17,8 @@ from samples import make_cell
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rresnet
+from results import trials
+from results import write as rows_in
 from rresnet import command
 from rresnet.reporting import trackers
 from rresnet.tables.measurement import SCHEMAS
@@ -130,6 +132,18 @@ def test_tensorboard_reads_its_files(results):
     assert [(e.step, e.value, e.wall_time) for e in rates] == [(r, 100.0 + r, START.timestamp() + r) for r in range(3)]
     assert [(e.step, e.value) for e in read.Scalars("epoch/train_loss")] == [(0, 2.0), (1, 1.0)]
     assert "trial/peak_memory_bytes" not in EventAccumulator(str(homes[1])).Reload().Tags()["scalars"]  # null: not 0
+
+
+def test_tensorboards_folders_are_those_of_the_newest_export_and_none_lies_elsewhere(tmp_path):
+    pictures = {"dataset": "../../../pictures/a b"}
+    for cells in ([pictures], [pictures, {**pictures, "seed": 7}]):  # with the second, names hold the seed
+        results = rows_in(tmp_path / "deep" / "er" / "results", trials(*((cell, [100.0] * 3) for cell in cells)))
+        for home in (results / "elsewhere", results / "tensorboard"):
+            assert command.main(["export", str(results), "--format", "tensorboard", "--out", str(home)]) == 0
+    files = list(tmp_path.rglob("events.out.tfevents.*"))
+    assert len(files) == 4
+    assert {file.parent.parent.parent for file in files} == {results / "elsewhere", results / "tensorboard"}
+    assert len(list((results / "tensorboard" / "r1").iterdir())) == 2
 
 
 @pytest.mark.filterwarnings("ignore")  # mlflow's own

@@ -283,6 +283,14 @@ def test_prices_give_costs(tmp_path):
     assert "Price: cpu 3.60 EUR an hour." in page.text
 
 
+def test_prices_may_be_given_one_flag_each(tmp_path, capsys):
+    flags = ["--price", "cpu=3.60 EUR/h", "--price", "gpu=4 EUR/h", "--out", str(tmp_path / "out")]
+    assert command.main(["report", str(write(tmp_path / "a", two())), *flags]) == 0
+    page = Page((tmp_path / "out" / "index.html").read_text()).text
+    assert "Price: cpu 3.60 EUR an hour." in page
+    assert "No trial fits the price given for: gpu." in page
+
+
 def test_only_the_newest_runs_have_figures(tmp_path, monkeypatch):
     monkeypatch.setattr(report, "MOST_WITH_FIGURES", 1)
     a = write(tmp_path / "a", two())
@@ -298,6 +306,9 @@ def test_many_settings_are_drawn_in_part_and_it_says_so(tmp_path):
     page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
     assert "The fastest first: 40 of 50." in page.text
     assert "The 40 fastest of 49 settings are drawn." in page.text
+    assert "The 40 fastest of 50 settings are drawn." in page.text  # where time went, of all of which it is told:
+    seconds = sum(row["warmup_seconds"] + row["measured_seconds"] for row in rows)
+    assert f"of {seconds:,.0f} s was measured training" in page.text
     assert "The 40 fastest of 50 settings." in summary
     assert json.loads(page.data)["rows"] == 150
 

@@ -9,7 +9,7 @@ from rich.console import Console
 import rresnet
 from results import trials, write
 from rresnet.experiments import printing
-from rresnet.terminal import counted, duration, print_table, say
+from rresnet.terminal import counted, duration, print_table, ratios, say, significant
 
 
 def shown(width):
@@ -21,6 +21,30 @@ def test_what_a_program_says_is_printed_as_it_is():
     text = "[enforce fail at alloc_cpu.cpp:118] can't open [/usr/lib/a] " + "long " * 50
     say(console, text)
     assert console.file.getvalue() == f"{text}\n"
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ((1.36, 1.06, 1.761), ["1.36", "1.06", "1.76"]),
+        ((1.0,), ["1.00"]),
+        ((1.01, 1.00005, 1.03), ["1.0100", "1.0001", "1.0300"]),  # above 1, and says so
+        ((0.996, 0.991, 0.9996), ["0.9960", "0.9910", "0.9996"]),
+        ((0.0512, 0.0507, 0.0518), ["0.051", "0.051", "0.052"]),
+        ((12.25, 10.12, 14.83), ["12.25", "10.12", "14.83"]),
+        ((1 + 1e-9,), ["1.00000"]),
+    ],
+)
+def test_a_ratio_that_is_not_1_does_not_read_as_1(values, texts):
+    assert ratios(*values) == texts
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0.0, "0"), (1.59e-5, "0.0000159"), (0.00619, "0.00619"), (9.999, "10.0"), (99.96, "100"), (2380.4, "2,380")],
+)
+def test_an_amount_is_never_a_power_of_ten(value, text):
+    assert significant(value) == text
 
 
 def test_a_path_that_is_no_utf_8_is_printed_all_the_same():

@@ -10,7 +10,7 @@ from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
 from rresnet.cell import AXES, CELL_COLUMNS
 from rresnet.quality.flags import ADVICE
 from rresnet.quality.states import slow_repeats
-from rresnet.terminal import counted, duration, number, percent
+from rresnet.terminal import counted, duration, number, percent, ratios
 
 MOST_NAMED = 3  # of the settings that are not distinguishable from the first
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
@@ -68,11 +68,12 @@ def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
     if lead is None:
         never = f"it was never measured side by side with the second, {name(second, measured)}"
         return f"{told}; {never}. --fresh measures everything again."
-    than = f"{lead.estimate:.2f}x the second, {name(second, measured)}"
+    estimate, *bounds = ratios(lead.estimate, *lead.bounds)
+    than = f"{estimate}x the second, {name(second, measured)}"
     if apart is None:
-        few = "With fewer than 3 repeats there is no interval, so it is not known whether they differ"
+        few = "With fewer than 3 pairs there is no interval, so it is not known whether they differ"
         return f"{told}. That is {than}. {few}."
-    interval = f"95 % interval {lead.low:.2f} - {lead.high:.2f}, {lead.count} pairs"
+    interval = f"95 % interval {' - '.join(bounds)}, {lead.count} pairs"
     others = [name(c, measured) for c in measured if c is not first and c is not second and not_apart(*over(c))]
     return f"{told}. That is {than} ({interval}): {apart_text(lead, apart, floor, others)}."
 
@@ -181,9 +182,11 @@ def speedup(cell: Mapping[str, Any]) -> str:
 
 def ratio_text(estimate: float | None, low: float | None, high: float | None, none: str = "no pair") -> str:
     """A ratio with its interval in brackets, where it has one; `none` where it is null."""
-    if pd.isna(estimate):
+    if estimate is None or pd.isna(estimate):
         return none
-    return f"{estimate:.2f}" if pd.isna(low) else f"{estimate:.2f} ({low:.2f} - {high:.2f})"
+    if low is None or high is None or pd.isna(low):
+        return ratios(estimate)[0]
+    return "{} ({} - {})".format(*ratios(estimate, low, high))
 
 
 def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:

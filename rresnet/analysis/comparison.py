@@ -27,7 +27,8 @@ def speedup(
 
     When `over` is `device` or `recipe`, axes that a run left to the recipes may differ between the two sides; `differs`
     names them. Of a ladder, only the two ends are then compared. If `trials` hold identical cells (`--aa`), their
-    ratios give the noise floor, and a speedup below it is not distinguishable, whatever its interval says.
+    ratios give the noise floor of their machine, and a speedup below it is not distinguishable, whatever its interval
+    says.
 
     Args:
         trials: rows of the trials table; only those with status ok enter.
@@ -50,6 +51,8 @@ def speedup(
     """
     ok = comparable(trials, over, reference)
     allow = [allow] if isinstance(allow, str) else allow
+    if unknown := [column for column in allow if column not in (*ok, *alike.COMPARED)]:
+        raise ValueError(f"allow must name columns of the trials: there is no {', '.join(unknown)}")
     runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False, dropna=False)]
     in_any = {axis for of_run in runs for axis in matched_axes(of_run, over, allow)[0]}
     pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs], ignore_index=True)
@@ -60,7 +63,7 @@ def speedup(
         if met:
             raise ValueError("no rows to compare: two commands measured them, more than ten minutes apart; use --fresh")
         raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
-    floors = {} if over == "copy" else noise_floors(trials)
+    floors = {} if over == "copy" else floors_by_host(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
     allow = [*allow, *(["model_code"] if over == "model" else [])]
     unlike = [c for c in alike.COMPARED if c not in allow and len(_kinds(pairs, c)) > 1]
@@ -77,7 +80,10 @@ def speedup(
         first = pairs.iloc[at[0]]
         apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
         differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]
-        floor = floor_of(floors.get(first["device"]), floors.get(first["device_reference"]))
+        hosts = pairs["hostname"].iloc[at].unique()
+        floor = floor_of(
+            *(of.get(first[d]) for d in ("device", "device_reference") for of in map(floors.get, hosts) if of)
+        )
         rows.append(
             {
                 over: first[over],
@@ -96,7 +102,8 @@ def speedup(
         )
     telling = [c for c in (*axes, "git_commit") if c in in_any or len({str(row[c]) for row in rows}) > 1]
     found = ["speedup", "low", "high", "pairs", "distinguishable", "differs", "repeat_sd", "process_sd"]
-    return pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
+    table = pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
+    return table.astype({"distinguishable": "boolean"})  # which selects rows, also with nulls in it
 
 
 def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> pd.DataFrame:
@@ -219,6 +226,11 @@ def _noise_floor(ratios: pd.DataFrame) -> float:
     halves = [math.log(high / low) / 2 for low, high in zip(bounds["low"], bounds["high"], strict=True)]
     scatter = math.sqrt(sum(h**2 for h in halves) / len(halves)) if halves else 0.0
     return math.expm1(max(*logs, scatter))
+
+
+def floors_by_host(trials: pd.DataFrame) -> dict[Any, dict[str, float]]:
+    """The `noise_floors` of each machine."""
+    return {host: noise_floors(rows) for host, rows in with_all_axes(trials).groupby("hostname")}
 
 
 def floor_of(*sides: float | None) -> float | None:

@@ -37,6 +37,8 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     Raises:
         UsageError: no price fits any of the trials.
     """
+    if wrong := [price for price in prices if not isinstance(price, Price)]:
+        raise TypeError(f"expected prices as decision.prices reads them, got {wrong[0]!r}")
     trials = frames.with_all_axes(trials)
     first_copies = trials[trials["copy"] == 0]
     ok = first_copies["status"] == "ok"

@@ -12,7 +12,7 @@ from rresnet.analysis.costs import costs as costs
 from rresnet.analysis.prices import Price as Price
 from rresnet.analysis.prices import prices as prices
 from rresnet.analysis.statistics import Interval
-from rresnet.terminal import number
+from rresnet.terminal import number, ratios, significant
 
 Question = Literal["fastest", "cheapest", "least energy"]
 
@@ -38,15 +38,15 @@ class Verdict:
         if self.next_setting is None or self.ratio is None:
             return f"{best}: {self.setting}, {amount}, the only setting for which this is known."
         told = f"{best}{answer.settled(self.distinguishable)}: {self.setting}, {amount}"
-        told += f". {_MEASURES[self.question].than.format(self.ratio.estimate, self.next_setting)}"
-        apart = "" if self.side_by_side else "not measured side by side"
+        estimate, *bounds = ratios(self.ratio.estimate, *self.ratio.bounds)
+        told += f". {_MEASURES[self.question].than.format(estimate, self.next_setting)}"
+        apart, of = ("", "pairs") if self.side_by_side else ("not measured side by side", "repeats")
         if self.distinguishable is None:
-            few = "with fewer than 3 repeats no interval is claimed, so it is not known whether they differ"
+            few = f"with fewer than 3 {of} no interval is claimed, so it is not known whether they differ"
             return f"{told}; {'; '.join(filter(None, (apart, few)))}."
-        bounds = f"95 % interval {self.ratio.low:.2f} - {self.ratio.high:.2f}"
-        count = f"{self.ratio.count} {'pairs' if self.side_by_side else 'repeats'}"
+        interval, count = f"95 % interval {' - '.join(bounds)}", f"{self.ratio.count} {of}"
         whether = answer.apart_text(self.ratio, self.distinguishable, self.floor, self.not_apart)
-        return f"{told} ({', '.join(filter(None, (bounds, count, apart)))}): {whether}."
+        return f"{told} ({', '.join(filter(None, (interval, count, apart)))}): {whether}."
 
 
 def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict]:
@@ -93,19 +93,19 @@ _MEASURES: dict[Question, _Measure] = {
         column="images_per_second",
         worth=lambda ok, cell: ok["images_per_second"],
         amount=lambda cell: f"{number(cell['images_per_second'])} images/s",
-        than="That is {0:.2f} times as fast as the next, {1}",
+        than="That is {0} times as fast as the next, {1}",
     ),
     "cheapest": _Measure(
         column="cost_per_1000_images",
         worth=lambda ok, cell: ok["images_per_second"] / (cell["price_per_hour"] * cell["nodes"]),
-        amount=lambda cell: f"{cell['epoch_cost']:.3g} {cell['currency'] or '(currency not given)'} an epoch",
-        than="The next, {1}, costs {0:.2f} times as much",
+        amount=lambda cell: f"{significant(cell['epoch_cost'])} {cell['currency'] or '(currency not given)'} an epoch",
+        than="The next, {1}, costs {0} times as much",
     ),
     "least energy": _Measure(
         column="joules_per_1000_images",
         worth=lambda ok, cell: ok["measured_images"] / ok["energy_joules"].where(ok["energy_joules"] > 0),
-        amount=lambda cell: f"{cell['epoch_joules']:,.0f} J an epoch",
-        than="The next, {1}, takes {0:.2f} times as much",
+        amount=lambda cell: f"{significant(cell['epoch_joules'])} J an epoch",
+        than="The next, {1}, takes {0} times as much",
     ),
 }
 

@@ -108,7 +108,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     Raises:
         UsageError: nothing was measured by both, or one side mixes commits or software.
     """
-    floors = [comparison.noise_floors(rows) for rows in (a, b)]
+    floors = [comparison.floors_by_host(rows) for rows in (a, b)]
     of_a, of_b = _by_key(a, b), _by_key(b, a)
     both = [key for key in of_a if key in of_b]
     if not both:
@@ -171,9 +171,12 @@ def _refuse_mixed(settings: Iterable[pd.DataFrame], named: str) -> None:
 
 
 def _change(
-    a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[str, float]]
+    a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[Any, Mapping[str, float]]]
 ) -> Change:
-    floor = comparison.floor_of(*(side.get(b["device"].iloc[0]) for side in floors))
+    hosts = (
+        (of_side, host) for side, of_side in zip((a, b), floors, strict=True) for host in side["hostname"].unique()
+    )
+    floor = comparison.floor_of(*(of_side.get(host, {}).get(b["device"].iloc[0]) for of_side, host in hosts))
     ratio, verdict = None, _of_failures(a, b)
     if verdict is None:
         ratio = _ratio(a, b)

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Literal
 
 from rresnet.analysis.diff import Change, Diff
-from rresnet.terminal import percent
+from rresnet.terminal import percent, ratios
 
 Format = Literal["text", "markdown", "json"]
 HEADINGS = ("setting", "machine", "B / A", "95 % interval", "verdict")
@@ -40,14 +40,10 @@ def _text(diff: Diff, share: float | None) -> str:
 
 
 def _cells(change: Change) -> list[str]:
-    bounds = "" if change.low is None else f"{change.low:.2f} - {change.high:.2f}, {change.repeats} repeats"
-    return [
-        change.setting,
-        change.machine,
-        "" if change.ratio is None else f"{change.ratio:.3f}",
-        bounds,
-        change.verdict,
-    ]
+    known = [value for value in (change.ratio, change.low, change.high) if value is not None]
+    ratio, *bounds = ratios(*known) or [""]
+    interval = f"{' - '.join(bounds)}, {change.repeats} repeats" if bounds else ""
+    return [change.setting, change.machine, ratio, interval, change.verdict]
 
 
 def _remarks(diff: Diff, share: float | None) -> list[str]:
@@ -74,7 +70,7 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
         )
     if share is not None:
         found = diff.regressions(share)
-        named = ", ".join(f"{c.setting} ({c.verdict}{f', {c.ratio:.2f}' if c.ratio else ''})" for c in found)
+        named = ", ".join(f"{c.setting} ({c.verdict}{f', {ratios(c.ratio)[0]}' if c.ratio else ''})" for c in found)
         lines.append(f"Regressions by more than {share * 100:g} %: {named or 'none found'}.")
         unsure = [c.setting for c in diff.changes if c.verdict == "worse" and not c.sure]
         lines += [f"Worse, but with so many settings this may be chance: {'; '.join(unsure)}."] if unsure else []

@@ -69,6 +69,10 @@ def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
 
 def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     """Bring rows from any reader to the form of `read`: plain dtypes, and defaults for axes newer than the rows."""
+    if not isinstance(trials, pd.DataFrame):
+        raise TypeError(
+            f"expected a DataFrame of trials, such as rresnet.read(...).trials, got {type(trials).__name__}"
+        )
     dtypes = {name: trials[name].dtype for name in trials}
     odd = [name for name, of in dtypes.items() if of == "category" or getattr(of, "na_value", None) is pd.NA]
     trials = trials.assign(**{str(name): _plain(trials[name]) for name in odd})

@@ -39,7 +39,7 @@ def prices(texts: Sequence[str]) -> tuple[Price, ...]:
         UsageError: one can't be understood, one thing has two prices, or the currencies differ.
     """
     found: list[Price] = []
-    for text in texts:
+    for text in [texts] if isinstance(texts, str) else texts:
         found += _of_file(Path(text)) if text.endswith(".toml") else [_of_text(text)]
     names = [price.what.lower() for price in found]
     if twice := sorted({what for what in names if names.count(what) > 1}):

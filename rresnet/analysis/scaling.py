@@ -11,7 +11,7 @@ from scipy import optimize
 from rresnet.analysis import answer, comparison, frames, pairing, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
-from rresnet.terminal import counted, number, percent
+from rresnet.terminal import counted, number, percent, significant
 
 PREDICTED_WORKERS = (16, 64, 256, 1024)
 LONGER = 0.25  # share by which a measured step may exceed the model's; beyond that a prediction promises too much
@@ -220,7 +220,7 @@ def predictions(measured: pd.DataFrame) -> list[str]:
             else f"the largest measured is {percent(error, 1)} off what the smaller ones predict"
         )
         terms = " + ".join(
-            f"{seconds * 1e3:.3g} ms{of}"
+            f"{significant(seconds * 1e3)} ms{of}"
             for seconds, of in (
                 (model.computing, ""),
                 (model.latency, " x (n - 1)"),

@@ -28,6 +28,11 @@ class Interval:
     high: float | None
     count: int
 
+    @property
+    def bounds(self) -> tuple[float, ...]:
+        """Low and high; empty where there are none."""
+        return () if self.low is None or self.high is None else (self.low, self.high)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Components:

@@ -153,8 +153,8 @@ def show(planned: Plan, settings: Settings, console: Console) -> None:
     varied = [axis for axis in axes if len(set(values[axis])) > 1]
     say(console, f"{counted(len(planned), 'planned trial')}, in the order they run:")
     columns = {
-        "repeat": [str(trial.repeat + 1) for trial, _ in planned],
-        "process": [str(trial.process + 1) for trial, _ in planned],
+        "repeat": [str(trial.repeat) for trial, _ in planned],
+        "process": [str(trial.process) for trial, _ in planned],
         **{_words(axis): list(map(str, values[axis])) for axis in varied},
         "trial": [trial.trial_id for trial, _ in planned],
         "feasible": [reason or "yes" for _, reason in planned],

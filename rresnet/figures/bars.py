@@ -56,7 +56,8 @@ def stacked(table: pd.DataFrame, unit: str) -> Figure:
             values = table[column].fillna(0.0).reset_index(drop=True)
             drawn = axis.barh(range(len(table)), values, left=left, color=colour, height=0.62, label=column)
             for bar, setting, value in zip(drawn, table.index, table[column], strict=True):
-                tip(bar, f"{setting}, {column}: {value:,.4g} {unit}")
+                if value == value:
+                    tip(bar, f"{setting}, {column}: {value:,.4g} {unit}")
             left += values
         axis.set_xlabel(unit)
         bars = [axis.containers[n] for n in row_wise(3, list(table.columns))]

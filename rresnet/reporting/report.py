@@ -18,7 +18,7 @@ from rresnet.figures import drawing
 from rresnet.reporting import page, parts, speed, use
 from rresnet.reporting.page import Chapter
 from rresnet.reporting.parts import Part
-from rresnet.reporting.section import MOST_LINES, Section
+from rresnet.reporting.section import Section
 from rresnet.tables import place
 from rresnet.tables.place import StoreError
 from rresnet.terminal import say
@@ -97,19 +97,18 @@ def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[S
     measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
     if measured.empty:
         return []
-    shown = measured.head(MOST_LINES)
     first_copies = part.trials[part.trials["copy"] == 0]
     costs = costs_of(first_copies, used(first_copies, prices))  # the others are for other parts of the report
     found = [
         speed.speedups(measured),
         speed.batch_sizes(part, measured),
         speed.climbs(part),
-        use.time(part, shown),
-        use.clocks(part, shown),
-        use.limit(shown),
+        use.time(part, measured),
+        use.clocks(part, measured),
+        use.limit(measured),
         speed.learning(part, measured),
-        use.memory(shown),
-        use.energy(shown, costs),
+        use.memory(measured),
+        use.energy(measured, costs),
         use.cost(costs, prices),
     ]
     return [section for section in found if section is not None]

@@ -11,6 +11,11 @@ from rresnet.figures import drawing
 MOST_LINES = 40  # settings in a figure; more can't be read
 
 
+def left_out(count: int) -> tuple[str, ...]:
+    """Say so if of `count` settings, sorted by speed, a figure has only the first `MOST_LINES`."""
+    return (f"The {MOST_LINES} fastest of {count} settings are drawn.",) if count > MOST_LINES else ()
+
+
 @dataclass(frozen=True, kw_only=True)
 class Section:
     """One question, and what the rows say about it."""

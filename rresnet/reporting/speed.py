@@ -10,7 +10,7 @@ from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.figures import amounts, bars
 from rresnet.figures.drawing import MOST_SERIES
 from rresnet.reporting.parts import Part
-from rresnet.reporting.section import MOST_LINES, Section
+from rresnet.reporting.section import MOST_LINES, Section, left_out
 from rresnet.terminal import duration, number, percent
 
 KNEE = 0.9  # of a series' highest rate
@@ -26,7 +26,7 @@ def speedups(measured: pd.DataFrame) -> Section:
         return Section(key="speedup", title="Speedup", absent="no two settings were measured in the same repeat")
     columns = ["setting", "device", "batch_size", "speedup", "speedup_low", "speedup_high", "pairs", "distinguishable"]
     against = str(reference.iloc[0])
-    same, drawn = compared[compared["distinguishable"].eq(False)]["setting"], compared.head(MOST_LINES)
+    same = compared[compared["distinguishable"].eq(False)]["setting"]
     return Section(
         key="speedup",
         title="Speedup",
@@ -34,14 +34,10 @@ def speedups(measured: pd.DataFrame) -> Section:
         "interval. Where the bar crosses 1, the two can't be told apart. A hollow mark has fewer than 3 pairs, "
         "and no interval.",
         findings=(
-            *(
-                [f"The {len(drawn)} fastest of {len(compared)} settings are drawn."]
-                if len(drawn) < len(compared)
-                else []
-            ),
+            *left_out(len(compared)),
             *([f"Not distinguishable from {against}: {', '.join(same)}."] if len(same) else []),
         ),
-        figure=bars.speedups(drawn, against),
+        figure=bars.speedups(compared.head(MOST_LINES), against),
         data=compared[columns],
     )
 

@@ -1,5 +1,6 @@
 """Trials for experiment trackers: TensorBoard's event files and an MLflow store. Each needs its extra."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -84,10 +85,15 @@ def to_tensorboard(tables: Tables, folder: Path) -> int:
     listed = list(series(tables))
     try:
         for one in listed:
-            home = folder / one.run_id / f"{one.setting} {one.cell_id[:6]}".replace(" ", "-")
-            home.mkdir(parents=True, exist_ok=True)
-            for old in home.glob("events.out.tfevents.*"):
+            # The end of the name is the cell's. What is before it depends on what else was exported, and holds text of
+            # the user's own.
+            end = f"-{one.cell_id[:6]}"
+            home = folder / one.run_id / f"{re.sub('[^A-Za-z0-9_.]+', '-', one.setting)}{end}"
+            for old in home.parent.glob(f"*{end}/events.out.tfevents.*"):
                 old.unlink()
+                if old.parent != home and not any(old.parent.iterdir()):
+                    old.parent.rmdir()
+            home.mkdir(parents=True, exist_ok=True)
             with SummaryWriter(str(home)) as writer:
                 writer.add_text("setting", "\n".join(f"- {k}: {v}" for k, v in (one.axes | one.tags).items()), 0)
                 for point in one.points:

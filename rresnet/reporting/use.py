@@ -8,7 +8,7 @@ import pandas as pd
 from rresnet.analysis.prices import Price, used
 from rresnet.figures import amounts, bars
 from rresnet.reporting.parts import Part
-from rresnet.reporting.section import Section
+from rresnet.reporting.section import MOST_LINES, Section, left_out
 from rresnet.terminal import percent
 
 PHASES = {
@@ -26,13 +26,13 @@ CLOCKS = {
 }
 
 
-def time(part: Part, shown: pd.DataFrame) -> Section:
+def time(part: Part, measured: pd.DataFrame) -> Section:
     """Where the seconds of each setting's trials went."""
     title = "Where the time goes"
     ok = part.trials[part.trials["status"] == "ok"]
     evaluated = part.tables.epochs.groupby("trial_id")["evaluation_seconds"].sum(min_count=1)
     spent = ok.assign(evaluation_seconds=ok["trial_id"].map(evaluated))
-    table = _by_setting(spent.groupby("cell_id")[list(PHASES)].sum(min_count=1), shown).rename(columns=PHASES)
+    table = _by_setting(spent.groupby("cell_id")[list(PHASES)].sum(min_count=1), measured).rename(columns=PHASES)
     table = table.dropna(axis="columns", how="all").astype(float)
     if table.empty:
         return Section(key="time", title=title, absent="no row says how its time was spent")
@@ -42,38 +42,42 @@ def time(part: Part, shown: pd.DataFrame) -> Section:
         title=title,
         reading="Seconds of all the trials of a setting that ended ok, one kind after another. A setting starts, "
         "compiles and warms up once in each process; only training enters the speeds.",
-        findings=(f"{percent(training / whole)} of {whole:,.0f} s was measured training.",),
-        figure=bars.stacked(table, "seconds, over all its trials"),
+        findings=(f"{percent(training / whole)} of {whole:,.0f} s was measured training.", *left_out(len(table))),
+        figure=bars.stacked(table.head(MOST_LINES), "seconds, over all its trials"),
         data=table.reset_index(),
     )
 
 
-def clocks(part: Part, shown: pd.DataFrame) -> Section:
+def clocks(part: Part, measured: pd.DataFrame) -> Section:
     """The rates of training, of the step alone and of the input alone."""
     title = "Three clocks"
     ok = part.trials[part.trials["status"] == "ok"]
     timed = ok.dropna(subset=list(CLOCKS)[1:], how="all")  # all from the same trials, to be compared
-    table = _by_setting(timed.groupby("cell_id")[list(CLOCKS)].median(), shown).rename(columns=CLOCKS)
+    table = _by_setting(timed.groupby("cell_id")[list(CLOCKS)].median(), measured).rename(columns=CLOCKS)
     table = table.dropna(axis="columns", how="all").astype(float)
     if len(table.columns) < 2:
         return Section(key="clocks", title=title, absent="the step and the input were not timed alone")
-    bound = [f"{what} ({n} of {len(shown)} settings)" for what, n in shown["bottleneck"].value_counts().items()]
+    bound = [f"{what} ({n} of {len(measured)} settings)" for what, n in measured["bottleneck"].value_counts().items()]
     return Section(
         key="clocks",
         title=title,
         reading="Images/s of training, of the training step alone on a batch that is already there, and of the input "
         "alone: medians over the trials that timed all of them. Apart from noise, training is no faster than the lower "
         "of the two hollow marks: that is the one to work on.",
-        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *_trials_of(timed, shown)),
-        figure=bars.clocks(table),
+        findings=(
+            *((f"Bound by {', '.join(bound)}.",) if bound else ()),
+            *_trials_of(timed, measured),
+            *left_out(len(table)),
+        ),
+        figure=bars.clocks(table.head(MOST_LINES)),
         data=table.reset_index(),
     )
 
 
-def _trials_of(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
+def _trials_of(timed: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
     """In how many trials each setting's bottleneck was found: few are weak evidence, and they may disagree."""
     bottlenecks = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
-    known = shown[shown["bottleneck"].notna() & shown["cell_id"].isin(list(bottlenecks.groups))]
+    known = measured[measured["bottleneck"].notna() & measured["cell_id"].isin(list(bottlenecks.groups))]
     counts = [
         f"{setting} {what} in {int((bottlenecks.get_group(cell) == what).sum())} of {len(bottlenecks.get_group(cell))}"
         for cell, setting, what in zip(known["cell_id"], known["setting"], known["bottleneck"], strict=True)
@@ -81,11 +85,11 @@ def _trials_of(timed: pd.DataFrame, shown: pd.DataFrame) -> list[str]:
     return [f"Trials that say so: {'; '.join(counts)}."] if counts else []
 
 
-def limit(shown: pd.DataFrame) -> Section:
+def limit(measured: pd.DataFrame) -> Section:
     """How close each setting comes to the machine's own measured rate."""
-    bound = shown.dropna(subset=["bottleneck"])
+    bound = measured.dropna(subset=["bottleneck"])
     return _amounts(
-        shown,
+        measured,
         "percent_of_limit",
         "% of the machine's matrix rate",
         Section(
@@ -99,10 +103,10 @@ def limit(shown: pd.DataFrame) -> Section:
     )
 
 
-def memory(shown: pd.DataFrame) -> Section:
+def memory(measured: pd.DataFrame) -> Section:
     """Each setting's peak memory."""
     return _amounts(
-        shown.assign(peak_mebibytes=shown["peak_memory_bytes"].astype(float) / 2**20),
+        measured.assign(peak_mebibytes=measured["peak_memory_bytes"].astype(float) / 2**20),
         "peak_mebibytes",
         "MiB at the peak",
         Section(
@@ -114,10 +118,10 @@ def memory(shown: pd.DataFrame) -> Section:
     )
 
 
-def energy(shown: pd.DataFrame, costs: pd.DataFrame) -> Section:
+def energy(measured: pd.DataFrame, costs: pd.DataFrame) -> Section:
     """Joules by setting, where the device counts them."""
     return _amounts(
-        shown[["cell_id", "setting"]].merge(costs[["cell_id", "joules_per_1000_images"]], on="cell_id"),
+        measured[["cell_id", "setting"]].merge(costs[["cell_id", "joules_per_1000_images"]], on="cell_id"),
         "joules_per_1000_images",
         "J for 1,000 images",
         Section(
@@ -164,16 +168,18 @@ def _amounts(
     known = cells.dropna(subset=[column])
     if known.empty:
         return section
-    values = dict(zip(known["setting"], known[column].astype(float), strict=True))
+    drawn = known.head(MOST_LINES)
+    values = dict(zip(drawn["setting"], drawn[column].astype(float), strict=True))
     return replace(
         section,
         absent="",
+        findings=(*section.findings, *left_out(len(known))),
         figure=bars.amounts(values, unit, notes=notes),
         data=known[["setting", column]],
     )
 
 
-def _by_setting(table: pd.DataFrame, shown: pd.DataFrame) -> pd.DataFrame:
-    """Rows by `cell_id` as rows by setting, in the order of `shown`."""
-    found = table.reindex(shown["cell_id"])
-    return found.set_axis(pd.Index(shown["setting"], name="setting"))
+def _by_setting(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
+    """Rows by `cell_id` as rows by setting, in the order of `measured`."""
+    found = table.reindex(measured["cell_id"])
+    return found.set_axis(pd.Index(measured["setting"], name="setting"))
