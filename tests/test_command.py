@@ -141,7 +141,7 @@ def test_a_slowdown_fails_and_the_same_again_does_not(tmp_path, capsys):
     assert command.main(["diff", before, slow, "--format", "json", "--fail-on-regression", "5%"]) == 1
     assert json.loads(capsys.readouterr().out)["changes"][0]["verdict"] == "worse"
     assert command.main(["diff", before, slow, "--format", "markdown"]) == 0
-    assert "| cpu blog batch 8 | A CPU, 2 CPUs | 0.850 |" in capsys.readouterr().out
+    assert "| cpu blog batch 8 | A CPU, 2 CPUs | 0.85 |" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("repeated", [1, 10_000])  # less, and more, than a pipe holds back

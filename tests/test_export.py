@@ -137,7 +137,10 @@ def test_tensorboard_reads_its_files(results):
 def test_tensorboards_folders_are_those_of_the_newest_export_and_none_lies_elsewhere(tmp_path):
     pictures = {"dataset": "../../../pictures/a b"}
     for cells in ([pictures], [pictures, {**pictures, "seed": 7}]):  # with the second, names hold the seed
-        results = rows_in(tmp_path / "deep" / "er" / "results", trials(*((cell, [100.0] * 3) for cell in cells)))
+        results = rows_in(
+            tmp_path / "deep" / "er" / "results",
+            trials(*((cell, [100.0] * 3) for cell in cells), finished_at=START),
+        )
         for home in (results / "elsewhere", results / "tensorboard"):
             assert command.main(["export", str(results), "--format", "tensorboard", "--out", str(home)]) == 0
     files = list(tmp_path.rglob("events.out.tfevents.*"))

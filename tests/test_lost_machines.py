@@ -163,6 +163,27 @@ def test_when_no_machine_is_left_what_is_missing_is_told_and_left_to_the_same_co
         swept(FakeLane)
 
 
+def test_where_the_first_machine_of_several_is_lost_the_next_one_goes_on(monkeypatch):
+    monkeypatch.setattr(FakeMachine, "dead", frozenset())
+
+    class Dies(FakeLane):
+        ran = 0
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            Dies.ran += 1
+            if self.machine.node_id == "a" and Dies.ran == 3:
+                FakeMachine.dead = frozenset("a")
+                self._looked = 0.0
+                callback.on_step_begin(1, [])
+            super().run_one(trial, config, tunes, callback, alone)
+
+    cells = [make_cell(num_workers=2, num_nodes=2), make_cell()]
+    sweep = swept(Dies, repeats=2, machines=("a", "b", "c"), cells=cells)
+    assert sorted((row["num_nodes"], row["repeat"], row["status"]) for row in sweep.rows) == [
+        (nodes, repeat, "ok") for nodes in (1, 2) for repeat in (0, 1)
+    ]
+
+
 def test_what_takes_more_machines_than_are_left_is_told_and_the_rest_goes_on(monkeypatch):
     monkeypatch.setattr(FakeMachine, "dead", frozenset("b"))
     cells = [make_cell(num_workers=2, num_nodes=2), make_cell(num_workers=2), make_cell()]

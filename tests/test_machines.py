@@ -143,7 +143,9 @@ class FakeRay:
         self.nodes_now, self.coming, self.after, self.asked = list(there), list(coming), after, []
         self.clock = itertools.count()
         monkeypatch.setattr(machines, "startable", lambda: list(types))
-        monkeypatch.setattr(machines, "_request", self.asked.append)
+        placements = sys.modules["ray.util.placement_group"]
+        monkeypatch.setattr(placements, "placement_group", lambda *of, **how: self.asked.append((*of, how)) or "asked")
+        monkeypatch.setattr(placements, "remove_placement_group", self.asked.append)
         monkeypatch.setattr(machines, "_probed", lambda node: node["NodeID"])
         monkeypatch.setattr(machines, "time", SimpleNamespace(monotonic=lambda: next(self.clock), sleep=self.sleep))
         monkeypatch.setattr("ray.nodes", self.nodes)
@@ -160,34 +162,31 @@ class FakeRay:
 
 def test_machines_that_are_there_measure_the_most_able_first(monkeypatch):
     fake, told = FakeRay(monkeypatch, [HEAD, SMALL, A100, SMALL]), []
-    with machines.gathered(Wanted(), told.append) as those:
-        assert those == ("2", "1", "3")
-    with machines.gathered(Wanted(count=2), told.append) as those:
-        assert those == ("2", "1")
+    assert machines.gathered(Wanted(), told.append) == ("2", "1", "3")
+    assert machines.gathered(Wanted(count=2), told.append) == ("2", "1")
     assert (told, fake.asked) == ([], [])
 
 
 def test_machines_that_the_autoscaler_may_start_are_asked_for_waited_for_and_let_go(monkeypatch):
     fake, told = FakeRay(monkeypatch, [HEAD], coming=[A100], types=[HEAD, A100]), []
-    with machines.gathered(Wanted(accelerator_type="A100"), told.append) as those:
-        assert those == ("1",)
-        assert fake.asked == [[{"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}]]
-    assert fake.asked[1:] == [[]]
+    assert machines.gathered(Wanted(accelerator_type="A100"), told.append) == ("1",)
+    bundle = {"CPU": 1.0, "GPU": 1.0, "accelerator_type:A100": 0.001}
+    assert fake.asked == [([bundle], {"strategy": "STRICT_SPREAD"}), "asked"]
     assert told == ["waiting for 1 machine with a A100, at most 900 s (--wait-seconds): asked the cluster's autoscaler"]
 
 
 def test_what_nothing_would_start_is_told_at_once(monkeypatch):
     fake = FakeRay(monkeypatch, [SMALL])
     with pytest.raises(UsageError, match=r"has 0 of 1 machine with a GPU \(2 CPUs, 0 GPUs seen\).*drop --device gpu"):
-        machines.gathered(Wanted(gpu=True), print).__enter__()
+        machines.gathered(Wanted(gpu=True), print)
     assert fake.asked == []
 
 
 def test_a_machine_that_does_not_come_in_time_is_told_and_no_longer_asked_for(monkeypatch):
     fake = FakeRay(monkeypatch, [SMALL], types=[A100])
     with pytest.raises(UsageError, match="after 20 s the Ray cluster has 0 of 2 machines with a GPU"):
-        machines.gathered(Wanted(gpu=True, count=2, wait_seconds=20.0), print).__enter__()
-    assert fake.asked == [[{"CPU": 1.0, "GPU": 1.0}] * 2, []]
+        machines.gathered(Wanted(gpu=True, count=2, wait_seconds=20.0), print)
+    assert fake.asked == [([{"CPU": 1.0, "GPU": 1.0}] * 2, {"strategy": "STRICT_SPREAD"}), "asked"]
 
 
 @pytest.fixture

@@ -75,19 +75,19 @@ def measured(
         reuse=reuse,
         mix=settings.mix_environments,
     )
-    attempts, done = _ended(results, this)
-    if settings.retry == "all":
-        done = set()
-    todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
-    measuring = [machine.hardware for machine in cluster.machines]
-    say(console, planning.opening(this, settings, planned, todo, measuring, setup.images))
     from rresnet.runner import machines
 
     if this == new and earlier and not settings.fresh:
         say(console, f"Run {earlier[-1].run_id} of the same flags is complete: this is a new one")
-    if waiting := machines.busy(cluster.machines):
-        say(console, waiting)
     with store.Writer(results, this, lambda text: say(console, text)) as writer:
+        attempts, done = _ended(results, this)  # only now that no other command may add to them
+        if settings.retry == "all":
+            done = set()
+        todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
+        measuring = [machine.hardware for machine in cluster.machines]
+        say(console, planning.opening(this, settings, planned, todo, measuring, setup.images))
+        if waiting := machines.busy(cluster.machines):
+            say(console, waiting)
         with _quiet_ray(console), Progress(console, total=len(planned), done=len(planned) - len(todo)) as progress:
             try:
                 sweep = _sweep(this, settings, setup, writer, progress, attempts, experiment.trainable)

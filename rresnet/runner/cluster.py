@@ -50,6 +50,7 @@ CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0  # how long something that accepts connections may stay silent
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of gRPC, which Ray speaks
 _SETTINGS = b"\x04"  # the fourth byte of its answer
+_VERSIONS = "Version mismatch"  # begins what Ray says of a cluster with another Ray or Python
 WATCH_SECONDS = 2.0  # between checks that a joined cluster is still there
 LOST_SECONDS = 40.0  # how long it may be unreachable; after 60 s Ray ends this process
 
@@ -86,8 +87,9 @@ def connect(
         UsageError: there is no such cluster, or it has no such machines and none come.
     """
     wanted = wanted or Wanted()
-    if address not in (None, "auto"):
-        _check_reachable(address, min(wanted.wait_seconds, ANSWER_SECONDS), tell)
+    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray takes it
+    if told and ("://" in told or address != "auto"):
+        _check_reachable(told, min(wanted.wait_seconds, ANSWER_SECONDS), tell)
     for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOCAL}).items():
         os.environ.setdefault(name, value)
     with _started(hardware) if address is None else _joined(address, wanted, tell) as those:
@@ -125,8 +127,8 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
     with _connecting(lambda reason: _no_cluster(address, reason)):
         ray.init(address, **_QUIET)
     try:
-        with _watched(ray.get_runtime_context().gcs_address), machines.gathered(wanted, tell) as those:
-            yield those
+        with _watched(ray.get_runtime_context().gcs_address):
+            yield machines.gathered(wanted, tell)
     finally:
         ray.shutdown()
 
@@ -143,7 +145,8 @@ def _connecting(message: Callable[[str], str]) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # Ray also raises plain ones, say when its own processes don't start in time
-        raise UsageError(message((str(error).splitlines() or [type(error).__name__])[0])) from error
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+        raise UsageError(message(" ".join(lines if lines[0].startswith(_VERSIONS) else lines[:1]))) from error
     finally:
         importing.join()
         signal.signal(signal.SIGTERM, terminate)
@@ -265,8 +268,8 @@ def _make_token() -> None:
 
 def _check_reachable(address: str, patience: float, tell: Callable[[str], None]) -> None:
     """Check first that something listens there and speaks Ray's protocol: Ray itself would go on trying for minutes."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
-    if not host or not port.isdigit():
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or "://" in host:  # Ray Client (ray://) can't carry Tune's callbacks
         raise UsageError(f"--address must be auto or host:port (Ray's own port is 6379), got {address}")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as line:
@@ -291,6 +294,11 @@ def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]
 
 
 def _no_cluster(address: str, reason: str) -> str:
+    if reason.startswith(_VERSIONS):
+        return (
+            f"the Ray cluster at --address {address} has other versions than this environment ({reason}): "
+            "install the same Ray and Python here as there"
+        )
     return (
         f"no Ray cluster answers at --address {address} ({reason}): "
         "start one with `ray start --head`, or drop --address to measure on this machine"

@@ -3,7 +3,7 @@
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -151,24 +151,18 @@ def wait_until_free(those: Sequence[Machine], check: Callable[[], None], tell: C
         remove_placement_group(held)
 
 
-@contextlib.contextmanager
-def gathered(wanted: Wanted, tell: Callable[[str], None]) -> Iterator[tuple[Machine, ...]]:
-    """Yield the wanted machines of the joined cluster, the most capable first; ask an autoscaler for missing ones.
+def gathered(wanted: Wanted, tell: Callable[[str], None]) -> tuple[Machine, ...]:
+    """Return the wanted machines of the joined cluster, the most capable first; ask an autoscaler for missing ones.
 
     Raises UsageError if there are too few and no more can come, or if they do not come in time.
     """
     nodes = _nodes(wanted)
-    need, asked = wanted.count or 1, False
-    try:
-        if len(nodes) < need:
-            _check_can_come(wanted, len(nodes))
-            asked = True
-            nodes = _wait(wanted, need, tell)
-        nodes.sort(key=lambda node: (-node["Resources"].get("GPU", 0), -node["Resources"]["CPU"], node["NodeID"]))
-        yield tuple(_probed(node) for node in nodes[: wanted.count])
-    finally:
-        if asked:
-            _request([])
+    need = wanted.count or 1
+    if len(nodes) < need:
+        _check_can_come(wanted, len(nodes))
+        nodes = _wait(wanted, need, tell)
+    nodes.sort(key=lambda node: (-node["Resources"].get("GPU", 0), -node["Resources"]["CPU"], node["NodeID"]))
+    return tuple(_probed(node) for node in nodes[: wanted.count])
 
 
 def _nodes(wanted: Wanted) -> list[dict[str, Any]]:
@@ -205,29 +199,35 @@ def _check_can_come(wanted: Wanted, there: int) -> None:
 
 
 def _wait(wanted: Wanted, need: int, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Wait for the nodes, and have an autoscaler start them: for a placement group with a place on each.
+
+    A group is for different machines, where resources that are asked for by themselves may all fit on one; and Ray ends
+    it with this process, however that ends, so that no machine is kept for nobody.
+    """
+    from ray.util.placement_group import placement_group, remove_placement_group
+
     kind = {f"accelerator_type:{wanted.accelerator_type}": 0.001} if wanted.accelerator_type else {}
     bundle = {"CPU": 1.0, **({"GPU": 1.0} if wanted.gpu or kind else {}), **kind}
-    _request([bundle] * need)
-    began = last_told = time.monotonic()
-    tell(f"waiting for {wanted}, at most {wanted.wait_seconds:g} s (--wait-seconds): asked the cluster's autoscaler")
-    while len(nodes := _nodes(wanted)) < need:
-        now = time.monotonic()
-        if now - began > wanted.wait_seconds:
-            raise UsageError(
-                f"after {wanted.wait_seconds:g} s the Ray cluster has {len(nodes)} of {wanted}: see `ray status` for "
-                "what the autoscaler says, raise --wait-seconds, or lower --machines"
-            )
-        if now - last_told > TELL_SECONDS:
-            last_told = now
-            tell(f"still waiting after {now - began:.0f} s: {len(nodes)} of {wanted}")
-        time.sleep(POLL_SECONDS)
-    return nodes
-
-
-def _request(bundles: list[dict[str, float]]) -> None:
-    from ray.autoscaler.sdk import request_resources
-
-    request_resources(bundles=bundles)
+    asked = placement_group([bundle] * need, strategy="STRICT_SPREAD")
+    try:
+        began = last_told = time.monotonic()
+        tell(
+            f"waiting for {wanted}, at most {wanted.wait_seconds:g} s (--wait-seconds): asked the cluster's autoscaler"
+        )
+        while len(nodes := _nodes(wanted)) < need:
+            now = time.monotonic()
+            if now - began > wanted.wait_seconds:
+                raise UsageError(
+                    f"after {wanted.wait_seconds:g} s the Ray cluster has {len(nodes)} of {wanted}: see `ray status` "
+                    "for what the autoscaler says, raise --wait-seconds, or lower --machines"
+                )
+            if now - last_told > TELL_SECONDS:
+                last_told = now
+                tell(f"still waiting after {now - began:.0f} s: {len(nodes)} of {wanted}")
+            time.sleep(POLL_SECONDS)
+        return nodes
+    finally:
+        remove_placement_group(asked)
 
 
 def _probed(node: Mapping[str, Any]) -> Machine:

@@ -76,24 +76,27 @@ class Sweep:
         """Run every trial; each ends as one row.
 
         Each machine takes one repeat after another. If any cell needs several machines, everything is measured from the
-        first one, so that the cells of a pair are still measured on one machine and at one time.
+        first one (if it is lost, from the next), so that the cells of a pair are still measured on one machine and at
+        one time.
 
         Raises ClusterLostError if no machine is left to measure the remaining trials.
         """
-        agenda = Agenda(trials)
-        those = self.cluster.machines[: 1 if agenda.wide else None]
-        lanes = [self.lane(self, machine, agenda) for machine in those]
-        while lanes and agenda.left:  # again where a machine was lost after the others had found nothing left to take
+        agenda, machines = Agenda(trials), self.cluster.machines
+        lanes = list[Lane]()
+        while agenda.left:  # again where a machine was lost after the others had found nothing left to take
+            if not lanes:  # at first, and when the one from which everything was measured is lost
+                those, machines = (machines[:1], machines[1:]) if agenda.wide else (machines, ())
+                lanes = [self.lane(self, machine, agenda) for machine in those]
+            if not lanes:
+                raise ClusterLostError(
+                    f"no machine of the cluster is left, and {agenda.left} trials are not measured: what was measured "
+                    "is kept; run the same command again when the cluster is back"
+                )
             if len(lanes) == 1:
                 lanes[0].run()
             else:
                 self._side_by_side(lanes)
             lanes = [lane for lane in lanes if not lane.lost]
-        if agenda.left:
-            raise ClusterLostError(
-                f"no machine of the cluster is left, and {agenda.left} trials are not measured: what was measured is "
-                "kept; run the same command again when the cluster is back"
-            )
 
     def _side_by_side(self, lanes: Sequence[Lane]) -> None:
         with ThreadPoolExecutor(len(lanes), thread_name_prefix="rresnet-lane") as pool:

@@ -184,8 +184,13 @@ class _Beat(Hold):
         info: Any = self._place.system.get_file_info(f"{self._place.base}/{self._name}")
         if info.type == pa_fs.FileType.NotFound:
             self._lost = True
-        else:
-            self._write()
+            return
+        began = time.time()
+        self._write()
+        if (
+            time.time() - began > DEAD_SECONDS / 2
+        ):  # tried again and again: somebody may have removed our lock meanwhile
+            self._lost = self._lost or bool(self._others())
 
     def _write(self) -> None:
         self._count += 1

@@ -92,7 +92,12 @@ def at(results: Location) -> Place:
     """The place that a path or a URL names. Raises StoreError where a URL names none."""
     url = _URL.fullmatch(str(results))
     if url is None:
-        return _Folder(Path(results).expanduser())  # a shell does not expand ~ behind --results-dir=
+        try:
+            return _Folder(Path(results).expanduser())  # a shell does not expand ~ behind --results-dir=
+        except RuntimeError as error:
+            raise StoreError(
+                f"{results} is in the home folder of a user that is not here: name another folder"
+            ) from error
     scheme, rest = url.groups()
     if scheme == "file":
         return _Folder(Path("/", rest))

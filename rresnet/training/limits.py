@@ -24,6 +24,7 @@ SMALLEST_MATRIX, LARGEST_MATRIX = 1024, 16384
 COPY_BYTES = {"cpu": 128 * 2**20, "cuda": 1024 * 2**20}
 COPY_SHARE = 1 / 64  # of a GPU's memory, at most
 ADAM_BYTES = 28  # for each parameter: weight, gradient and both moments read, all but the gradient written, in fp32
+CANARY_CALLS = 3
 CANARY_MATRIX = {"cpu": 1024, "cuda": 8192}
 CANARY_MATRIX_OF_SMALL, SMALL_BYTES = 4096, 32 * 2**30
 
@@ -86,11 +87,13 @@ def measure(kind: str, precision: Precision, threads: int) -> Limits:
 def canary(kind: str, half: bool) -> tuple[float, float]:
     """Seconds of one matrix product (bfloat16 if `half`, else fp32) and of one copy: the same work on every call.
 
-    They take some 30 ms on two slow cores. On a noisy machine these two tell its state (`docs/measurement.md`).
+    Each is the fastest of `CANARY_CALLS`, since the first finds threads asleep after whatever the process did before.
+    On a noisy machine these two tell its state (`docs/measurement.md`).
     """
     device = torch.device(kind)
-    product = _canary_product(kind, torch.bfloat16 if half else torch.float32)
-    return seconds_of(device, product), seconds_of(device, _copy(kind))
+    calls = _canary_product(kind, torch.bfloat16 if half else torch.float32), _copy(kind)
+    product, copy = (min(seconds_of(device, call) for _ in range(CANARY_CALLS)) for call in calls)
+    return product, copy
 
 
 @functools.cache
