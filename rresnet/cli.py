@@ -35,10 +35,14 @@ def main(
     other arguments are the fields of `running.Experiment`.
     """
     what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
-    sys.path.append(os.getcwd())  # so that --model finds the user's own module; Ray's workers look there anyway
     errors = Console(stderr=True)
     stop = _Stop()
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # rich would print nothing
     try:
+        sys.path.append(
+            _working_folder()
+        )  # so that --model finds the user's own module; Ray's workers look there anyway
         settings = usage.settings(defaults or Settings(), name=name, description=description)
         if not sys.stdout.isatty():
             os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))
@@ -48,6 +52,11 @@ def main(
     except UsageError as error:
         say(errors, f"error: {error}", "red")
         return WRONG_REQUEST
+    except experiment.StoppedAfterAll as stopped:
+        if stop.signal is None:  # the reader has gone, and missed only the end of the answer
+            return OK if stopped.fine else SOME_FAILED
+        say(errors, f"\nStopped; the run is complete: rresnet report {shlex.quote(stopped.results_dir)} shows it")
+        return INTERRUPTED if stop.signal == signal.SIGINT else TERMINATED
     except KeyboardInterrupt:
         if "--dry-run" not in sys.argv:  # which has measured nothing: its reader has seen enough (`| head`)
             say(errors, f"\nStopped; every trial that ended is kept. To continue: {_again()}")
@@ -61,6 +70,13 @@ class _Console(Console):
         """Stop the run instead of exiting with rich's code, which here means that a trial failed."""
         self.quiet = True
         raise KeyboardInterrupt
+
+
+def _working_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError as error:
+        raise UsageError(f"the working folder is gone ({error.strerror}): change to one that is there") from error
 
 
 def _again() -> str:
@@ -90,7 +106,7 @@ class _Stop:
         return self.signal is not None
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self.signal = self.signal or number
         if number == signal.SIGHUP:
             signal.signal(number, signal.SIG_IGN)  # a shell and the system may both send it
             nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -13,6 +13,7 @@ DEFAULT_REPEATS = 12
 DEFAULT_TIMEOUT_SECONDS = 600.0
 TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: start, warm-up and the clocks take time as well
 EPOCH_TIMEOUT_SECONDS = 3600.0
+LONGEST_SECONDS = 1e8  # of any limit: three years, in which the system's clocks can still count
 WORKERS_SECONDS = 120.0  # for a worker group to start, and to end an overdue trial itself
 
 T = TypeVar("T")
@@ -34,12 +35,13 @@ CLUSTER = FlagGroup("cluster", "Which machines measure.")
 RUN = FlagGroup("run", "How this run proceeds, and what it prints.")
 
 _SECONDS = Must("must be a number of seconds above 0", lambda value: 0 < value < float("inf"))
+_AT_MOST = Must("must be at most 2147483647", lambda value: value < 2**31)
 _MINUTES = Must("must be a number of minutes above 0", _SECONDS.holds)
 _SHARE = Must("must be between 0 and 1 (0.02 is 2 %)", lambda value: 0 < value < 1)
 _SEED = Must("must be between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63)
 _NAME = Must(
-    "takes only letters, digits and - _ . and may not begin with a dot",
-    lambda name: name != "" and all(c.isalnum() or c in "-_." for c in name) and name[0] != ".",
+    "takes only letters, digits and - _ . (at most 100 of them), and may not begin with a dot",
+    lambda name: 0 < len(name) <= 100 and all(c.isalnum() or c in "-_." for c in name) and name[0] != ".",
 )
 _DATASET = Must(
     "must be a name, a folder or a .parquet file, in UTF-8",  # it is a column of the tables
@@ -60,7 +62,8 @@ class How:
     def limit_seconds(self, cell: Cell) -> float:
         """Time limit of a trial of `cell`, seconds."""
         timed = max(DEFAULT_TIMEOUT_SECONDS, TIMEOUT_OF_SECONDS * self.seconds)
-        return self.timeout_seconds or (EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else timed)
+        limit = self.timeout_seconds or (EPOCH_TIMEOUT_SECONDS * cell.epochs if cell.epochs else timed)
+        return min(limit, LONGEST_SECONDS)
 
     def process_limit_seconds(self, cell: Cell) -> float:
         """Time limit of the process that runs it, seconds: longer with several workers, which end the trial first."""
@@ -164,6 +167,13 @@ class Settings:
             for must in (one for one in metadata if isinstance(one, Must)):
                 for one in values:
                     must.check(text, one)
+                    if must is AT_LEAST_1:
+                        _AT_MOST.check(text, one)
+        if self.address is None and (
+            given := [name for name in ("machines", "accelerator_type") if getattr(self, name)]
+        ):
+            flag = given[0].replace("_", "-")
+            raise UsageError(f"--{flag} is for the machines of a Ray cluster: give its --address, or leave it out")
         if self.timeout_seconds and not self.epochs and self.timeout_seconds <= self.seconds:
             raise UsageError(
                 f"--timeout-seconds {self.timeout_seconds:g} ends each trial before its --seconds {self.seconds:g} are "

@@ -30,10 +30,11 @@ def place(longest: str) -> Path:
     """
     room = (107 if sys.platform == "linux" else 103) - len(f"/{_PREFIX}{os.getpid()}-12345678{longest}")
     for path in (tempfile.gettempdir(), *_SHORT):
-        if len(os.fsencode(path)) <= room and os.access(path, os.W_OK | os.X_OK):
+        # Ray takes no other characters in the paths of its sockets.
+        if path.isascii() and len(path) <= room and os.access(path, os.W_OK | os.X_OK):
             return Path(path)
     raise OSError(
-        f"{tempfile.gettempdir()} is too long for the paths of sockets: set TMPDIR to a path of at most {room} bytes"
+        f"{tempfile.gettempdir()} can't hold the paths of sockets: set TMPDIR to a path of at most {room} ASCII letters"
     )
 
 

@@ -21,11 +21,11 @@ HOUSE = [
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
     ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster machines layout"),
     ("training", "train workbench clocks limits timing step layers model relu convolution inputs memory"),
-    ("quality", "flags states monitor steady"),
+    ("quality", "flags states monitor rapl steady"),
     ("", "progress terminal"),
     ("tables", "environment store runs reading objects place measurement"),
     ("data", "__init__ files named"),
-    ("", "grid hardware scratch config cell"),
+    ("", "grid hardware cgroup scratch config cell"),
 ]
 ORDER = [f"{folder}.{name}".strip(".").removesuffix(".__init__") for folder, names in HOUSE for name in names.split()]
 LATE = {  # imported where they run, or for their types alone

@@ -120,6 +120,11 @@ TOLD = [
     (["--dataset", "fashion-mnits"], "fashion-mnits is neither", "cifar10", "did you mean fashion-mnist?"),
     (["--dataset", "fashion-mnits", "--dry-run"], "fashion-mnits is neither", "cifar10", "did you mean fashion-mnist?"),
     (["--address", "nowhere"], "got nowhere", "auto or host:port", "must be"),
+    (["--results-dir", "~nobody-here/x"], "~nobody-here/x", "a user that is not here", "name another folder"),
+    (["--results-dir", "~nobody-here/x", "--dry-run"], "~nobody-here/x", "a user that is not here", "name another"),
+    (["--address", "ray://127.0.0.1:10001"], "got ray://", "auto or host:port", "must be"),
+    (["--model", "leaves:exits"], "leaves:exits can't be imported (SystemExit: 0)", "package.module:function", "give"),
+    (["--model", "sys:exit"], "sys:exit can't be made (SystemExit: 10)", "the number of classes, 10", "called with"),
     (["--results-dir", ""], "got ''", "s3://BUCKET/FOLDER", "must be a folder"),
 ]
 # Of the `rresnet` command; R is a results folder. Prices stand in `test_decision.py`.

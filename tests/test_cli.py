@@ -55,6 +55,35 @@ def test_a_reader_that_goes_stops_the_run_as_ctrl_c_does(dry, monkeypatch, capsy
     assert dry or said.endswith("experiments/compare.py --repeats 3")
 
 
+@pytest.mark.parametrize(
+    ("signal", "code", "said"), [(None, 1, ""), (2, 130, "the run is complete: rresnet report"), (15, 143, "complete")]
+)
+def test_who_stops_when_every_trial_has_run_is_told_that_nothing_is_left_to_do(signal, code, said, monkeypatch, capsys):
+    def run(what, settings, console, asked):
+        asked.__self__.signal = signal
+        raise cli.experiment.StoppedAfterAll(False, settings.results_dir)
+
+    monkeypatch.setattr(sys, "argv", ["experiments/compare.py"])
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(cli.experiment, "run", run)
+    assert cli.main("compare", "the experiment") == code
+    told = capsys.readouterr().err
+    assert said in told
+    assert "To continue" not in told
+
+
+def test_a_working_folder_that_is_gone_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(cli.os, "getcwd", lambda: os.stat("/nothing"))
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    assert cli.main("compare", "the experiment") == 2
+    assert "the working folder is gone (No such file or directory)" in " ".join(capsys.readouterr().err.split())
+
+
+def test_no_width_is_any_width(tmp_path):
+    dry = ("--dry-run", "--repeats", "1", "--results-dir", str(tmp_path))
+    assert "planned trials" in compare(*dry, env={**os.environ, "COLUMNS": "0"}).stdout
+
+
 def test_python_m_rresnet_is_the_command():
     done = subprocess.run([sys.executable, "-m", "rresnet", "--version"], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout.split()[0]) == (0, "rresnet")

@@ -230,3 +230,25 @@ def test_the_embedded_set_can_be_built_again(tmp_path, monkeypatch):
         assert np.array_equal(built["train_labels"], small.train.labels)
         assert np.array_equal(built["test_labels"], small.test.labels)
         assert tuple(built["classes"]) == small.classes
+
+
+def test_reading_the_users_images_stops_when_asked(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(4):
+            Image.new("L", (8, 8)).save(tmp_path / name / f"{number}.png")
+    asked = iter([False] * 3 + [True] * 100)
+    with pytest.raises(KeyboardInterrupt):
+        data.load(str(tmp_path), image_size=8, stop=lambda: next(asked))
+    assert len(list(asked)) == 99  # none was asked for after that
+
+
+def test_a_folder_that_is_no_data_set_is_not_suggested(tmp_path):
+    for name in ("tests", "petz"):
+        (tmp_path / name / "cats").mkdir(parents=True)
+    with pytest.raises(data.DataError) as raised:
+        data.load(str(tmp_path / "pets"), image_size=8)
+    assert "did you mean" not in str(raised.value)
+    Image.new("L", (8, 8)).save(tmp_path / "petz" / "cats" / "1.png")
+    with pytest.raises(data.DataError, match=r"did you mean .*petz"):
+        data.load(str(tmp_path / "pets"), image_size=8)

@@ -53,7 +53,14 @@ class ImageData(Source):
 Loader = Callable[[Path | None, int, int], Source]  # data folder, image size, seed
 
 
-def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: int = 42) -> ImageData:
+def load(
+    dataset: str,
+    *,
+    image_size: int,
+    data_dir: Path | None = None,
+    seed: int = 42,
+    stop: Callable[[], bool] = lambda: False,
+) -> ImageData:
     """Load a data set.
 
     Args:
@@ -61,14 +68,16 @@ def load(dataset: str, *, image_size: int, data_dir: Path | None = None, seed: i
         image_size: height and width that all images are brought to, pixels.
         data_dir: folder where the files of a named data set lie or are downloaded to.
         seed: for synthetic images, and for the test split of data that has none.
+        stop: is asked before each of the user's own images is read, on several threads.
 
     Raises:
+        KeyboardInterrupt: `stop` said so.
         DataError: there is no such data, it is damaged, or it does not fit in memory.
     """
     check_known(dataset)
     loader = DATASETS.get(dataset)
     with _as_data_error(dataset):
-        source = loader(data_dir, image_size, seed) if loader else _own(dataset, image_size, seed)
+        source = loader(data_dir, image_size, seed) if loader else _own(dataset, image_size, seed, stop)
     for split in (source.train, source.test):
         check_memory(dataset, len(split.labels), split.images.shape[1], image_size)
     train, test = _resized(source.train, image_size), _resized(source.test, image_size)
@@ -147,11 +156,11 @@ def _as_data_error(dataset: str) -> Iterator[None]:
         raise DataError(f"can't read {what}: {reason}; get permission to, or name other data") from error
 
 
-def _own(dataset: str, image_size: int, seed: int) -> Source:
+def _own(dataset: str, image_size: int, seed: int, stop: Callable[[], bool]) -> Source:
     from rresnet.data import files
 
     path = Path(os.path.expanduser(dataset))  # no error where there is no such user
-    return (files.folder if path.is_dir() else files.parquet)(path, image_size, seed)
+    return (files.folder if path.is_dir() else files.parquet)(path, image_size, seed, stop)
 
 
 def stratified_test_split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:

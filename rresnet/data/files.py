@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -28,13 +28,14 @@ _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 million
 LARGE_PIXELS = 4_000_000  # larger images are decoded one at a time: a folder of them needs no more memory than one
 _LARGE = threading.Lock()
+Stop = Callable[[], bool]
 SMALL_PIXELS = 48 * 48  # images that one thread decodes faster than several, which wait for Python's lock in between
 ROWS_AT_ONCE = 256  # of a Parquet file: a few bytes of it can stand for any number of large values
 CHUNK = 256  # images per task: a task for each image costs more than decoding a small one
 _GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
 
 
-def folder(root: Path, image_size: int, seed: int) -> Source:
+def folder(root: Path, image_size: int, seed: int, stop: Stop = lambda: False) -> Source:
     """Load an image folder, split as `train/` and `test/` (or val/, validation/) if it has these, else by the seed."""
     train, test = (_first_folder(root, names) for names in (TRAINING_FOLDERS, TEST_FOLDERS))
     if train and test:
@@ -48,7 +49,7 @@ def folder(root: Path, image_size: int, seed: int) -> Source:
         parts = [_files(root, classes, classes)]
     paths = [path for part in parts for path, _ in part]
     check_memory(str(root), len(paths), 3, image_size)
-    images = _decode([(str(path), path) for path in paths], image_size)
+    images = _decode([(str(path), path) for path in paths], image_size, stop)
     labels = np.array([label for part in parts for _, label in part], dtype=np.int64)
     return _split(*images, labels, classes, seed, len(parts[0]) if len(parts) == 2 else None)
 
@@ -86,7 +87,7 @@ def _files(root: Path, classes: Sequence[str], names: Sequence[str]) -> list[tup
     return found
 
 
-def parquet(path: Path, image_size: int, seed: int) -> Source:
+def parquet(path: Path, image_size: int, seed: int, stop: Stop = lambda: False) -> Source:
     """Load a Parquet file with `image` or `img` (a struct with `bytes`, or binary), `label`, and perhaps `split`."""
     table = _read(path)
     encoded = _image_bytes(path, table)
@@ -99,7 +100,8 @@ def parquet(path: Path, image_size: int, seed: int) -> Source:
         if test in (0, len(labels)):
             raise DataError(f"{path}: the column split must name both train and test rows, found only one of them")
     check_memory(str(path), len(encoded), 3, image_size)
-    images = _decode([(f"{path}, image {i}", io.BytesIO(content)) for i, content in enumerate(encoded)], image_size)
+    named = [(f"{path}, image {i}", io.BytesIO(content)) for i, content in enumerate(encoded)]
+    images = _decode(named, image_size, stop)
     return _split(*images, labels, classes, seed, test)
 
 
@@ -201,14 +203,23 @@ def _split(
     )
 
 
-def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int) -> tuple[Pixels, int]:
+def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int, stop: Stop) -> tuple[Pixels, int]:
     """Decode to uint8 [N, C, size, size], one channel if every image is grey, and the median of their short sides.
 
     Pillow decodes outside Python's lock.
     """
+
+    def decode_all(chunk: Sequence[tuple[str, Path | IO[bytes]]]) -> list[tuple[Image.Image, int]]:
+        found = []
+        for name, source in chunk:
+            if stop():
+                raise KeyboardInterrupt
+            found.append(_decode_one(name, source, size))
+        return found
+
     chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
     with ThreadPoolExecutor(1 if all(map(_is_small, _few(sources))) else None) as pool:
-        done = pool.map(lambda chunk: [_decode_one(name, source, size) for name, source in chunk], chunks)
+        done = pool.map(decode_all, chunks)
         decoded, short_sides = zip(*(found for chunk in done for found in chunk), strict=True)
     if all(image.mode == "L" for image in decoded):
         pixels = np.stack([np.asarray(image)[None] for image in decoded])

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import math
+import os
 import shutil
 import struct
 import tempfile
@@ -30,7 +31,9 @@ def load(of_class: str, data_dir: Path | None) -> Source:
     Raises:
         DataError: files are damaged, or can't be downloaded.
     """
-    folder, dataset = data_dir or scratch.cache_folder() / "data", getattr(torchvision.datasets, of_class)
+    dataset = getattr(torchvision.datasets, of_class)
+    # A shell does not expand ~ behind --data-dir=; no error where there is no such user.
+    folder = Path(os.path.expanduser(data_dir)) if data_dir else scratch.cache_folder() / "data"
     return (_idx if issubclass(dataset, torchvision.datasets.MNIST) else _cifar)(dataset, folder)
 
 

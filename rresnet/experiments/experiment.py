@@ -2,9 +2,10 @@
 
 import functools
 import shlex
+import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, wait
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -26,6 +27,15 @@ EMBEDDED_SIZE = 28  # of the embedded images as they are stored, pixels
 EARLY_SECONDS = 0.5  # for data to be read, or rejected, before Ray is started
 
 
+class StoppedAfterAll(KeyboardInterrupt):
+    """The user has stopped the command when every trial had run: only the answer was not printed to its end."""
+
+    def __init__(self, fine: bool, results_dir: str) -> None:
+        """`fine` says whether all trials are ok."""
+        super().__init__()
+        self.fine, self.results_dir = fine, results_dir
+
+
 def run(
     experiment: Experiment, settings: Settings, console: Console, stop_asked: Callable[[], bool] = lambda: False
 ) -> bool:
@@ -39,6 +49,7 @@ def run(
     """
     here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(say, console)
     data.check_known(settings.dataset)
+    place.at(settings.results_dir).check_writable()
     if settings.address is None:  # a wrong request is reported at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
@@ -46,34 +57,51 @@ def run(
             _show(planned, settings, console)
             say(console, unchecked)
             return True
-    place.at(settings.results_dir).check_writable()
-    with ThreadPoolExecutor(1) as pool:  # Ray starts while the data is read
-        images = pool.submit(
-            data.load, settings.dataset, image_size=settings.image_size, data_dir=settings.data_dir, seed=settings.seed
-        )
-        if images in wait([images], timeout=EARLY_SECONDS).done:  # errors in it are reported at once
-            images.result()
-            if settings.address is None and settings.batch_size != AUTO:
-                planning.check_batches(planned, images.result())
-        from rresnet.runner import cluster as ray_cluster
-        from rresnet.runner.machines import Wanted
+    images = _loading(settings, stop_asked)  # Ray starts while the data is read
+    if images in wait([images], timeout=EARLY_SECONDS).done:  # errors in it are reported at once
+        images.result()
+        if settings.address is None and settings.batch_size != AUTO:
+            planning.check_batches(planned, images.result())
+    from rresnet.runner import cluster as ray_cluster
+    from rresnet.runner.machines import Wanted
 
-        wanted = Wanted(
-            gpu="gpu" in settings.device,
-            accelerator_type=settings.accelerator_type,
-            count=settings.machines,
-            wait_seconds=settings.wait_seconds,
-        )
-        with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
-            cluster = _alike(joined, begin, experiment.cells, tell)
-            planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
-            setup = Setup(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
-            if settings.batch_size != AUTO:  # auto looks only at sizes that there are images for
-                planning.check_batches(planned, setup.images)
-            if settings.dry_run:
-                _show(planned, settings, console)
-                return True
-            return _measure(experiment, settings, setup)
+    wanted = Wanted(
+        gpu="gpu" in settings.device,
+        accelerator_type=settings.accelerator_type,
+        count=settings.machines,
+        wait_seconds=settings.wait_seconds,
+    )
+    with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
+        cluster = _alike(joined, begin, experiment.cells, tell)
+        planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
+        setup = Setup(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
+        if settings.batch_size != AUTO:  # auto looks only at sizes that there are images for
+            planning.check_batches(planned, setup.images)
+        if settings.dry_run:
+            _show(planned, settings, console)
+            return True
+        return _measure(experiment, settings, setup)
+
+
+def _loading(settings: Settings, stop_asked: Callable[[], bool]) -> "Future[data.ImageData]":
+    """Load the data on a thread that the program does not wait for when it ends: a download may hang for minutes."""
+    images = Future[data.ImageData]()
+
+    def load() -> None:
+        try:
+            found = data.load(
+                settings.dataset,
+                image_size=settings.image_size,
+                data_dir=settings.data_dir,
+                seed=settings.seed,
+                stop=stop_asked,
+            )
+            images.set_result(found)
+        except BaseException as error:  # also what ends a thread: whoever waits for the data gets it
+            images.set_exception(error)
+
+    threading.Thread(target=load, name="rresnet-data", daemon=True).start()
+    return images
 
 
 def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
@@ -84,7 +112,9 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
         return [
             f"Not checked: whether {settings.dataset} has enough images for each batch. A dry run does not load them."
         ]
-    planning.check_batches(planned, data.load(data.EMBEDDED, image_size=EMBEDDED_SIZE))
+    images = data.load(data.EMBEDDED, image_size=EMBEDDED_SIZE)
+    data.check_memory(data.EMBEDDED, len(images.train.labels) + len(images.test.labels), 1, settings.image_size)
+    planning.check_batches(planned, images)
     return []
 
 
@@ -130,20 +160,30 @@ def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
 
         extend = functools.partial(growth.grow, settings=settings, began=time.monotonic())
     trials = running.measured(experiment, settings, setup, extend)
+    fine = bool((trials["status"] == "ok").all())  # including those that an earlier command has run
+    try:
+        _answer(trials, experiment, settings, setup.console, searched=searched)
+    except KeyboardInterrupt as stopped:
+        raise StoppedAfterAll(fine, settings.results_dir) from stopped
+    return fine
+
+
+def _answer(
+    trials: "pd.DataFrame", experiment: Experiment, settings: Settings, console: Console, *, searched: bool
+) -> None:
     from rresnet.analysis import compiling, scaling  # pandas and scipy: would delay the start by seconds
     from rresnet.experiments import printing
 
     if experiment.show:
-        experiment.show(trials, setup.console, settings.results_dir)
+        experiment.show(trials, console, settings.results_dir)
     else:
-        printing.findings(trials, setup.console, searched=searched)
-        say(setup.console, [*scaling.summary(trials), *compiling.summary(trials)])
-    printing.remarks(trials, setup.console, advice=settings.advice)
-    say(setup.console, _completion(trials))
+        printing.findings(trials, console, searched=searched)
+        say(console, [*scaling.summary(trials), *compiling.summary(trials)])
+    printing.remarks(trials, console, advice=settings.advice)
+    say(console, _completion(trials))
     run_id = trials["run_id"].iloc[0]
-    say(setup.console, f"Rows: {place.at(settings.results_dir).full_name('trials')} (run {run_id})", "dim")
-    say(setup.console, f"As a page: rresnet report {shlex.quote(settings.results_dir)}", "dim")
-    return bool((trials["status"] == "ok").all())  # including those that an earlier command has run
+    say(console, f"Rows: {place.at(settings.results_dir).full_name('trials')} (run {run_id})", "dim")
+    say(console, f"As a page: rresnet report {shlex.quote(settings.results_dir)}", "dim")
 
 
 def _find_batch_sizes(experiment: Experiment, settings: Settings, setup: Setup) -> tuple[Experiment, Settings]:

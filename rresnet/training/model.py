@@ -70,10 +70,10 @@ def _own(name: str, classes: int) -> nn.Module:
 
 @contextlib.contextmanager
 def _as_usage_error(what: str, valid: str) -> Iterator[None]:
-    """Turn whatever the user's own code raises into a UsageError."""
+    """Turn whatever the user's own code raises into a UsageError, even the wish to exit: a script has no main guard."""
     try:
         yield
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise UsageError(f"{what} ({type(error).__name__}: {error}): {valid}") from error
 
 
