@@ -50,7 +50,7 @@ def print_table(
     shown = dict(columns)
 
     def table(*, whole: bool = True) -> Table:
-        found = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left")
+        found = Table(box=box.SIMPLE_HEAD)
         for heading in shown:
             found.add_column(
                 heading,
@@ -71,6 +71,8 @@ def print_table(
             shown.pop(heading, None)
     to_spare = _spare(broken, shown[broken]) if broken in shown else 0
     console.print(table(whole=width() - to_spare <= console.width))
+    if caption:
+        say(console, caption, "dim italic")
 
 
 def _spare(heading: str, texts: Sequence[str]) -> int:

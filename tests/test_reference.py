@@ -12,7 +12,7 @@ def folder(tmp_path):
     return written(tmp_path / "reference", [row(BLOG, r, 100.0) for r in range(3)])
 
 
-FOLDERS = [reference.FOLDER, reference.FOLDER / "h100", reference.FOLDER / "h100-compile"]
+FOLDERS = [reference.FOLDER, reference.FOLDER / "h100", reference.FOLDER / "h100-compile", reference.FOLDER / "zen3"]
 
 
 @pytest.mark.parametrize("kept_in", FOLDERS)
