@@ -58,12 +58,12 @@ def test_the_exchange_is_timed_on_the_first_visit_and_when_measured_time_has_pai
     cell.device, cell.train_step, cell._first = torch.device("cpu"), None, ((), None)
     found = []
     for measured in range(1, 11):  # seconds so far
-        cell._measured_seconds = measured - 1
-        found.append(cell.communication_seconds(1.0))
+        cell.measured_seconds = measured
+        found.append(cell.communication_seconds())
     assert [at for at, seconds in enumerate(found, 1) if seconds == 0.25] == [1, 4, 8]
     assert found.count(None) == 7
     cell.world = 1
-    assert cell.communication_seconds(1.0) is None
+    assert cell.communication_seconds() is None
 
 
 @pytest.mark.parametrize(("scaled", "fused", "told"), [(True, False, False), (True, True, True), (False, False, True)])

@@ -43,6 +43,9 @@ class FakeProgress:
     def more(self, trials, why):
         self.lines.append((trials, why))
 
+    def note(self, why):
+        self.lines.append((0, why))
+
 
 def grow(monkeypatch, sweep, settings, began=0.0, clock=0.0, again=()):
     columns = [f.name for f in TRIALS]

@@ -6,7 +6,13 @@ from typing import Any
 import pandas as pd
 
 from rresnet.analysis import alike, comparison, frames, load, pairing, ranking, rates
-from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
+from rresnet.analysis.statistics import (
+    MINIMUM_REPEATS,
+    Interval,
+    log_mean_interval,
+    repeats_needed,
+    variance_components,
+)
 from rresnet.cell import AXES, CELL_COLUMNS
 from rresnet.quality.flags import ADVICE
 from rresnet.quality.states import slow_repeats
@@ -198,8 +204,8 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     pairs = pairing.paired(trials, first["cell_id"], second["cell_id"])
     if len(pairs) < MINIMUM_REPEATS:
         return []
-    lead = pairing.lead(pairs)
-    components, half = lead.components, lead.half_width
+    lead = pairing.series_of(pairs)
+    components, half = variance_components(lead), log_mean_interval(lead).reach
     if not half:
         return []
     of_process = components.process_sd if components.processes_differ else None
@@ -208,13 +214,13 @@ def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
     scattered = (
         f"The lead over the second scatters by {' and by '.join(shares)} (standard deviation). " if shares else ""
     )
-    needed = lead.repeats_for(half / 2)
+    needed = repeats_needed(lead, half / 2)
     if needed:
         why = "part of its width is room for slow drift, which only a longer run reduces"
         return [f"{scattered}An interval half as wide would take about {needed} repeats; {why}."]
     never = (
         f"that also takes more --processes ({components.processes} so far)"
-        if lead.repeats_for(half / 2, drift_limit=0.0) is None
+        if repeats_needed(lead, half / 2, drift_limit=0.0) is None
         else "the rest is room for the machine's slow drift, and a quieter machine would do more"
     )
     return [f"{scattered}More repeats alone would not halve the interval: {never}."]

@@ -37,14 +37,21 @@ def read(results: Location | Sequence[Location] = "results") -> Tables:
     Raises:
         StoreError: there is no such folder, or a file in it is damaged.
     """
-    folders = [results] if isinstance(results, str | Path) else list(results)
+    return read_with_homes([results] if isinstance(results, str | Path) else list(results))[0]
+
+
+def read_with_homes(folders: Sequence[Location]) -> tuple[Tables, dict[str, int]]:
+    """Read as `read` does; say also, by its position, in which of the folders each run ended last."""
     for folder in folders:
         check_there(folder)
     if not folders:
         raise StoreError("no results folder was named: give at least one")
     tables = [read_tables(folder) for folder in folders]
-    joined = tables[0] if len(tables) == 1 else _joined(tables)
-    return Tables(**{name: table.to_pandas() for name, table in joined.items()})
+    if len(tables) == 1:
+        joined, homes = tables[0], {str(run_id): 0 for run_id in tables[0]["trials"]["run_id"].unique().to_pylist()}
+    else:
+        joined, homes = _joined(tables)
+    return Tables(**{name: table.to_pandas() for name, table in joined.items()}), homes
 
 
 def trials_of(results: Location, run_id: str) -> pd.DataFrame:
@@ -52,8 +59,8 @@ def trials_of(results: Location, run_id: str) -> pd.DataFrame:
     return read_tables(results, ["trials"], run_id=run_id)["trials"].to_pandas()
 
 
-def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
-    """The tables of several folders as one; a trial that is in several is taken from where it ended last."""
+def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> tuple[dict[str, pa.Table], dict[str, int]]:
+    """The tables of several folders as one; a trial, or a run, that is in several has its home where it ended last."""
     ends = [t["trials"].select([*TRIAL_KEY, "finished_at"]).to_pandas().assign(folder=i) for i, t in enumerate(folders)]
     in_order = pd.concat(ends).sort_values("finished_at", kind="stable", na_position="first")
     home = in_order.drop_duplicates(TRIAL_KEY, keep="last").set_index(TRIAL_KEY)["folder"]
@@ -64,7 +71,7 @@ def _joined(folders: Sequence[Mapping[str, pa.Table]]) -> dict[str, pa.Table]:
             rows = pd.MultiIndex.from_frame(tables[name].select(TRIAL_KEY).to_pandas())
             parts.append(tables[name].filter(pa.array(home.reindex(rows).to_numpy() == i)))
         joined[name] = pa.concat_tables(parts)
-    return joined
+    return joined, {str(run_id): int(last) for run_id, last in home.groupby("run_id").last().items()}
 
 
 def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:

@@ -1,35 +1,15 @@
 """Pairs: rows of two cells that ran right after one another, their ratio, and how well it is known."""
 
-import functools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from rresnet.analysis import alike
-from rresnet.analysis.statistics import (
-    DRIFT_LIMIT,
-    Components,
-    Interval,
-    in_order,
-    log_mean_interval,
-    repeats_needed,
-    variance_components,
-)
+from rresnet.analysis.statistics import DRIFT_LIMIT, Interval, Series, in_order, log_mean_interval
 
 APART_SECONDS = 600.0  # between rows that two commands measured: after longer, the machine may have changed
-
-
-@dataclass(frozen=True, kw_only=True)
-class Lead:
-    """How well a ratio is known, and what it would take to know it better."""
-
-    half_width: float  # of its interval, as a share of the ratio
-    components: Components
-    repeats_for: Callable[..., int | None]  # `repeats_needed` of its series
 
 
 def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> Interval | None:
@@ -124,14 +104,6 @@ def distinguishable(interval: Interval, floor: float | None = None) -> bool | No
     return beyond and not interval.low <= 1.0 <= interval.high
 
 
-def lead(pairs: pd.DataFrame) -> Lead:
-    """How well the ratio of `paired` rows is known; there must be at least `MINIMUM_REPEATS` of them."""
-    series = in_order(pairs["ratio"], *in_series(pairs))
-    interval = log_mean_interval(series)
-    assert interval.low is not None
-    assert interval.high is not None
-    return Lead(
-        half_width=math.sqrt(interval.high / interval.low) - 1,
-        components=variance_components(series),
-        repeats_for=functools.partial(repeats_needed, series),
-    )
+def series_of(pairs: pd.DataFrame) -> Series:
+    """The ratios of `paired` rows in order of time; there must be at least one."""
+    return in_order(pairs["ratio"], *in_series(pairs))

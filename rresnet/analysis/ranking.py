@@ -7,8 +7,7 @@ from typing import Any
 import pandas as pd
 
 from rresnet.analysis import pairing, rates
-from rresnet.analysis.pairing import Lead
-from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval
+from rresnet.analysis.statistics import MINIMUM_REPEATS, Interval, Series, log_mean_interval
 from rresnet.cell import DEVICES
 from rresnet.grid import AS_WRITTEN
 
@@ -73,8 +72,8 @@ def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int],
     return (second, first) if ratio is not None and ratio.estimate < 1 else (first, second)
 
 
-def widest(trials: pd.DataFrame) -> Lead | None:
-    """The ratio of a cell to the reference cell that is known least well; None if no ratio has an interval yet."""
+def widest(trials: pd.DataFrame) -> tuple[float, Series] | None:
+    """How far the widest interval of a ratio to the reference cell reaches, and its ratios; None without intervals."""
     cells = rates.by_cell(trials).to_dict("records")
     reference = reference_cell(cells)
     if reference is None:
@@ -83,5 +82,6 @@ def widest(trials: pd.DataFrame) -> Lead | None:
     for cell in cells:
         pairs = pairing.paired(trials, cell["cell_id"], reference["cell_id"])
         if cell["cell_id"] != reference["cell_id"] and len(pairs) >= MINIMUM_REPEATS:
-            found.append(pairing.lead(pairs))
-    return max(found, key=lambda one: one.half_width, default=None)
+            series = pairing.series_of(pairs)
+            found.append((log_mean_interval(series).reach or 0.0, series))
+    return max(found, key=lambda one: one[0], default=None)

@@ -33,6 +33,11 @@ class Interval:
         """Low and high; empty where there are none."""
         return () if self.low is None or self.high is None else (self.low, self.high)
 
+    @property
+    def reach(self) -> float | None:
+        """How far the interval reaches above the estimate, as a share of it (0.02 is 2 %); None without an interval."""
+        return None if self.high is None else self.high / self.estimate - 1
+
 
 @dataclass(frozen=True, kw_only=True)
 class Components:

@@ -18,7 +18,12 @@ import torchvision
 from rresnet import scratch
 from rresnet.data import DataError, Pixels, Source, Split
 
-_IDX_SPLITS = {"train": ("train", 60_000), "test": ("t10k", 10_000)}
+_IDX = {  # file -> its shape
+    "train-images-idx3-ubyte": (60_000, 28, 28),
+    "train-labels-idx1-ubyte": (60_000,),
+    "t10k-images-idx3-ubyte": (10_000, 28, 28),
+    "t10k-labels-idx1-ubyte": (10_000,),
+}
 
 
 def load(of_class: str, data_dir: Path | None) -> Source:
@@ -38,42 +43,31 @@ def load(of_class: str, data_dir: Path | None) -> Source:
 
 
 def _idx(dataset: Any, folder: Path) -> Source:
-    found = _idx_folder(folder, dataset.__name__)
-    if found is None:
+    paths = _idx_files(folder, dataset.__name__)
+    if not paths:
         _download(dataset, folder)
-        found = _idx_folder(folder, dataset.__name__)
-    assert found is not None
-    splits = [_idx_split(found, prefix, count) for prefix, count in _IDX_SPLITS.values()]
-    return Source(train=splits[0], test=splits[1], classes=tuple(dataset.classes))
+        paths = _idx_files(folder, dataset.__name__)
+    contents = [_read_idx(path, shape) for path, shape in zip(paths, _IDX.values(), strict=True)]
+    train, test = (_idx_split(paths[i + 1], *contents[i : i + 2]) for i in (0, 2))
+    return Source(train=train, test=test, classes=tuple(dataset.classes))
 
 
-def _idx_folder(folder: Path, torchvision_name: str) -> Path | None:
-    """Where the four idx files lie: in `folder` itself, as Debian has them, or where torchvision puts them."""
-    for candidate in (folder, folder / torchvision_name / "raw"):
-        if all(_idx_file(candidate, prefix, kind) for prefix, _ in _IDX_SPLITS.values() for kind in _IDX_KINDS):
-            return candidate
-    return None
+def _idx_files(folder: Path, torchvision_name: str) -> list[Path]:
+    """The idx files, in `folder` itself, as Debian has them, or where torchvision puts them; none unless all are there.
+
+    Each may be gzipped.
+    """
+    for home in (folder, folder / torchvision_name / "raw"):
+        either = [(home / name, home / f"{name}.gz") for name in _IDX]
+        if all(plain.is_file() or zipped.is_file() for plain, zipped in either):
+            return [plain if plain.is_file() else zipped for plain, zipped in either]
+    return []
 
 
-_IDX_KINDS = {"images": 3, "labels": 1}  # kind -> dimensions
-
-
-def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
-    base = f"{prefix}-{kind}-idx{_IDX_KINDS[kind]}-ubyte"
-    return next((folder / name for name in (base, f"{base}.gz") if (folder / name).is_file()), None)
-
-
-def _idx_split(folder: Path, prefix: str, count: int) -> Split:
-    arrays = {}
-    for kind, dimensions in _IDX_KINDS.items():
-        path = _idx_file(folder, prefix, kind)
-        assert path is not None
-        expected = (count, 28, 28)[:dimensions]
-        arrays[kind] = _read_idx(path, expected)
-    labels = arrays["labels"].astype(np.int64)
+def _idx_split(path: Path, images: Pixels, labels: Pixels) -> Split:
     if labels.max() > 9:
-        raise DataError(f"{folder}: label {labels.max()} in the {prefix} labels: expected 0 to 9; get the files again")
-    return Split(images=arrays["images"][:, None], labels=labels)
+        raise DataError(f"{path}: label {labels.max()}: expected 0 to 9; get the file again")
+    return Split(images=images[:, None], labels=labels.astype(np.int64))
 
 
 def _read_idx(path: Path, expected: tuple[int, ...]) -> Pixels:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from rresnet import grid
 from rresnet.analysis import frames, ranking
-from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS
+from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS, repeats_needed
 from rresnet.cell import Cell
 from rresnet.config import Settings
 from rresnet.progress import Progress
@@ -46,14 +46,14 @@ def grow(
         left -= {trial.trial_id for trial in todo}
         begun = any(trial.trial_id in recorded for trial in trials)
         widest = ranking.widest(rows)
-        enough = widest.half_width <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
+        enough = widest[0] <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
         if enough and not begun:
             return
-        told = _widths(widest.half_width, target) if widest else "No interval yet"
+        told = _widths(widest[0], target) if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
-            needed = widest.repeats_for(target, in_more_processes=True) if widest else None
+            needed = repeats_needed(widest[1], target, in_more_processes=True) if widest else None
             would = f"about {needed} repeats would do" if needed else f"not even {MOST_REPEATS:,} repeats would do"
-            progress.more(0, f"{told}: {would}; --max-minutes {settings.max_minutes:g} is used up")
+            progress.note(f"{told}: {would}; --max-minutes {settings.max_minutes:g} is used up")
             return
         progress.more(len(todo), f"{told}: {len(todo)} more trials")
         start = time.monotonic()

@@ -19,16 +19,13 @@ if TYPE_CHECKING:
 
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """The rungs for each device and batch size: the blog's cell, then one more of tuned's changes in each cell."""
-    for name in ("recipe", *FLAGGED):
+    for name in ("recipe", *FLAGGED, "num_workers", "num_nodes", "aa"):
         if getattr(settings, name) != getattr(Settings, name):
             flag = f"--{name.replace('_', '-')}"
-            raise UsageError(f"{flag} can't be given here, because the ladder goes from blog to tuned: leave it out")
-    if settings.num_workers != (1,) or settings.num_nodes:
-        raise UsageError(
-            "--num-workers and --num-nodes can't be given here, because the ladder has one worker: leave them out"
-        )
-    if settings.aa:
-        raise UsageError("--aa can't be given here, because the ladder measures no cell twice: leave it out")
+            raise UsageError(
+                f"{flag} can't be given here, because the ladder goes from blog to tuned, with one worker and no cell "
+                "twice: leave it out"
+            )
     found = []
     for device in devices:
         blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)

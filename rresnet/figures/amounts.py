@@ -12,6 +12,7 @@ from matplotlib.ticker import NullLocator
 from rresnet.figures.drawing import COLOURS, INK, MARKERS, WIDTH, plain_log, row_wise, style, tip
 
 
+@style()
 def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
     """Images a second against batch size, one line per series, with intervals and a ring around each knee.
 
@@ -19,58 +20,58 @@ def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
         rates: `series`, `batch_size`, `images_per_second`, `low`, `high` (null without an interval).
         knees: `series`, `batch_size`, `images_per_second`.
     """
-    with style():
-        figure, axis = _one(3.6)
-        for number, (series, points) in enumerate(rates.groupby("series", sort=False)):
-            colour, marker = COLOURS[number], MARKERS[number]
-            ordered = points.sort_values("batch_size")
-            axis.plot(ordered["batch_size"], ordered["images_per_second"], color=colour, label=str(series))
-            for point in ordered.to_dict("records"):
-                size, rate = point["batch_size"], point["images_per_second"]
-                told = f"{series}, batch {size}: {rate:,.4g} images/s"
-                if not pd.isna(point["low"]):
-                    axis.plot([size, size], [point["low"], point["high"]], color=colour, linewidth=1)
-                    told += f" ({point['low']:,.4g} - {point['high']:,.4g})"
-                tip(axis.plot(size, rate, marker, color=colour)[0], told)
-            for knee in knees[knees["series"] == series].to_dict("records"):
-                mark = axis.plot(knee["batch_size"], knee["images_per_second"], "o", ms=11, mfc="none", color=colour)
-                tip(mark[0], f"knee of {series}: batch {knee['batch_size']}")
-        _sizes(axis, sorted(set(rates["batch_size"])))
-        axis.set_yscale("log")
-        plain_log(axis.yaxis, *axis.get_ylim())
-        axis.grid(True)
-        axis.set_xlabel("batch size, images per step and worker")
-        axis.set_ylabel("images/s")
-        _legend(figure, axis)
+    figure, axis = _one(3.6)
+    for number, (series, points) in enumerate(rates.groupby("series", sort=False)):
+        colour, marker = COLOURS[number], MARKERS[number]
+        ordered = points.sort_values("batch_size")
+        axis.plot(ordered["batch_size"], ordered["images_per_second"], color=colour, label=str(series))
+        for point in ordered.to_dict("records"):
+            size, rate = point["batch_size"], point["images_per_second"]
+            told = f"{series}, batch {size}: {rate:,.4g} images/s"
+            if not pd.isna(point["low"]):
+                axis.plot([size, size], [point["low"], point["high"]], color=colour, linewidth=1)
+                told += f" ({point['low']:,.4g} - {point['high']:,.4g})"
+            tip(axis.plot(size, rate, marker, color=colour)[0], told)
+        for knee in knees[knees["series"] == series].to_dict("records"):
+            mark = axis.plot(knee["batch_size"], knee["images_per_second"], "o", ms=11, mfc="none", color=colour)
+            tip(mark[0], f"knee of {series}: batch {knee['batch_size']}")
+    _sizes(axis, sorted(set(rates["batch_size"])))
+    axis.set_yscale("log")
+    plain_log(axis.yaxis, *axis.get_ylim())
+    axis.grid(True)
+    axis.set_xlabel("batch size, images per step and worker")
+    axis.set_ylabel("images/s")
+    _legend(figure, axis)
     return figure
 
 
+@style()
 def learning(epochs: pd.DataFrame) -> Figure:
     """Test accuracy against epoch and against seconds of training, one line per setting.
 
     Args:
         epochs: `setting`, `epoch` (from 1), `elapsed_seconds`, `test_accuracy`.
     """
-    with style():
-        figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
-        left, right = figure.subplots(1, 2, sharey=True)
-        for number, (setting, rows) in enumerate(epochs.groupby("setting", sort=False)):
-            for axis, column in ((left, "epoch"), (right, "elapsed_seconds")):
-                axis.plot(rows[column], rows["test_accuracy"], color=COLOURS[number], label=str(setting))
-                for row in rows.to_dict("records"):
-                    mark = axis.plot(row[column], row["test_accuracy"], MARKERS[number], color=COLOURS[number])
-                    seconds = f"{row['elapsed_seconds']:,.4g} s"
-                    tip(mark[0], f"{setting}, epoch {row['epoch']}, {seconds}: {row['test_accuracy']:.3f}")
-        left.set_ylabel("test accuracy")
-        left.set_xlabel("epoch")
-        left.xaxis.get_major_locator().set_params(integer=True)
-        right.set_xlabel("seconds of training")
-        for axis in (left, right):
-            axis.grid(True)
-        _legend(figure, left)
+    figure = Figure(figsize=(WIDTH, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for number, (setting, rows) in enumerate(epochs.groupby("setting", sort=False)):
+        for axis, column in ((left, "epoch"), (right, "elapsed_seconds")):
+            axis.plot(rows[column], rows["test_accuracy"], color=COLOURS[number], label=str(setting))
+            for row in rows.to_dict("records"):
+                mark = axis.plot(row[column], row["test_accuracy"], MARKERS[number], color=COLOURS[number])
+                seconds = f"{row['elapsed_seconds']:,.4g} s"
+                tip(mark[0], f"{setting}, epoch {row['epoch']}, {seconds}: {row['test_accuracy']:.3f}")
+    left.set_ylabel("test accuracy")
+    left.set_xlabel("epoch")
+    left.xaxis.get_major_locator().set_params(integer=True)
+    right.set_xlabel("seconds of training")
+    for axis in (left, right):
+        axis.grid(True)
+    _legend(figure, left)
     return figure
 
 
+@style()
 def costs(priced: pd.DataFrame, currency: str) -> Figure:
     """Cost against time of an epoch, one mark per setting; those that no other beats are filled and named.
 
@@ -78,36 +79,35 @@ def costs(priced: pd.DataFrame, currency: str) -> Figure:
         priced: `setting`, `epoch_seconds`, `epoch_cost`, `on_front`.
         currency: that of the costs.
     """
-    with style():
-        figure, axis = _one(3.4)
-        for row in priced.to_dict("records"):
-            fill = COLOURS[0] if row["on_front"] else "none"
-            mark = axis.plot(row["epoch_seconds"], row["epoch_cost"], "o", color=COLOURS[0], mfc=fill)
-            tip(
-                mark[0],
-                f"{row['setting']}: {row['epoch_seconds']:,.4g} s, {row['epoch_cost']:,.4g} {currency} an epoch",
-            )
-            if row["on_front"]:
-                _beside(axis, textwrap.fill(row["setting"], 24), (row["epoch_seconds"], row["epoch_cost"]), (7, -9))
-        axis.set_xlabel("seconds an epoch")
-        axis.set_ylabel(f"{currency} an epoch")
-        axis.set_ylim(bottom=0)
-        axis.set_xlim(left=0)
-        axis.margins(x=0.3, y=0.15)
-        axis.grid(True)
+    figure, axis = _one(3.4)
+    for row in priced.to_dict("records"):
+        fill = COLOURS[0] if row["on_front"] else "none"
+        mark = axis.plot(row["epoch_seconds"], row["epoch_cost"], "o", color=COLOURS[0], mfc=fill)
+        tip(
+            mark[0],
+            f"{row['setting']}: {row['epoch_seconds']:,.4g} s, {row['epoch_cost']:,.4g} {currency} an epoch",
+        )
+        if row["on_front"]:
+            _beside(axis, textwrap.fill(row["setting"], 24), (row["epoch_seconds"], row["epoch_cost"]), (7, -9))
+    axis.set_xlabel("seconds an epoch")
+    axis.set_ylabel(f"{currency} an epoch")
+    axis.set_ylim(bottom=0)
+    axis.set_xlim(left=0)
+    axis.margins(x=0.3, y=0.15)
+    axis.grid(True)
     return figure
 
 
+@style()
 def waterfall(rungs: pd.DataFrame) -> Figure:
     """The rungs of `rresnet.analysis.ladder.rungs` by device and batch size; each bar starts at the rung before."""
     groups = list(rungs.groupby(["device", "batch_size"], sort=True))
-    with style():
-        most = max(len(group) for _, group in groups)
-        figure = Figure(figsize=(WIDTH, len(groups) * (0.7 + 0.42 * most)), layout="constrained")
-        axes = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
-        for axis, ((device, batch_size), group) in zip(axes, groups, strict=True):
-            _steps(axis, group)
-            axis.set_title(f"{device}, batch {batch_size}")
+    most = max(len(group) for _, group in groups)
+    figure = Figure(figsize=(WIDTH, len(groups) * (0.7 + 0.42 * most)), layout="constrained")
+    axes = figure.subplots(len(groups), 1, squeeze=False)[:, 0]
+    for axis, ((device, batch_size), group) in zip(axes, groups, strict=True):
+        _steps(axis, group)
+        axis.set_title(f"{device}, batch {batch_size}")
     return figure
 
 

@@ -64,7 +64,8 @@ ElementTree.register_namespace("", SVG)
 ElementTree.register_namespace("xlink", XLINK)
 
 
-style = functools.partial(mpl.rc_context, STYLE)  # draw and save within it, so that the program's own settings stay
+# Decorates what draws or saves a figure, so that the program's own settings stay.
+style = functools.partial(mpl.rc_context, STYLE)
 
 
 def tip(artist: Artist, text: str) -> None:
@@ -88,20 +89,20 @@ def row_wise(columns: int, names: Sequence[str]) -> list[int]:
     return [place for column in range(columns) for place in range(column, len(names), columns)]
 
 
+@style()
 def svg(figure: Figure) -> bytes:
     """The figure as an SVG file."""
     file = io.BytesIO()
-    with style():
-        figure.savefig(file, format="svg", metadata={"Date": None})
-        figure.set_layout_engine("none")  # done; laying out again would take as long as drawing
+    figure.savefig(file, format="svg", metadata={"Date": None})
+    figure.set_layout_engine("none")  # done; laying out again would take as long as drawing
     return CONTROLS.sub(b"?", file.getvalue())  # names may hold them; XML may not
 
 
+@style()
 def files(figure: Figure, name: str, drawn: bytes) -> dict[str, bytes]:
     """The figure as PNG and SVG files, keyed by `name` with their suffixes; `drawn` is what `svg` returns for it."""
     png = io.BytesIO()
-    with style():
-        figure.savefig(png, format="png", dpi=150)
+    figure.savefig(png, format="png", dpi=150)
     return {f"{name}.png": png.getvalue(), f"{name}.svg": drawn}
 
 

@@ -11,12 +11,12 @@ FEWEST_VALUES = 3
 MOST_VALUES = 200  # in which a trend is looked for: that takes all pairs of them
 
 
-def falls(values: Sequence[float], level: float = WARMUP_LEVEL) -> bool:
-    """Whether `values` still fall: the one-sided Mann-Kendall test rejects "no trend" at `level`.
+def falls(values: Sequence[float]) -> bool:
+    """Whether `values` still fall: the one-sided Mann-Kendall test rejects "no trend" at `WARMUP_LEVEL`.
 
     Mann (1945), Kendall (1975). Fewer than `FEWEST_VALUES` can't tell, and count as falling.
     """
-    return len(values) < FEWEST_VALUES or _chance_of_at_most(kendall_score(values), len(values)) <= level
+    return len(values) < FEWEST_VALUES or _chance_of_at_most(kendall_score(values), len(values)) <= WARMUP_LEVEL
 
 
 def latter_half(values: Sequence[float]) -> Sequence[float]:

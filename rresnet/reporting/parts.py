@@ -12,7 +12,6 @@ from rresnet.analysis.frames import Tables
 from rresnet.config import OF_SIZES
 from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
-from rresnet.tables.reading import read_tables
 from rresnet.tables.runs import Run, read_runs
 
 
@@ -78,26 +77,15 @@ def read(folders: Sequence[Path], runs: Sequence[str] = ()) -> list[Part]:
         StoreError: a folder has no results, or a run that is wanted is in none of them.
     """
     once = list({folder.resolve(): folder for folder in folders}.values())
-    tables, homes = frames.read(once), _homes(once)
-    manifests = [run for folder in once for run in read_runs(folder) if homes.get(run.run_id) == folder]
-    found = list(split(tables, {run_id: str(folder) for run_id, folder in homes.items()}, manifests))
+    tables, homes = frames.read_with_homes(once)
+    manifests = [run for n, folder in enumerate(once) for run in read_runs(folder) if homes.get(run.run_id) == n]
+    found = list(split(tables, {run_id: str(once[n]) for run_id, n in homes.items()}, manifests))
     unknown = sorted(set(runs) - {part.run_id for part in found})
     if unknown:
         there = ", ".join(sorted({part.run_id for part in found})) or "none"
         raise StoreError(f"no run {', '.join(unknown)} in {', '.join(map(str, folders))}; there are: {there}")
     wanted = [part for part in found if not runs or part.run_id in runs]
     return sorted(wanted, key=lambda part: (part.started_at is not None, part.started_at), reverse=True)
-
-
-def _homes(folders: Sequence[Path]) -> dict[str, Path]:
-    """For each run, the folder in which it ended last: another folder may hold an earlier copy of it."""
-    ends = []
-    for folder in folders:
-        rows = read_tables(folder, ["trials"])["trials"].select(["run_id", "finished_at"]).to_pandas()
-        of_runs = rows.groupby("run_id")["finished_at"].max()
-        ends += [(end, folder, run_id) for run_id, end in of_runs.items()]
-    known = [end for end in ends if not pd.isna(end[0])]
-    return {str(run_id): folder for _, folder, run_id in [*ends, *sorted(known, key=lambda end: end[0])]}
 
 
 def split(tables: Tables, sources: Mapping[str, str], runs: Sequence[Run] = ()) -> Iterator[Part]:

@@ -103,7 +103,7 @@ def to_tensorboard(tables: Tables, folder: Path) -> int:
     return len(listed)
 
 
-def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
+def to_mlflow(tables: Tables, uri: str) -> int:
     """Write runs to an MLflow store, one per series; a run that is already there gets the points that it lacks.
 
     Returns:
@@ -120,8 +120,8 @@ def to_mlflow(tables: Tables, uri: str, experiment: str = "rresnet") -> int:
         raise _lacking("mlflow") from error
     try:
         client = MlflowClient(tracking_uri=uri)
-        found = client.get_experiment_by_name(experiment)
-        home = found.experiment_id if found else client.create_experiment(experiment)
+        found = client.get_experiment_by_name("rresnet")
+        home = found.experiment_id if found else client.create_experiment("rresnet")
         added = 0
         for one in series(tables):
             key = f"{one.run_id}/{one.cell_id}"

@@ -44,10 +44,10 @@ class Agenda:
             self._lost.add(trial.trial_id)
             return first
 
-    def losses(self, trial: Trial) -> int:
-        """How many machines have died while they ran the trial; more than one count as one."""
+    def was_lost(self, trial: Trial) -> bool:
+        """Whether a machine has died while it ran the trial."""
         with self._lock:
-            return int(trial.trial_id in self._lost)
+            return trial.trial_id in self._lost
 
     @property
     def left(self) -> int:

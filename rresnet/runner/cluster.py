@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from rresnet import scratch
 from rresnet.cell import UsageError
@@ -107,7 +108,7 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
             scratch.remove_stale(place)
             folder = cleanup.enter_context(scratch.folder(place))  # Ray would leave its logs behind
             _make_token()
-            with _temporary_files_in(folder):
+            with mock.patch.dict(os.environ, TMPDIR=str(folder)):  # a killed process can't remove its own files
                 _start(
                     num_cpus=hardware.cpu_count,
                     num_gpus=hardware.gpu_count,
@@ -219,32 +220,12 @@ def _few_helpers() -> Iterator[None]:
         _internal_kv_put(ray_constants.DASHBOARD_ADDRESS, "localhost:0", namespace=ray_constants.KV_NAMESPACE_DASHBOARD)
         return "", None
 
-    less: dict[tuple[Any, str], Callable[..., Any]] = {
-        (services, "start_api_server"): no_server,
-        (Node, "start_monitor"): lambda node: None,
-        (Node, "start_log_monitor"): lambda node: None,
-    }
-    before = {place: getattr(*place) for place in less}
-    try:
-        for place, instead in less.items():
-            setattr(*place, instead)
+    with (
+        mock.patch.object(services, "start_api_server", no_server),
+        mock.patch.object(Node, "start_monitor"),
+        mock.patch.object(Node, "start_log_monitor"),
+    ):
         yield
-    finally:
-        for place, was in before.items():
-            setattr(*place, was)
-
-
-@contextlib.contextmanager
-def _temporary_files_in(folder: Path) -> Iterator[None]:
-    """Put the temporary files of processes started in the block into `folder`: a killed one can't remove its own."""
-    before = os.environ.get("TMPDIR")
-    os.environ["TMPDIR"] = str(folder)
-    try:
-        yield
-    finally:
-        del os.environ["TMPDIR"]
-        if before is not None:
-            os.environ["TMPDIR"] = before
 
 
 def _make_token() -> None:

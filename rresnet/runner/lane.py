@@ -220,8 +220,8 @@ class Lane:
         self._record(process, trial, record)
 
     def _record(self, process: TrialProcess, trial: Trial, record: Record) -> None:
-        """Record a trial; earlier attempts that were lost with their machines count, too."""
-        self.sweep.record(trial, record, attempt=process.attempt + self.agenda.losses(trial))
+        """Record a trial; an earlier attempt that was lost with its machine counts, too."""
+        self.sweep.record(trial, record, attempt=process.attempt + self.agenda.was_lost(trial))
 
     def evicted(self, process: TrialProcess, trial: Trial, account: str) -> None:
         """Handle a trial whose process was ended by Ray's memory monitor, or by the kernel for want of memory."""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rresnet.cell import UsageError
 from rresnet.hardware import Hardware, probe
 from rresnet.runner.layout import SLIVER, Layout
+from rresnet.terminal import counted
 
 if TYPE_CHECKING:
     from ray.tune import PlacementGroupFactory
@@ -40,7 +41,7 @@ class Wanted:
     def __str__(self) -> str:
         """The machines in words."""
         kind = self.accelerator_type or ("GPU" if self.gpu else "CPU")
-        return f"{self.count or 1} machine{'s' if (self.count or 1) > 1 else ''} with a {kind}"
+        return f"{counted(self.count or 1, 'machine')} with a {kind}"
 
 
 @dataclass(frozen=True, kw_only=True)

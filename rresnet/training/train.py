@@ -197,8 +197,9 @@ def _record(
     conv_precision, matmul_precision, autocast_dtype = step.precision_in_effect(cell)
     usage = bench.over_workers(usage)
     start = time.perf_counter()
-    communication_seconds = bench.communication_seconds(measured)  # first, since it is part of what holds a step up
-    (others, limit), work = _clocks(bench, measured), bench.work
+    bench.measured_seconds += measured
+    communication_seconds = bench.communication_seconds()  # first, since it is part of what holds a step up
+    (others, limit), work = _clocks(bench), bench.work
     clocks_seconds = sum(seconds or 0.0 for seconds in canary) + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # only after what the workers do together
         raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
@@ -255,14 +256,14 @@ def _record(
     return Record(measurement=measurement, windows=tuple(watch.windows), epochs=tuple(whole))
 
 
-def _clocks(bench: Workbench, measured: float) -> tuple[dict[str, Any], limits.Limits | None]:
+def _clocks(bench: Workbench) -> tuple[dict[str, Any], limits.Limits | None]:
     """The other clocks and the device's limits, without those for which memory is too short.
 
     The trial itself has been trained by now, and must not be lost because of what is measured besides.
     """
     others, limit = {}, None
     try:
-        others = bench.other_clocks(measured)
+        others = bench.other_clocks()
         limit = bench.limit()
     except (MemoryError, RuntimeError) as error:
         if bench.world > 1 or not is_out_of_memory(error):  # the other workers wait for this one

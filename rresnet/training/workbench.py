@@ -47,7 +47,7 @@ class Workbench:
     steps_trained: int = 0
     step_seconds: float | None = None  # None until the first visit has warmed up
     peak_memory_bytes: int | None = None
-    _measured_seconds: float = 0.0
+    measured_seconds: float = 0.0  # of all trials so far, which pay for the other clocks
     _clocks_seconds: float = 0.0
     _communication_clock_seconds: float = 0.0
     _communication_seconds: float = 0.0  # of a step, when last measured
@@ -195,7 +195,11 @@ class Workbench:
             profile.export_chrome_trace(str(folder / "trace.json.gz"))
             return (folder / "trace.json.gz").read_bytes()
 
-    def other_clocks(self, measured_seconds: float) -> dict[str, Any]:
+    def _paid(self, seconds: float) -> bool:
+        """Whether the measured time so far covers what measuring something besides costs in all."""
+        return bool(self.agreed(int(seconds <= CLOCKS_SHARE * self.measured_seconds)))
+
+    def other_clocks(self) -> dict[str, Any]:
         """Measure the step alone and the input alone, if a quarter of the measured time so far covers the cost.
 
         The steps train the model like any others. Returns columns of a `Measurement`; none when it has to wait for more
@@ -203,19 +207,18 @@ class Workbench:
         """
         assert self.step_seconds is not None
         assert self._first is not None
-        self._measured_seconds += measured_seconds  # earns budget; charged with an estimate, then by the clock
         steps = self.agreed(self.steps_in_window())
         cost = (steps + (self.device.type == "cuda")) * self.step_seconds + INPUT_CLOCK_SECONDS
-        if not self.agreed(int(self._clocks_seconds + cost <= CLOCKS_SHARE * self._measured_seconds)):
+        if not self._paid(self._clocks_seconds + cost):
             return {}
         start, before = time.perf_counter(), self._clocks_seconds
-        self._clocks_seconds += cost  # also if memory is too short for them
+        self._clocks_seconds += cost  # at first an estimate, which stays if memory is too short for them
         batch = tuple(tensor.to(self.device) for tensor in self._first[0])
         clock = clocks.step_alone(self.train_step, self.optimizer, batch, steps)
         if self._clock_batches is None:  # its own stream: the cell's goes on where it was
             self._clock_batches = itertools.starmap(self.inputs.load, self._new_inputs().forever())
         rate = clocks.input_alone(self._clock_batches, INPUT_CLOCK_SECONDS)
-        if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self._measured_seconds - before:
+        if cost + limits.LOOK_SECONDS <= CLOCKS_SHARE * self.measured_seconds - before:
             self.limit(look=True)
         self._clocks_seconds = before + time.perf_counter() - start
         bottleneck = clocks.bottleneck(
@@ -236,18 +239,13 @@ class Workbench:
             "launch_share": clock.launch_share,
         }
 
-    def communication_seconds(self, measured_seconds: float) -> float | None:
+    def communication_seconds(self) -> float | None:
         """Seconds that exchanging gradients adds to a step; None for a single worker, or if it has to wait.
 
         Measured on the first visit, since scaling is judged by it, and again when a quarter of the measured time so far
-        covers what this has cost. That time includes the `measured_seconds` of this trial, which `other_clocks` has not
-        counted yet.
+        covers what this has cost.
         """
-        if self.world == 1:
-            return None
-        spent = self._communication_clock_seconds
-        earned = CLOCKS_SHARE * (self._measured_seconds + measured_seconds)
-        if not self.agreed(int(spent <= earned)):  # nothing is spent at first
+        if self.world == 1 or not self._paid(self._communication_clock_seconds):  # nothing is spent at first
             return None
         assert self._first is not None
         start, steps = time.perf_counter(), self.agreed(self.steps_in_window())
