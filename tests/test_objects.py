@@ -2,6 +2,7 @@
 
 import itertools
 import threading
+import time
 from pathlib import Path
 
 import pandas as pd
@@ -154,6 +155,37 @@ def test_the_run_of_a_killed_process_is_taken_over_and_it_can_write_no_more(url,
         slept.flush()
     slept.close()
     assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [0, 1]
+
+
+def test_a_process_whose_beat_was_refused_for_long_writes_no_more_beside_the_one_that_took_over(
+    url, quick, monkeypatch
+):
+    held_up = Writer(url, make_run())
+    try:
+        whole, refused = objects._Objects.write, threading.Event()
+
+        def write_late(self, name, content):
+            if name == held_up._hold._name and not refused.is_set():
+                refused.set()
+                time.sleep(objects.DEAD_SECONDS + 2.5)  # as long as an object store asks for patience
+            whole(self, name, content)
+
+        monkeypatch.setattr(objects._Objects, "write", write_late)
+        assert refused.wait(5)
+        write(url, 0)  # takes over meanwhile
+        deadline = time.monotonic() + 10
+        while not held_up._hold._lost and time.monotonic() < deadline:
+            held_up._hold._place.write("runs/r1.another.lock", b"1")  # as of one that still is at it
+            time.sleep(0.1)
+        with pytest.raises(StoreError, match="another process took over run r1"):
+            write_one(held_up)
+    finally:
+        held_up.close()
+
+
+def write_one(writer):
+    writer.write(*rows_of_trial(writer.run, 1, images_per_second=1.0))
+    writer.flush()
 
 
 def test_a_fault_that_passes_is_outwaited(url, monkeypatch):

@@ -203,7 +203,9 @@ def _split(
     )
 
 
-def _decode(sources: Sequence[tuple[str, Path | IO[bytes]]], size: int, stop: Stop) -> tuple[Pixels, int]:
+def _decode(
+    sources: Sequence[tuple[str, Path | IO[bytes]]], size: int, stop: Stop = lambda: False
+) -> tuple[Pixels, int]:
     """Decode to uint8 [N, C, size, size], one channel if every image is grey, and the median of their short sides.
 
     Pillow decodes outside Python's lock.
