@@ -41,7 +41,11 @@ _SHARE = Must("must be between 0 and 1 (0.02 is 2 %)", lambda value: 0 < value <
 _SEED = Must("must be between 0 and 2**63 - 1", lambda value: 0 <= value < 2**63)
 _NAME = Must(
     "takes only letters, digits and - _ . (at most 100 of them), and may not begin with a dot",
-    lambda name: 0 < len(name) <= 100 and all(c.isalnum() or c in "-_." for c in name) and name[0] != ".",
+    lambda name: (
+        0 < len(name.encode(errors="replace")) <= 100
+        and all(c.isalnum() or c in "-_." for c in name)
+        and name[0] != "."
+    ),
 )
 _DATASET = Must(
     "must be a name, a folder or a .parquet file, in UTF-8",  # it is a column of the tables

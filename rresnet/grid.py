@@ -35,7 +35,7 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
     )
 
 
-# The first line of a recipe's docstring is its help.
+# The first paragraph of a recipe's docstring is its help.
 RECIPES: dict[str, Callable[[Device, Hardware], Axes]] = {"blog": blog, "tuned": tuned}
 
 # The ladder from blog to tuned, in the order of its changes; where the two agree on a device, there is no rung.

@@ -177,7 +177,7 @@ def test_the_distinguishable_rows_can_be_chosen_though_some_have_no_interval():
     other = trials((replace(BLOG, batch_size=8), [100.0]), (replace(GPU, batch_size=8), [300.0]))
     found = rresnet.speedup(pd.concat([table, other]), over="device", reference="cpu")
     assert len(found) == 2
-    assert found[found["distinguishable"]]["batch_size"].tolist() == [64]
+    assert found[found["distinguishable"].eq(True)]["batch_size"].tolist() == [64]
 
 
 def test_rows_without_the_column_copy_are_compared_across_machines():

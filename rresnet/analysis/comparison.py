@@ -80,7 +80,7 @@ def speedup(
         first = pairs.iloc[at[0]]
         apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
         differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]
-        hosts = pairs["hostname"].iloc[at].unique()
+        hosts = pairs["hostname"].iloc[at].fillna("").unique()
         floor = floor_of(
             *(of.get(first[d]) for d in ("device", "device_reference") for of in map(floors.get, hosts) if of)
         )
@@ -102,8 +102,7 @@ def speedup(
         )
     telling = [c for c in (*axes, "git_commit") if c in in_any or len({str(row[c]) for row in rows}) > 1]
     found = ["speedup", "low", "high", "pairs", "distinguishable", "differs", "repeat_sd", "process_sd"]
-    table = pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
-    return table.astype({"distinguishable": "boolean"})  # which selects rows, also with nulls in it
+    return pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
 
 
 def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> pd.DataFrame:
@@ -207,9 +206,21 @@ def _refuse_unlike(pairs: pd.DataFrame, column: str) -> None:
 def noise_floors(trials: pd.DataFrame) -> dict[str, float]:
     """How far apart identical cells came out, for each device that has such cells, as a share (0.02 is 2 %).
 
-    It is the larger of the largest ratio seen and the root mean square of the half-widths of their intervals.
+    It is the larger of the largest ratio seen and the root mean square of the half-widths of their intervals; of
+    several machines, that of the noisiest.
     """
+    by_host = floors_by_host(trials).values()
+    devices = {device for of_host in by_host for device in of_host}
+    return {device: max(of_host[device] for of_host in by_host if device in of_host) for device in sorted(devices)}
+
+
+def floors_by_host(trials: pd.DataFrame) -> dict[str, dict[str, float]]:
+    """The noise floors of each machine, by its name; "" where that is not known."""
     rows = with_all_axes(trials)
+    return {str(host): _noise_floors(of_host) for host, of_host in rows.groupby(rows["hostname"].fillna(""))}
+
+
+def _noise_floors(rows: pd.DataFrame) -> dict[str, float]:
     ok = rows[rows["status"] == "ok"]
     if not {0, 1} <= set(ok["copy"]):
         return {}
@@ -226,11 +237,6 @@ def _noise_floor(ratios: pd.DataFrame) -> float:
     halves = [math.log(high / low) / 2 for low, high in zip(bounds["low"], bounds["high"], strict=True)]
     scatter = math.sqrt(sum(h**2 for h in halves) / len(halves)) if halves else 0.0
     return math.expm1(max(*logs, scatter))
-
-
-def floors_by_host(trials: pd.DataFrame) -> dict[Any, dict[str, float]]:
-    """The `noise_floors` of each machine."""
-    return {host: noise_floors(rows) for host, rows in with_all_axes(trials).groupby("hostname")}
 
 
 def floor_of(*sides: float | None) -> float | None:

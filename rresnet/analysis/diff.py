@@ -174,7 +174,9 @@ def _change(
     a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[Any, Mapping[str, float]]]
 ) -> Change:
     hosts = (
-        (of_side, host) for side, of_side in zip((a, b), floors, strict=True) for host in side["hostname"].unique()
+        (of_side, host)
+        for side, of_side in zip((a, b), floors, strict=True)
+        for host in side["hostname"].fillna("").unique()
     )
     floor = comparison.floor_of(*(of_side.get(host, {}).get(b["device"].iloc[0]) for of_side, host in hosts))
     ratio, verdict = None, _of_failures(a, b)

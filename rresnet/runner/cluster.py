@@ -108,7 +108,7 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
             scratch.remove_stale(place)
             folder = cleanup.enter_context(scratch.folder(place))  # Ray would leave its logs behind
             _make_token()
-            with mock.patch.dict(os.environ, TMPDIR=str(folder)):  # a killed process can't remove its own files
+            with _temporary_files_in(folder):
                 _start(
                     num_cpus=hardware.cpu_count,
                     num_gpus=hardware.gpu_count,
@@ -226,6 +226,19 @@ def _few_helpers() -> Iterator[None]:
         mock.patch.object(Node, "start_log_monitor"),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _temporary_files_in(folder: Path) -> Iterator[None]:
+    """Put the temporary files of processes started in the block into `folder`: a killed one can't remove its own."""
+    before = os.environ.get("TMPDIR")
+    os.environ["TMPDIR"] = str(folder)
+    try:
+        yield
+    finally:
+        del os.environ["TMPDIR"]
+        if before is not None:
+            os.environ["TMPDIR"] = before
 
 
 def _make_token() -> None:

@@ -187,10 +187,10 @@ class _Beat(Hold):
             return
         began = time.time()
         self._write()
-        if (
-            time.time() - began > DEAD_SECONDS / 2
-        ):  # tried again and again: somebody may have removed our lock meanwhile
+        if time.time() - began > DEAD_SECONDS / 2:  # tried again and again: our lock may have been removed meanwhile
+            self._last = 0.0  # until that is known: if it can't be found out now, `confirm` looks itself
             self._lost = self._lost or bool(self._others())
+            self._last = time.time()
 
     def _write(self) -> None:
         self._count += 1

@@ -60,7 +60,7 @@ def visit(bench: Workbench, *, seconds: float, startup_seconds: float, progress:
     watch, monitor = Stopwatch(bench.device), Monitor(_gpu_uuid(bench.device))
     settled = _warm_up(bench, watch)
     with monitor.watching():
-        _measure(bench, watch, seconds, progress)
+        _measure(bench, watch, monitor, seconds, progress)
     return _record(bench, watch, monitor.usage(), canary, settled, startup_seconds)
 
 
@@ -77,11 +77,12 @@ def _warm_up(bench: Workbench, watch: Stopwatch) -> bool:
     return settled
 
 
-def _measure(bench: Workbench, watch: Stopwatch, seconds: float, progress: ProgressCallback) -> None:
+def _measure(bench: Workbench, watch: Stopwatch, monitor: Monitor, seconds: float, progress: ProgressCallback) -> None:
     """Train for `seconds` of measured windows; on a GPU for one more, which it has been given by then."""
     while steps := bench.agreed(0 if watch.total("measured")[0] >= seconds else bench.steps_in_window()):
         for raw in watch.window(bench.batches, steps, "measured", world=bench.world):
             bench.take_step(raw)
+        monitor.keep_up()
         measured, taken, trained = watch.total("measured")
         if taken:
             bench.step_seconds = measured / taken
