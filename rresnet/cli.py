@@ -40,9 +40,8 @@ def main(
     if os.environ.get("COLUMNS") == "0":
         del os.environ["COLUMNS"]  # rich would print nothing
     try:
-        sys.path.append(
-            _working_folder()
-        )  # so that --model finds the user's own module; Ray's workers look there anyway
+        # So that --model finds the user's own module; Ray's workers look there anyway.
+        sys.path.append(_working_folder())
         settings = usage.settings(defaults or Settings(), name=name, description=description)
         if not sys.stdout.isatty():
             os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))

@@ -173,11 +173,9 @@ class Settings:
                     must.check(text, one)
                     if must is AT_LEAST_1:
                         _AT_MOST.check(text, one)
-        if self.address is None and (
-            given := [name for name in ("machines", "accelerator_type") if getattr(self, name)]
-        ):
-            flag = given[0].replace("_", "-")
-            raise UsageError(f"--{flag} is for the machines of a Ray cluster: give its --address, or leave it out")
+        for flag, value in (("--machines", self.machines), ("--accelerator-type", self.accelerator_type)):
+            if value and self.address is None:
+                raise UsageError(f"{flag} is for the machines of a Ray cluster: give its --address, or leave it out")
         if self.timeout_seconds and not self.epochs and self.timeout_seconds <= self.seconds:
             raise UsageError(
                 f"--timeout-seconds {self.timeout_seconds:g} ends each trial before its --seconds {self.seconds:g} are "

@@ -1,4 +1,4 @@
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -122,6 +122,13 @@ def test_what_failed_in_an_extension_before_an_interruption_still_counts(status,
     shown = Experiment(name="compare", show=lambda *of: None)
     setup = SimpleNamespace(console=Console(quiet=True))
     assert experiment._measure(shown, settings, setup) is fine
+
+    def interrupted(*of):
+        raise KeyboardInterrupt
+
+    with pytest.raises(experiment.StoppedAfterAll) as stopped:  # nothing is left to do but to print it
+        experiment._measure(replace(shown, show=interrupted), settings, setup)
+    assert (stopped.value.fine, stopped.value.results_dir) == (fine, str(tmp_path))
 
 
 def test_a_plan_too_small_for_an_interval_is_gone_on_with_until_there_is_one(monkeypatch):

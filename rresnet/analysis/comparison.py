@@ -80,10 +80,8 @@ def speedup(
         first = pairs.iloc[at[0]]
         apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
         differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]
-        hosts = pairs["hostname"].iloc[at].fillna("").unique()
-        floor = floor_of(
-            *(of.get(first[d]) for d in ("device", "device_reference") for of in map(floors.get, hosts) if of)
-        )
+        theirs = [floors.get(host, {}) for host in pairs["hostname"].iloc[at].fillna("").unique()]
+        floor = floor_of(*(of.get(first[side]) for of in theirs for side in ("device", "device_reference")))
         rows.append(
             {
                 over: first[over],

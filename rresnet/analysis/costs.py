@@ -35,6 +35,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
         was not measured or has no price is null.
 
     Raises:
+        TypeError: a price is not one of `prices`, but a text, say.
         UsageError: no price fits any of the trials.
     """
     if wrong := [price for price in prices if not isinstance(price, Price)]:
