@@ -88,6 +88,18 @@ def test_results_and_gradients_have_the_layout_of_their_neighbours():
     assert pixel.stride() == nn.BatchNorm2d(6)(pixel).stride()
 
 
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
+def test_the_weights_are_not_copied_for_each_image_where_no_gradient_is_needed(memory_format):
+    product = nn.Conv2d(4, 6, 1, 2, bias=False)
+    convolution.as_products(product)
+    images = torch.randn(8, 4, 4, 4, dtype=torch.bfloat16).contiguous(memory_format=memory_format)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16), torch.profiler.profile() as profile:
+        product(images)
+    names = {event.name for event in profile.events()}
+    assert "aten::mm" in names
+    assert "aten::bmm" not in names
+
+
 @pytest.mark.parametrize(("size", "share"), [(1, 1 / 9), (2, 4 / 9), (3, 1.0), (4, 1.0)])
 def test_nothing_is_multiplied_by_the_padding(size, share):
     conv, product = pair(8, 8, 3, 1, 1, bias=False)

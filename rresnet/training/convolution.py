@@ -22,7 +22,10 @@ class PointwiseConv2d(nn.Conv2d):
         pixels = x.permute(0, 2, 3, 1)
         if self.stride != (1, 1):  # after permuting, so that their gradient is channels-last, too
             pixels = pixels[:, :: self.stride[0], :: self.stride[1]]
-        return _images(linear(pixels, self.weight.flatten(1), self.bias))
+        # Flattened here: `linear` would multiply each image by a copy of the weights of its own where the pixels have
+        # gaps and no gradient is needed.
+        result = linear(pixels.flatten(0, 2), self.weight.flatten(1), self.bias)
+        return _images(result.view(*pixels.shape[:3], -1))
 
 
 class SmallMapConv2d(nn.Conv2d):
