@@ -81,13 +81,20 @@ def test_making_a_step_ready_trains_nothing_and_draws_nothing(execution):
 
 
 def test_captured_cells_take_turns_and_know_nothing_of_each_other():
-    """Each graph goes on with memory of its own, also once what is only cached has been given back between visits."""
+    """Each graph goes on with memory of its own, also once what is only cached has been given back between visits.
+
+    Nor does one end what another uses when it is dropped.
+    """
     axes = {**TUNED, "model": "samples:few_layers", "execution": "graph"}
     lone = bench(**axes, batch_size=16)
     expected = [lone.train_step(*raw).item() for raw in itertools.islice(lone.batches, 9)]
     several = [bench(**axes, batch_size=size) for size in (8, 16, 10)]
     found = []
-    for _ in range(9):
+    for turn in range(9):
+        if turn == 5:
+            one = several.pop()
+            del one
+            gc.collect()
         for one in several:
             loss = one.train_step(*next(one.batches))
             found += [loss.item()] if one is several[1] else []

@@ -1,6 +1,7 @@
 import copy
 import itertools
 from dataclasses import replace
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -54,6 +55,18 @@ def test_a_batch_is_replayed_by_the_graph_of_its_size_and_one_of_another_size_by
     )
     assert [taken(*raw).item() > 0 for raw in [*found.inputs.epoch(), (torch.arange(5),)]] == [False] * 3 + [True]
     assert replayed == [(8, 8), (8, 8), (4, 4)]
+
+
+def test_a_cell_is_captured_on_the_stream_it_has_warmed_up_on_and_no_other_cell_is(monkeypatch):
+    gpu = MagicMock(**{"memory_allocated.return_value": 0, "max_memory_allocated.return_value": 0})
+    gpu.Stream.side_effect = lambda: MagicMock()
+    monkeypatch.setattr(torch, "cuda", gpu)
+    batch = MagicMock(**{"to.return_value.nbytes": 8})
+    for _ in range(2):
+        step.capture([(MagicMock(), [batch])] * 2, restore=lambda: None)
+    warmed = [call.args[0] for call in gpu.stream.call_args_list]
+    assert [call.kwargs["stream"] for call in gpu.graph.call_args_list] == [warmed[0]] * 2 + [warmed[1]] * 2
+    assert warmed[0] is not warmed[1]
 
 
 def test_a_rehearsal_takes_a_step_of_each_size_and_trains_nothing():

@@ -213,6 +213,8 @@ def capture(steps: Sequence[tuple[Step, Raw]], restore: Callable[[], None]) -> t
             make their own.
     """
     statics = [[tensor.to("cuda", copy=True) for tensor in example] for _, example in steps]
+    # Captured on this stream, too, and not on the one that PyTorch would take for all graphs: when a graph is freed,
+    # PyTorch 2.12 - 2.14 frees cuBLAS's workspace of its stream, which other graphs of that stream go on writing to.
     side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -223,15 +225,15 @@ def capture(steps: Sequence[tuple[Step, Raw]], restore: Callable[[], None]) -> t
     restore()
     pool, before = torch.cuda.graph_pool_handle(), torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
-    replays = [_captured(step, static, pool) for (step, _), static in zip(steps, statics, strict=True)]
+    replays = [_captured(step, static, pool, side) for (step, _), static in zip(steps, statics, strict=True)]
     held = torch.cuda.max_memory_allocated() - before
     return replays, held + sum(tensor.nbytes for static in statics for tensor in static)
 
 
-def _captured(step: Step, static: Sequence[torch.Tensor], pool: Any) -> Step:
+def _captured(step: Step, static: Sequence[torch.Tensor], pool: Any, stream: Any) -> Step:
     """Capture the step in a graph with memory from `pool`; return what replays it on batches copied into `static`."""
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
+    with torch.cuda.graph(graph, pool=pool, stream=stream):
         loss = step(*static)
 
     def replay(*raw: torch.Tensor) -> torch.Tensor:
