@@ -30,6 +30,7 @@ def instead_of(first, error):
         (RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"), "out_of_memory"),
         (RuntimeError("CUDA error: out of memory"), "out_of_memory"),
         (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"), "out_of_memory"),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED"), "out_of_memory"),
         (after(torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("the capture was ended")), "out_of_memory"),
         (after(KeyError("shape"), RuntimeError("the capture was ended")), "error"),
         (instead_of(MemoryError(), KeyError("typo")), "error"),

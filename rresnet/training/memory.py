@@ -4,8 +4,8 @@ import re
 
 import torch
 
-# What PyTorch's CPU allocator, the CUDA driver and cuBLAS say in errors of other kinds.
-_MEMORY_SHORT = re.compile("can't allocate memory|out of memory|ALLOC_FAILED")
+# What PyTorch's CPU allocator, the CUDA driver, cuBLAS and cuDNN say in errors of other kinds.
+_MEMORY_SHORT = re.compile("can't allocate memory|out of memory|ALLOC(ATION)?_FAILED")
 # What cuDNN says where no kernel's workspace has room, and where it has no kernel at all.
 _NO_KERNEL = re.compile("unable to find an engine|Unable to find a valid cuDNN algorithm")
 WORKSPACE_SHARE = 0.1  # of a GPU's memory: if that much is free, the workspace was not the cause
