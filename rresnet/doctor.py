@@ -32,7 +32,8 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
     machine = hardware.probe()
     console.print(_description(machine))
     torch.set_num_threads(machine.cpu_cores)
-    console.print(_limits(machine))
+    table, failures = _limits(machine)
+    console.print(table)
     monitor = Monitor(_gpu_uuid())
     with monitor.watching():
         time.sleep(seconds)
@@ -42,7 +43,7 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
     around = flags.of_machine(usage, cpu_count=machine.cpu_count, spare_cores=0)  # a trial on the CPU takes all cores
     found = {flag: f"{flag}{amounts.get(flag, '')}" for flag in around}
     doubts = [f"{told}: {flags.ADVICE[flag]}" if advice else told for flag, told in found.items()]
-    doubts += _settings(machine, results_dir)
+    doubts += [*failures, *_settings(machine, results_dir)]
     for doubt in doubts:
         say(console, f"! {doubt}", "yellow")
     if not doubts:
@@ -79,7 +80,9 @@ def _description(machine: Hardware) -> Table:
     return table
 
 
-def _limits(machine: Hardware) -> Table:
+def _limits(machine: Hardware) -> tuple[Table, list[str]]:
+    """The limits, and what is wrong with a GPU that does not compute."""
+    failures = dict[str, None]()
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for heading in ("limit", "matrix product", "copy"):
         table.add_column(heading, justify="left" if heading == "limit" else "right")
@@ -95,13 +98,17 @@ def _limits(machine: Hardware) -> Table:
         try:
             found = limits.measure(kind, precision, machine.cpu_cores)
         except (MemoryError, RuntimeError) as error:
-            if not is_out_of_memory(error):
+            short = is_out_of_memory(error)
+            if kind == "cpu" and not short:
                 raise
-            table.add_row(name, "too little memory", "")
+            table.add_row(name, "too little memory" if short else "fails", "")
+            if not short:  # say, PyTorch's kernels are for newer GPUs
+                told = f"PyTorch {torch.__version__} fails on the {machine.gpu_name} ({str(error).splitlines()[0]})"
+                failures[f"{told}: install one that is built for it, or the trials on the GPU will fail"] = None
             continue
         rate, copy = found.matrix_flops_per_second / 1e9, found.copy_bytes_per_second / 1e9
         table.add_row(name, f"{rate:,.0f} GFLOP/s", f"{copy:,.1f} GB/s")
-    return table
+    return table, list(failures)
 
 
 def _settings(machine: Hardware, results_dir: Location) -> list[str]:

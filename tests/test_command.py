@@ -65,6 +65,22 @@ def test_work_that_would_be_in_the_way_of_a_trial_on_all_cores_is_told(tmp_path,
     assert "foreign_load (0.6 of 16 CPUs)" in examined(tmp_path, monkeypatch, usage(busy=0.6))[1]
 
 
+def test_a_gpu_for_which_pytorch_has_no_kernels_is_told(tmp_path, monkeypatch):
+    def measure(kind, precision, threads):
+        if kind == "cuda":
+            raise RuntimeError("CUDA error: no kernel image is available for execution\nSearch for it")
+        return Limits(matrix_flops_per_second=1e12, copy_bytes_per_second=1e10)
+
+    monkeypatch.setattr(doctor.limits, "measure", measure)
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: A100)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(doctor, "_gpu_memory", lambda: (0, 80 * 2**30))
+    monkeypatch.setattr(doctor, "_gpu_uuid", lambda: None)
+    fine, text = examined(tmp_path, monkeypatch, usage())
+    assert not fine
+    assert " ".join(text.split()).count("fails on the NVIDIA A100 (CUDA error: no kernel image is available for") == 1
+
+
 def test_under_a_quota_the_work_of_others_is_not_judged(tmp_path, monkeypatch):
     fine, text = examined(tmp_path, monkeypatch, replace(usage(), busy_cpu_seconds=None, steal_cpu_seconds=None))
     assert fine, text
