@@ -17,6 +17,7 @@ import tempfile
 from collections import defaultdict
 from pathlib import Path
 from statistics import median
+from types import SimpleNamespace
 
 import ray
 from common import verdict
@@ -74,12 +75,10 @@ def main() -> int:
     run = runs.Run(run_id="x", experiment="x", name="x", plan_id="x", planned=len(planned), started_at="")
     with cluster.connect(None, here) as found, tempfile.TemporaryFile("w") as nowhere:
         sweep = Sweep(
-            run=run,
-            cluster=found,
+            machines=found,
             data=ray.put(data.load("fashion-mnist-12k", image_size=32)),
             how=How(seconds=2.0),
-            keep=lambda name, content: None,
-            write=turn,
+            writer=SimpleNamespace(run=run, write=turn, keep=lambda name, content: None),
             progress=Progress(Console(file=nowhere), len(planned)),
         )
         sweep.execute(planned)

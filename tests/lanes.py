@@ -6,7 +6,6 @@ from samples import LAPTOP, make_cell
 
 from rresnet import grid
 from rresnet.config import How
-from rresnet.runner.cluster import Cluster
 from rresnet.runner.lane import Lane
 from rresnet.runner.machines import Machine
 from rresnet.runner.sweep import Sweep
@@ -45,12 +44,14 @@ def swept(lane=FakeLane, repeats=2, machines=("a",), processes=1, cells=CELLS, s
     progress = SimpleNamespace(running=lambda trial: None, finished=lambda *of: None, note=notes.append)
     there = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in machines)
     sweep = Sweep(
-        run=Run(run_id="r", experiment="e", name="n", plan_id="p", planned=6, started_at=""),
-        cluster=Cluster(machines=there),
+        machines=there,
         data=None,
         how=How(seconds=1.0),
-        write=lambda trial_id, rows: sweep.rows.extend(rows["trials"]),
-        keep=lambda name, content: None,
+        writer=SimpleNamespace(
+            run=Run(run_id="r", experiment="e", name="n", plan_id="p", planned=6, started_at=""),
+            write=lambda trial_id, rows: sweep.rows.extend(rows["trials"]),
+            keep=lambda name, content: None,
+        ),
         progress=progress,
         lane=lane,
     )

@@ -51,9 +51,9 @@ def grow(monkeypatch, sweep, settings, began=0.0, clock=0.0, again=()):
     columns = [f.name for f in TRIALS]
     monkeypatch.setattr(growth, "rows_so_far", lambda *_: pd.DataFrame(sweep.rows).reindex(columns=columns))
     monkeypatch.setattr(growth.time, "monotonic", lambda: clock)
-    progress = FakeProgress()
-    growth.grow(sweep, CELLS, None, progress, again, settings=settings, began=began)
-    return progress.lines
+    sweep.progress = FakeProgress()
+    growth.grow(sweep, CELLS, again, settings=settings, began=began)
+    return sweep.progress.lines
 
 
 def test_nothing_is_added_where_the_interval_is_tight_enough(monkeypatch):

@@ -14,6 +14,10 @@ from rresnet.experiments import experiment, search
 from rresnet.experiments.running import Experiment
 
 
+def fake_sweep(execute):
+    return SimpleNamespace(execute=execute, progress=SimpleNamespace(more=lambda *_: None))
+
+
 def climb(fits, most, seconds=lambda size: 0.001 * size):
     """Sizes probed where those up to `fits` run."""
     probes = {}
@@ -134,20 +138,19 @@ def test_probes_are_run_again_where_that_is_asked_for(again, expected, monkeypat
         status.update({size: "ok" if size < 280 else "out_of_memory" for size in ran[-1]})
 
     ids = [search._trial(make_cell(), size).trial_id for size in again]
-    first, progress = make_cell(batch_size=search.FIRST_SIZE), SimpleNamespace(more=lambda *_: None)
-    search.probe(SimpleNamespace(execute=execute), [first], None, progress, ids, most=10_000)
+    search.probe(fake_sweep(execute), [make_cell(batch_size=search.FIRST_SIZE)], ids, most=10_000)
     assert ran == expected
 
 
 def test_workers_share_the_images(monkeypatch):
     probed = []
 
-    def so_far(writer):
+    def so_far(sweep):
         return rows(*((size, "ok", 100.0) for size in [16, *probed]), num_workers=2)
 
     monkeypatch.setattr(search, "rows_so_far", so_far)
-    sweep = SimpleNamespace(execute=lambda trials: probed.extend(trial.cell.batch_size for trial in trials))
-    search.probe(sweep, [make_cell(num_workers=2)], None, SimpleNamespace(more=lambda *_: None), most=100)
+    sweep = fake_sweep(lambda trials: probed.extend(trial.cell.batch_size for trial in trials))
+    search.probe(sweep, [make_cell(num_workers=2)], most=100)
     assert probed == [32, 50]
 
 
@@ -172,7 +175,7 @@ def test_an_axis_that_may_be_none_has_its_series_found_again(monkeypatch, values
     monkeypatch.setattr(search, "_APART", ("batch_size", "copy"))  # epochs stands for an axis of one's own
     cells, probed = [make_cell(epochs=value) for value in values], []
 
-    def so_far(writer):
+    def so_far(sweep):
         ran = [rows((16, "ok", 100.0), epochs=value) for value in values]
         ran += [rows((cell.batch_size, "ok", 100.0), epochs=cell.epochs) for cell in probed]
         return pd.concat(ran).astype({"epochs": float})  # as a table with a missing number is read
@@ -182,7 +185,7 @@ def test_an_axis_that_may_be_none_has_its_series_found_again(monkeypatch, values
         assert len(probed) <= 2 * len(values), "probed without an end"
 
     monkeypatch.setattr(search, "rows_so_far", so_far)
-    search.probe(SimpleNamespace(execute=execute), cells, None, SimpleNamespace(more=lambda *_: None), most=64)
+    search.probe(fake_sweep(execute), cells, most=64)
     assert [cell.batch_size for cell in probed] == sorted([32, 64] * len(values))
     assert all(search.result(so_far(None), most=64).fits(cell) for cell in cells)
 

@@ -9,7 +9,6 @@ from samples import LAPTOP, make_cell
 from rresnet import grid
 from rresnet.runner import lane
 from rresnet.runner.agenda import Agenda
-from rresnet.runner.cluster import Cluster
 from rresnet.runner.events import TrialProcess
 from rresnet.runner.lane import Lane
 from rresnet.runner.layout import Layout
@@ -172,7 +171,7 @@ def test_before_a_process_its_machine_is_given_back_and_all_that_workers_take_is
     monkeypatch.setattr(FakeMachine, "release", lambda self, *, alone: asked.append((self.node_id, alone)))
     monkeypatch.setattr(lane.machines, "wait_until_free", wait)
     there = tuple(FakeMachine(node_id=name, hardware=LAPTOP) for name in names)
-    sweep = SimpleNamespace(cluster=Cluster(machines=there), check_stop=None, progress=SimpleNamespace(note=None))
+    sweep = SimpleNamespace(machines=there, check_stop=None, progress=SimpleNamespace(note=None))
     one = Lane(sweep, there[0], Agenda(plan_of([make_cell(num_workers=2, num_nodes=num_nodes)], seed=1)))
     with pytest.raises(TimeoutError):
         one._tune(None, None, [Layout(device="cpu", nodes=tuple("ab"[:num_nodes]), cores=1)])

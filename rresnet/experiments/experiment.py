@@ -21,7 +21,7 @@ from rresnet.terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rresnet.runner.cluster import Cluster
+    from rresnet.runner.machines import Machine
 
 EMBEDDED_SIZE = 28  # of the embedded images as they are stored, pixels
 EARLY_SECONDS = 0.5  # for data to be read, or rejected, before Ray is started
@@ -72,9 +72,9 @@ def run(
         wait_seconds=settings.wait_seconds,
     )
     with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
-        cluster = _alike(joined, begin, experiment.cells, tell)
-        planned = planning.plan(begin, experiment.cells, cluster.hardware, len(cluster.machines))
-        setup = Setup(cluster=cluster, images=images.result(), console=console, stop_asked=stop_asked)
+        machines = _alike(joined, begin, experiment.cells, tell)
+        planned = planning.plan(begin, experiment.cells, machines[0].hardware, len(machines))
+        setup = Setup(machines=machines, images=images.result(), console=console, stop_asked=stop_asked)
         if settings.batch_size != AUTO:  # auto looks only at sizes that there are images for
             planning.check_batches(planned, setup.images)
         if settings.dry_run:
@@ -127,9 +127,11 @@ def _show(planned: planning.Plan, settings: Settings, console: Console) -> None:
         say(console, search.plan_of(settings))
 
 
-def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: Callable[[str], None]) -> "Cluster":
-    """The cluster without the machines on which the settings mean other cells than on the first."""
-    first, *others = joined.machines
+def _alike(
+    joined: "tuple[Machine, ...]", settings: Settings, cells: planning.Cells, tell: Callable[[str], None]
+) -> "tuple[Machine, ...]":
+    """The machines on which the settings mean the same cells as on the first."""
+    first, *others = joined
     same = [one for one in others if planning.alike(settings, cells, first.hardware, one.hardware)]
     for one in others:
         if one not in same:
@@ -137,7 +139,7 @@ def _alike(joined: "Cluster", settings: Settings, cells: planning.Cells, tell: C
                 f"{one.hardware.hostname} does not measure: with its {one.hardware.cpu_cores} cores and "
                 f"{one.hardware.gpu_count} GPUs the flags mean other settings there than on {first.hardware.hostname}"
             )
-    return replace(joined, machines=(first, *same))
+    return first, *same
 
 
 def _beginning(settings: Settings) -> Settings:

@@ -11,22 +11,11 @@ from rresnet.analysis import frames, ranking
 from rresnet.analysis.statistics import MINIMUM_REPEATS, MOST_REPEATS, repeats_needed
 from rresnet.cell import Cell
 from rresnet.config import Settings
-from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
-from rresnet.tables import store
 from rresnet.terminal import percent
 
 
-def grow(
-    sweep: Sweep,
-    cells: Sequence[Cell],
-    writer: store.Writer,
-    progress: Progress,
-    again: Collection[str],
-    *,
-    settings: Settings,
-    began: float,
-) -> None:
+def grow(sweep: Sweep, cells: Sequence[Cell], again: Collection[str], *, settings: Settings, began: float) -> None:
     """Measure extensions, each in a fresh process, until every speedup is known well enough or time is up.
 
     An extension that an interrupted run has begun is completed first. `again` are ids of trials that have a row and are
@@ -35,7 +24,7 @@ def grow(
     assert settings.target_interval is not None
     target, last_seconds, left = settings.target_interval, 0.0, set(again)
     for extension in itertools.count():
-        rows = rows_so_far(writer)
+        rows = rows_so_far(sweep)
         trials = grid.more(
             cells, extension, repeats=settings.repeats_planned, processes=settings.processes_planned, seed=settings.seed
         )
@@ -53,18 +42,18 @@ def grow(
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
             needed = repeats_needed(widest[1], target, in_more_processes=True) if widest else None
             would = f"about {needed} repeats would do" if needed else f"not even {MOST_REPEATS:,} repeats would do"
-            progress.note(f"{told}: {would}; --max-minutes {settings.max_minutes:g} is used up")
+            sweep.progress.note(f"{told}: {would}; --max-minutes {settings.max_minutes:g} is used up")
             return
-        progress.more(len(todo), f"{told}: {len(todo)} more trials")
+        sweep.progress.more(len(todo), f"{told}: {len(todo)} more trials")
         start = time.monotonic()
         sweep.execute(todo)
         last_seconds = time.monotonic() - start
 
 
-def rows_so_far(writer: store.Writer) -> pd.DataFrame:
-    """The run's rows of the trials table, including all that the writer was given."""
-    writer.flush()
-    return frames.trials_of(writer.results, writer.run.run_id)
+def rows_so_far(sweep: Sweep) -> pd.DataFrame:
+    """The run's rows of the trials table, including all that its writer was given."""
+    sweep.writer.flush()
+    return frames.trials_of(sweep.writer.results, sweep.writer.run.run_id)
 
 
 def _widths(half_width: float, target: float) -> str:

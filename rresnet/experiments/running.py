@@ -22,12 +22,12 @@ from rresnet.terminal import say
 if TYPE_CHECKING:
     import pandas as pd
 
-    from rresnet.runner.cluster import Cluster
+    from rresnet.runner.machines import Machine
     from rresnet.runner.sweep import Sweep
 
 Show = Callable[["pd.DataFrame", Console, str], None]  # a run's trials, where to print, the results folder or its URL
 # Runs more trials of the cells that can run, depending on the first rows; last come ids of trials to be run again.
-Extend = Callable[["Sweep", Sequence[Cell], store.Writer, Progress, Collection[str]], None]
+Extend = Callable[["Sweep", Sequence[Cell], Collection[str]], None]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ class Experiment:
 class Setup:
     """What the trials of a run are measured with."""
 
-    cluster: "Cluster"
+    machines: "tuple[Machine, ...]"  # the plan is made for the first
     images: data.ImageData
     console: Console
     stop_asked: Callable[[], bool]
@@ -57,10 +57,10 @@ def measured(
 
     With `reuse`, the newest run of this environment is continued even if it is complete.
     """
-    results, console, cluster = settings.results_dir, setup.console, setup.cluster
-    planned = planning.plan(settings, experiment.cells, cluster.hardware, len(cluster.machines))
+    results, console, measuring = settings.results_dir, setup.console, [one.hardware for one in setup.machines]
+    planned = planning.plan(settings, experiment.cells, measuring[0], len(measuring))
     begun_with = environment.of_run(
-        cluster.hardware,
+        measuring[0],
         setup.images.fingerprint,
         models={trial.cell.model for trial, _ in planned},
         local=settings.address is None,
@@ -84,13 +84,12 @@ def measured(
         if settings.retry == "all":
             done = set()
         todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
-        measuring = [machine.hardware for machine in cluster.machines]
         say(console, planning.opening(this, settings, planned, todo, measuring, setup.images))
-        if waiting := machines.busy(cluster.machines):
+        if waiting := machines.busy(setup.machines):
             say(console, waiting)
         with _quiet_ray(console), Progress(console, total=len(planned), done=len(planned) - len(todo)) as progress:
             try:
-                sweep = _sweep(this, settings, setup, writer, progress, attempts, experiment.trainable)
+                sweep = _sweep(settings, setup, writer, progress, attempts, experiment.trainable)
                 for trial, reason in todo:
                     if reason:
                         measurement = Measurement(status="infeasible", error_type="Infeasible", error_message=reason)
@@ -98,7 +97,7 @@ def measured(
                 sweep.execute([trial for trial, reason in todo if reason is None])
                 if extend:
                     cells = list(dict.fromkeys(trial.cell for trial, reason in planned if reason is None))
-                    extend(sweep, cells, writer, progress, attempts.keys() - done if settings.retry else ())
+                    extend(sweep, cells, attempts.keys() - done if settings.retry else ())
                 writer.flush()
             except Exception:
                 writer.check()  # a full disk, say, which Tune reports as a failure of its own
@@ -112,7 +111,6 @@ def measured(
 
 
 def _sweep(
-    this: runs.Run,
     settings: Settings,
     setup: Setup,
     writer: store.Writer,
@@ -126,8 +124,7 @@ def _sweep(
     from rresnet.runner.sweep import Sweep
 
     return Sweep(
-        run=this,
-        cluster=setup.cluster,
+        machines=setup.machines,
         data=ray.put(setup.images),
         how=How(
             seconds=settings.seconds,
@@ -135,8 +132,7 @@ def _sweep(
             profile=settings.profile,
             save_model=settings.save_model,
         ),
-        write=writer.write,
-        keep=writer.keep,
+        writer=writer,
         progress=progress,
         stop_asked=setup.stop_asked,
         earlier=attempts,

@@ -10,9 +10,7 @@ from rresnet.analysis import answer
 from rresnet.cell import CELL_COLUMNS, Cell, Trial, UsageError, stable_hash
 from rresnet.config import AUTO, Settings
 from rresnet.experiments.growth import rows_so_far
-from rresnet.progress import Progress
 from rresnet.runner.sweep import Sweep
-from rresnet.tables import store
 from rresnet.terminal import counted, number
 
 FIRST_SIZE = 16
@@ -101,30 +99,22 @@ def next_sizes(probes: Mapping[int, float | None], most: int) -> list[int]:
     return sizes
 
 
-def probe(
-    sweep: Sweep,
-    cells: Sequence[Cell],
-    writer: store.Writer,
-    progress: Progress,
-    again: Collection[str] = (),
-    *,
-    most: int,
-) -> None:
+def probe(sweep: Sweep, cells: Sequence[Cell], again: Collection[str] = (), *, most: int) -> None:
     """Probe size after size of every series, each in its turn, until all are known.
 
     `cells` has one cell of each series, with its first size; `most` is the largest size there are images for. `again`
     are ids of trials that have a row and are to be run once more; those of a first size already have been.
     """
-    probes = _probes(rows_so_far(writer))
+    probes = _probes(rows_so_far(sweep))
     known = [
         _trial(cell, size) for cell in cells for size in probes.get(_series(vars(cell)), {}) if size != cell.batch_size
     ]
     wanted = [trial for trial in known if trial.trial_id in again] or _next(probes, cells, most)
     while wanted:
         sizes = sorted({trial.cell.batch_size for trial in wanted})
-        progress.more(len(wanted), f"Probing batch sizes {', '.join(map(str, sizes))}")
+        sweep.progress.more(len(wanted), f"Probing batch sizes {', '.join(map(str, sizes))}")
         sweep.execute(sorted(wanted, key=lambda trial: trial.cell.batch_size))
-        wanted = _next(_probes(rows_so_far(writer)), cells, most)
+        wanted = _next(_probes(rows_so_far(sweep)), cells, most)
 
 
 def _next(probes: _Probes, cells: Sequence[Cell], most: int) -> list[Trial]:

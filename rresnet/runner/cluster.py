@@ -10,7 +10,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -60,23 +59,13 @@ class ClusterLostError(UsageError):
     """No machine of the cluster is left to measure on."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Cluster:
-    """A connected Ray cluster and those of its machines that measure, the most capable first."""
-
-    machines: tuple[Machine, ...]
-
-    @property
-    def hardware(self) -> Hardware:
-        """The hardware of the first machine, for which the plan is made."""
-        return self.machines[0].hardware
-
-
 @contextlib.contextmanager
 def connect(
     address: str | None, hardware: Hardware, wanted: Wanted | None = None, tell: Callable[[str], None] = print
-) -> Iterator[Cluster]:
+) -> Iterator[tuple[Machine, ...]]:
     """Provide Ray for a block: started here and ended afterwards if `address` is None, else joined and left.
+
+    Yields the machines that measure, the most capable first.
 
     Args:
         address: the address of the cluster to join.
@@ -94,7 +83,7 @@ def connect(
     for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOCAL}).items():
         os.environ.setdefault(name, value)
     with _started(hardware) if address is None else _joined(address, wanted, tell) as those:
-        yield Cluster(machines=those)
+        yield those
 
 
 @contextlib.contextmanager

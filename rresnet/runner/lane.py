@@ -141,10 +141,10 @@ class Lane:
             raise error
 
     def _tune(self, handout: Handout, process: TrialProcess, groups: Collection[layout.Layout]) -> None:
-        self.machine.release(alone=self.agenda.wide or len(self.sweep.cluster.machines) == 1)
+        self.machine.release(alone=self.agenda.wide or len(self.sweep.machines) == 1)
         if groups:
             there = {self.machine.node_id, *(node for those in groups for node in those.nodes)}
-            those = [machine for machine in self.sweep.cluster.machines if machine.node_id in there]
+            those = [machine for machine in self.sweep.machines if machine.node_id in there]
             machines.wait_until_free(those, self.check, self.sweep.progress.note)
         with scratch.folder() as storage, handout:
             trainable = tune.with_resources(
@@ -183,7 +183,7 @@ class Lane:
 
     def _nodes(self) -> list[str]:
         """This machine's node, then those of the others that are still there, in their order."""
-        others = self.sweep.cluster.machines if self.agenda.wide else ()
+        others = self.sweep.machines if self.agenda.wide else ()
         return [self.machine.node_id, *(m.node_id for m in others if m is not self.machine and m.alive())]
 
     def check(self) -> None:
@@ -208,7 +208,7 @@ class Lane:
     def reported(self, process: TrialProcess, trial: Trial, record: Record, alone: bool) -> None:
         """Handle what became of a trial; `alone` says whether it ran with nothing hot beside it."""
         for name, content in record.files.items():
-            self.sweep.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
+            self.sweep.writer.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
         if record.measurement.status == "killed" and process.killed_for_memory:
             self.evicted(process, trial, KILLED_FOR_MEMORY)
             return

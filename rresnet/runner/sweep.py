@@ -11,11 +11,12 @@ from rresnet.cell import Trial
 from rresnet.config import How
 from rresnet.progress import Progress
 from rresnet.runner.agenda import Agenda
-from rresnet.runner.cluster import Cluster, ClusterLostError
+from rresnet.runner.cluster import ClusterLostError
 from rresnet.runner.lane import Lane, run_trial
+from rresnet.runner.machines import Machine
 from rresnet.tables.measurement import SCHEMA_VERSION, TRIAL_KEY, Derived, Identity, Record
 from rresnet.tables.runs import Run
-from rresnet.tables.store import Rows
+from rresnet.tables.store import Rows, Writer
 
 if TYPE_CHECKING:
     import ray
@@ -57,12 +58,10 @@ def _text(value: Any) -> Any:
 class Sweep:
     """One run of planned trials, on one machine or several side by side."""
 
-    run: Run
-    cluster: Cluster
+    machines: tuple[Machine, ...]
     data: "ray.ObjectRef[ImageData]"
     how: How
-    write: Callable[[str, Rows], None]
-    keep: Callable[[str, bytes], None]  # stores a file that a trial sent, by its name
+    writer: Writer  # of the run
     progress: Progress
     trainable: Callable[..., None] = run_trial
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
@@ -81,7 +80,7 @@ class Sweep:
 
         Raises ClusterLostError if no machine is left to measure the remaining trials.
         """
-        agenda, machines = Agenda(trials), self.cluster.machines
+        agenda, machines = Agenda(trials), self.machines
         lanes = list[Lane]()
         while agenda.left:  # again where a machine was lost after the others had found nothing left to take
             if not lanes:  # at first, and when the one from which everything was measured is lost
@@ -118,7 +117,7 @@ class Sweep:
     def record(self, trial: Trial, record: Record, *, attempt: int = 1) -> None:
         """Write what became of a trial, and show it as finished."""
         attempt += self.earlier.get(trial.trial_id, 0)
-        rows = rows_of(self.run, trial, record, attempt=attempt, command_started_at=self.started_at)
+        rows = rows_of(self.writer.run, trial, record, attempt=attempt, command_started_at=self.started_at)
         with self._lock:
-            self.write(trial.trial_id, rows)
+            self.writer.write(trial.trial_id, rows)
             self.progress.finished(trial, record.measurement)

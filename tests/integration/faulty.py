@@ -42,12 +42,10 @@ def swept(planned, results, cpus=None):
             Progress(Console(file=shown), many) as progress,
         ):
             sweep = Sweep(
-                run=run,
-                cluster=found,
+                machines=found,
                 data=ray.put(images),
                 how=How(seconds=0.05, timeout_seconds=LIMIT),
-                keep=lambda name, content: None,
-                write=writer.write,
+                writer=writer,
                 progress=progress,
                 trainable=trial,
             )
