@@ -1,11 +1,10 @@
 """One machine's trials, one after another in its trial processes, through Ray Tune."""
 
-import functools
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +12,7 @@ import ray
 from ray import tune
 
 from rresnet import scratch
-from rresnet.cell import Cell, Device, Trial
+from rresnet.cell import Cell, Trial
 from rresnet.config import How
 from rresnet.runner import layout, machines
 from rresnet.runner.agenda import Agenda
@@ -86,32 +85,35 @@ class Lane:
     def _measure(self, trials: deque[Trial], process: int | None = None, attempt: int = 1) -> None:
         """Run trials, and what the plan has in `process`, in a fresh process; if it ends early, the rest in another."""
         while not self.lost and self._any(trials, process):
-            nodes = self._nodes()
-            groups = layout.layouts(self._can_come(trials, process), nodes)
-            fresh = TrialProcess(self, attempt)
-
-            def next_trial(
-                nodes: Sequence[str] = nodes, groups: Collection[Device] = groups, fresh: TrialProcess = fresh
-            ) -> Trial | None:
-                """Take the next trial; None also if the process has ended or a machine of its workers is gone.
-
-                The next process has other workers, and room.
-                """
-                over = self.lost or fresh.ended or (groups and self._nodes() != nodes)
-                return trials.popleft() if not over and self._any(trials, process) else None
-
-            config = functools.partial(
-                self._config, nodes=nodes, groups=groups, is_last=lambda: not self._any(trials, process)
-            )
-            handout = Handout(next_trial, config)
-            try:
-                self._tune(handout, fresh, groups.values())
-            except RuntimeError as error:
-                self._survive(error, fresh)
-                if handout.given and handout.given is not fresh.begun:  # handed out, but never begun
-                    trials.appendleft(handout.given)
+            self._measure_in(TrialProcess(self, attempt), trials, process)
         if trials is not self._waiting:
             self._waiting.extendleft(trials)  # the machine is lost
+
+    def _measure_in(self, fresh: TrialProcess, trials: deque[Trial], process: int | None) -> None:
+        """Run trials in a fresh process as long as it goes on."""
+        nodes = self._nodes()
+        groups = layout.layouts(self._can_come(trials, process), nodes)
+
+        def next_trial() -> Trial | None:
+            """Take the next trial; None also if the process has ended or a machine of its workers is gone.
+
+            The next process has other workers, and room.
+            """
+            over = self.lost or fresh.ended or (groups and self._nodes() != nodes)
+            return trials.popleft() if not over and self._any(trials, process) else None
+
+        def config(trial: Trial) -> dict[str, Any]:
+            """What the process is told: where the trial's workers are, the groups, and when to let these go."""
+            is_last = bool(groups) and not self._any(trials, process)
+            return {"trial": trial, "nodes": layout.placement(trial.cell, nodes), "groups": groups, "is_last": is_last}
+
+        handout = Handout(next_trial, config)
+        try:
+            self._tune(handout, fresh, groups.values())
+        except RuntimeError as error:
+            self._survive(error, fresh)
+            if handout.given and handout.given is not fresh.begun:  # handed out, but never begun
+                trials.appendleft(handout.given)
 
     def _any(self, trials: deque[Trial], process: int | None) -> bool:
         """Whether there is a trial to run; those before it that are known not to run get their rows."""
@@ -165,21 +167,6 @@ class Lane:
                 ),
                 run_config=tune.RunConfig(name="tune", storage_path=str(storage), verbose=0, callbacks=[process]),
             ).fit()
-
-    def _config(
-        self,
-        trial: Trial,
-        nodes: Sequence[str],
-        groups: Mapping[Device, layout.Layout],
-        is_last: Callable[[], bool],
-    ) -> dict[str, Any]:
-        """What the trial process is told: where the trial's workers are, the groups, and when to let these go."""
-        return {
-            "trial": trial,
-            "nodes": layout.placement(trial.cell, nodes),
-            "groups": groups,
-            "is_last": bool(groups) and is_last(),
-        }
 
     def _nodes(self) -> list[str]:
         """This machine's node, then those of the others that are still there, in their order."""
