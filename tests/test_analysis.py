@@ -187,9 +187,9 @@ def test_rows_without_the_column_copy_are_compared_across_machines():
 
 
 def test_distinguishable_means_that_one_is_outside():
-    assert pairing.distinguishable(Interval(estimate=1.2, low=1.1, high=1.3, count=3)) is True
-    assert pairing.distinguishable(Interval(estimate=1.2, low=0.9, high=1.5, count=3)) is False
-    assert pairing.distinguishable(Interval(estimate=1.2, low=None, high=None, count=2)) is None
+    assert Interval(estimate=1.2, low=1.1, high=1.3, count=3).distinguishable is True
+    assert Interval(estimate=1.2, low=0.9, high=1.5, count=3).distinguishable is False
+    assert Interval(estimate=1.2, low=None, high=None, count=2).distinguishable is None
 
 
 def test_read_without_results_says_what_to_do(tmp_path):

@@ -315,7 +315,7 @@ def test_many_settings_are_drawn_in_part_and_it_says_so(tmp_path):
 
 def part_of(tmp_path, rows, epochs_of_rows=()):
     (part,) = parts.read([write(tmp_path / "a", rows, epochs_of_rows)])
-    cells = pd.DataFrame(answer.compared(part.trials))
+    cells = pd.DataFrame(answer.Answer(part.trials).cells)
     return part, cells[cells["repeats"] > 0]
 
 

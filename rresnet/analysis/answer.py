@@ -1,6 +1,8 @@
 """The answer: the cells of a run compared, and in words what they show."""
 
+import functools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -22,114 +24,172 @@ MOST_NAMED = 3  # of the settings that are not distinguishable from the first
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
 
 
-def compared(trials: pd.DataFrame) -> list[dict[Any, Any]]:
-    """Compare the cells of a run on one machine: the fastest first, those that never ended ok last.
+class Answer:
+    """The cells of a run on one machine compared, and in words what they show.
 
-    Each has, besides the columns of `rates.by_cell`, its name (`setting`), the paired ratio to the reference cell
-    (`speedup`, `speedup_low`, `speedup_high`, `pairs`, `distinguishable`; None where there is none), and
-    `is_reference`.
+    `cells` has the fastest first, those that never ended ok last. Each has, besides the columns of `rates.by_cell`, its
+    name (`setting`), the paired ratio to the reference cell (`speedup`, `speedup_low`, `speedup_high`, `pairs`,
+    `distinguishable`; None where there is none), and `is_reference`.
     """
-    cells: list[dict[Any, Any]] = (
-        rates.by_cell(trials).sort_values("images_per_second", ascending=False, na_position="last").to_dict("records")
-    )
-    reference, floors = ranking.reference_cell(cells), comparison.noise_floors(trials)
-    for cell in cells:
-        apart = reference and cell["repeats"] and cell is not reference
-        ratio = pairing.ratio(trials, cell["cell_id"], reference["cell_id"]) if reference and apart else None
-        floor = comparison.floor_of(floors.get(cell["device"]), floors.get(reference["device"])) if reference else None
-        cell |= {
-            "setting": name(cell, cells),
-            "speedup": ratio and ratio.estimate,
-            "speedup_low": ratio and ratio.low,
-            "speedup_high": ratio and ratio.high,
-            "pairs": ratio and ratio.count,
-            "distinguishable": ratio and pairing.distinguishable(ratio, floor),
-            "is_reference": cell is reference,
-        }
-    return cells
+
+    def __init__(self, trials: pd.DataFrame) -> None:
+        self._trials, self._floors = trials, comparison.noise_floors(trials)
+        by_rate = rates.by_cell(trials).sort_values("images_per_second", ascending=False, na_position="last")
+        self.cells: list[dict[Any, Any]] = by_rate.to_dict("records")
+        self._reference = reference = ranking.reference_cell(self.cells)
+        self._measured = [cell for cell in self.cells if cell["repeats"] and not cell["copy"]]
+        for cell in self.cells:
+            ratio = self._ratio(cell, reference) if reference and cell["repeats"] and cell is not reference else None
+            cell |= {
+                "setting": name(cell, self.cells),
+                **columns("speedup", ratio),
+                "pairs": ratio and ratio.count,
+                "distinguishable": ratio and ratio.distinguishable,
+                "is_reference": cell is reference,
+            }
+
+    def _ratio(self, cell: Mapping[Any, Any], other: Mapping[Any, Any]) -> Interval | None:
+        return comparison.ratio(self._trials, cell, other, self._floors)
+
+    @functools.cached_property
+    def _first_two(self) -> tuple[dict[Any, Any], dict[Any, Any]]:
+        """The first and the second of two or more cells measured."""
+        cells = self._measured
+        first, second = ranking.first_two(cells, lambda one, other: self._ratio(cells[one], cells[other]))
+        return cells[first], cells[second]
+
+    def sentence(self) -> str:
+        """State the fastest setting, its lead, and whether it is distinguishable from the second and from the others.
+
+        Only a setting that is distinguishable from the second is called the fastest outright.
+        """
+        measured = self._measured
+        if not measured:
+            return "No trial ended ok, so there is no answer: the trials table has the errors."
+        if len(measured) == 1:
+            only = measured[0]
+            return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
+        first, second = self._first_two
+        lead = self._ratio(first, second)
+        by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
+        told = f"{by}{settled(lead)}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
+        if lead is None:
+            never = f"it was never measured side by side with the second, {name(second, measured)}"
+            return f"{told}; {never}. --fresh measures everything again."
+        estimate, *bounds = ratios(lead.estimate, *lead.bounds)
+        than = f"{estimate}x the second, {name(second, measured)}"
+        if not bounds:
+            few = "With fewer than 3 pairs there is no interval, so it is not known whether they differ"
+            return f"{told}. That is {than}. {few}."
+        interval = f"95 % interval {' - '.join(bounds)}, {lead.count} pairs"
+        rest = [(cell, self._ratio(first, cell)) for cell in measured if cell is not first and cell is not second]
+        others = [name(cell, measured) for cell, ratio in rest if ratio and ratio.distinguishable is False]
+        return f"{told}. That is {than} ({interval}): {apart_text(lead, others)}."
+
+    def edge(self, what_to_do: str = "") -> list[str]:
+        """Say so if the fastest setting has the largest of several batch sizes of it that ended ok."""
+        measured = self._measured
+        if len(measured) < 2:
+            return []
+        first, _ = self._first_two
+        series = name(first, measured, sized=False)
+        sizes = {c["batch_size"] for c in measured if name(c, measured, sized=False) == series}
+        if len(sizes) == 1 or first["batch_size"] < max(sizes):
+            return []
+        told = f"Batch {first['batch_size']} is the largest measured for {series}"
+        axes = [axis for axis in CELL_COLUMNS if axis != "batch_size"]
+        of_series = (c for c in self.cells if all(frames.same(c[axis], first[axis]) for axis in axes))
+        larger = (c for c in of_series if c["batch_size"] > first["batch_size"])
+        failed = min(larger, key=lambda c: c["batch_size"], default=None)
+        if failed:  # no larger size ended ok
+            told += f" (at {failed['batch_size']} no trial is ok: {failed['statuses']})"
+        return [f"{told}; {'a size in between' if failed else 'a larger one'} may be faster{what_to_do}."]
+
+    def scatter(self) -> list[str]:
+        """What adds to the interval of the lead, and what it would take to halve it."""
+        if len(self._measured) < 2:
+            return []
+        first, second = self._first_two
+        pairs = pairing.paired(self._trials, first["cell_id"], second["cell_id"])
+        if len(pairs) < MINIMUM_REPEATS:
+            return []
+        lead = pairing.series_of(pairs)
+        components, half = variance_components(lead), log_mean_interval(lead).reach
+        if not half:
+            return []
+        of_process = components.process_sd if components.processes_differ else None
+        of = ((components.repeat_sd, "from repeat to repeat"), (of_process, "from process to process"))
+        shares = [f"{percent(sd, 1)} {where}" for sd, where in of if sd]
+        scattered = (
+            f"The lead over the second scatters by {' and by '.join(shares)} (standard deviation). " if shares else ""
+        )
+        needed = repeats_needed(lead, half / 2)
+        if needed:
+            why = "part of its width is room for slow drift, which only a longer run reduces"
+            return [f"{scattered}An interval half as wide would take about {needed} repeats; {why}."]
+        never = (
+            f"that also takes more --processes ({components.processes} so far)"
+            if repeats_needed(lead, half / 2, drift_limit=0.0) is None
+            else "the rest is room for the machine's slow drift, and a quieter machine would do more"
+        )
+        return [f"{scattered}More repeats alone would not halve the interval: {never}."]
+
+    def states(self) -> list[str]:
+        """Say where environments are mixed or the machine changed, and which speedups depend on the machine's state."""
+        trials, reference, slow = self._trials, self._reference, slow_repeats(self._trials)
+        told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
+        changed = [f"The machine changed: its canary was slow in the rows with repeat {told}."] if slow else []
+        lines = [*pairing.mixed(trials), *changed]
+        for cell in self.cells:
+            if reference is None or cell["speedup"] is None:
+                continue
+            sides = load.quiet_and_loaded(trials, cell["cell_id"], reference["cell_id"], slow=slow)
+            if sides:
+                quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in sides)
+                which = f"{cell['setting']} over {reference['setting']}"
+                both = f"{quiet} with the machine quiet, {loaded} with it loaded"
+                counts = f"{sides[0].count} and {sides[1].count} repeats"
+                lines.append(f"A speedup depends on the machine's state: {which} is {both} ({counts}).")
+        return lines
+
+    def noise_floor(self) -> list[str]:
+        """For A/A runs: the ratio of each cell to its identical copy, whose true value is 1."""
+        floors = self._floors
+        if not floors:
+            return []
+        each = " and ".join(
+            percent(floor, 1) + (f" on {device}" if len(floors) > 1 else "") for device, floor in floors.items()
+        )
+        told = f"a speedup below {each}, the noise floor, is not distinguishable"
+        lines = [f"Identical settings against each other (A/A; the true ratio is 1; {told}):"]
+        for row in comparison.speedup(self._trials, over="copy", reference=0, allow=alike.COMPARED).to_dict("records"):
+            few = "no interval with fewer than 3 pairs"
+            interval = few if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
+            lines.append(f"  {name({**row, 'copy': 0}, self.cells)}: {row['speedup']:.3f} ({interval})")
+        return lines
 
 
-def sentence(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
-    """State the fastest setting, its lead, and whether it is distinguishable from the second and from the others.
+def settled(lead: Interval | None) -> str:
+    """What to add to a superlative, which claims more than the trials show unless the lead is distinguishable."""
+    return "" if lead and lead.distinguishable else ", not settled"
 
-    Only a setting that is distinguishable from the second is called the fastest outright.
+
+def apart_text(lead: Interval, others: Sequence[str] = ()) -> str:
+    """Say whether the first is distinguishable from the second, and from which `others` it is not.
+
+    If nothing but the noise floor keeps the two from being distinguishable, it is named.
     """
-    measured = [c for c in cells if c["repeats"] and not c["copy"]]
-    if not measured:
-        return "No trial ended ok, so there is no answer: the trials table has the errors."
-    if len(measured) == 1:
-        only = measured[0]
-        return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
-    first, second = _first_two(trials, measured)
-    floors = comparison.noise_floors(trials)
-
-    def over(other: Mapping[Any, Any]) -> tuple[Interval | None, float | None]:
-        floor = comparison.floor_of(floors.get(first["device"]), floors.get(other["device"]))
-        return pairing.ratio(trials, first["cell_id"], other["cell_id"]), floor
-
-    lead, floor = over(second)
-    apart = None if lead is None else pairing.distinguishable(lead, floor)
-    by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
-    told = f"{by}{settled(apart)}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
-    if lead is None:
-        never = f"it was never measured side by side with the second, {name(second, measured)}"
-        return f"{told}; {never}. --fresh measures everything again."
-    estimate, *bounds = ratios(lead.estimate, *lead.bounds)
-    than = f"{estimate}x the second, {name(second, measured)}"
-    if apart is None:
-        few = "With fewer than 3 pairs there is no interval, so it is not known whether they differ"
-        return f"{told}. That is {than}. {few}."
-    interval = f"95 % interval {' - '.join(bounds)}, {lead.count} pairs"
-    others = [name(c, measured) for c in measured if c is not first and c is not second and not_apart(*over(c))]
-    return f"{told}. That is {than} ({interval}): {apart_text(lead, apart, floor, others)}."
-
-
-def _first_two(trials: pd.DataFrame, measured: list[dict[Any, Any]]) -> tuple[dict[Any, Any], dict[Any, Any]]:
-    ids = [cell["cell_id"] for cell in measured]
-    first, second = ranking.first_two(measured, lambda a, b: pairing.ratio(trials, ids[a], ids[b]))
-    return measured[first], measured[second]
-
-
-def edge(trials: pd.DataFrame, cells: list[dict[Any, Any]], what_to_do: str = "") -> list[str]:
-    """Say so if the fastest setting has the largest of several batch sizes of it that ended ok."""
-    measured = [c for c in cells if c["repeats"] and not c["copy"]]
-    if len(measured) < 2:
-        return []
-    first, _ = _first_two(trials, measured)
-    series = name(first, measured, sized=False)
-    sizes = {c["batch_size"] for c in measured if name(c, measured, sized=False) == series}
-    if len(sizes) == 1 or first["batch_size"] < max(sizes):
-        return []
-    told = f"Batch {first['batch_size']} is the largest measured for {series}"
-    axes = [axis for axis in CELL_COLUMNS if axis != "batch_size"]
-    of_series = (c for c in cells if all(frames.same(c[axis], first[axis]) for axis in axes))
-    larger = (c for c in of_series if c["batch_size"] > first["batch_size"])
-    failed = min(larger, key=lambda c: c["batch_size"], default=None)
-    if failed:  # no larger size ended ok
-        told += f" (at {failed['batch_size']} no trial is ok: {failed['statuses']})"
-    return [f"{told}; {'a size in between' if failed else 'a larger one'} may be faster{what_to_do}."]
-
-
-def not_apart(ratio: Interval | None, floor: float | None) -> bool:
-    """Whether a setting is to be named as not distinguishable from the first; False if their ratio has no interval."""
-    return ratio is not None and pairing.distinguishable(ratio, floor) is False
-
-
-def settled(apart: bool | None) -> str:
-    """What to add to a superlative, which claims more than the trials show unless the first is `apart`."""
-    return "" if apart else ", not settled"
-
-
-def apart_text(ratio: Interval, apart: bool, floor: float | None, others: Sequence[str] = ()) -> str:
-    """Say whether the first and the second are `apart`, and which `others` are `not_apart` from the first.
-
-    If the two are not apart only because of the noise floor, the floor is named.
-    """
-    by_floor = not apart and floor is not None and pairing.distinguishable(ratio)
-    why = f", because identical settings came out up to {percent(floor or 0.0, 1)} apart" if by_floor else ""
+    apart, by_floor = lead.distinguishable, replace(lead, floor=None).distinguishable and not lead.distinguishable
+    why = f", because identical settings came out up to {percent(lead.floor or 0.0, 1)} apart" if by_floor else ""
     more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
     rest = f"{', but not' if apart else '; nor'} from {', '.join(others[:MOST_NAMED])}{more}" if others else ""
     return f"{'' if apart else 'not '}distinguishable{why}{rest}"
+
+
+def columns(name: str, ratio: Interval | None) -> dict[Any, float | None]:
+    """A ratio as columns of a table: `name`, `name_low`, `name_high`; None where there is none."""
+    values = (ratio.estimate, ratio.low, ratio.high) if ratio else (None, None, None)
+    return dict(zip((name, f"{name}_low", f"{name}_high"), values, strict=True))
 
 
 def formatted(value: Any, form: str) -> str:
@@ -195,57 +255,6 @@ def ratio_text(estimate: float | None, low: float | None, high: float | None, no
     return "{} ({} - {})".format(*ratios(estimate, low, high))
 
 
-def scatter(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
-    """What adds to the interval of the lead, and what it would take to halve it."""
-    measured = [c for c in cells if c["repeats"] and not c["copy"]]
-    if len(measured) < 2:
-        return []
-    first, second = _first_two(trials, measured)
-    pairs = pairing.paired(trials, first["cell_id"], second["cell_id"])
-    if len(pairs) < MINIMUM_REPEATS:
-        return []
-    lead = pairing.series_of(pairs)
-    components, half = variance_components(lead), log_mean_interval(lead).reach
-    if not half:
-        return []
-    of_process = components.process_sd if components.processes_differ else None
-    of = ((components.repeat_sd, "from repeat to repeat"), (of_process, "from process to process"))
-    shares = [f"{percent(sd, 1)} {where}" for sd, where in of if sd]
-    scattered = (
-        f"The lead over the second scatters by {' and by '.join(shares)} (standard deviation). " if shares else ""
-    )
-    needed = repeats_needed(lead, half / 2)
-    if needed:
-        why = "part of its width is room for slow drift, which only a longer run reduces"
-        return [f"{scattered}An interval half as wide would take about {needed} repeats; {why}."]
-    never = (
-        f"that also takes more --processes ({components.processes} so far)"
-        if repeats_needed(lead, half / 2, drift_limit=0.0) is None
-        else "the rest is room for the machine's slow drift, and a quieter machine would do more"
-    )
-    return [f"{scattered}More repeats alone would not halve the interval: {never}."]
-
-
-def states(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
-    """Say where environments are mixed or the machine changed, and which speedups depend on the machine's state."""
-    reference = next((cell for cell in cells if cell["is_reference"]), None)
-    slow = slow_repeats(trials)
-    told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
-    changed = [f"The machine changed: its canary was slow in the rows with repeat {told}."] if slow else []
-    lines = [*pairing.mixed(trials), *changed]
-    for cell in cells:
-        if reference is None or not cell["repeats"] or cell is reference:
-            continue
-        sides = load.quiet_and_loaded(trials, cell["cell_id"], reference["cell_id"], slow=slow)
-        if sides:
-            quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in sides)
-            which = f"{cell['setting']} over {reference['setting']}"
-            both = f"{quiet} with the machine quiet, {loaded} with it loaded"
-            counts = f"{sides[0].count} and {sides[1].count} repeats"
-            lines.append(f"A speedup depends on the machine's state: {which} is {both} ({counts}).")
-    return lines
-
-
 def flagged(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
     """Each quality flag of the rows, how many carry it, and what to do about it."""
     counts = trials["quality_flags"].explode().dropna().value_counts()
@@ -259,21 +268,3 @@ def doubts(trials: pd.DataFrame) -> list[str]:
         return []
     names = ", ".join(flag for flag, _, _ in flagged(trials))
     return [f"{doubtful} of {len(trials)} rows are doubtful: {names}."]
-
-
-def noise_floor(trials: pd.DataFrame, cells: list[dict[Any, Any]]) -> list[str]:
-    """For A/A runs: the ratio of each cell to its identical copy, whose true value is 1."""
-    floors = comparison.noise_floors(trials)
-    if not floors:
-        return []
-    each = " and ".join(
-        percent(floor, 1) + (f" on {device}" if len(floors) > 1 else "") for device, floor in floors.items()
-    )
-    told = f"a speedup below {each}, the noise floor, is not distinguishable"
-    lines = [f"Identical settings against each other (A/A; the true ratio is 1; {told}):"]
-    for row in comparison.speedup(trials, over="copy", reference=0, allow=alike.COMPARED).to_dict("records"):
-        interval = (
-            "no interval with fewer than 3 pairs" if pd.isna(row["low"]) else f"{row['low']:.3f} - {row['high']:.3f}"
-        )
-        lines.append(f"  {name({**row, 'copy': 0}, cells)}: {row['speedup']:.3f} ({interval})")
-    return lines

@@ -1,18 +1,19 @@
 """How much faster one value of an axis is than another, all else equal; and how far apart identical cells come out."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rresnet.analysis import alike
+from rresnet.analysis import alike, pairing
 from rresnet.analysis.frames import same, with_all_axes
-from rresnet.analysis.pairing import distinguishable, in_series, side_by_side
+from rresnet.analysis.pairing import in_series, side_by_side
 from rresnet.analysis.ranking import as_written
-from rresnet.analysis.statistics import DRIFT_LIMIT, in_order, log_mean_interval, variance_components
+from rresnet.analysis.statistics import DRIFT_LIMIT, Interval, in_order, log_mean_interval, variance_components
 from rresnet.cell import AXES, CELL_COLUMNS
 
 
@@ -92,7 +93,7 @@ def speedup(
                 "low": interval.low,
                 "high": interval.high,
                 "pairs": interval.count,
-                "distinguishable": distinguishable(interval, floor),
+                "distinguishable": replace(interval, floor=floor).distinguishable,
                 "differs": "; ".join(differs),
                 "repeat_sd": components.repeat_sd,
                 "process_sd": components.process_sd,
@@ -235,6 +236,14 @@ def _noise_floor(ratios: pd.DataFrame) -> float:
     halves = [math.log(high / low) / 2 for low, high in zip(bounds["low"], bounds["high"], strict=True)]
     scatter = math.sqrt(sum(h**2 for h in halves) / len(halves)) if halves else 0.0
     return math.expm1(max(*logs, scatter))
+
+
+def ratio(
+    trials: pd.DataFrame, cell: Mapping[Any, Any], reference: Mapping[Any, Any], floors: Mapping[str, float]
+) -> Interval | None:
+    """The paired ratio of two cells of `rates.by_cell`, with the noise floor of their devices; None without a pair."""
+    found = pairing.ratio(trials, cell["cell_id"], reference["cell_id"])
+    return found and replace(found, floor=floor_of(*(floors.get(one["device"]) for one in (cell, reference))))
 
 
 def floor_of(*sides: float | None) -> float | None:

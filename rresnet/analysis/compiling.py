@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import answer, comparison, frames, pairing, rates
+from rresnet.analysis import answer, comparison, frames, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
 from rresnet.terminal import duration
@@ -24,16 +24,12 @@ def summary(trials: pd.DataFrame) -> list[str]:
         if others:
             other = max(others, key=lambda cell: cell["images_per_second"])
             setting = answer.name(compiled, [cell | {"execution": "compile"} for cell in cells])
-            ratio = pairing.ratio(ok, compiled["cell_id"], other["cell_id"])
-            apart = pairing.distinguishable(ratio, floors.get(compiled["device"])) if ratio else None
-            told = _comparison(ok, compiled, other, ratio, apart)
+            told = _comparison(ok, compiled, other, comparison.ratio(ok, compiled, other, floors))
             lines.append(f"{setting}, compiled over {other['execution']}: {told}.")
     return lines
 
 
-def _comparison(
-    ok: pd.DataFrame, compiled: Mapping[Any, Any], other: Mapping[Any, Any], ratio: Interval | None, apart: bool | None
-) -> str:
+def _comparison(ok: pd.DataFrame, compiled: Mapping[Any, Any], other: Mapping[Any, Any], ratio: Interval | None) -> str:
     rows, others = (ok[ok["cell_id"] == cell["cell_id"]] for cell in (compiled, other))
     seconds = rows.groupby("compile_cache")["compile_seconds"].median()
     costs = [f"{duration(seconds[kind])} {kind}" for kind in ("cold", "warm") if kind in seconds]
@@ -41,15 +37,15 @@ def _comparison(
     if ratio is None:
         return f"never measured side by side; {cost}"
     faster = f"{answer.ratio_text(ratio.estimate, ratio.low, ratio.high)} times the images/s"
-    if not apart or ratio.low is None or ratio.high is None:  # also if there are too few repeats for an interval
-        return f"{faster}{', not distinguishable' if apart is False else ''}; {cost}"
+    if not ratio.distinguishable:  # also if there are too few repeats for an interval
+        return f"{faster}{', not distinguishable' if ratio.distinguishable is False else ''}; {cost}"
     if ratio.estimate <= 1 or not costs:
         return f"{faster}; {cost}"
     capturing = others["compile_seconds"].dropna()  # a graph takes a while to be made ready, too
     spent = seconds.get("cold", seconds.max()) - (capturing.median() if len(capturing) else 0.0)
     if spent <= 0:
         return f"{faster}; {cost}, no longer than making the {other['execution']} step ready"
-    after, soonest, latest = (_pays_after(spent, bound) for bound in (ratio.estimate, ratio.high, ratio.low))
+    after, soonest, latest = (_pays_after(spent, bound) for bound in (ratio.estimate, *reversed(ratio.bounds)))
     return f"{faster}; {cost}, and pays off if training takes longer than {after} ({soonest} - {latest})"
 
 

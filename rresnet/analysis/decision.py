@@ -26,18 +26,21 @@ class Verdict:
     amount: str  # how fast it is, or what an epoch takes
     next_setting: str | None = None
     ratio: Interval | None = None  # how many times better than the next
-    distinguishable: bool | None = None  # None where no interval is claimed
     side_by_side: bool = False  # whether the ratio is paired
-    floor: float | None = None  # the noise floor, where it was measured
     not_apart: tuple[str, ...] = ()  # settings other than the next that are not distinguishable from it
     task: str | None = None  # model, data and image size, where several were measured
+
+    @property
+    def distinguishable(self) -> bool | None:
+        """Whether it is distinguishable from the next; None where no interval is claimed."""
+        return self.ratio.distinguishable if self.ratio else None
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
         best, amount = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}", self.amount
         if self.next_setting is None or self.ratio is None:
             return f"{best}: {self.setting}, {amount}, the only setting for which this is known."
-        told = f"{best}{answer.settled(self.distinguishable)}: {self.setting}, {amount}"
+        told = f"{best}{answer.settled(self.ratio)}: {self.setting}, {amount}"
         estimate, *bounds = ratios(self.ratio.estimate, *self.ratio.bounds)
         told += f". {_MEASURES[self.question].than.format(estimate, self.next_setting)}"
         apart, of = ("", "pairs") if self.side_by_side else ("not measured side by side", "repeats")
@@ -45,7 +48,7 @@ class Verdict:
             few = f"with fewer than 3 {of} no interval is claimed, so it is not known whether they differ"
             return f"{told}; {'; '.join(filter(None, (apart, few)))}."
         interval, count = f"95 % interval {' - '.join(bounds)}", f"{self.ratio.count} {of}"
-        whether = answer.apart_text(self.ratio, self.distinguishable, self.floor, self.not_apart)
+        whether = answer.apart_text(self.ratio, self.not_apart)
         return f"{told} ({', '.join(filter(None, (interval, count, apart)))}): {whether}."
 
 
@@ -113,6 +116,7 @@ _MEASURES: dict[Question, _Measure] = {
 def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, Any]], task: str | None) -> Verdict:
     measure = _MEASURES[question]
     valued = functools.cache(lambda number: _valued(trials, ranked[number], measure))
+    floors = [comparison.noise_floors(_at(trials, cell)).get(cell["device"]) for cell in ranked]
 
     def paired(one: int, other: int) -> Interval | None:
         if not all(frames.same(ranked[one][c], ranked[other][c]) for c in alike.AVERAGED):
@@ -122,7 +126,8 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
         )
 
     def ratio(one: int, other: int) -> Interval:
-        return paired(one, other) or unpaired.ratio(valued(one), valued(other))
+        found = paired(one, other) or unpaired.ratio(valued(one), valued(other))
+        return replace(found, floor=comparison.floor_of(floors[one], floors[other]))
 
     first, second = ranking.first_two(ranked, ratio) if len(ranked) > 1 else (0, None)
     found = Verdict(
@@ -133,19 +138,13 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     )
     if second is None:
         return found
-    floors = [comparison.noise_floors(_at(trials, cell)).get(cell["device"]) for cell in ranked]
-    over = {
-        n: (ratio(first, n), comparison.floor_of(floors[first], floors[n])) for n in range(len(ranked)) if n != first
-    }
-    lead, floor = over.pop(second)
+    over = {n: ratio(first, n) for n in range(len(ranked)) if n != first}
     return replace(
         found,
         next_setting=ranked[second]["setting"],
-        ratio=lead,
-        distinguishable=pairing.distinguishable(lead, floor),
+        ratio=over.pop(second),
         side_by_side=paired(first, second) is not None,
-        floor=floor,
-        not_apart=tuple(ranked[n]["setting"] for n, found in over.items() if answer.not_apart(*found)),
+        not_apart=tuple(ranked[n]["setting"] for n, one in over.items() if one.distinguishable is False),
     )
 
 

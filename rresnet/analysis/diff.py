@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from rresnet.analysis import alike, comparison, frames, pairing, unpaired
+from rresnet.analysis import alike, comparison, frames, unpaired
 from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS, UsageError
@@ -173,16 +173,13 @@ def _refuse_mixed(settings: Iterable[pd.DataFrame], named: str) -> None:
 def _change(
     a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[Any, Mapping[str, float]]]
 ) -> Change:
-    hosts = (
-        (of_side, host)
-        for side, of_side in zip((a, b), floors, strict=True)
-        for host in side["hostname"].fillna("").unique()
-    )
-    floor = comparison.floor_of(*(of_side.get(host, {}).get(b["device"].iloc[0]) for of_side, host in hosts))
+    sides, device = zip((a, b), floors, strict=True), b["device"].iloc[0]
+    by_host = [of_side.get(host, {}) for side, of_side in sides for host in side["hostname"].fillna("").unique()]
+    floor = comparison.floor_of(*(of_host.get(device) for of_host in by_host))
     ratio, verdict = None, _of_failures(a, b)
     if verdict is None:
-        ratio = _ratio(a, b)
-        verdict = _of_ratio(ratio, floor)
+        ratio = replace(_ratio(a, b), floor=floor)
+        verdict = _of_ratio(ratio)
     return Change(
         setting=_setting(b, cells),
         machine=_machine(b),
@@ -209,7 +206,7 @@ def _surely_worse(worse: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], tested
     """
     for left in range(tested - len(worse) + 1, tested + 1):
         level = max(LEVEL, 1 - 2 * ANY_BY_CHANCE / left)
-        sure = {key for key, sides in worse.items() if pairing.distinguishable(_ratio(*sides, level))}
+        sure = {key for key, sides in worse.items() if _ratio(*sides, level).distinguishable}
         if len(sure) > tested - left:
             return sure
     return set()
@@ -223,11 +220,10 @@ def _of_failures(a: pd.DataFrame, b: pd.DataFrame) -> Verdict | None:
     return "failed" if not shares[1] or shares[1] < MOSTLY <= shares[0] else None
 
 
-def _of_ratio(ratio: Interval, floor: float | None) -> Verdict:
-    apart = pairing.distinguishable(ratio, floor)
-    if apart is None:
+def _of_ratio(ratio: Interval) -> Verdict:
+    if ratio.distinguishable is None:
         return "too few repeats"
-    if not apart:
+    if not ratio.distinguishable:
         return "not distinguishable"
     return "better" if ratio.estimate > 1 else "worse"
 

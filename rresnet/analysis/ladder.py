@@ -3,7 +3,7 @@
 import pandas as pd
 
 from rresnet.analysis import pairing, ranking, rates
-from rresnet.analysis.answer import ratio_text
+from rresnet.analysis.answer import columns, ratio_text
 from rresnet.grid import RUNGS
 
 CHANGES = sum(RUNGS, ())
@@ -40,17 +40,12 @@ def rungs(trials: pd.DataFrame) -> pd.DataFrame:
                     "batch_size": batch_size,
                     "change": ", ".join(f"{axis} {below[axis]} -> {rung[axis]}" for axis in changes) or "blog",
                     "images_per_second": rung["images_per_second"],
-                    **_columns("step", step),
-                    **_columns("total", total),
+                    **columns("step", step),
+                    **columns("total", total),
                 }
             )
-    ends = {**_columns("step", None), **_columns("total", None)}
+    ends = {**columns("step", None), **columns("total", None)}
     return pd.DataFrame(rows, columns=["device", "batch_size", "change", "images_per_second", *ends])
-
-
-def _columns(name: str, interval: object) -> dict[str, float | None]:
-    values = {"": "estimate", "_low": "low", "_high": "high"}
-    return {f"{name}{end}": getattr(interval, source, None) for end, source in values.items()}
 
 
 def summary(ladders: pd.DataFrame) -> list[str]:

@@ -5,7 +5,7 @@ from collections.abc import Collection, Iterable
 import numpy as np
 import pandas as pd
 
-from rresnet.analysis.pairing import distinguishable, paired, repeats_interval
+from rresnet.analysis.pairing import paired, repeats_interval
 from rresnet.analysis.statistics import Interval, independent_ratio
 from rresnet.quality.flags import LOAD_FLAGS
 from rresnet.quality.states import Repeat
@@ -43,7 +43,7 @@ def quiet_and_loaded(
         [repeats_interval(side["ratio"], side, level, drift_limit=0.0) for side in (pairs[~loaded], pairs[loaded])]
         for level in (LEVEL, 0.95)
     )
-    return (told[0], told[1]) if distinguishable(independent_ratio(*strict)) else None
+    return (told[0], told[1]) if independent_ratio(*strict).distinguishable else None
 
 
 def _flags(value: Iterable[str] | float | None) -> Iterable[str]:

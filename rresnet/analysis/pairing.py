@@ -1,7 +1,5 @@
 """Pairs: rows of two cells that ran right after one another, their ratio, and how well it is known."""
 
-import math
-
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -94,14 +92,6 @@ def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64],
     started = pd.to_datetime(rows["started_at"] if "started_at" in rows else pd.Series(pd.NaT, rows.index), utc=True)
     times = (started - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
     return repeats.to_numpy(), processes.to_numpy(), np.asarray(times)
-
-
-def distinguishable(interval: Interval, floor: float | None = None) -> bool | None:
-    """Whether the interval leaves out 1 and the estimate is beyond the noise floor; None where there is no interval."""
-    if interval.low is None or interval.high is None:
-        return None
-    beyond = floor is None or abs(math.log(interval.estimate)) > math.log1p(floor)
-    return beyond and not interval.low <= 1.0 <= interval.high
 
 
 def series_of(pairs: pd.DataFrame) -> Series:

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from rresnet.analysis import answer, comparison, frames, pairing, rates
+from rresnet.analysis import answer, comparison, frames, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
 from rresnet.terminal import counted, number, percent, significant
@@ -49,8 +49,8 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
         setting = answer.name(base, [cell | alike for cell in cells])
         for kind, of_kind in _kinds(base, series).items():
             for cell in of_kind:
-                floor = floors.get(cell["device"])
-                point = _point(ok, base, cell, floor, *seconds.loc[cell["cell_id"]])
+                ratio = comparison.ratio(ok, cell, base, floors)
+                point = _point(base, cell, ratio, *seconds.loc[cell["cell_id"]])
                 rows.append({"kind": kind, "setting": setting, **point})
     order = ["kind", "device", "recipe", "precision", "base_batch_size", "setting", "num_nodes", "num_workers"]
     found = pd.DataFrame(rows, columns=None if rows else order)
@@ -101,21 +101,19 @@ def _kinds(base: Mapping[Any, Any], series: list[dict[Any, Any]]) -> dict[str, l
 
 
 def _point(
-    ok: pd.DataFrame,
     base: Mapping[Any, Any],
     cell: Mapping[Any, Any],
-    floor: float | None,
+    ratio: Interval | None,
     step_seconds: float,
     communication_seconds: float,
 ) -> dict[str, object]:
-    ratio = pairing.ratio(ok, cell["cell_id"], base["cell_id"])
     return {
         **{axis: cell[axis] for axis in ("device", "recipe", "precision")},
         "base_batch_size": base["batch_size"],
         **{axis: cell[axis] for axis in ("num_nodes", "num_workers", "batch_size")},
         "images_per_second": cell["images_per_second"],
         **_efficiency(ratio, _units(cell) / _units(base)),
-        "distinguishable": ratio and pairing.distinguishable(ratio, floor),
+        "distinguishable": ratio and ratio.distinguishable,
         "step_seconds": step_seconds,
         "communication_seconds": communication_seconds,
         "communication_share": communication_seconds / step_seconds,

@@ -27,6 +27,15 @@ class Interval:
     low: float | None
     high: float | None
     count: int
+    floor: float | None = None  # how far apart identical cells came out (0.02 is 2 %), where that was measured
+
+    @property
+    def distinguishable(self) -> bool | None:
+        """Whether the interval leaves out 1 and the estimate is beyond the noise floor; None without an interval."""
+        if self.low is None or self.high is None:
+            return None
+        beyond = self.floor is None or abs(math.log(self.estimate)) > math.log1p(self.floor)
+        return beyond and not self.low <= 1.0 <= self.high
 
     @property
     def bounds(self) -> tuple[float, ...]:

@@ -1,6 +1,7 @@
 """Ratios of rows that were not measured side by side: of two runs, or of two machines."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
@@ -77,8 +78,8 @@ def speedup_across_machines(
             if _one_machine(one, its) or not all(frames.same(one[axis], its[axis]) for axis in matched):
                 continue
             _refuse_unlike(side, other, allow)
-            found = ratio(side, other, level)
             floor = comparison.floor_of(*(floors.get(row["hostname"], {}).get(row["device"]) for row in (one, its)))
+            found = replace(ratio(side, other, level), floor=floor)
             rows.append(
                 {
                     over: one[over],
@@ -90,7 +91,7 @@ def speedup_across_machines(
                     "low": found.low,
                     "high": found.high,
                     "repeats": found.count,
-                    "distinguishable": pairing.distinguishable(found, floor),
+                    "distinguishable": found.distinguishable,
                     "differs": "; ".join(differences(side, other, [*free, *alike.OF_TWO_MACHINES])),
                 }
             )

@@ -22,23 +22,20 @@ def findings(trials: pd.DataFrame, console: Console, *, searched: bool = False) 
 
     `searched` says that larger batch sizes have been looked for (`--batch-size auto`), so none need be mentioned.
     """
-    cells = answer.compared(trials)
-    _print_table(cells, console)
-    larger = [] if searched else answer.edge(trials, cells, AUTO_LOOKS)
-    say(
-        console,
-        [answer.sentence(trials, cells), *larger, *answer.scatter(trials, cells), *answer.noise_floor(trials, cells)],
-    )
+    found = answer.Answer(trials)
+    _print_table(found.cells, console)
+    larger = [] if searched else found.edge(AUTO_LOOKS)
+    say(console, [found.sentence(), *larger, *found.scatter(), *found.noise_floor()])
 
 
 def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> None:
     """Print what makes one run's findings doubtful, and what they lack; with `advice`, also what to do about it."""
-    cells = answer.compared(trials)
-    say(console, answer.states(trials, cells))
+    found = answer.Answer(trials)
+    say(console, found.states())
     for flag, count, what in answer.flagged(trials):
         told = f": {what}" if advice and what else ""
         say(console, f"{count} of {len(trials)} rows are flagged {flag}{told}.")
-    if "gpu" not in {cell["device"] for cell in cells}:
+    if "gpu" not in {cell["device"] for cell in found.cells}:
         say(console, NO_GPU, "dim")
 
 

@@ -35,7 +35,7 @@ class Chapter:
     answers: Sequence[str]  # what was found, in sentences: the ladder's climbs, or the fastest setting
     edge: Sequence[str]  # says so if the fastest setting has the largest batch size that ended ok
     remarks: Sequence[str]  # how its ratio scatters, what more workers bring, and where the machine changed
-    cells: pd.DataFrame  # of `answer.compared`
+    cells: pd.DataFrame  # of its `Answer`
     sections: Sequence[Section]
     without_figures: bool  # an older run, whose figures are left out
 

@@ -75,17 +75,17 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
 
 
 def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -> Chapter:
-    ranked, is_ladder = answer.compared(part.trials), part.experiment == "ladder"
+    found, is_ladder = answer.Answer(part.trials), part.experiment == "ladder"
     climbs = ladder.summary(ladder.rungs(part.trials)) if is_ladder else []
-    scatter = [] if is_ladder else answer.scatter(part.trials, ranked)  # a ladder's answer is another ratio
+    scatter = [] if is_ladder else found.scatter()  # a ladder's answer is another ratio
     axes = [*scaling.summary(part.trials), *compiling.summary(part.trials)]
-    cells, without = pd.DataFrame(ranked), number > MOST_WITH_FIGURES
+    cells, without = pd.DataFrame(found.cells), number > MOST_WITH_FIGURES
     return Chapter(
         number=number,
         part=part,
-        answers=climbs or [answer.sentence(part.trials, ranked)],
-        edge=[] if searched or is_ladder else answer.edge(part.trials, ranked),
-        remarks=[*scatter, *axes, *answer.states(part.trials, ranked)],
+        answers=climbs or [found.sentence()],
+        edge=[] if searched or is_ladder else found.edge(),
+        remarks=[*scatter, *axes, *found.states()],
         cells=cells,
         sections=[] if without else sections(part, cells, prices),
         without_figures=without,
@@ -93,7 +93,7 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
 
 
 def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[Section]:
-    """The sections of a part in order, including those with nothing to show; `cells` is its `answer.compared`."""
+    """The sections of a part in order, including those with nothing to show; `cells` are its `Answer`'s."""
     measured = cells[(cells["repeats"] > 0) & (cells["copy"] == 0)].reset_index(drop=True)
     if measured.empty:
         return []
