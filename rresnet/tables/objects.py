@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pa_fs
 
-from rresnet.tables.place import Hold, Place, StoreError, busy
+from rresnet.tables.place import StoreError, busy
 
 RETRY_SECONDS = (1, 2, 4, 8, 15)  # pauses before an upload is tried again
 BEAT_SECONDS = 5.0  # how often the writer of a run in object storage shows that it is alive
@@ -21,7 +21,7 @@ _PASSING = ("NETWORK_CONNECTION", "SLOW_DOWN", "SERVICE_UNAVAILABLE", "INTERNAL_
 
 
 @functools.cache
-def at(url: str) -> Place:
+def at(url: str) -> "_Objects":
     """The place that a URL names. Raises StoreError."""
     try:
         system, base = pa_fs.FileSystem.from_uri(url)
@@ -44,7 +44,7 @@ def _reason(error: BaseException) -> str:
     return re.split(r" \(Request ID|; Details:", detail, maxsplit=1)[0] if found else text
 
 
-class _Objects(Place):
+class _Objects:
     """Object storage: an object appears when its upload is complete, and can't be renamed."""
 
     def __init__(self, url: str, system: pa_fs.FileSystem, base: str) -> None:
@@ -99,7 +99,7 @@ class _Objects(Place):
     def set_aside(self, name: str) -> None:
         """Leave it where it is: to move is to copy and delete, and what is deleted may be a newer version."""
 
-    def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
+    def hold(self, run_id: str, tell: Callable[[str], object]) -> "_Beat":
         return _Beat(self, run_id, tell)
 
     def check_writable(self) -> None:
@@ -115,7 +115,7 @@ class _Objects(Place):
         return None
 
 
-class _Beat(Hold):
+class _Beat:
     """A lock object of our own, written again and again.
 
     Of two processes that each write theirs and then look for others, at least one sees the other: object storage lists

@@ -6,12 +6,17 @@ import fcntl
 import os
 import re
 import shutil
-from abc import ABC, abstractmethod
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
 
 from rresnet.cell import UsageError
 
+if TYPE_CHECKING:
+    from rresnet.tables.objects import _Objects
+
+# Files by their names relative to a results folder. A reader sees each file whole, in its old or its new form.
+Place: TypeAlias = "_Folder | _Objects"
 Location = str | Path  # a folder, or a URL of object storage
 LEAST_FREE_BYTES = 2**20  # with less than this a run is not begun
 
@@ -26,66 +31,6 @@ class StoreError(UsageError):
 def busy(run_id: str, where: str) -> str:
     """The message when another process holds a run."""
     return f"another process is working on run {run_id} in {where}: wait for it, or start a new run with --fresh"
-
-
-class Hold(ABC):
-    """A run that is held, so that two commands never write it at once."""
-
-    @abstractmethod
-    def confirm(self) -> None:
-        """Raise StoreError where the run has been lost to another process."""
-
-    @abstractmethod
-    def close(self) -> None:
-        """Let another process have the run."""
-
-
-class Place(ABC):
-    """Files by their names relative to a results folder. A reader sees each file whole, in its old or its new form."""
-
-    @abstractmethod
-    def full_name(self, name: str) -> str:
-        """A file's full name, for people."""
-
-    @abstractmethod
-    def holds(self, folder: str) -> bool:
-        """Whether there is such a folder. Raises StoreError."""
-
-    @abstractmethod
-    def names(self, folder: str) -> list[str]:
-        """Names of a folder's files, sorted, hidden ones left out; none where there is no folder. Raises OSError."""
-
-    @abstractmethod
-    def read(self, name: str) -> bytes:
-        """A file's content. Raises OSError."""
-
-    @abstractmethod
-    def write(self, name: str, content: bytes) -> None:
-        """Write or replace a file, and return once it would survive a loss of power. Raises OSError."""
-
-    @abstractmethod
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there. Raises OSError."""
-
-    @abstractmethod
-    def set_aside(self, name: str) -> None:
-        """Hide a damaged file under another name, where that can be done."""
-
-    def reason(self, error: OSError) -> str:
-        """What an error of this place says, in one line."""
-        return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
-
-    @abstractmethod
-    def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
-        """Hold a run, and clear away what a killed process has half written of it. Raises StoreError, OSError."""
-
-    @abstractmethod
-    def check_writable(self) -> None:
-        """Raise StoreError if nothing can be written. Leave nothing behind: the request may still prove wrong."""
-
-    @abstractmethod
-    def free_bytes(self) -> int | None:
-        """Space left, bytes; None where it has no limit."""
 
 
 def at(results: Location) -> Place:
@@ -108,22 +53,25 @@ def at(results: Location) -> Place:
     return objects.at(f"{scheme}://{rest.rstrip('/')}")
 
 
-class _Folder(Place):
-    """A folder of a local or network file system."""
+class _Folder:
+    """A folder of a local or network file system. What its methods say holds for object storage, too."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
 
     def full_name(self, name: str) -> str:
+        """A file's full name, for people."""
         return str(self.path / name)
 
     def holds(self, folder: str) -> bool:
+        """Whether there is such a folder. Raises StoreError."""
         try:
             return (self.path / folder).is_dir()
         except OSError as error:  # no right to look there, or too long a name
             raise StoreError(f"can't read {self.full_name(folder)}: {self.reason(error)}") from error
 
     def names(self, folder: str) -> list[str]:
+        """Names of a folder's files, sorted, hidden ones left out; none where there is no folder. Raises OSError."""
         try:
             with os.scandir(self.path / folder) as entries:
                 return sorted(entry.name for entry in entries if entry.name[0] != "." and entry.is_file())
@@ -131,11 +79,12 @@ class _Folder(Place):
             return []
 
     def read(self, name: str) -> bytes:
+        """A file's content. Raises OSError."""
         return (self.path / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
-        """Write a hidden file beside it, fsync it, rename it, and fsync the folder."""
-        path = self.path / name
+        """Write or replace a file, and return once it would survive a loss of power. Raises OSError."""
+        path = self.path / name  # a hidden file beside it is written, synced and renamed, and the folder synced
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
         except FileExistsError as error:
@@ -157,14 +106,21 @@ class _Folder(Place):
             os.close(folder)
 
     def remove(self, name: str) -> None:
+        """Remove a file, if it is there. Raises OSError."""
         (self.path / name).unlink(missing_ok=True)
 
     def set_aside(self, name: str) -> None:
+        """Hide a damaged file under another name, where that can be done."""
         path = self.path / name
         with contextlib.suppress(OSError):  # a folder that may only be read
             path.rename(path.with_name(f".{path.name}.damaged"))
 
-    def hold(self, run_id: str, tell: Callable[[str], object]) -> Hold:
+    def reason(self, error: OSError) -> str:
+        """What an error of this place says, in one line."""
+        return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+
+    def hold(self, run_id: str, tell: Callable[[str], object]) -> "_FileLock":
+        """Hold a run, and clear away what a killed process has half written of it. Raises StoreError, OSError."""
         held = _FileLock(self, run_id)
         for pattern in (f"*/.{run_id}.*.tmp", f"files/{run_id}/.*.tmp"):
             for half in self.path.glob(pattern):
@@ -172,6 +128,7 @@ class _Folder(Place):
         return held
 
     def check_writable(self) -> None:
+        """Raise StoreError if nothing can be written. Leave nothing behind: the request may still prove wrong."""
         if obstacle := self._obstacle():
             raise StoreError(f"can't write to {self.path}: {obstacle}; choose another --results-dir")
 
@@ -188,6 +145,7 @@ class _Folder(Place):
         return "the disk is full (less than 1 MiB is free; make space)" if free < LEAST_FREE_BYTES else None
 
     def free_bytes(self) -> int:
+        """Space left, bytes; None where it has no limit."""
         return shutil.disk_usage(self._nearest()).free
 
     def _nearest(self) -> Path:
@@ -195,7 +153,7 @@ class _Folder(Place):
         return next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
 
 
-class _FileLock(Hold):
+class _FileLock:
     """The system's lock on a file: it ends with the process, however that ends."""
 
     def __init__(self, folder: _Folder, run_id: str) -> None:
@@ -209,7 +167,8 @@ class _FileLock(Hold):
             raise StoreError(busy(run_id, folder.full_name(""))) from error
 
     def confirm(self) -> None:
-        """A file lock is never lost."""
+        """Raise StoreError where the run has been lost to another process; a file lock never is."""
 
     def close(self) -> None:
+        """Let another process have the run."""
         self._file.close()
