@@ -20,7 +20,7 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "rresnet"
 
 
-def place(longest: str) -> Path:
+def base_folder(longest: str) -> Path:
     """Where to make a `folder`, so that the path of a socket in it, which ends in `longest`, is not too long.
 
     This is the directory for temporary files, or else `/tmp` or `/dev/shm`.
@@ -39,9 +39,9 @@ def place(longest: str) -> Path:
 
 
 @contextlib.contextmanager
-def folder(place: Path | None = None) -> Iterator[Path]:
+def folder(base: Path | None = None) -> Iterator[Path]:
     """Make a temporary folder for the length of a block, with its owner's process id in its name and locked by it."""
-    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=place))
+    made = Path(tempfile.mkdtemp(prefix=f"{_PREFIX}{os.getpid()}-", dir=base))
     lock = os.open(made, os.O_RDONLY)  # released when the owner ends, however it ends
     try:
         with contextlib.suppress(OSError):  # a file system without locks: then nobody else can take it
@@ -52,12 +52,12 @@ def folder(place: Path | None = None) -> Iterator[Path]:
         os.close(lock)
 
 
-def remove_stale(*places: Path) -> None:
+def remove_stale(*bases: Path) -> None:
     """Remove folders whose owners were killed before they could do so, and end the processes that still work there.
 
-    Looks in the directory for temporary files, and in `places`.
+    Looks in the directory for temporary files, and in `bases`.
     """
-    for path in (path for at in {Path(tempfile.gettempdir()), *places} for path in at.glob(f"{_PREFIX}*-*")):
+    for path in (path for at in {Path(tempfile.gettempdir()), *bases} for path in at.glob(f"{_PREFIX}*-*")):
         if _is_left(path):
             for process in psutil.process_iter():
                 with contextlib.suppress(psutil.Error):

@@ -97,7 +97,7 @@ def gathered(arguments: Sequence[str], several: Collection[str]) -> list[str]:
     """
     parts: dict[str | int, list[str]] = {"": []}  # by flag, or by where they begin; "": the words before any flag
     at: str | int = ""
-    for place, word in enumerate(arguments):
+    for position, word in enumerate(arguments):
         name, equals, value = word.partition("=")
         flag = name.replace("_", "-")
         if not word.startswith("--"):
@@ -106,7 +106,7 @@ def gathered(arguments: Sequence[str], several: Collection[str]) -> list[str]:
             parts.setdefault(flag, [flag]).extend([value] if equals else [])
             at = "" if equals else flag  # after --flag=value the flag takes no more words
         else:
-            at = place
+            at = position
             parts[at] = [word]
     return [*chain.from_iterable(parts.values())]
 

@@ -169,7 +169,7 @@ def test_mlflow_reads_its_store(results, tmp_path, capsys):
 
 def test_failed_trials_are_no_series(results):
     tables = rresnet.read(results)
-    assert {s.setting: len(s.points) for s in trackers.series(tables)} == {
+    assert {s.setting: len(s.points) for s in trackers.tracked_runs(tables)} == {
         "cpu blog batch 8": 3 * 2 + 2 * 3,  # rate and memory of each repeat; loss, accuracy and seconds of each epoch
         "cpu tuned batch 8": 2,
     }

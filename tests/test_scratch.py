@@ -73,17 +73,17 @@ def test_sockets_have_a_short_place_where_that_of_temporary_files_is_too_long(tm
     long.mkdir()
     monkeypatch.setattr(scratch, "_SHORT", ("/nowhere", short))
     session = "/session_2026-11-24_12-00-00_123456_1234567/sockets/plasma_store"
-    assert str(scratch.place("/socket")) == short
+    assert str(scratch.base_folder("/socket")) == short
     monkeypatch.setattr(tempfile, "tempdir", str(long))
-    assert str(scratch.place("/socket")) == short
+    assert str(scratch.base_folder("/socket")) == short
     monkeypatch.setattr(tempfile, "tempdir", "/tmp/ü")
-    assert str(scratch.place("/socket")) == short  # Ray would fail there
-    with scratch.folder(scratch.place("/socket")) as made:
+    assert str(scratch.base_folder("/socket")) == short  # Ray would fail there
+    with scratch.folder(scratch.base_folder("/socket")) as made:
         assert len(f"{made}/socket") <= 107
         assert str(made.parent) == short
     monkeypatch.setattr(scratch, "_SHORT", ())
     with pytest.raises(OSError, match=r"can't hold the paths of sockets: set TMPDIR to a path of at most \d+ ASCII"):
-        scratch.place(session)
+        scratch.base_folder(session)
 
 
 def test_folders_of_the_dead_are_removed_in_the_other_place_too(tmp_path, monkeypatch):

@@ -67,7 +67,7 @@ def speedup(
     floors = {} if over == "copy" else floors_by_host(trials)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
     allow = [*allow, *(["model_code"] if over == "model" else [])]
-    unlike = [c for c in alike.COMPARED if c not in allow and len(_kinds(pairs, c)) > 1]
+    unlike = [c for c in alike.COMPARED if c not in allow and len(_values(pairs, c)) > 1]
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
     repeats, processes, times = in_series(pairs)
     rows: list[dict[str, Any]] = []
@@ -186,7 +186,7 @@ def why_no_pair(side: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
     return f"no rows to compare: {reason}. To let axes differ, name them: allow=(...)"
 
 
-def _kinds(pairs: pd.DataFrame, column: str) -> list[Any]:
+def _values(pairs: pd.DataFrame, column: str) -> list[Any]:
     """The values that a column has on either side."""
     both = [pairs[c] for c in (column, f"{column}_reference") if c in pairs]
     return list(pd.concat(both).dropna().unique()) if both else []
@@ -194,7 +194,7 @@ def _kinds(pairs: pd.DataFrame, column: str) -> list[Any]:
 
 def _refuse_unlike(pairs: pd.DataFrame, column: str) -> None:
     """Raise ValueError if one number would be computed from rows of unlike data, machines or software."""
-    kinds = _kinds(pairs, column)
+    kinds = _values(pairs, column)
     if len(kinds) > 1:
         raise ValueError(
             f"rows with different {column} ({' and '.join(map(str, kinds))}) may not be compared or averaged: "

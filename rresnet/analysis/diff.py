@@ -142,20 +142,20 @@ def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], 
     known, ok = rows["cpu_model"].notna(), rows[rows["status"] == "ok"]
     its = others[others["cpu_model"].isin(rows.loc[known, "cpu_model"])] if known.any() else others
     lost = its[~its["device"].isin(ok["device"])]
-    machines = _kinds(lost, "device", alike.MACHINE) | _kinds(rows, "device", alike.MACHINE)
+    machines = _distinct(lost, "device", alike.MACHINE) | _distinct(rows, "device", alike.MACHINE)
     for column in alike.MACHINE:
         only = {device: kinds[column].iloc[0] for device, kinds in machines.items() if len(kinds) == 1}
         rows[column] = rows[column].where(known, rows["device"].map(only))
     column = "dataset_fingerprint"
     lost = others[~others["dataset"].isin(ok["dataset"])]
-    prints = _kinds(lost, "dataset", [column]) | _kinds(rows, "dataset", [column])
+    prints = _distinct(lost, "dataset", [column]) | _distinct(rows, "dataset", [column])
     only = {dataset: kinds[column].iloc[0] for dataset, kinds in prints.items() if len(kinds) == 1}
     rows[column] = rows[column].where(rows[column].notna(), rows["dataset"].map(only))
     groups = rows.groupby(alike.MATCHED, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
 
 
-def _kinds(rows: pd.DataFrame, of: str, columns: list[str]) -> dict[Any, pd.DataFrame]:
+def _distinct(rows: pd.DataFrame, of: str, columns: list[str]) -> dict[Any, pd.DataFrame]:
     """For each value of column `of`, the distinct values of `columns`, in rows that know the first of these."""
     return {value: of_value.drop_duplicates(columns) for value, of_value in rows.dropna(subset=columns[:1]).groupby(of)}
 

@@ -30,7 +30,7 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Series:
+class TrackedRun:
     """What trackers call a run: one cell in one of our runs."""
 
     run_id: str
@@ -41,14 +41,14 @@ class Series:
     points: tuple[Point, ...]
 
 
-def series(tables: Tables) -> Iterator[Series]:
+def tracked_runs(tables: Tables) -> Iterator[TrackedRun]:
     """The ok trials, cell by cell: values of trials by repeat, and values of epochs by epoch (of the first repeat)."""
     ok = tables.trials[tables.trials["status"] == "ok"]
     cells = ok.drop_duplicates("cell_id").to_dict("records")
     for (run_id, cell_id), trials in ok.sort_values("repeat").groupby(["run_id", "cell_id"], sort=False):
         first: dict[Any, Any] = trials.iloc[0].to_dict()
         epochs = tables.epochs.merge(trials[trials["repeat"] == first["repeat"]][TRIAL_KEY], on=TRIAL_KEY)
-        yield Series(
+        yield TrackedRun(
             run_id=str(run_id),
             cell_id=str(cell_id),
             setting=name(first, cells),
@@ -82,7 +82,7 @@ def to_tensorboard(tables: Tables, folder: Path) -> int:
         from tensorboardX import SummaryWriter
     except ImportError as error:
         raise _lacking("tensorboard") from error
-    listed = list(series(tables))
+    listed = list(tracked_runs(tables))
     try:
         for one in listed:
             # The end of the name is the cell's. What is before it depends on what else was exported, and holds text of
@@ -123,7 +123,7 @@ def to_mlflow(tables: Tables, uri: str) -> int:
         found = client.get_experiment_by_name("rresnet")
         home = found.experiment_id if found else client.create_experiment("rresnet")
         added = 0
-        for one in series(tables):
+        for one in tracked_runs(tables):
             key = f"{one.run_id}/{one.cell_id}"
             there = client.search_runs([home], filter_string=f"tags.`rresnet.series` = '{key}'")
             starts, ends = (int(f(p.at for p in one.points).timestamp() * 1000) for f in (min, max))

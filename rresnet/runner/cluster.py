@@ -93,9 +93,9 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
 
     with contextlib.ExitStack() as cleanup:
         with _connecting(lambda reason: f"Ray does not start on this machine: {reason}"):
-            place = scratch.place(f"/session_2026-11-24_12-00-00_123456_{os.getpid()}/sockets/plasma_store")
-            scratch.remove_stale(place)
-            folder = cleanup.enter_context(scratch.folder(place))  # Ray would leave its logs behind
+            base = scratch.base_folder(f"/session_2026-11-24_12-00-00_123456_{os.getpid()}/sockets/plasma_store")
+            scratch.remove_stale(base)
+            folder = cleanup.enter_context(scratch.folder(base))  # Ray would leave its logs behind
             _make_token()
             with _temporary_files_in(folder):
                 _start(
