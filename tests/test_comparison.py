@@ -52,7 +52,7 @@ def test_a_ladder_tells_of_its_ends_what_the_recipes_are_worth():
     assert rresnet.speedup(ladder, over="input", reference="dataloader")["speedup"].tolist() == pytest.approx([1.8])
 
 
-@pytest.mark.parametrize("column", ["cpu_model", "torch_version", "dataset_fingerprint"])
+@pytest.mark.parametrize("column", ["cpu_model", "gpu_name", "torch_version", "dataset_fingerprint"])
 def test_rows_of_unlike_machines_software_or_data_are_not_averaged(column):
     cells = (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)
     mixed = pd.concat([trials(*cells, run_id=run).assign(**{column: run}) for run in ("one", "other")])

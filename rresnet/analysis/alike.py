@@ -11,6 +11,7 @@ COMPARED = (
     "dataset_fingerprint",
     "cpu_model",
     "cpu_count",
+    "gpu_name",  # null on a CPU
     "os_version",
     "python_version",
     "torch_version",
@@ -22,7 +23,7 @@ COMPARED = (
     "model_code",
 )
 # Two machines may differ in these without being allowed to by name, because these are what is compared.
-OF_THE_MACHINE = ("cpu_model", "cpu_count", "os_version", "cuda_version", "driver_version")
+OF_THE_MACHINE = ("cpu_model", "cpu_count", "gpu_name", "os_version", "cuda_version", "driver_version")
 
 # Rows that agree in MACHINE ran on one kind of machine; rows of two result sets that agree in MATCHED are one setting.
 MACHINE = ["cpu_model", "cpu_count", "gpu_name"]

@@ -79,7 +79,7 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
         return None if an_hour is None or pd.isna(seconds) else float(seconds) / 3600 * an_hour
 
     return {
-        **{c: first.get(c) for c in (*alike.AVERAGED, "gpu_name", *alike.OF_TWO_SETS)},
+        **{c: first.get(c) for c in (*alike.AVERAGED, *alike.OF_TWO_SETS)},
         "nodes": nodes,
         "price_per_hour": price.per_hour if price else None,
         "epoch_cost": cost(row["epoch_seconds"]),
@@ -100,7 +100,7 @@ def _setting(row: Mapping[Any, Any], rows: list[dict[Any, Any]]) -> str:
     twice = [r for r in there if r["cell_id"] == row["cell_id"]]
     told = [
         f"{c.removesuffix('_version').replace('_', ' ')} {_version(row[c])}"
-        for c in (*alike.OF_TWO_SETS, "gpu_name")
+        for c in alike.OF_TWO_SETS
         if len({_version(r[c]) for r in twice}) > 1
     ]
     return " ".join([*parts, *([f"({', '.join(told)})"] if told else [])])
