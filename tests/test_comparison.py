@@ -62,6 +62,18 @@ def test_rows_of_unlike_machines_software_or_data_are_not_averaged(column):
     assert (found["speedup"], found["pairs"]) == (pytest.approx(2), 6)
 
 
+def test_probes_of_batch_sizes_pair_with_nothing_and_win_nothing_where_something_was_measured():
+    larger = replace(TUNED, batch_size=128)
+    probes = trials((BLOG, [100.0]), (TUNED, [300.0]), (larger, [310.0]), run_id="s").assign(experiment="compare-sizes")
+    measured = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3), run_id="r").assign(experiment="compare")
+    both = pd.concat([probes, measured])
+    (found,) = rresnet.speedup(both, over="recipe", reference="blog").to_dict("records")
+    assert (found["speedup"], found["pairs"]) == (pytest.approx(2), 3)
+    (verdict,) = decision.verdicts(both)
+    assert (verdict.amount, verdict.ratio.estimate, verdict.distinguishable) == ("200 images/s", pytest.approx(2), True)
+    assert decision.verdicts(probes)[0].amount == "310 images/s"
+
+
 def test_runs_of_unlike_commits_are_told_apart():
     one = trials((BLOG, [100.0] * 3), (TUNED, [150.0] * 3), run_id="one").assign(git_commit="aaa")
     other = trials((BLOG, [100.0] * 3), (TUNED, [300.0] * 3), run_id="other").assign(git_commit="bbb")

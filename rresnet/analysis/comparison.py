@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rresnet.analysis import alike, pairing
-from rresnet.analysis.frames import same, with_all_axes
+from rresnet.analysis.frames import same, with_all_axes, without_probes
 from rresnet.analysis.pairing import in_series, side_by_side
 from rresnet.analysis.ranking import as_written
 from rresnet.analysis.statistics import DRIFT_LIMIT, Interval, in_order, log_mean_interval, variance_components
@@ -32,7 +32,7 @@ def speedup(
     says.
 
     Args:
-        trials: rows of the trials table; only those with status ok enter.
+        trials: rows of the trials table; only those with status ok enter, and no probes of `--batch-size auto`.
         over: column that is compared, for example `device`, `recipe` or `precision`.
         reference: the value of that column that the others are compared with.
         level: confidence level of the interval.
@@ -127,7 +127,7 @@ def _of_the_same_two(pairs: pd.DataFrame, over: str, axes: Sequence[str]) -> lis
 
 
 def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFrame:
-    """The ok rows, without a ladder's inner rungs if `over` is `device` or `recipe`; checks that they can be compared.
+    """The ok rows, without probes, nor a ladder's inner rungs for `device` or `recipe`; checks that they can be compared.
 
     Raises:
         ValueError: there is no such column, no ok row with the reference value or none with another, or a row is there
@@ -135,7 +135,7 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     """
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
-    rows = with_all_axes(trials)
+    rows = without_probes(with_all_axes(trials))
     if "git_commit" not in rows:
         rows = rows.assign(git_commit=None)
     if over in ("device", "recipe"):

@@ -61,7 +61,7 @@ def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict
     Raises:
         UsageError: no price fits any of the trials.
     """
-    trials = frames.with_all_axes(trials)
+    trials = frames.without_probes(frames.with_all_axes(trials))
     table = costs(trials, prices)
     if table.empty:
         return []

@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from rresnet.config import OF_SIZES
 from rresnet.tables.measurement import DEFAULTS, TRIAL_KEY
 from rresnet.tables.place import Location, StoreError
 from rresnet.tables.reading import check_there, read_tables
@@ -93,6 +94,14 @@ def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
     values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     plain: pd.Series[Any] = values.to_pandas().set_axis(column.index)
     return plain
+
+
+def without_probes(trials: pd.DataFrame) -> pd.DataFrame:
+    """Leave out the probes of `--batch-size auto`, unless there is nothing else: single, and too far apart to pair."""
+    if "experiment" not in trials:
+        return trials
+    probes = trials["experiment"].astype(str).str.endswith(OF_SIZES)
+    return trials if probes.all() else trials[~probes]
 
 
 def same(one: Any, other: Any) -> bool:
