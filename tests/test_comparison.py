@@ -232,6 +232,14 @@ def test_rows_of_unlike_environments_in_one_run_are_no_pair_and_that_is_told():
     assert pairing.mixed(models) == []
 
 
+def test_a_run_on_unlike_machines_says_that_its_figures_are_means_over_them():
+    cells = (BLOG, [100.0] * 3), (TUNED, [200.0] * 3)
+    alike, other = (trials(*cells, hostname=host).assign(cpu_model="A") for host in ("one", "other"))
+    assert "are unlike" not in printed(pd.concat([alike, other]))
+    text = " ".join(printed(pd.concat([alike, other.assign(cpu_model="B")])).split())
+    assert "The machines of this run are unlike (they differ in cpu_model): rates and ratios are means over" in text
+
+
 def test_rows_that_are_there_twice_are_refused_with_what_to_do():
     rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
     with pytest.raises(ValueError, match=r"there twice: give trials\.drop_duplicates"):

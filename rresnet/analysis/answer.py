@@ -135,11 +135,11 @@ class Answer:
         return [f"{scattered}More repeats alone would not halve the interval: {never}."]
 
     def states(self) -> list[str]:
-        """Say where environments are mixed or the machine changed, and which speedups depend on the machine's state."""
+        """Say where machines or environments are mixed or changed, and which speedups depend on the machine's state."""
         trials, reference, slow = self._trials, self._reference, slow_repeats(self._trials)
         told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
         changed = [f"The machine changed: its canary was slow in the rows with repeat {told}."] if slow else []
-        lines = [*pairing.mixed(trials), *changed]
+        lines = [*pairing.unlike_machines(trials), *pairing.mixed(trials), *changed]
         for cell in self.cells:
             if reference is None or cell["speedup"] is None:
                 continue

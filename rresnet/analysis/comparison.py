@@ -127,7 +127,7 @@ def _of_the_same_two(pairs: pd.DataFrame, over: str, axes: Sequence[str]) -> lis
 
 
 def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFrame:
-    """The ok rows, without probes, nor a ladder's inner rungs for `device` or `recipe`; checks that they can be compared.
+    """The ok rows, no probes, nor a ladder's inner rungs for `device` or `recipe`; checks that they can be compared.
 
     Raises:
         ValueError: there is no such column, no ok row with the reference value or none with another, or a row is there

@@ -58,6 +58,16 @@ def mixed(trials: pd.DataFrame) -> list[str]:
     return [f"{told}: a ratio uses pairs within one, a rate is the mean over all. --fresh measures everything again."]
 
 
+def unlike_machines(trials: pd.DataFrame) -> list[str]:
+    """Say in a sentence if a run holds rows of unlike machines, and in what they differ."""
+    ok = trials[trials["status"] == "ok"]
+    unlike = [column for column in alike.MACHINE if column in ok and ok[column].nunique() > 1]
+    if not unlike or ok["hostname"].nunique() < 2:
+        return []
+    told = f"The machines of this run are unlike (they differ in {', '.join(unlike)})"
+    return [f"{told}: rates and ratios are means over all of them. rresnet report has each by itself."]
+
+
 def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:
     """Drop the pairs whose rows two commands measured more than `APART_SECONDS` apart.
 
