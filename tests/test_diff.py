@@ -220,6 +220,17 @@ def test_machines_are_compared_unpaired_when_asked():
         rresnet.speedup(both, over="device", reference="cpu")
 
 
+def test_code_that_two_machines_do_not_share_is_told():
+    here, there = trials((BLOG, [100.0] * 3), hostname="here"), trials((GPU, [400.0] * 3), hostname="there")
+    found = [
+        unpaired.speedup_across_machines(
+            pd.concat([here.assign(git_commit="aaa"), there.assign(git_commit=commit)]), over="device", reference="cpu"
+        )["differs"].item()
+        for commit in ("aaa", "bbb", None)
+    ]
+    assert ["git_commit: bbb vs aaa" in differs for differs in found] == [False, True, False]
+
+
 def test_unlike_software_across_machines_is_refused_by_name_unless_allowed():
     laptop = side((BLOG, QUIET), hostname="laptop", torch_version="2.11")
     both = pd.concat([laptop, side((GPU, QUIET), run_id="r2", hostname="cluster", torch_version="2.15")])

@@ -33,5 +33,5 @@ MATCHED = ["cell_id", *MACHINE, "dataset_fingerprint"]
 TASK = ["model", "dataset", "dataset_fingerprint", "image_size"]
 
 # Differences that are reported: of two machines; of two result sets, and of a setting that one machine has twice.
-OF_TWO_MACHINES = ["hostname", *MACHINE, *(column for column in COMPARED if column not in MACHINE)]
+OF_TWO_MACHINES = ["hostname", *MACHINE, *(column for column in COMPARED if column not in MACHINE), "git_commit"]
 OF_TWO_SETS = ["hostname", *COMPARED, "ray_version", "git_commit"]
