@@ -196,6 +196,7 @@ def test_formats_hold_the_same():
     assert "cpu blog batch 64  A CPU, 2 CPUs  0.85   " in render(found, "text", share=0.05)
     assert "Regressions by more than 5 %: cpu blog batch 64 (worse, 0.85)." in render(found, "text", share=0.05)
     assert "| cpu blog batch 64 | A CPU, 2 CPUs | 0.85 |" in render(found, "markdown")
+    assert "of up to 2.5 times the scatter of repeats, and of 8 % at most; not for more." in render(found, "text")
     content = json.loads(render(found, "json", share=0.05))
     assert content["changes"][0]["ratio"] == pytest.approx(0.85)
     assert (content["a"], content["b"], content["regressions"]) == ("old", "new", ["cpu blog batch 64"])

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Literal
 
 from rresnet.analysis.diff import Change, Diff
+from rresnet.analysis.statistics import DRIFT_PER_SCATTER, RATE_DRIFT_LIMIT
 from rresnet.terminal import percent, ratios
 
 Format = Literal["text", "markdown", "json"]
@@ -60,7 +61,8 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     for which, settings in (("A", diff.only_a), ("B", diff.only_b)):
         lines += [f"Only in {which}, so not compared: {'; '.join(settings)}."] if settings else []
     lines.append(
-        "The runs were not measured side by side, so the intervals allow for what the machine did between them."
+        "The runs were not measured side by side. The intervals have room for a drift between them of up to "
+        f"{DRIFT_PER_SCATTER:g} times the scatter of repeats, and of {percent(RATE_DRIFT_LIMIT)} at most; not for more."
     )
     single = [c.setting for c in diff.changes if c.low is not None and c.processes == 1]
     if single:
