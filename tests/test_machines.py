@@ -206,6 +206,20 @@ def test_what_takes_connections_and_never_answers_is_told_and_ends_in_an_error(s
 
 
 @pytest.mark.parametrize(
+    ("address", "told"),
+    [
+        ("http://127.0.0.1:8265", r"RAY_ADDRESS .* must be auto or host:port .*, got http://127.0.0.1:8265"),
+        ("local", "RAY_ADDRESS .* must be auto or host:port .*, got local"),  # Ray would start one of its own
+        ("127.0.0.1:1", "no Ray cluster answers at RAY_ADDRESS .* 127.0.0.1:1 "),  # Ray would try for minutes
+    ],
+)
+def test_an_address_from_the_environment_is_checked_as_the_flags_and_named(address, told, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(UsageError, match=told), cluster.connect("auto", LAPTOP):
+        pass
+
+
+@pytest.mark.parametrize(
     ("answer", "is_ray"),
     [(b"HTTP/1.1 400 Bad Request", False), (b"SSH-2.0-OpenSSH", False), (bytes([0, 0, 18, 4, 0]), True), (b"", True)],
 )
@@ -219,11 +233,11 @@ def test_what_answers_otherwise_than_ray_is_told_and_who_closes_is_left_to_ray(s
     thread.start()
     try:
         if is_ray:
-            cluster._check_reachable(server[1], 5, print)
+            cluster._check_reachable(server[1], "--address", 5, print)
         else:
             with pytest.raises(
                 UsageError, match=r"\(what answers there is not Ray\): start one with `ray start --head`"
             ):
-                cluster._check_reachable(server[1], 5, print)
+                cluster._check_reachable(server[1], "--address", 5, print)
     finally:
         thread.join()

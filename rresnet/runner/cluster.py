@@ -77,9 +77,11 @@ def connect(
         UsageError: there is no such cluster, or it has no such machines and none come.
     """
     wanted = wanted or Wanted()
-    told = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address  # as Ray takes it
-    if told and ("://" in told or address != "auto"):
-        _check_reachable(told, min(wanted.wait_seconds, ANSWER_SECONDS), tell)
+    told, source = address, "--address"
+    if address == "auto" and os.environ.get("RAY_ADDRESS"):  # which Ray then takes instead
+        told, source = os.environ["RAY_ADDRESS"], "RAY_ADDRESS (for --address auto)"
+    if told not in (None, "auto"):
+        _check_reachable(told, source, min(wanted.wait_seconds, ANSWER_SECONDS), tell)
     for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOCAL}).items():
         os.environ.setdefault(name, value)
     with _started(hardware) if address is None else _joined(address, wanted, tell) as those:
@@ -114,7 +116,7 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
     """Join a running Ray; yield those of its machines that are to measure."""
     import ray
 
-    with _connecting(lambda reason: _no_cluster(address, reason)):
+    with _connecting(lambda reason: _no_cluster(f"--address {address}", reason)):
         ray.init(address, **_QUIET)
     try:
         with _watched(ray.get_runtime_context().gcs_address):
@@ -249,11 +251,11 @@ def _make_token() -> None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def _check_reachable(address: str, patience: float, tell: Callable[[str], None]) -> None:
+def _check_reachable(address: str, source: str, patience: float, tell: Callable[[str], None]) -> None:
     """Check first that something listens there and speaks Ray's protocol: Ray itself would go on trying for minutes."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdigit() or "://" in host:  # Ray Client (ray://) can't carry Tune's callbacks
-        raise UsageError(f"--address must be auto or host:port (Ray's own port is 6379), got {address}")
+        raise UsageError(f"{source} must be auto or host:port (Ray's own port is 6379), got {address}")
     try:
         with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as line:
             if os.environ.get("RAY_USE_TLS", "0") == "0":
@@ -261,7 +263,7 @@ def _check_reachable(address: str, patience: float, tell: Callable[[str], None])
                     line, patience, lambda: tell(f"waiting up to {patience:g} s more for an answer from {address}")
                 )
     except (OSError, OverflowError) as error:
-        raise UsageError(_no_cluster(address, str(error))) from error
+        raise UsageError(_no_cluster(f"{source} {address}", str(error))) from error
 
 
 def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]) -> None:
@@ -276,13 +278,13 @@ def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]
         raise OSError("what answers there is not Ray")
 
 
-def _no_cluster(address: str, reason: str) -> str:
+def _no_cluster(where: str, reason: str) -> str:
     if reason.startswith(_VERSIONS):
         return (
-            f"the Ray cluster at --address {address} has other versions than this environment ({reason}): "
+            f"the Ray cluster at {where} has other versions than this environment ({reason}): "
             "install the same Ray and Python here as there"
         )
     return (
-        f"no Ray cluster answers at --address {address} ({reason}): "
+        f"no Ray cluster answers at {where} ({reason}): "
         "start one with `ray start --head`, or drop --address to measure on this machine"
     )
