@@ -24,7 +24,7 @@ class FakeLane(Lane):
         self.sweep.processes.append((self.machine.node_id, of_process))
         while trial := handout.take():
             of_process.append((trial.cell.batch_size, trial.repeat))
-            tunes = SimpleNamespace(planned=trial, error_file=None)
+            tunes = SimpleNamespace(planned=trial, error_file=None, temporary_state=SimpleNamespace(ray_actor="actor"))
             callback.on_step_begin(0, [])
             callback.on_trial_start(0, [], tunes)
             self.run_one(trial, handout._config(trial), tunes, callback, alone=len(of_process) == 1)

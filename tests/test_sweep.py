@@ -1,6 +1,7 @@
 """The driver's side, without Ray: the order of trials, and what becomes of those whose process ends."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -9,6 +10,7 @@ from samples import make_cell
 
 from rresnet import grid
 from rresnet.cell import Trial
+from rresnet.runner import events
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.sweep import rows_of
 from rresnet.tables.measurement import Environment, Epoch, Measurement, Record, Window
@@ -80,6 +82,36 @@ def test_after_a_process_that_ended_what_it_has_left_is_given_back_before_the_ne
     assert len(sweep.rows) == 6
     assert all(HUNGRY not in [size for size, _ in of_process[:-1]] for _, of_process in sweep.processes)
     assert len(sweep.processes) == 3
+
+
+@pytest.mark.parametrize(("reports", "seconds"), [(False, 600), (True, 1200)])
+def test_a_process_that_gives_no_sign_of_life_is_ended_and_its_trial_told(reports, seconds, tmp_path, monkeypatch):
+    (tmp_path / "account").write_text("The actor is dead because it was killed by `ray.kill`.")
+    clock, killed = [0.0], []
+    monkeypatch.setattr(events, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(ray, "kill", killed.append)
+
+    class Hangs(FakeLane):
+        """The hungry trial hangs before its process reports, or is stopped after it."""
+
+        def run_one(self, trial, config, tunes, callback, alone):
+            if trial.cell.batch_size != HUNGRY:
+                return super().run_one(trial, config, tunes, callback, alone)
+            if reports:
+                callback.on_trial_result(0, [], tunes, {"process_id": 1})
+            for _ in range(3):
+                assert killed == []
+                clock[0] += seconds / 2 - 1
+                callback.on_step_begin(0, [])
+            tunes.error_file = str(tmp_path / "account")
+            return callback.on_trial_error(0, [], tunes)
+
+    sweep = swept(Hangs, repeats=1)
+    assert killed == ["actor"]  # once
+    row = next(row for row in sweep.rows if row["batch_size"] == HUNGRY)
+    told = f"the trial process gave no sign of life for {seconds} s and was ended"
+    assert (row["status"], row["error_type"], row["error_message"]) == ("timeout", "TimeoutError", told)
+    assert sorted(row["status"] for row in sweep.rows if row["batch_size"] != HUNGRY) == ["ok", "ok"]
 
 
 def test_another_failure_of_tune_is_not_taken_for_it():

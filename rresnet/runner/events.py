@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 # Tune counts callbacks by kind for usage statistics, which are off, and for that imports MLflow where it is installed:
 # this would take seconds before the first trial.
 usage.tag_callbacks = lambda callbacks: False
+START_SECONDS = 600.0  # to import what a process needs and start its workers, on a slow or busy machine
 
 
 class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untyped
@@ -29,6 +30,9 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         self._ended: Trial | None = None  # the latest trial that has its row or is to be tried again
         self.begun: Trial | None = None  # the latest trial that has begun
         self.ended = False
+        self._actor: Any = None  # Ray's handle of it
+        self._heard = 0.0  # when it last gave a sign of life
+        self._silent: str | None = None  # how long it gave none, if it was ended for that
 
     def __getstate__(self) -> dict[str, Any]:
         """Return nothing: Tune pickles callbacks so that it can restore them; we restore from our own rows."""
@@ -50,18 +54,32 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         return self._lane.machine.output_tail(self._process_id)
 
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
-        """Check whether the run is to end or the machine is gone."""
+        """Check whether the run is to end, the machine is gone, or the process no longer gives a sign of life."""
         self._lane.check()
+        if self.running and not self._silent:
+            self._end_if_silent(self.running)
+
+    def _end_if_silent(self, trial: Trial) -> None:
+        """End a process that its own watchdog does not end: it hangs before a trial's clock runs, or was stopped."""
+        limit = START_SECONDS
+        if self._process_id:  # the trial's clock may run
+            limit += self._lane.sweep.how.process_limit_seconds(trial.cell)
+        if time.monotonic() - self._heard > limit:
+            import ray
+
+            self._silent = f"the trial process gave no sign of life for {limit:g} s and was ended"
+            ray.kill(self._actor)
 
     def on_trial_start(self, iteration: int, trials: Any, trial: Any, **info: Any) -> None:
         """Note that a trial begins in the process, which may have to be started first."""
-        self.begun = trial.planned
+        self.begun, self._actor, self._heard = trial.planned, trial.temporary_state.ray_actor, time.monotonic()
         self._started = time.monotonic() if self._process_id else None  # a new process reports when it is ready
         self._kills = self._lane.machine.kills_for_memory()
         self._lane.sweep.progress.running(trial.planned)
 
     def on_trial_result(self, iteration: int, trials: Any, trial: Any, result: dict[str, Any], **info: Any) -> None:
         """Handle a report of the trial: its process, workers that it starts, its speed so far, or its outcome."""
+        self._heard = time.monotonic()
         if "outcome" in result:
             self._ended = trial.planned
             record, alone = result["outcome"]
@@ -79,6 +97,9 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         if trial.planned is self._ended:  # it had its row; the process was ended on purpose
             return
         self._ended = trial.planned
+        if self._silent:
+            self._lane.silent(self, trial.planned, self._silent)
+            return
         elapsed = time.monotonic() - self._started if self._started else 0.0
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
         self._lane.died(self, trial.planned, text, elapsed)

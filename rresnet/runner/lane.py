@@ -231,6 +231,11 @@ class Lane:
             return
         self._record(process, trial, Record(measurement=replace(measurement, output_tail=process.output_tail)))
 
+    def silent(self, process: TrialProcess, trial: Trial, message: str) -> None:
+        """Handle a trial whose process was ended because it gave no sign of life."""
+        found = Measurement(status="timeout", error_type="TimeoutError", error_message=message)
+        self._record(process, trial, Record(measurement=replace(found, output_tail=process.output_tail)))
+
     def _lose(self, trial: Trial) -> None:
         """Give a trial whose machine died to another machine, once; then record it as killed."""
         if self.agenda.lose(trial):
