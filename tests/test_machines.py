@@ -146,7 +146,7 @@ class FakeRay:
         placements = sys.modules["ray.util.placement_group"]
         monkeypatch.setattr(placements, "placement_group", lambda *of, **how: self.asked.append((*of, how)) or "asked")
         monkeypatch.setattr(placements, "remove_placement_group", self.asked.append)
-        monkeypatch.setattr(machines, "_probed", lambda node: node["NodeID"])
+        monkeypatch.setattr(machines, "_probed", lambda node, tell: node["NodeID"])
         monkeypatch.setattr(machines, "time", SimpleNamespace(monotonic=lambda: next(self.clock), sleep=self.sleep))
         monkeypatch.setattr("ray.nodes", self.nodes)
         monkeypatch.setattr("ray.cluster_resources", lambda: {"CPU": 2.0})
@@ -165,6 +165,36 @@ def test_machines_that_are_there_measure_the_most_able_first(monkeypatch):
     assert machines.gathered(Wanted(), told.append) == ("2", "1", "3")
     assert machines.gathered(Wanted(count=2), told.append) == ("2", "1")
     assert (told, fake.asked) == ([], [])
+
+
+def test_a_machine_that_can_not_say_what_it_is_is_told_and_left_out(monkeypatch):
+    fake, told = FakeRay(monkeypatch, [HEAD, SMALL, A100, SMALL]), []
+    monkeypatch.setattr(machines, "_probed", lambda node, tell: node["NodeID"] if node["NodeID"] != "2" else None)
+    assert machines.gathered(Wanted(), told.append) == ("1", "3")
+    assert machines.gathered(Wanted(count=1), told.append) == ("1",)
+    with pytest.raises(UsageError, match=r"2 of 3 machines with a CPU can measure, .* the same rresnet"):
+        machines.gathered(Wanted(count=3), told.append)
+    assert fake.asked == []
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (ray.exceptions.GetTimeoutError("Get timed out"), "no answer within 120 s"),
+        (ray.exceptions.RaySystemError("it failed to import\nModuleNotFoundError: no rresnet"), "ModuleNotFoundError"),
+    ],
+)
+def test_why_a_machine_does_not_measure_is_told(error, reason, monkeypatch):
+    def get(asked, timeout):
+        raise error
+
+    asked = SimpleNamespace(options=lambda **how: SimpleNamespace(remote=lambda: None))
+    monkeypatch.setattr(ray, "remote", lambda function: asked)
+    monkeypatch.setattr(ray, "get", get)
+    told = []
+    assert machines._probed({"NodeID": "0" * 56, "NodeManagerHostname": "far"}, told.append) is None
+    assert len(told) == 1
+    assert told[0].startswith(f"far does not measure: {reason}")
 
 
 def test_machines_that_the_autoscaler_may_start_are_asked_for_waited_for_and_let_go(monkeypatch):

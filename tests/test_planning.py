@@ -112,6 +112,12 @@ def test_machines_measure_together_what_each_of_them_can(cores, threads, togethe
     assert planning.alike(settings, grid.cells, LAPTOP, other) == together
 
 
+def test_machines_of_one_name_are_told():
+    other = dataclasses.replace(LAPTOP, hostname="desktop")
+    assert not any("called" in line for line in planning.machine_lines([LAPTOP, other]))
+    assert any("2 of them are called laptop: " in line for line in planning.machine_lines([LAPTOP, other, LAPTOP]))
+
+
 @pytest.mark.parametrize(("num_workers", "told"), [((1,), "1 min 36 s"), ((1, 2), "3 min 12 s")])
 def test_a_predicted_duration_counts_the_start_of_processes_and_of_their_workers(num_workers, told, monkeypatch):
     """Two processes of two repeats: in each, 12 s (24 s with workers) to start, and of each cell 20 s and 16 s."""

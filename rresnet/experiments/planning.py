@@ -1,6 +1,7 @@
 """What an experiment would run here: its plan, checked before anything starts, and shown."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
@@ -141,6 +142,12 @@ def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
     lines = [f"{', '.join(hosts)}: {kind}" for kind, hosts in kinds.items()]
     if len(machines) > 1:
         lines.append(f"{len(machines)} machines measure side by side; pairs are formed within each")
+    ((name, count),) = Counter(machine.hostname for machine in machines).most_common(1)
+    if count > 1:
+        lines.append(
+            f"{count} of them are called {name}: if they are one, their trials slow each other (--machines 1); if not, "
+            "give each a host name of its own, by which rows are told apart"
+        )
     if len(kinds) > 1:
         lines.append("These machines are not alike: rates and speedups are averages over all of them")
     return lines

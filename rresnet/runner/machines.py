@@ -1,6 +1,7 @@
 """The machines of a joined Ray cluster: which there are, which can still be started, and which of them measure."""
 
 import contextlib
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -163,7 +164,13 @@ def gathered(wanted: Wanted, tell: Callable[[str], None]) -> tuple[Machine, ...]
         _check_can_come(wanted, len(nodes))
         nodes = _wait(wanted, need, tell)
     nodes.sort(key=lambda node: (-node["Resources"].get("GPU", 0), -node["Resources"]["CPU"], node["NodeID"]))
-    return tuple(_probed(node) for node in nodes[: wanted.count])
+    able = (machine for node in nodes if (machine := _probed(node, tell)))
+    found = tuple(itertools.islice(able, wanted.count))
+    if len(found) < need:
+        raise UsageError(
+            f"{len(found)} of {wanted} can measure, for the reasons above: each needs the same rresnet and Ray as here"
+        )
+    return found
 
 
 def _nodes(wanted: Wanted) -> list[dict[str, Any]]:
@@ -231,14 +238,20 @@ def _wait(wanted: Wanted, need: int, tell: Callable[[str], None]) -> list[dict[s
         remove_placement_group(asked)
 
 
-def _probed(node: Mapping[str, Any]) -> Machine:
-    """The machine behind a node, as far as Ray may use it."""
+def _probed(node: Mapping[str, Any], tell: Callable[[str], None]) -> Machine | None:
+    """The machine behind a node, as far as Ray may use it; None, and told why, if it can't say what it is."""
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
     asked = ray.remote(lambda: probe(hidden=True)).options(num_cpus=0, scheduling_strategy=there).remote()
-    hardware: Hardware = ray.get(asked, timeout=PROBE_TIMEOUT_SECONDS)
+    try:
+        hardware: Hardware = ray.get(asked, timeout=PROBE_TIMEOUT_SECONDS)
+    except ray.exceptions.RayError as error:  # rresnet is not installed there, or the machine hangs or has just gone
+        late = isinstance(error, ray.exceptions.GetTimeoutError)
+        reason = f"no answer within {PROBE_TIMEOUT_SECONDS:g} s" if late else str(error).strip().splitlines()[-1]
+        tell(f"{node['NodeManagerHostname']} does not measure: {reason}")
+        return None
     cpus, gpus = int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0))
     usable = replace(
         hardware,
