@@ -64,12 +64,19 @@ def fetched(laptop, results):
     return pd.read_parquet(laptop.file(f"{HOME}/{results}/trials"))
 
 
-def test_compare_measures_on_both_workers_and_its_rows_come_back(cluster):
-    laptop, head, workers = cluster
+@pytest.fixture(scope="module")
+def together(cluster):
+    """The rows of a run on both workers."""
+    laptop, _, _ = cluster
     done = submit(laptop, "--recipe blog tuned --repeats 4 --processes 4", "results")
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Run complete: all 8 trials are ok." in done.stdout
-    rows = fetched(laptop, "results")
+    return fetched(laptop, "results")
+
+
+def test_compare_measures_on_both_workers_and_its_rows_come_back(cluster, together):
+    _, head, workers = cluster
+    rows = together
     assert len(rows) == 8
     assert rows["status"].eq("ok").all()
     assert set(rows["hostname"]) == {worker.name for worker in workers}
@@ -78,12 +85,13 @@ def test_compare_measures_on_both_workers_and_its_rows_come_back(cluster):
     assert not head.processes("compare.py")
 
 
-def test_two_machines_at_once_measure_what_one_does_alone(cluster):
+@pytest.mark.skipif(len(os.sched_getaffinity(0)) < 2, reason="each of two machines needs a core of its own")
+def test_two_machines_at_once_measure_what_one_does_alone(cluster, together):
     """Each has a core of its own; rows of both runs are compared as `rresnet diff` does, which knows their scatter."""
     laptop, _, workers = cluster
     done = submit(laptop, "--recipe blog tuned --repeats 4 --processes 4 --machines 1", "alone")
     assert done.returncode == 0, done.stdout + done.stderr
-    alone, together = fetched(laptop, "alone"), fetched(laptop, "results")
+    alone = fetched(laptop, "alone")
     assert alone["hostname"].nunique() == 1
     assert together["hostname"].nunique() == len(workers)
     found = diff.compare(alone, together)
