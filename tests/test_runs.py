@@ -1,16 +1,24 @@
+import contextlib
 import importlib
 import json
 import re
 import subprocess
 import sys
 from dataclasses import replace
+from datetime import UTC, datetime
+from types import SimpleNamespace
 
 import pytest
-from samples import A100, make_cell
+from rich.console import Console
+from samples import A100, LAPTOP, make_cell
 from stored import make_run
 
+from rresnet.config import Settings
+from rresnet.experiments import running
+from rresnet.runner import machines
+from rresnet.runner.sweep import rows_of
 from rresnet.tables import environment, runs
-from rresnet.tables.measurement import Environment
+from rresnet.tables.measurement import Environment, Measurement, Record
 from rresnet.tables.place import StoreError
 from rresnet.tables.store import Writer
 from rresnet.terminal import short_hash
@@ -199,3 +207,39 @@ def test_manifests_tell_the_runs_and_damaged_ones_are_passed_over(tmp_path):
     (tmp_path / "runs" / "broken.json").write_text("{")
     (tmp_path / "runs" / "other.json").write_text(json.dumps({"unknown": 1}))
     assert [run.run_id for run in runs.read_runs(tmp_path)] == ["r1"]
+
+
+def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+    settings = Settings(model="resnet18", recipe=("blog",), batch_size=(8, 16), repeats=2, results_dir=str(tmp_path))
+    images = SimpleNamespace(
+        train=SimpleNamespace(labels=range(99)),
+        test=SimpleNamespace(labels=range(9)),
+        classes=("a", "b"),
+        short_side=None,
+        fingerprint="9f3a",
+    )
+    cluster = SimpleNamespace(hardware=LAPTOP, machines=[SimpleNamespace(hardware=LAPTOP)])
+    monkeypatch.setattr(machines, "busy", lambda those: None)
+    setup = running.Setup(cluster=cluster, images=images, console=Console(quiet=True), stop_asked=lambda: False)
+
+    class Interrupted:
+        def __init__(self, run, settings, setup, writer, progress, attempts, trainable):
+            self.run, self.writer, self.attempts, self.started_at = run, writer, attempts, datetime.now(UTC)
+
+        def execute(self, trials):
+            given.append(len(trials))
+            for trial in trials[: self.ends_after]:
+                attempt, record = 1 + self.attempts.get(trial.trial_id, 0), Record(measurement=Measurement(status="ok"))
+                rows = rows_of(self.run, trial, record, attempt=attempt, command_started_at=self.started_at)
+                self.writer.write(trial.trial_id, rows)
+            if len(trials) > self.ends_after:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(running, "_sweep", Interrupted)
+    given = []
+    for retry, Interrupted.ends_after in ((None, 4), ("all", 1), ("all", 2), ("all", 4), ("all", 4)):
+        with contextlib.suppress(KeyboardInterrupt):
+            what = running.Experiment(name="compare")
+            trials = running.measured(what, replace(settings, retry=retry), setup, extend=None)
+    assert given == [4, 4, 3, 1, 4]  # the last one begins again, for the one before it was complete
+    assert trials["attempt"].tolist() == [3, 3, 3, 3]

@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -75,14 +75,15 @@ def measured(
         reuse=reuse,
         mix=settings.mix_environments,
     )
+    if settings.retry == "all" and this.retried_at is None:  # else an interrupted command has begun to
+        this = replace(this, retried_at=datetime.now(UTC).isoformat())
     from rresnet.runner import machines
 
     if this == new and earlier and not settings.fresh:
         say(console, f"Run {earlier[-1].run_id} of the same flags is complete: this is a new one")
     with store.Writer(results, this, lambda text: say(console, text)) as writer:
-        attempts, done = _ended(results, this)  # only now that no other command may add to them
-        if settings.retry == "all":
-            done = set()
+        since = this.retried_at if settings.retry == "all" else None
+        attempts, done = _ended(results, this.run_id, since)  # only now that no other command may add to them
         todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
         say(console, planning.opening(this, settings, planned, todo, measuring, setup.images))
         if waiting := machines.busy(setup.machines):
@@ -155,11 +156,14 @@ def _new_run(name: str, settings: Settings, planned: Plan, begun_with: dict[str,
     )
 
 
-def _ended(results: str, this: runs.Run) -> tuple[dict[str, int], set[str]]:
-    """Attempts made at each trial that has a row, and the trials that are ok."""
-    table = reading.read_tables(results, ["trials"], run_id=this.run_id)["trials"]
-    rows = table.select(["trial_id", "status", "attempt"]).to_pylist()
-    return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in rows if r["status"] == "ok"}
+def _ended(results: str, run_id: str, since: str | None = None) -> tuple[dict[str, int], set[str]]:
+    """Attempts made at each trial that has a row, and the trials that are ok, by a command begun `since` then."""
+    table = reading.read_tables(results, ["trials"], run_id=run_id)["trials"]
+    rows = table.select(["trial_id", "status", "attempt", "command_started_at"]).to_pylist()
+    ok = [r for r in rows if r["status"] == "ok"]
+    if since:
+        ok = [r for r in ok if r["command_started_at"] and r["command_started_at"].isoformat() >= since]
+    return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in ok}
 
 
 @contextlib.contextmanager

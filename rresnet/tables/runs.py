@@ -22,6 +22,7 @@ class Run:
     finished_at: str | None = None
     request_id: str | None = None  # hash of the flags: the same command has the same, on any machine
     environment: Mapping[str, str] | None = None  # what it was begun with, by name
+    retried_at: str | None = None  # since when all its trials are run again (`--retry all`), until it is complete
 
 
 def open_run(
@@ -89,6 +90,6 @@ def read_runs(results: Location) -> list[Run]:
 def _is_whole(run: Run) -> bool:
     """Whether each field is of its kind: a manifest is a file that anybody may have changed."""
     begun_with = {} if run.environment is None else run.environment
-    given = [text for text in (run.finished_at, run.request_id) if text is not None]
+    given = [text for text in (run.finished_at, run.request_id, run.retried_at) if text is not None]
     texts = (run.experiment, run.name, run.plan_id, run.started_at, *given)
     return isinstance(begun_with, dict) and all(isinstance(text, str) for text in (*texts, *begun_with.values()))

@@ -182,7 +182,7 @@ class Writer:
             if flag:
                 self._tables["trials"].flag(flagged, flag)
             planned = self._tables["trials"].count()
-            self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned))
+            self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned, retried_at=None))
 
     def _write_manifest(self, run: Run) -> None:
         self._place.write(f"runs/{run.run_id}.json", json.dumps(vars(run), indent=1).encode())
