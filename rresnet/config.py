@@ -173,9 +173,15 @@ class Settings:
                     must.check(text, one)
                     if must is AT_LEAST_1:
                         _AT_MOST.check(text, one)
-        for flag, value in (("--machines", self.machines), ("--accelerator-type", self.accelerator_type)):
-            if value and self.address is None:
-                raise UsageError(f"{flag} is for the machines of a Ray cluster: give its --address, or leave it out")
+        for name, other, what in (
+            ("machines", "address", "for the machines of a Ray cluster"),
+            ("accelerator_type", "address", "for the machines of a Ray cluster"),
+            ("wait_seconds", "address", "for the machines of a Ray cluster"),
+            ("max_minutes", "target_interval", "for a run that goes on until its intervals are tight"),
+        ):
+            if getattr(self, name) != getattr(type(self), name) and getattr(self, other) is None:
+                text, needed = (f"--{flag.replace('_', '-')}" for flag in (name, other))
+                raise UsageError(f"{text} is {what}: give its {needed}, or leave it out")
         if self.timeout_seconds and not self.epochs and self.timeout_seconds <= self.seconds:
             raise UsageError(
                 f"--timeout-seconds {self.timeout_seconds:g} ends each trial before its --seconds {self.seconds:g} are "

@@ -94,7 +94,7 @@ def test_trials_survive_the_way_through_ray(batch_size, repeat, process, recipe)
         (Settings(), "631ef312dd43db3f"),
         (Settings(precision=("bf16", "fp32"), execution=("eager",)), "be0c74fd47f18227"),
         (
-            Settings(profile=True, max_minutes=3.0, address="auto"),
+            Settings(profile=True, wait_seconds=3.0, address="auto"),
             "631ef312dd43db3f",
         ),  # where it goes and how it is told
         (BlogSettings(full=True), "f63d3e90cf619dfb"),

@@ -50,6 +50,7 @@ def first(settings: Settings, *, most: int = FIRST_SIZE) -> Settings:
         epochs=None,
         aa=False,
         profile=False,
+        save_model=False,
     )
 
 
