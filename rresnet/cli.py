@@ -62,8 +62,19 @@ def main(
         return INTERRUPTED if stop.signal in (None, signal.SIGINT) else TERMINATED
 
 
-class _Console(Console):
-    """A console that stops the run, as Ctrl-C does, when its reader goes away (`| head`)."""
+class _Console(usage.Output):
+    """A console that stops the run, as Ctrl-C does, when nobody reads it (`| head`) or it can't be written to.
+
+    Tune would report any other error as one of its own.
+    """
+
+    def _check_buffer(self) -> None:
+        try:
+            super()._check_buffer()
+        except UsageError as error:
+            self.quiet = True
+            say(Console(stderr=True), f"error: {error}", "red")
+            raise KeyboardInterrupt from error
 
     def on_broken_pipe(self) -> None:
         """Stop the run instead of exiting with rich's code, which here means that a trial failed."""

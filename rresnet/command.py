@@ -45,7 +45,7 @@ def doctor(*, seconds: float = 2.0, results_dir: str = "results", advice: Annota
         raise UsageError(f"--seconds must be above 0, got {seconds}")
     from rresnet import doctor as checks  # imports torch, which takes seconds
 
-    return checks.examine(Console(), seconds=seconds, results_dir=results_dir, advice=advice)
+    return checks.examine(usage.Output(), seconds=seconds, results_dir=results_dir, advice=advice)
 
 
 def report(
@@ -74,7 +74,7 @@ def report(
         raise UsageError("rresnet report needs at least one results folder")
     from rresnet.reporting import report as reporting  # imports pandas and matplotlib, which takes seconds
 
-    reporting.write(results, Console(), out=out, runs=run, prices=price)
+    reporting.write(results, usage.Output(), out=out, runs=run, prices=price)
     return True
 
 
@@ -104,10 +104,8 @@ def diff(
 
     share = None if fail_on_regression is None else _share(fail_on_regression)
     found = diffs.compare(diffs.read_rows(a), diffs.read_rows(b), names=(a, b))
-    try:
+    with usage.printing():  # if nobody reads on, the exit code still reports regressions
         print(diff_text.render(found, format, share=share), flush=True)
-    except BrokenPipeError:  # `| head`; the exit code still reports regressions
-        usage.nobody_reads()
     return share is None or not found.regressions(share)
 
 
@@ -141,8 +139,9 @@ def export(
     if format in ("csv", "json"):
         content = exports.to_csv(rows) if format == "csv" else exports.to_json(rows)
         if out is None:
-            sys.stdout.buffer.write(content)  # UTF-8, whatever the terminal has
-            sys.stdout.flush()
+            with usage.printing():
+                sys.stdout.buffer.write(content)  # UTF-8, whatever the terminal has
+                sys.stdout.flush()
         else:
             exports.write(Path(out), content)
         return True
@@ -183,10 +182,11 @@ def _share(text: str) -> float:
 def main(arguments: list[str] | None = None) -> int:
     """Run the command and return the exit code."""
     given = sys.argv[1:] if arguments is None else arguments
-    if given == ["--version"]:
-        print(f"rresnet {__version__}")
-        return OK
     try:
+        if given == ["--version"]:
+            with usage.printing():
+                print(f"rresnet {__version__}", flush=True)
+            return OK
         commands: dict[str, Callable[..., bool]] = {"doctor": doctor, "report": report, "diff": diff, "export": export}
         fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED

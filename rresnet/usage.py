@@ -1,6 +1,7 @@
 """The command line, made from settings and functions: flags in groups, help that fits, suggestions, exit codes."""
 
 import ast
+import contextlib
 import difflib
 import functools
 import inspect
@@ -17,7 +18,7 @@ import tyro
 from rich.console import Console
 
 from rresnet import data, grid
-from rresnet.cell import Axes
+from rresnet.cell import Axes, UsageError
 from rresnet.config import FlagGroup, Settings
 from rresnet.terminal import say
 
@@ -77,7 +78,7 @@ def _parsed(
     try:
         return cli(args=gathered(arguments, several))
     except BrokenPipeError:  # `--help | head`
-        nobody_reads()
+        _nobody_reads()
         raise SystemExit(0) from None
     except SystemExit as stopped:
         if stopped.code and (meant := likely(arguments, valid, several)):
@@ -85,9 +86,36 @@ def _parsed(
         raise
 
 
-def nobody_reads() -> None:
-    """Discard further output because its reader has gone, so that nothing is written at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+@contextlib.contextmanager
+def printing() -> Iterator[None]:
+    """Print in the block, and nothing else; it is left if the reader goes away (`| head`), or for a UsageError."""
+    try:
+        yield
+    except BrokenPipeError:
+        _nobody_reads()
+    except OSError as error:  # a full disk, say
+        _nobody_reads()
+        raise UsageError(
+            f"can't print ({error.strerror}): make space or send the output elsewhere, then run the same command again"
+        ) from error
+
+
+def _nobody_reads() -> None:
+    """Discard further output, so that nothing is written at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class Output(Console):
+    """A console whose output is discarded once its reader has gone, where rich would exit with 1."""
+
+    def _check_buffer(self) -> None:
+        with printing():
+            super()._check_buffer()
+
+    def on_broken_pipe(self) -> None:
+        """Discard further output."""
+        self.quiet = True
+        raise BrokenPipeError
 
 
 def gathered(arguments: Sequence[str], several: Collection[str]) -> list[str]:

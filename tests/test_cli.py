@@ -34,25 +34,28 @@ def test_a_wrong_request_exits_with_2_and_one_message(tmp_path, flags, message):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
-def test_a_reader_that_goes_stops_the_run_as_ctrl_c_does(dry, monkeypatch, capsys):
+def test_output_that_nobody_reads_or_takes_stops_the_run_as_ctrl_c_does(dry, error, monkeypatch, capsys):
     class Gone:
         encoding, isatty = "utf-8", lambda self: False
 
         def write(self, text):
-            raise BrokenPipeError
+            raise error
 
         def flush(self):
-            raise BrokenPipeError
+            raise error
 
     monkeypatch.setattr(sys, "argv", ["experiments/compare.py", "--fresh", "--repeats", "3", *dry])
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     monkeypatch.setattr(cli.experiment, "run", lambda what, settings, console, asked: console.print("a row"))
     monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(cli.usage, "_nobody_reads", lambda: None)
     assert cli.main("compare", "the experiment") == 130
     said = " ".join(capsys.readouterr().err.split())
     assert ("Stopped; every trial that ended is kept." in said) == (not dry)
     assert dry or said.endswith("experiments/compare.py --repeats 3")
+    assert said.startswith("error: can't print (No space left on device): make space") == (error.errno == 28)
 
 
 @pytest.mark.parametrize(

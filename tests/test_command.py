@@ -246,3 +246,16 @@ def test_a_gpu_of_which_nvml_does_not_tell_is_told(gpu, tmp_path, monkeypatch):
     assert not fine
     assert "PyTorch sees a GPU but NVML reports none" in text
     assert "other processes hold" not in text
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here is always full")
+@pytest.mark.parametrize(
+    "line", [("diff", "R", "R"), ("export", "R", "--format", "csv"), ("doctor", "--seconds", "0.1")]
+)
+def test_output_that_can_not_be_written_is_one_message(tmp_path, line):
+    results = results_with(tmp_path, QUIET, "r1")
+    whole = [sys.executable, "-m", "rresnet", *(results if word == "R" else word for word in line)]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(whole, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 2
+    assert " ".join(done.stderr.split()).startswith("error: can't print (No space left on device): make space")
