@@ -1,10 +1,12 @@
 """The command of an experiment: flags in, an exit code out that says how it went."""
 
+import math
 import os
 import shlex
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from types import FrameType
 
@@ -17,6 +19,7 @@ from rresnet.experiments import experiment, planning, running
 from rresnet.terminal import say
 from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, TERMINATED, WRONG_REQUEST
 
+PATIENCE_SECONDS = 10.0  # for which more signals mean the same as the first: what it set going is to end
 PLAIN_WIDTH = 140  # columns of output that goes to a file or a pipe
 
 
@@ -106,6 +109,7 @@ class _Stop:
 
     def __init__(self) -> None:
         self.signal: int | None = None
+        self._raised = -math.inf  # when, by time.monotonic
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # noted now: later, one that is gone does not say so
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
@@ -122,4 +126,6 @@ class _Stop:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in self._terminals:  # writing to it would fail
                 os.dup2(nowhere, terminal)
-        raise KeyboardInterrupt
+        if time.monotonic() - self._raised > PATIENCE_SECONDS:
+            self._raised = time.monotonic()
+            raise KeyboardInterrupt

@@ -75,6 +75,19 @@ def test_who_stops_when_every_trial_has_run_is_told_that_nothing_is_left_to_do(s
     assert "To continue" not in told
 
 
+def test_more_signals_do_not_break_off_what_the_first_set_going(monkeypatch):
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    stop, raised = cli._Stop(), []
+    for second in (1.0, 1.1, 1.2, 9.0, 11.5):
+        monkeypatch.setattr(cli.time, "monotonic", lambda second=second: second)
+        try:
+            stop._handle(2, None)
+        except KeyboardInterrupt:
+            raised.append(second)
+    assert raised == [1.0, 11.5]
+    assert stop.asked()
+
+
 def test_a_working_folder_that_is_gone_is_told(monkeypatch, capsys):
     monkeypatch.setattr(cli.os, "getcwd", lambda: os.stat("/nothing"))
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
