@@ -15,6 +15,8 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
+import psutil
+
 from rresnet import scratch
 from rresnet.cell import UsageError
 from rresnet.hardware import Hardware
@@ -46,13 +48,14 @@ _LOCAL = {
     "RAY_prestart_worker_first_driver": "0",  # the same, at the start
 }
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
+_SERVERS = ("gcs_server", "raylet")  # without either, a Ray does nothing more
 CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0  # how long something that accepts connections may stay silent
 _HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of gRPC, which Ray speaks
 _SETTINGS = b"\x04"  # the fourth byte of its answer
 _VERSIONS = "Version mismatch"  # begins what Ray says of a cluster with another Ray or Python
-WATCH_SECONDS = 2.0  # between checks that a joined cluster is still there
-LOST_SECONDS = 40.0  # how long it may be unreachable; after 60 s Ray ends this process
+WATCH_SECONDS = 1.0  # between checks that Ray is still there; when its raylet has died, it ends this process in 3 s
+LOST_SECONDS = 40.0  # how long a joined cluster may be unreachable; after 60 s Ray ends this process
 
 
 class ClusterLostError(UsageError):
@@ -94,7 +97,7 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
     import ray
 
     with contextlib.ExitStack() as cleanup:
-        with _connecting(lambda reason: f"Ray does not start on this machine: {reason}"):
+        with _connecting(_no_start):
             base = scratch.base_folder(f"/session_2026-11-24_12-00-00_123456_{os.getpid()}/sockets/plasma_store")
             scratch.remove_stale(base)
             folder = cleanup.enter_context(scratch.folder(base))  # Ray would leave its logs behind
@@ -108,6 +111,15 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
                     **_QUIET,
                 )
         cleanup.callback(ray.shutdown)
+        servers = [process for process in psutil.Process().children() if process.name() in _SERVERS]
+        cleanup.enter_context(
+            _watched(
+                lambda: all(map(_alive, servers)),
+                1.5 * WATCH_SECONDS,  # that is two checks, in which the rows that have arrived are written
+                "a process of Ray's has died (was the machine out of memory?): what was measured is kept; run the same "
+                "command again",
+            )
+        )
         yield (Machine(node_id=ray.nodes()[0]["NodeID"], hardware=hardware, logs=folder / "session_latest" / "logs"),)
 
 
@@ -119,7 +131,12 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
     with _connecting(lambda reason: _no_cluster(f"--address {address}", reason)):
         ray.init(address, **_QUIET)
     try:
-        with _watched(ray.get_runtime_context().gcs_address):
+        gcs = ray.get_runtime_context().gcs_address
+        message = (
+            f"the Ray cluster at {gcs} is gone: what was measured is kept; run the same command again when the cluster "
+            "is back, or without --address"
+        )
+        with _watched(lambda: _answers(gcs), LOST_SECONDS, message):
             yield machines.gathered(wanted, tell)
     finally:
         ray.shutdown()
@@ -145,35 +162,42 @@ def _connecting(message: Callable[[str], str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _watched(address: str) -> Iterator[None]:
-    """End this process with a message when the joined cluster is gone: after a minute Ray would end it without one.
+def _watched(there: Callable[[], bool], patience: float, message: str) -> Iterator[None]:
+    """End this process with a message once Ray has not been `there` for so many seconds: Ray would end it without one.
 
     By then the driver waits inside Ray, where no exception reaches it. The rows that arrived are written.
     """
-    host, _, port = address.rpartition(":")
     left = threading.Event()
 
     def watch() -> None:
         seen = time.monotonic()
         while not left.wait(WATCH_SECONDS):
-            try:
-                socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+            if there():
                 seen = time.monotonic()
-            except OSError:
-                if time.monotonic() - seen > LOST_SECONDS:
-                    print(
-                        f"\nerror: the Ray cluster at {address} is gone: what was measured is kept; run the same "
-                        "command again when the cluster is back, or without --address",
-                        file=sys.__stderr__,
-                        flush=True,
-                    )
-                    os._exit(2)
+            elif time.monotonic() - seen > patience:
+                print(f"\nerror: {message}", file=sys.__stderr__, flush=True)
+                os._exit(2)
 
     threading.Thread(target=watch, name="rresnet-watch", daemon=True).start()
     try:
         yield
     finally:
         left.set()
+
+
+def _answers(address: str) -> bool:
+    host, _, port = address.rpartition(":")
+    with contextlib.suppress(OSError):
+        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
+        return True
+    return False
+
+
+def _alive(process: psutil.Process) -> bool:
+    """Whether a child lives; one that has died is a zombie until Ray looks."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
 
 
 def _start(**how: Any) -> None:
@@ -276,6 +300,13 @@ def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]
     answer = line.recv(4)
     if answer and answer[3:] != _SETTINGS:
         raise OSError("what answers there is not Ray")
+
+
+def _no_start(reason: str) -> str:
+    return (
+        f"Ray does not start on this machine: {reason.rstrip('.')}; if other programs keep it busy, run the same "
+        "command again when they have ended"
+    )
 
 
 def _no_cluster(where: str, reason: str) -> str:

@@ -31,6 +31,22 @@ with cluster.connect(None, hardware.probe()):
     json.dump([found, lines], sys.stdout)
 """
 
+DIES = """
+import sys, time, psutil
+from rresnet import hardware
+from rresnet.runner import cluster
+with cluster.connect(None, hardware.probe()):
+    (server,) = (process for process in psutil.Process().children() if process.name() == sys.argv[1])
+    server.kill()
+    time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("server", ["raylet", "gcs_server"])
+def test_where_a_process_of_it_dies_the_command_says_so_at_once(tmp_path, server):
+    done = in_home(tmp_path, sys.executable, "-c", DIES, server)
+    assert (done.returncode, "error: a process of Ray's has died" in done.stderr) == (2, True)
+
 
 def test_its_servers_listen_on_loopback_alone_and_its_token_is_its_owners(tmp_path):
     found, lines = json.loads(in_home(tmp_path, sys.executable, "-c", LISTENING).stdout)
