@@ -218,19 +218,19 @@ def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, monkeypa
         short_side=None,
         fingerprint="9f3a",
     )
-    cluster = SimpleNamespace(hardware=LAPTOP, machines=[SimpleNamespace(hardware=LAPTOP)])
+    there = (SimpleNamespace(hardware=LAPTOP),)
     monkeypatch.setattr(machines, "busy", lambda those: None)
-    setup = running.Setup(cluster=cluster, images=images, console=Console(quiet=True), stop_asked=lambda: False)
+    setup = running.Setup(machines=there, images=images, console=Console(quiet=True), stop_asked=lambda: False)
 
     class Interrupted:
-        def __init__(self, run, settings, setup, writer, progress, attempts, trainable):
-            self.run, self.writer, self.attempts, self.started_at = run, writer, attempts, datetime.now(UTC)
+        def __init__(self, settings, setup, writer, progress, attempts, trainable):
+            self.writer, self.attempts, self.started_at = writer, attempts, datetime.now(UTC)
 
         def execute(self, trials):
             given.append(len(trials))
             for trial in trials[: self.ends_after]:
                 attempt, record = 1 + self.attempts.get(trial.trial_id, 0), Record(measurement=Measurement(status="ok"))
-                rows = rows_of(self.run, trial, record, attempt=attempt, command_started_at=self.started_at)
+                rows = rows_of(self.writer.run, trial, record, attempt=attempt, command_started_at=self.started_at)
                 self.writer.write(trial.trial_id, rows)
             if len(trials) > self.ends_after:
                 raise KeyboardInterrupt
