@@ -178,10 +178,12 @@ class Settings:
             ("accelerator_type", "address", "for the machines of a Ray cluster"),
             ("wait_seconds", "address", "for the machines of a Ray cluster"),
             ("max_minutes", "target_interval", "for a run that goes on until its intervals are tight"),
+            ("save_model", "epochs", "for models trained for whole epochs"),
         ):
-            if getattr(self, name) != getattr(type(self), name) and getattr(self, other) is None:
+            value = getattr(self, name)
+            if value is not False and value != getattr(type(self), name) and getattr(self, other) is None:
                 text, needed = (f"--{flag.replace('_', '-')}" for flag in (name, other))
-                raise UsageError(f"{text} is {what}: give its {needed}, or leave it out")
+                raise UsageError(f"{text} is {what}: give {needed} too, or leave it out")
         if self.timeout_seconds and not self.epochs and self.timeout_seconds <= self.seconds:
             raise UsageError(
                 f"--timeout-seconds {self.timeout_seconds:g} ends each trial before its --seconds {self.seconds:g} are "

@@ -127,7 +127,8 @@ TOLD = [
     (["--model", "sys:exit"], "sys:exit can't be made (SystemExit: 10)", "the number of classes, 10", "called with"),
     (["--wait-seconds", "5"], "--wait-seconds is for the machines of a Ray cluster", "--address", "give"),
     (["--max-minutes", "5"], "--max-minutes is for a run that goes on", "--target-interval", "or leave it out"),
-    (["--save-model"], "--save-model keeps models trained for whole epochs", "--epochs", "or leave it out"),
+    (["--save-model"], "--save-model is for models trained for whole epochs", "--epochs", "or leave it out"),
+    (["--save-model", "--batch-size", "auto"], "--save-model is for models trained", "--epochs", "or leave it out"),
     (["--results-dir", ""], "got ''", "s3://BUCKET/FOLDER", "must be a folder"),
 ]
 # Of the `rresnet` command; R is a results folder. Prices stand in `test_decision.py`.

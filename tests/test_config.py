@@ -28,7 +28,7 @@ from rresnet.experiments.blog import BlogSettings
         ({"processes": 0}, "--processes must be at least 1, got 0"),
         ({"epochs": 0}, "--epochs must be at least 1, got 0"),
         ({"epochs": 10**20}, "--epochs must be at most 2147483647, got 100000000000000000000"),
-        ({"machines": 2}, "--machines is for the machines of a Ray cluster: give its --address"),
+        ({"machines": 2}, "--machines is for the machines of a Ray cluster: give --address too"),
         ({"accelerator_type": "A100"}, "--accelerator-type is for the machines of a Ray cluster"),
         ({"name": "n" * 101}, "--name takes only letters, digits and - _ . (at most 100 of them)"),
         ({"seconds": 0.0}, "--seconds must be a number of seconds above 0, got 0.0"),

@@ -8,14 +8,14 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from rich.console import Console
-from samples import make_cell
+from samples import LAPTOP, make_cell
 
 from rresnet import grid
 from rresnet.analysis import ranking
 from rresnet.analysis.ladder import CHANGES, rungs, summary
 from rresnet.cell import UsageError
 from rresnet.config import Settings
-from rresnet.experiments import blog, ladder
+from rresnet.experiments import blog, ladder, planning
 from rresnet.figures import amounts, drawing
 
 
@@ -177,6 +177,8 @@ def test_the_blogs_epochs_are_whole_on_a_gpu_and_projected_on_a_cpu(a100):
         ("gpu", "blog", 64, 10),
         ("gpu", "tuned", 64, 10),
     ]
+    projected = planning.plan(blog.BlogSettings(), blog.cells, LAPTOP)
+    assert {trial.cell.epochs for trial, _ in projected} == {None}
     assert {c.epochs for c in blog.cells(blog.BlogSettings(full=True), ["cpu"], a100)} == {10}
     assert {c.epochs for c in blog.cells(blog.BlogSettings(epochs=2), ["cpu"], a100)} == {2}
 

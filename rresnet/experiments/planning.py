@@ -37,8 +37,6 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
     reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
     if not wanted:
         raise UsageError("no --num-workers can be spread evenly over --num-nodes: give a multiple of it")
-    if settings.save_model and not any(cell.epochs for cell in wanted):
-        raise UsageError("--save-model keeps models trained for whole epochs: give --epochs too, or leave it out")
     if all(reasons.values()):
         raise UsageError(_nothing_feasible(wanted, reasons, machine, joined=settings.address is not None))
     trials = grid.plan(
