@@ -249,6 +249,24 @@ def test_an_address_from_the_environment_is_checked_as_the_flags_and_named(addre
         pass
 
 
+def test_a_ray_that_is_shut_down_while_somebody_looks_is_not_told_as_gone(monkeypatch):
+    looks, is_left, exits = threading.Event(), threading.Event(), []
+    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(cluster.os, "_exit", exits.append)
+
+    def there():
+        looks.set()
+        is_left.wait()
+        return False
+
+    with cluster._watched(there, 0.0, "it is gone"):
+        looks.wait()
+        (watch,) = (thread for thread in threading.enumerate() if thread.name == "rresnet-watch")
+    is_left.set()
+    watch.join()
+    assert exits == []
+
+
 @pytest.mark.parametrize(
     ("answer", "is_ray"),
     [(b"HTTP/1.1 400 Bad Request", False), (b"SSH-2.0-OpenSSH", False), (bytes([0, 0, 18, 4, 0]), True), (b"", True)],

@@ -174,7 +174,7 @@ def _watched(there: Callable[[], bool], patience: float, message: str) -> Iterat
         while not left.wait(WATCH_SECONDS):
             if there():
                 seen = time.monotonic()
-            elif time.monotonic() - seen > patience:
+            elif time.monotonic() - seen > patience and not left.is_set():  # else it has been shut down in the meantime
                 print(f"\nerror: {message}", file=sys.__stderr__, flush=True)
                 os._exit(2)
 
