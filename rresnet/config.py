@@ -156,7 +156,7 @@ class Settings:
     advice: Annotated[bool, RUN] = True
     """--no-advice names the quality flags without saying what to do about them."""
     dry_run: Annotated[bool, RUN] = False
-    """Print the planned trials and stop."""
+    """Print the planned settings and, as far as known, how long they take; then stop."""
     if TYPE_CHECKING:  # the only flag of an axis that the code itself names
         execution: tuple[Execution, ...] = ()
 

@@ -97,7 +97,7 @@ def test_a_working_folder_that_is_gone_is_told(monkeypatch, capsys):
 
 def test_no_width_is_any_width(tmp_path):
     dry = ("--dry-run", "--repeats", "1", "--results-dir", str(tmp_path))
-    assert "planned trials" in compare(*dry, env={**os.environ, "COLUMNS": "0"}).stdout
+    assert "Would run" in compare(*dry, env={**os.environ, "COLUMNS": "0"}).stdout
 
 
 def test_python_m_rresnet_is_the_command():
@@ -126,16 +126,25 @@ def test_a_gpu_that_is_not_there_says_what_to_do(tmp_path):
 def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path):
     done = compare("--dry-run", "--repeats", "2", "--results-dir", str(tmp_path / "out"))
     assert done.returncode == 0
-    assert "12 planned trials, in the order they run" in done.stdout
-    assert done.stdout.count(" tuned ") == done.stdout.count(" blog ") == 6, done.stdout
+    assert "Would run 12 trials: 6 settings x 2 repeats, 2 processes" in done.stdout
+    assert done.stdout.count(" tuned ") == done.stdout.count(" blog ") == 3, done.stdout  # one line per setting
     assert "Predicted duration: not known until" in done.stdout
     assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_tells_all_settings_apart():
+    for given in (["ladder.py"], ["compare.py", "--aa", "--batch-size", "8"]):
+        line = [sys.executable, str(ROOT / "experiments" / given[0]), *given[1:], "--dry-run", "--device", "cpu"]
+        told = subprocess.run(line, capture_output=True, text=True, timeout=120, check=True).stdout
+        rows = [row for row in told.splitlines() if row.startswith(("  blog", "  tuned"))]
+        count = int(re.search(r"(\d+) settings x", told)[1])
+        assert len(set(rows)) == count > 2, told
 
 
 def test_a_dry_run_of_batches_to_be_found_says_what_its_first_probes_lead_to(tmp_path):
     done = compare("--dry-run", "--batch-size", "auto", "--repeats", "5", "--results-dir", str(tmp_path / "out"))
     assert done.returncode == 0
-    assert "2 planned trials, in the order they run" in done.stdout  # one of each recipe
+    assert "Would run 2 trials: 2 settings x 1 repeat" in done.stdout  # one of each recipe
     told = " ".join(done.stdout.split())
     assert "These are the first probes of --batch-size auto" in told
     assert "the fastest and the largest size that fit are then measured in 5 repeats" in told
@@ -148,7 +157,7 @@ def test_a_dry_run_refuses_batches_that_the_run_would_or_says_that_they_are_not_
     assert (
         "20000 images per step and worker are more than the 10000 training images of fashion-mnist-12k" in done.stderr
     )
-    assert "planned trials" not in done.stdout
+    assert "Would run" not in done.stdout
     done = compare(*where, "--dataset", "cifar10")
     assert done.returncode == 0
     assert "Not checked: whether cifar10 has enough images for each batch. A dry run does not load them." in done.stdout

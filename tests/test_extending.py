@@ -99,7 +99,7 @@ def test_an_axis(copy):
     assert apply(diff, copy) == ["rresnet/cell.py", "rresnet/training/model.py"]
     (dry_run,) = commands("An axis")
     plan = run(copy, *dry_run, "--repeats", "1", "--batch-size", "8", "--recipe", "blog", "--device", "cpu")
-    assert "2 planned trials" in plan
+    assert "Would run 2 trials" in plan
     assert re.search(r"weight\s+decay", plan)
     assert re.search(r"  0\.01 ", plan)
     assert "--weight-decay FLOAT ..." in run(copy, "experiments/compare.py", "--help")
@@ -196,7 +196,7 @@ def test_an_experiment(copy):
     (script,) = blocks("An experiment", "python")
     (copy / "widths.py").write_text(script)
     plan = run(copy, "widths.py", "--dry-run", "--repeats", "1", "--batch-size", "8", "--device", "cpu")
-    assert "4 planned trials" in plan
+    assert "Would run 4 trials" in plan
     assert "Do larger images pay?" in run(copy, "widths.py", "--help")
 
 

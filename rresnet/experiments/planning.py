@@ -1,9 +1,11 @@
 """What an experiment would run here: its plan, checked before anything starts, and shown."""
 
 import contextlib
+import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -89,7 +91,6 @@ def opening(
     images: data.ImageData,
 ) -> str:
     """What is printed before the first trial: which machines run it, and what runs."""
-    count = len({trial.cell.cell_id for trial, _ in planned})
     size = f"{settings.image_size} x {settings.image_size}"
     lines = [
         *machine_lines(machines),
@@ -97,8 +98,7 @@ def opening(
         f"{settings.dataset}, {size}, {len(images.classes)} classes",
         *_shrunk(images, settings.image_size),
         *_recipe_lines(planned),
-        f"{counted(len(planned), 'trial')}: {counted(count, 'setting')} x "
-        f"{counted(settings.repeats_planned, 'repeat')}, {counted(settings.processes_planned, 'process', 'processes')}",
+        _size(planned, settings),
     ]
     if len(todo) < len(planned):
         done = counted(len(planned) - len(todo), "trial is", "trials are")
@@ -154,24 +154,38 @@ def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
 
 
 def show(planned: Plan, settings: Settings, console: Console) -> None:
-    """Print the planned trials, and how long they will take as far as earlier results tell."""
+    """Print the planned settings, and how long their trials will take as far as earlier results tell."""
+    reasons = {trial.cell: reason for trial, reason in planned}
+    cells = sorted(reasons, key=_place)
+    columns = [field.name for field in fields(Cell)]
+    values = {axis: [getattr(cell, axis) for cell in cells] for axis in columns}
+    recipes = [list(of) for _, of in itertools.groupby(cells, lambda cell: (cell.device, cell.recipe))]
+    asked = {axis for axis in columns if any(len({getattr(cell, axis) for cell in of}) > 1 for of in recipes)}
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
-    values = {axis: [getattr(trial.cell, axis) for trial, _ in planned] for axis in axes}
-    varied = [axis for axis in axes if len(set(values[axis])) > 1]
-    say(console, f"{counted(len(planned), 'planned trial')}, in the order they run:")
-    columns = {
-        "repeat": [str(trial.repeat) for trial, _ in planned],
-        "process": [str(trial.process) for trial, _ in planned],
-        **{_words(axis): list(map(str, values[axis])) for axis in varied},
-        "trial": [trial.trial_id for trial, _ in planned],
-        "feasible": [reason or "yes" for _, reason in planned],
-    }
+    varied = [axis for axis in columns if (axis in asked or axis in axes) and len(set(values[axis])) > 1]
+    say(console, f"Would run {_size(planned, settings)}")
+    table = {_words(axis): list(map(str, values[axis])) for axis in varied}
     words = ("feasible", *(_words(axis) for axis in varied if isinstance(values[axis][0], str)))
-    obvious = [] if any(reason for _, reason in planned) else ["feasible"]
-    print_table(console, columns, left=words, broken="feasible", left_out=["trial", "process", *obvious])
+    if any(reasons.values()):
+        table["feasible"] = [reasons[cell] or "yes" for cell in cells]
+    if table:
+        print_table(console, table, left=words, broken="feasible")
     same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
     say(console, f"In all of them: {', '.join(same)}.")
     say(console, _prediction(planned, settings))
+
+
+def _place(cell: Cell) -> tuple[Any, ...]:
+    """Where a setting stands in a list: on the ladder, after those that it adds a change to."""
+    unlike = (getattr(cell, axis) != getattr(grid.AS_WRITTEN, axis) for axis in AXES)
+    return cell.device, cell.recipe, *unlike, cell.batch_size, cell.num_workers, cell.label(), cell.copy
+
+
+def _size(planned: Plan, settings: Settings) -> str:
+    cells = counted(len({trial.cell for trial, _ in planned}), "setting")
+    repeats = counted(settings.repeats_planned, "repeat")
+    processes = counted(settings.processes_planned, "process", "processes")
+    return f"{counted(len(planned), 'trial')}: {cells} x {repeats}, {processes}"
 
 
 def _words(axis: str) -> str:
