@@ -17,7 +17,7 @@ from rresnet.quality import flags
 from rresnet.quality.monitor import Monitor
 from rresnet.tables import place
 from rresnet.tables.place import Location
-from rresnet.terminal import say
+from rresnet.terminal import counted, say
 from rresnet.training import limits
 from rresnet.training.memory import is_out_of_memory
 
@@ -39,7 +39,10 @@ def examine(console: Console, *, seconds: float, results_dir: Location, advice: 
         time.sleep(seconds)
     usage = monitor.usage()
     busy = {"foreign_load": usage.foreign_cpu_seconds, "steal": usage.steal_cpu_seconds}
-    amounts = {flag: f" ({(used or 0) / usage.seconds:.1f} of {machine.cpu_count} CPUs)" for flag, used in busy.items()}
+    amounts = {
+        flag: f" ({(used or 0) / usage.seconds:.1f} of {counted(machine.cpu_count, 'CPU')})"
+        for flag, used in busy.items()
+    }
     around = flags.of_machine(usage, cpu_count=machine.cpu_count, spare_cores=0)  # a trial on the CPU takes all cores
     found = {flag: f"{flag}{amounts.get(flag, '')}" for flag in around}
     doubts = [f"{told}: {flags.ADVICE[flag]}" if advice else told for flag, told in found.items()]
@@ -73,7 +76,8 @@ def _description(machine: Hardware) -> Table:
     gpus = f"{machine.gpu_count} x {machine.gpu_name}, driver {machine.driver_version}" if machine.gpu_count else "none"
     bf16 = "with bf16 products" if machine.cpu_bf16 else "without bf16 products"
     table.add_row("machine", machine.hostname)
-    table.add_row("processor", f"{machine.cpu_model}, {machine.cpu_count} CPUs, {machine.cpu_cores} cores, {bf16}")
+    amount = f"{counted(machine.cpu_count, 'CPU')}, {counted(machine.cpu_cores, 'core')}"
+    table.add_row("processor", f"{machine.cpu_model}, {amount}, {bf16}")
     table.add_row("memory", f"{memory.total / 2**30:.0f} GiB, {memory.available / 2**30:.0f} GiB free")
     table.add_row("GPU", gpus)
     table.add_row("PyTorch", f"{torch.__version__}, CUDA {torch.version.cuda or 'none'}")

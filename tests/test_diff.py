@@ -161,6 +161,14 @@ def test_a_device_whose_trials_are_all_killed_is_compared_on_the_same_processor_
     assert verdicts(found) == {"cpu blog batch 64": "not distinguishable"}
 
 
+def test_sizes_that_differ_are_named_in_their_order_on_one_cpu():
+    a = side(*((make_cell(batch_size=size), QUIET) for size in (32, 8, 256)), cpu_count=1)
+    b = side((BLOG, QUIET), run_id="r2", cpu_count=1)
+    with pytest.raises(UsageError, match="batch_size: 8 and 32 and 256 vs 64"):
+        diff.compare(a, b)
+    assert diff._machine(b) == "A CPU, 1 CPU"
+
+
 def test_unmatched_rows_and_what_differs_are_named():
     other = make_cell(batch_size=32)
     a = side((BLOG, QUIET), (other, QUIET), torch_version="2.11", hostname="one")

@@ -90,6 +90,18 @@ def test_stacked_amounts_begin_where_the_one_before_ends():
     assert texts(element(figure))[-2:] == ["warm-up", "training"]
 
 
+@pytest.mark.parametrize(("kinds", "lines"), [(3, 1), (4, 1), (5, 2), (6, 2)])
+def test_no_word_of_a_legend_stands_alone_and_none_is_cut_off(kinds, lines):
+    words = ["start-up", "compilation", "warm-up", "training", "evaluation", "clocks"]
+    figure = bars.stacked(pd.DataFrame([[1.0] * kinds], ["a"], words[-kinds:]), "seconds")
+    figure.draw_without_rendering()
+    places = [text.get_window_extent() for text in figure.legends[0].texts]
+    rows = [round(place.y0) for place in places]
+    assert len(set(rows)) == lines
+    assert min(map(rows.count, rows)) > 1
+    assert max(place.x1 for place in places) < figure.bbox.x1
+
+
 def test_each_clock_that_was_read_is_a_mark():
     table = pd.DataFrame(
         {"training": [10.0, 20.0], "step alone": [15.0, None], "input alone": [900.0, 30.0]}, ["a", "b"]

@@ -37,6 +37,8 @@ def test_the_opening_says_what_is_trained_on_what(done, told, size, short_side, 
     lines = planning.opening(
         SimpleNamespace(run_id="r"), settings, planned, planned[done:], [LAPTOP, A100], images
     ).splitlines()
+    (one,) = planning.machine_lines([dataclasses.replace(LAPTOP, cpu_count=1)])
+    assert one == "laptop: A CPU, 1 CPU, no GPU"
     assert lines[:2] == ["laptop: A CPU, 8 CPUs, no GPU", "a100: B CPU, 16 CPUs, 1 x NVIDIA A100"]
     assert lines[4:] == [
         f"resnet18 on 1,234 training and 56 test images of photos, {size} x {size}, 3 classes",

@@ -83,4 +83,4 @@ def test_clocks_are_compared_within_the_trials_that_timed_them_and_their_number_
     section = use.clocks(part, measured)
     assert section.data["training"].tolist() == [90.0]  # of 100, 50 and 90: the second 50 was not timed
     assert section.data["step alone"].tolist() == [100.0]
-    assert "Trials that say so: cpu blog batch 64 compute in 2 of 3." in section.findings
+    assert "Weakly supported: cpu blog batch 64 compute in 2 of 3 trials." in section.findings

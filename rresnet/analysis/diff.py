@@ -11,7 +11,7 @@ from rresnet.analysis import alike, comparison, frames, unpaired
 from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS, UsageError
-from rresnet.terminal import short_hash
+from rresnet.terminal import counted, short_hash
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]
 LEVEL, ANY_BY_CHANCE = 0.95, 0.05  # of each interval; probability that anything is called a regression by chance
@@ -236,7 +236,7 @@ def _setting(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:
 def _machine(rows: pd.DataFrame) -> str:
     gpu, cpu, count = (rows[column].iloc[0] for column in ("gpu_name", "cpu_model", "cpu_count"))
     known = [str(part) for part in (gpu, cpu) if pd.notna(part)]
-    return ", ".join([*known, *([f"{count:g} CPUs"] if pd.notna(count) else [])])
+    return ", ".join([*known, *([counted(int(count), "CPU")] if pd.notna(count) else [])])
 
 
 def _setting_on_machine(rows: pd.DataFrame, cells: list[dict[Any, Any]]) -> str:

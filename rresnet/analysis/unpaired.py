@@ -32,7 +32,7 @@ def differences(rows: pd.DataFrame, reference: pd.DataFrame, columns: Sequence[s
     """What the two sides do not share, as `column: here vs there`."""
     found = []
     for column in (c for c in columns if c in rows):
-        one, other = (sorted({str(v) for v in side[column].dropna()}) for side in (rows, reference))
+        one, other = ([str(v) for v in sorted(set(side[column].dropna()))] for side in (rows, reference))
         if one != other and ((one and other) or column == "gpu_name"):
             found.append(f"{column}: {' and '.join(one) or 'none'} vs {' and '.join(other) or 'none'}")
     return found

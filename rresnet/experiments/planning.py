@@ -64,7 +64,8 @@ def _nothing_feasible(
 ) -> str:
     if {cell.device for cell in wanted} == {"gpu"} and not machine.gpu_count:
         return (
-            f"no GPU {'in this Ray cluster' if joined else 'on this machine'} ({machine.cpu_count} CPUs seen): "
+            f"no GPU {'in this Ray cluster' if joined else 'on this machine'} "
+            f"({counted(machine.cpu_count, 'CPU')} seen): "
             "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
         )
     return f"nothing that was asked for can run here, because {reasons[wanted[0].cell_id]}"
@@ -138,7 +139,7 @@ def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
     kinds: dict[str, list[str]] = {}
     for machine in machines:
         gpus = f", {machine.gpu_count} x {machine.gpu_name}" if machine.gpu_count else ", no GPU"
-        kinds.setdefault(f"{machine.cpu_model}, {machine.cpu_count} CPUs{gpus}", []).append(machine.hostname)
+        kinds.setdefault(f"{machine.cpu_model}, {counted(machine.cpu_count, 'CPU')}{gpus}", []).append(machine.hostname)
     lines = [f"{', '.join(hosts)}: {kind}" for kind, hosts in kinds.items()]
     if len(machines) > 1:
         lines.append(f"{len(machines)} machines measure side by side; pairs are formed within each")

@@ -60,8 +60,9 @@ def stacked(table: pd.DataFrame, unit: str) -> Figure:
                 tip(bar, f"{setting}, {column}: {value:,.4g} {unit}")
         left += values
     axis.set_xlabel(unit)
-    bars = [axis.containers[n] for n in row_wise(3, list(table.columns))]
-    figure.legend(handles=bars, loc="outside upper left", ncols=3, borderpad=0, handlelength=1.2)
+    columns = 4 if len(table.columns) == 4 else 3  # none alone on a second line
+    bars = [axis.containers[n] for n in row_wise(columns, list(table.columns))]
+    figure.legend(handles=bars, loc="outside upper left", ncols=columns, borderpad=0, handlelength=1.2)
     return figure
 
 

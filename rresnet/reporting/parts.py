@@ -13,6 +13,7 @@ from rresnet.config import OF_SIZES
 from rresnet.tables.measurement import TRIAL_KEY
 from rresnet.tables.place import StoreError
 from rresnet.tables.runs import Run, read_runs
+from rresnet.terminal import counted
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class Part:
     def hardware(self) -> str:
         """The machine's processor, and the GPU that was measured, as far as the rows tell."""
         kinds = self.trials[["cpu_model", "cpu_count"]].dropna().drop_duplicates()
-        processors = [f"{model}, {count:.0f} CPUs" for model, count in kinds.itertuples(index=False)]
+        processors = [f"{model}, {counted(int(count), 'CPU')}" for model, count in kinds.itertuples(index=False)]
         return ", ".join([*(processors or ["processor not known"]), *self.gpus])
 
     @property

@@ -6,10 +6,11 @@ from dataclasses import replace
 import pandas as pd
 
 from rresnet.analysis.prices import Price, used
+from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.figures import amounts, bars
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section, left_out
-from rresnet.terminal import percent
+from rresnet.terminal import counted, percent
 
 PHASES = {
     "startup_seconds": "start-up",
@@ -41,7 +42,8 @@ def time(part: Part, measured: pd.DataFrame) -> Section:
         key="time",
         title=title,
         reading="Seconds of all the trials of a setting that ended ok, one kind after another. A setting starts, "
-        "compiles and warms up once in each process; only training enters the speeds.",
+        "compiles and warms up once in each process; only training enters the speeds. Clocks: timing the step and the "
+        "input alone.",
         findings=(f"{percent(training / whole)} of {whole:,.0f} s was measured training.", *left_out(len(table))),
         figure=bars.stacked(table.head(MOST_LINES), "seconds, over all its trials"),
         data=table.reset_index(),
@@ -75,14 +77,16 @@ def clocks(part: Part, measured: pd.DataFrame) -> Section:
 
 
 def _trials_of(timed: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
-    """In how many trials each setting's bottleneck was found: few are weak evidence, and they may disagree."""
+    """Name the settings whose bottleneck was found in few trials, or not in all: that is weak evidence."""
     bottlenecks = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
     known = measured[measured["bottleneck"].notna() & measured["cell_id"].isin(list(bottlenecks.groups))]
-    counts = [
-        f"{setting} {what} in {int((bottlenecks.get_group(cell) == what).sum())} of {len(bottlenecks.get_group(cell))}"
-        for cell, setting, what in zip(known["cell_id"], known["setting"], known["bottleneck"], strict=True)
-    ]
-    return [f"Trials that say so: {'; '.join(counts)}."] if counts else []
+    weak = []
+    for cell, setting, what in zip(known["cell_id"], known["setting"], known["bottleneck"], strict=True):
+        found = bottlenecks.get_group(cell)
+        same = int((found == what).sum())
+        if same < max(len(found), MINIMUM_REPEATS):
+            weak.append(f"{setting} {what} in {same} of {counted(len(found), 'trial')}")
+    return [f"Weakly supported: {'; '.join(weak)}."] if weak else []
 
 
 def limit(measured: pd.DataFrame) -> Section:
