@@ -196,6 +196,14 @@ def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
     assert page.text.count("(95 % interval 2.00 - 2.00, 4 pairs)") >= 3
 
 
+def test_the_headline_over_several_runs_is_what_is_fastest(tmp_path):
+    later = write(tmp_path / "b", two(run_id="r2", start=START + timedelta(days=1)), name="r2")
+    prices = ["cpu=3.60 EUR/h", "NVIDIA A100=4 EUR/h"]
+    page, _, _ = made(tmp_path, write(tmp_path / "a", two()), later, prices=prices)
+    assert page.text.index("Fastest: ") < page.text.index("Over all runs and machines") < page.text.index("Cheapest: ")
+    assert page.text.index("Over all runs and machines") < page.text.index("No trial fits the price")
+
+
 def test_a_run_and_a_copy_of_its_folder_are_one_whatever_their_order(tmp_path):
     rows = two()
     old, same = (write(tmp_path / name, rows) for name in ("old", "same"))

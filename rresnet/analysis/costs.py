@@ -58,13 +58,19 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
             f"no price fits a trial: there are prices for {', '.join(p.what for p in prices)}, "
             f"the trials ran on {', '.join(there)}"
         )
-    names = [_setting(row, rows) for row in rows]
-    for row, of_row in zip(rows, names, strict=True):
-        # CPU rows do not hold the GPU's driver, but another driver still makes another environment.
-        twice = names.count(of_row) > 1
-        row["setting"] = f"{of_row} (environment {_version(row['environment_fingerprint'])})" if twice else of_row
     front = _front(rows)
-    return pd.DataFrame([row | {"on_front": on} for row, on in zip(rows, front, strict=True)])
+    named = zip(rows, front, settings(rows), strict=True)
+    return pd.DataFrame([row | {"on_front": on, "setting": setting} for row, on, setting in named])
+
+
+def settings(rows: list[dict[Any, Any]]) -> list[str]:
+    """The names of costs' rows: what tells each from the others."""
+    names = [_setting(row, rows) for row in rows]
+    # CPU rows do not hold the GPU's driver, but another driver still makes another environment.
+    return [
+        f"{of_row} (environment {_version(row['environment_fingerprint'])})" if names.count(of_row) > 1 else of_row
+        for row, of_row in zip(rows, names, strict=True)
+    ]
 
 
 def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Price]) -> dict[str, Any]:

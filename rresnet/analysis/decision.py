@@ -9,6 +9,7 @@ import pandas as pd
 
 from rresnet.analysis import alike, answer, comparison, frames, pairing, ranking, unpaired
 from rresnet.analysis.costs import costs as costs
+from rresnet.analysis.costs import settings
 from rresnet.analysis.prices import Price as Price
 from rresnet.analysis.prices import prices as prices
 from rresnet.analysis.statistics import Interval
@@ -71,6 +72,7 @@ def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict
         content = fingerprint if isinstance(fingerprint, str) else "content not known"
         alone = len({str(key[2]) for key, _ in tasks if key[1] == dataset}) == 1
         data = dataset if alone else f"{dataset} ({content})"
+        cells = cells.assign(setting=settings(cells.to_dict("records")))  # the task is named once, before them
         named = None if len(tasks) == 1 else f"{model} on {data} at {size} pixels"
         for question in get_args(Question):
             column = _MEASURES[question].column

@@ -71,6 +71,7 @@ def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetim
         .render(
             chapters=chapters,
             decisions=decisions,
+            fastest=[line for line in decisions if line.startswith("Fastest")] if len(chapters) > 1 else [],
             made=made,
             version=version,
             headings=HEADINGS,
