@@ -117,10 +117,11 @@ def counted(count: int, one: str, many: str | None = None) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Write seconds as a person says them: 0.4 s, 12 s, 2 min 05 s, 3 h 10 min."""
+    """Write seconds as a person says them: 0.02 s, 0.4 s, 12 s, 2 min 05 s, 3 h 10 min."""
     whole = round(seconds)
     if whole < 60:
-        return f"{whole} s" if seconds >= 9.95 else f"{seconds:.1f} s"
+        digits = 0 if seconds >= 9.95 else 1 if seconds >= 0.095 else 2
+        return f"{seconds:.{digits}f} s"
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

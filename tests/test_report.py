@@ -196,6 +196,15 @@ def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
     assert page.text.count("(95 % interval 2.00 - 2.00, 4 pairs)") >= 3
 
 
+def test_the_accuracy_stands_beside_the_speed_where_it_was_evaluated(tmp_path):
+    rows = [row | {"test_accuracy": 0.8125} for row in two()]
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
+    assert "| trials | test accuracy |" in summary
+    assert summary.count("| 4 ok | 0.812 |") == 2
+    assert "trials test accuracy" in page.text
+    assert "test accuracy |" not in made(tmp_path, write(tmp_path / "b", two()))[1]
+
+
 def test_the_headline_over_several_runs_is_what_is_fastest(tmp_path):
     later = write(tmp_path / "b", two(run_id="r2", start=START + timedelta(days=1)), name="r2")
     prices = ["cpu=3.60 EUR/h", "NVIDIA A100=4 EUR/h"]

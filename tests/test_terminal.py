@@ -111,8 +111,8 @@ def test_no_value_of_the_answer_is_cut_off(width):
 
 
 def test_durations_read_as_a_person_says_them():
-    assert [duration(s) for s in (0.4, 59, 60, 3599, 3600, 11_400)] == [
-        "0.4 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "3 h 10 min",
+    assert [duration(s) for s in (0.02, 0.4, 59, 60, 3599, 3600, 11_400)] == [
+        "0.02 s", "0.4 s", "59 s", "1 min 00 s", "59 min 59 s", "1 h 00 min", "3 h 10 min",
     ]  # fmt: skip
 
 

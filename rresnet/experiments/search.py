@@ -113,7 +113,8 @@ def probe(sweep: Sweep, cells: Sequence[Cell], again: Collection[str] = (), *, m
     wanted = [trial for trial in known if trial.trial_id in again] or _next(probes, cells, most)
     while wanted:
         sizes = sorted({trial.cell.batch_size for trial in wanted})
-        sweep.progress.more(len(wanted), f"Probing batch sizes {', '.join(map(str, sizes))}")
+        named = f"Probing batch size{'s' if len(sizes) > 1 else ''} {', '.join(map(str, sizes))}"
+        sweep.progress.more(len(wanted), named)
         sweep.execute(sorted(wanted, key=lambda trial: trial.cell.batch_size))
         wanted = _next(_probes(rows_so_far(sweep)), cells, most)
 

@@ -21,7 +21,7 @@ from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.tables.measurement import Environment
 
 TEMPLATES = Path(__file__).parent / "templates"
-HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials")
+HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials", "test accuracy")
 # Backslash escapes, and entities for what could begin an element or end a table's cell.
 MARKDOWN = str.maketrans({c: f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" for c in "<>|&\\`*_{}[]~#"})
 
@@ -44,6 +44,11 @@ class Chapter:
         """The setting that the others are compared with; None where none was measured."""
         names = self.cells.loc[self.cells["is_reference"], "setting"]
         return next(iter(names), None)
+
+    @property
+    def columns(self) -> int:
+        """How many of `HEADINGS` its settings have texts for: the last one only if accuracies were evaluated."""
+        return len(HEADINGS) if self.cells["test_accuracy"].notna().any() else len(HEADINGS) - 1
 
     @property
     def title(self) -> str:
@@ -107,6 +112,7 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
         answer.formatted(cell["bottleneck"], "{}"),
         answer.formatted(cell["peak_memory_bytes"] / 2**20, "{:,.0f} MiB"),
         cell["statuses"],
+        answer.formatted(cell["test_accuracy"], "{:.3f}"),
     )
 
 
