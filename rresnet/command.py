@@ -83,7 +83,7 @@ def diff(
     b: tyro.conf.Positional[str],
     *,
     format: Literal["text", "markdown", "json"] = "text",
-    fail_on_regression: Annotated[str | None, UNSET] = None,
+    fail_on_regression: Annotated[str | None, UNSET, tyro.conf.arg(metavar="PERCENT")] = None,
 ) -> bool:
     """Compare two sets of results: what is better, worse or not distinguishable.
 
@@ -96,8 +96,7 @@ def diff(
         a: the baseline: a results folder, FOLDER@RUN_ID or FOLDER@COMMIT.
         b: the candidate, likewise.
         format: how to print it.
-        fail_on_regression: exit code 1 if a setting fails, or is distinguishably slower by more than this (5%), all
-            settings judged at once.
+        fail_on_regression: exit code 1 if a setting fails or is distinguishably slower by more than this, say 5%.
     """
     from rresnet.analysis import diff as diffs
     from rresnet.analysis import diff_text
