@@ -72,6 +72,8 @@ def test_probes_of_batch_sizes_pair_with_nothing_and_win_nothing_where_something
     (verdict,) = decision.verdicts(both)
     assert (verdict.amount, verdict.ratio.estimate, verdict.distinguishable) == ("200 images/s", pytest.approx(2), True)
     assert decision.verdicts(probes)[0].amount == "310 images/s"
+    failed = measured.assign(status="error", images_per_second=None)
+    assert decision.verdicts(pd.concat([probes, failed]))[0].amount == "310 images/s"
 
 
 def test_runs_of_unlike_commits_are_told_apart():

@@ -97,11 +97,11 @@ def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
 
 
 def without_probes(trials: pd.DataFrame) -> pd.DataFrame:
-    """Leave out the probes of `--batch-size auto`, unless there is nothing else: single, and too far apart to pair."""
+    """Leave out the probes of `--batch-size auto`, unless nothing else is ok: single, and too far apart to pair."""
     if "experiment" not in trials:
         return trials
-    probes = trials["experiment"].astype(str).str.endswith(OF_SIZES)
-    return trials if probes.all() else trials[~probes]
+    others = ~trials["experiment"].astype(str).str.endswith(OF_SIZES)
+    return trials[others] if (others & (trials["status"] == "ok")).any() else trials
 
 
 def same(one: Any, other: Any) -> bool:
