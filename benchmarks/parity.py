@@ -172,14 +172,14 @@ def looked_at(bench: Workbench, epochs: int) -> list[float]:
 
 def accuracies(axes: dict[str, object], device: Device, modes: list[str], epochs: int, seeds: range) -> int:
     found: dict[str, dict[str, list[float]]] = {f"after {epochs} epochs": {}, DURING: {}, "with settled statistics": {}}
-    dips: dict[str, int] = dict.fromkeys(modes, 0)
+    dips: dict[str, int] = {}
     for seed, name in itertools.product(seeds, modes):
         if not runs_here(name, device):
             print(f"{name}: not measured, the {device} has no bfloat16")
             continue
         bench = workbench(cell(**axes, **mode(name, device), seed=seed))
         looks = looked_at(bench, epochs)
-        dips[name] += sum(look < DIP for look in looks)
+        dips[name] = dips.get(name, 0) + sum(look < DIP for look in looks)
         three = looks[-1], statistics.fmean(looks), settled_accuracy(bench)
         for by_mode, accuracy in zip(found.values(), three, strict=True):
             by_mode.setdefault(name, []).append(accuracy)
