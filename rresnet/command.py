@@ -83,7 +83,7 @@ def diff(
     b: tyro.conf.Positional[str],
     *,
     format: Literal["text", "markdown", "json"] = "text",
-    fail_on_regression: Annotated[str | None, UNSET, tyro.conf.arg(metavar="PERCENT")] = None,
+    fail_on_regression: Annotated[str | None, UNSET, tyro.conf.arg(metavar="SHARE")] = None,
 ) -> bool:
     """Compare two sets of results: what is better, worse or not distinguishable.
 
