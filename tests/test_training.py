@@ -2,6 +2,7 @@ import gzip
 import io
 import itertools
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -239,6 +240,19 @@ def test_memory_that_is_short_for_the_other_clocks_does_not_cost_the_trial(monke
     found = visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
     assert (found.status, found.percent_of_limit, found.matrix_flops_per_second) == ("ok", None, None)
     assert found.images_per_second > 0
+
+
+def test_all_calls_of_the_canary_are_time_that_no_training_took(monkeypatch):
+    def canary(kind, half):
+        time.sleep(0.3)
+        return 0.001, 0.001  # the fastest of several calls each
+
+    monkeypatch.setattr(limits, "canary", canary)
+    monkeypatch.setattr("rresnet.training.train._clocks", lambda bench: ({}, None))
+    one = bench()
+    for _ in range(2):  # the first also counts the operations of the model
+        found = visit(one, seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
+    assert found.clocks_seconds >= 0.3
 
 
 def test_memory_that_is_short_for_the_canary_does_not_cost_the_trial(monkeypatch):

@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -26,6 +26,14 @@ PROFILED_STEPS = 3
 MEMORY_STEPS = 2  # in which a cell's peak memory is noted, see `Workbench.noting_memory`
 
 ProgressCallback = Callable[[float], None]  # called between windows with the images per second so far
+
+
+class Canary(NamedTuple):
+    """The canary's product and copy; None where memory has no room for them beside the cell."""
+
+    matrix_seconds: float | None
+    copy_seconds: float | None
+    seconds: float  # that all its calls took
 
 
 class NonFiniteLossError(ArithmeticError):
@@ -185,7 +193,7 @@ def _record(
     bench: Workbench,
     watch: Stopwatch,
     usage: Usage,
-    canary: tuple[float | None, float | None],
+    canary: Canary,
     settled: bool,
     startup_seconds: float,
     *,
@@ -201,7 +209,7 @@ def _record(
     bench.measured_seconds += measured
     communication_seconds = bench.communication_seconds()  # first, since it is part of what holds a step up
     (others, limit), work = _clocks(bench), bench.work
-    clocks_seconds = sum(seconds or 0.0 for seconds in canary) + time.perf_counter() - start
+    clocks_seconds = canary.seconds + time.perf_counter() - start
     if not all(math.isfinite(loss) for loss in losses):  # only after what the workers do together
         raise NonFiniteLossError(f"the loss became {losses[-1]} after {bench.steps_trained} steps")
     achieved = rate / bench.world * work.flops if work else None
@@ -224,8 +232,8 @@ def _record(
         matrix_flops_per_second=limit.matrix_flops_per_second if limit else None,
         copy_bytes_per_second=limit.copy_bytes_per_second if limit else None,
         percent_of_limit=100 * achieved / limit.matrix_flops_per_second if achieved and limit else None,
-        canary_matrix_seconds=canary[0],
-        canary_copy_seconds=canary[1],
+        canary_matrix_seconds=canary.matrix_seconds,
+        canary_copy_seconds=canary.copy_seconds,
         peak_memory_bytes=bench.peak_memory_bytes,
         process_peak_bytes=process_peak_bytes(),
         cpu_seconds=usage.cpu_seconds,
@@ -272,15 +280,15 @@ def _clocks(bench: Workbench) -> tuple[dict[str, Any], limits.Limits | None]:
     return others, limit
 
 
-def _canary(device: torch.device) -> tuple[float | None, float | None]:
-    """Seconds of the canary's product and copy; None where memory has no room for them beside the cell."""
-    machine = hardware.probe()
+def _canary(device: torch.device) -> Canary:
+    machine, start = hardware.probe(), time.perf_counter()
+    found: tuple[float | None, float | None] = None, None
     try:
-        return limits.canary(device.type, half=machine.gpu_bf16 if device.type == "cuda" else machine.cpu_bf16)
+        found = limits.canary(device.type, half=machine.gpu_bf16 if device.type == "cuda" else machine.cpu_bf16)
     except (MemoryError, RuntimeError) as error:
         if not is_out_of_memory(error):
             raise
-        return None, None
+    return Canary(*found, time.perf_counter() - start)
 
 
 def _gpu_uuid(device: torch.device) -> str | None:
