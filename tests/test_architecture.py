@@ -19,7 +19,7 @@ HOUSE = [
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff reference decision costs prediction scaling ladder compiling answer load unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
-    ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster machines layout"),
+    ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster presence machines layout"),
     ("training", "train workbench clocks limits timing step layers model relu convolution inputs memory"),
     ("quality", "flags states monitor rapl steady"),
     ("", "progress terminal"),

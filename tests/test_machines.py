@@ -13,7 +13,7 @@ import ray.util.placement_group
 from samples import LAPTOP
 
 from rresnet.cell import UsageError
-from rresnet.runner import cluster, machines
+from rresnet.runner import cluster, machines, presence
 from rresnet.runner.layout import Layout
 from rresnet.runner.machines import Wanted
 
@@ -222,7 +222,7 @@ def test_a_machine_that_does_not_come_in_time_is_told_and_no_longer_asked_for(mo
 @pytest.fixture
 def server(monkeypatch):
     """An address where nothing is said, unless the test does so over the socket that listens."""
-    monkeypatch.setattr(cluster, "CONNECT_SECONDS", 0.2)
+    monkeypatch.setattr(presence, "CONNECT_SECONDS", 0.2)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield listening, "127.0.0.1:{1}".format(*listening.getsockname())
 
@@ -251,15 +251,15 @@ def test_an_address_from_the_environment_is_checked_as_the_flags_and_named(addre
 
 def test_a_ray_that_is_shut_down_while_somebody_looks_is_not_told_as_gone(monkeypatch):
     looks, is_left, exits = threading.Event(), threading.Event(), []
-    monkeypatch.setattr(cluster, "WATCH_SECONDS", 0.01)
-    monkeypatch.setattr(cluster.os, "_exit", exits.append)
+    monkeypatch.setattr(presence, "WATCH_SECONDS", 0.01)
+    monkeypatch.setattr(presence.os, "_exit", exits.append)
 
     def there():
         looks.set()
         is_left.wait()
         return False
 
-    with cluster._watched(there, 0.0, "it is gone"):
+    with presence.watched(there, 0.0, "it is gone"):
         looks.wait()
         (watch,) = (thread for thread in threading.enumerate() if thread.name == "rresnet-watch")
     is_left.set()
@@ -281,11 +281,11 @@ def test_what_answers_otherwise_than_ray_is_told_and_who_closes_is_left_to_ray(s
     thread.start()
     try:
         if is_ray:
-            cluster._check_reachable(server[1], "--address", 5, print)
+            presence.check(server[1], "--address", 5, print)
         else:
             with pytest.raises(
                 UsageError, match=r"\(what answers there is not Ray\): start one with `ray start --head`"
             ):
-                cluster._check_reachable(server[1], "--address", 5, print)
+                presence.check(server[1], "--address", 5, print)
     finally:
         thread.join()

@@ -3,12 +3,8 @@
 import contextlib
 import os
 import secrets
-import select
 import signal
-import socket
-import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from importlib import import_module
 from pathlib import Path
@@ -20,7 +16,7 @@ import psutil
 from rresnet import scratch
 from rresnet.cell import UsageError
 from rresnet.hardware import Hardware
-from rresnet.runner import machines
+from rresnet.runner import machines, presence
 from rresnet.runner.machines import Machine, Wanted
 
 # Each of these was needed in practice, for the reason beside it.
@@ -49,12 +45,7 @@ _LOCAL = {
 }
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _SERVERS = ("gcs_server", "raylet")  # without either, a Ray does nothing more
-CONNECT_SECONDS = 5.0
 ANSWER_SECONDS = 60.0  # how long something that accepts connections may stay silent
-_HELLO = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes([0, 0, 0, 4, 0, 0, 0, 0, 0])  # of gRPC, which Ray speaks
-_SETTINGS = b"\x04"  # the fourth byte of its answer
-_VERSIONS = "Version mismatch"  # begins what Ray says of a cluster with another Ray or Python
-WATCH_SECONDS = 1.0  # between checks that Ray is still there; when its raylet has died, it ends this process in 3 s
 LOST_SECONDS = 40.0  # how long a joined cluster may be unreachable; after 60 s Ray ends this process
 
 
@@ -84,7 +75,7 @@ def connect(
     if address == "auto" and os.environ.get("RAY_ADDRESS"):  # which Ray then takes instead
         told, source = os.environ["RAY_ADDRESS"], "RAY_ADDRESS (for --address auto)"
     if told not in (None, "auto"):
-        _check_reachable(told, source, min(wanted.wait_seconds, ANSWER_SECONDS), tell)
+        presence.check(told, source, min(wanted.wait_seconds, ANSWER_SECONDS), tell)
     for name, value in (_ENVIRONMENT if address else {**_ENVIRONMENT, **_LOCAL}).items():
         os.environ.setdefault(name, value)
     with _started(hardware) if address is None else _joined(address, wanted, tell) as those:
@@ -113,9 +104,9 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
         cleanup.callback(ray.shutdown)
         servers = [process for process in psutil.Process().children() if process.name() in _SERVERS]
         cleanup.enter_context(
-            _watched(
-                lambda: all(map(_alive, servers)),
-                1.5 * WATCH_SECONDS,  # that is two checks, in which the rows that have arrived are written
+            presence.watched(
+                lambda: all(map(presence.alive, servers)),
+                1.5 * presence.WATCH_SECONDS,  # that is two checks, in which the rows that have arrived are written
                 "a process of Ray's has died (was the machine out of memory?): what was measured is kept; run the same "
                 "command again",
             )
@@ -128,7 +119,7 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
     """Join a running Ray; yield those of its machines that are to measure."""
     import ray
 
-    with _connecting(lambda reason: _no_cluster(f"--address {address}", reason)):
+    with _connecting(lambda reason: presence.missing(f"--address {address}", reason)):
         ray.init(address, **_QUIET)
     try:
         gcs = ray.get_runtime_context().gcs_address
@@ -136,7 +127,7 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
             f"the Ray cluster at {gcs} is gone: what was measured is kept; run the same command again when the cluster "
             "is back, or without --address"
         )
-        with _watched(lambda: _answers(gcs), LOST_SECONDS, message):
+        with presence.watched(lambda: presence.answers(gcs), LOST_SECONDS, message):
             yield machines.gathered(wanted, tell)
     finally:
         ray.shutdown()
@@ -155,49 +146,10 @@ def _connecting(message: Callable[[str], str]) -> Iterator[None]:
         yield
     except Exception as error:  # Ray also raises plain ones, say when its own processes don't start in time
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
-        raise UsageError(message(" ".join(lines if lines[0].startswith(_VERSIONS) else lines[:1]))) from error
+        raise UsageError(message(" ".join(lines if lines[0].startswith(presence.VERSIONS) else lines[:1]))) from error
     finally:
         importing.join()
         signal.signal(signal.SIGTERM, terminate)
-
-
-@contextlib.contextmanager
-def _watched(there: Callable[[], bool], patience: float, message: str) -> Iterator[None]:
-    """End this process with a message once Ray has not been `there` for so many seconds: Ray would end it without one.
-
-    By then the driver waits inside Ray, where no exception reaches it. The rows that arrived are written.
-    """
-    left = threading.Event()
-
-    def watch() -> None:
-        seen = time.monotonic()
-        while not left.wait(WATCH_SECONDS):
-            if there():
-                seen = time.monotonic()
-            elif time.monotonic() - seen > patience and not left.is_set():  # else it has been shut down in the meantime
-                print(f"\nerror: {message}", file=sys.__stderr__, flush=True)
-                os._exit(2)
-
-    threading.Thread(target=watch, name="rresnet-watch", daemon=True).start()
-    try:
-        yield
-    finally:
-        left.set()
-
-
-def _answers(address: str) -> bool:
-    host, _, port = address.rpartition(":")
-    with contextlib.suppress(OSError):
-        socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS).close()
-        return True
-    return False
-
-
-def _alive(process: psutil.Process) -> bool:
-    """Whether a child lives; one that has died is a zombie until Ray looks."""
-    with contextlib.suppress(psutil.NoSuchProcess):
-        return bool(process.status() != psutil.STATUS_ZOMBIE)
-    return False
 
 
 def _start(**how: Any) -> None:
@@ -275,47 +227,8 @@ def _make_token() -> None:
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
-def _check_reachable(address: str, source: str, patience: float, tell: Callable[[str], None]) -> None:
-    """Check first that something listens there and speaks Ray's protocol: Ray itself would go on trying for minutes."""
-    host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or "://" in host:  # Ray Client (ray://) can't carry Tune's callbacks
-        raise UsageError(f"{source} must be auto or host:port (Ray's own port is 6379), got {address}")
-    try:
-        with socket.create_connection((host.strip("[]"), int(port)), timeout=CONNECT_SECONDS) as line:
-            if os.environ.get("RAY_USE_TLS", "0") == "0":
-                _check_answer(
-                    line, patience, lambda: tell(f"waiting up to {patience:g} s more for an answer from {address}")
-                )
-    except (OSError, OverflowError) as error:
-        raise UsageError(_no_cluster(f"{source} {address}", str(error))) from error
-
-
-def _check_answer(line: socket.socket, patience: float, tell: Callable[[], None]) -> None:
-    """Raise OSError if nothing answers, or if what answers is not Ray."""
-    line.sendall(_HELLO)
-    if not select.select([line], [], [], CONNECT_SECONDS)[0]:
-        tell()
-        if not select.select([line], [], [], patience)[0]:
-            raise OSError("it accepts connections, but does not answer")
-    answer = line.recv(4)
-    if answer and answer[3:] != _SETTINGS:
-        raise OSError("what answers there is not Ray")
-
-
 def _no_start(reason: str) -> str:
     return (
         f"Ray does not start on this machine: {reason.rstrip('.')}; if other programs keep it busy, run the same "
         "command again when they have ended"
-    )
-
-
-def _no_cluster(where: str, reason: str) -> str:
-    if reason.startswith(_VERSIONS):
-        return (
-            f"the Ray cluster at {where} has other versions than this environment ({reason}): "
-            "install the same Ray and Python here as there"
-        )
-    return (
-        f"no Ray cluster answers at {where} ({reason}): "
-        "start one with `ray start --head`, or drop --address to measure on this machine"
     )

@@ -4,6 +4,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import ray
 from ray import tune
 from ray.air._internal import usage
 
@@ -65,8 +66,6 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         if self._process_id:  # the trial's clock may run
             limit += self._lane.sweep.how.process_limit_seconds(trial.cell)
         if time.monotonic() - self._heard > limit:
-            import ray
-
             self._silent = f"the trial process gave no sign of life for {limit:g} s and was ended"
             ray.kill(self._actor)
 
