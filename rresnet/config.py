@@ -181,6 +181,7 @@ class Settings:
             ("save_model", "epochs", "for models trained for whole epochs"),
         ):
             value = getattr(self, name)
+            # --no-save-model asks for nothing, also where an experiment saves models by default.
             if value is not False and value != getattr(type(self), name) and getattr(self, other) is None:
                 text, needed = (f"--{flag.replace('_', '-')}" for flag in (name, other))
                 raise UsageError(f"{text} is {what}: give {needed} too, or leave it out")
