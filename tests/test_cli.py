@@ -4,6 +4,7 @@ import runpy
 import shutil
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,9 @@ def test_a_dry_run_tells_all_settings_apart():
         rows = [row for row in told.splitlines() if row.startswith(("  blog", "  tuned"))]
         count = int(re.search(r"(\d+) settings x", told)[1])
         assert len(set(rows)) == count > 2, told
+        if given == ["ladder.py"]:  # rung after rung, each with one change
+            words = [row.split() for row in rows]
+            assert [sum(map(str.__ne__, one, next_one)) for one, next_one in pairwise(words)] == [1] * (count - 1), told
 
 
 def test_a_dry_run_of_batches_to_be_found_says_what_its_first_probes_lead_to(tmp_path):
