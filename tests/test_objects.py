@@ -57,17 +57,19 @@ def write(results, *repeats, run=None):
     with Writer(results, run) as writer:
         for repeat in repeats:
             writer.write(*rows_of_trial(run, repeat, images_per_second=100.0 + repeat, epoch_seconds=9.0))
+            writer.flush()
     return writer
 
 
 def test_the_tables_are_those_of_a_folder_byte_for_byte(url, tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_PART", 2)
+    monkeypatch.setattr(store, "TRIALS_PER_PART", 2)
     for results in (url, tmp_path):
         write(results, *range(5)).finish("2026-01-01T01:00:00+00:00")
     kept = place.at(url)
     for table in ("trials", "windows"):
-        assert kept.names(table) == ["r1.parquet"]
-        assert kept.read(f"{table}/r1.parquet") == (tmp_path / table / "r1.parquet").read_bytes()
+        assert kept.names(table) == ["r1.parquet", "r1.part1.parquet", "r1.part2.parquet"]
+        for name in kept.names(table):
+            assert kept.read(f"{table}/{name}") == (tmp_path / table / name).read_bytes()
     assert pd.read_parquet(f"{url}/trials")["images_per_second"].tolist() == [100.0, 101.0, 102.0, 103.0, 104.0]
     assert rresnet.read(url).trials.equals(rresnet.read(tmp_path).trials)
     assert runs.read_runs(url) == runs.read_runs(tmp_path)

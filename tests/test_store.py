@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 from stored import make_run, rows_of_trial
 
-from rresnet.tables import place, reading, runs, store
+from rresnet.tables import reading, runs, store
 from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import StoreError
 from rresnet.tables.store import Writer
@@ -147,23 +147,30 @@ def test_a_trial_run_again_replaces_its_row(tmp_path):
     assert len(pd.read_parquet(tmp_path / "windows")) == 2
 
 
-def test_many_trials_end_as_one_file_and_none_is_lost(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_PART", 4)
-    run = make_run()
-    writer = Writer(tmp_path, run)
-    with writer:
-        for repeat in range(11):
-            writer.write(*rows_of_trial(run, repeat))
-            writer.flush()
-            assert sorted(pd.read_parquet(tmp_path / "trials")["repeat"]) == list(range(repeat + 1))
-    assert len(list((tmp_path / "trials").glob("*.parquet"))) == 3  # 4 + 4 + 3
-    writer.finish("2026-01-01T01:00:00+00:00")
-    assert [p.name for p in (tmp_path / "trials").iterdir()] == ["r1.parquet"]
-    assert sorted(pd.read_parquet(tmp_path / "trials")["repeat"]) == list(range(11))
+def test_parts_of_a_run_of_many_trials_stay_as_they_are(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "TRIALS_PER_PART", 4)
+    run, folder = make_run(), tmp_path / "trials"
+    seen: dict[str, bytes] = {}
+    for first in (0, 6):  # the second command goes on with the part that the first began
+        writer = Writer(tmp_path, run)
+        with writer:
+            for repeat in range(first, first + 6):
+                writer.write(*rows_of_trial(run, repeat))
+                writer.flush()
+                assert sorted(pd.read_parquet(folder)["repeat"]) == list(range(repeat + 1))
+                parts = {path.name: path.read_bytes() for path in folder.iterdir()}
+                assert sum(parts.get(name) != content for name, content in seen.items()) <= 1
+                assert seen.keys() <= parts.keys()
+                seen = parts
+        writer.finish("2026-01-01T01:00:00+00:00")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == seen
+    assert sorted(seen) == ["r1.parquet", "r1.part1.parquet", "r1.part2.parquet"]
+    assert {len(pd.read_parquet(path)) for path in folder.iterdir()} == {4}
+    assert len(reading.read_tables(tmp_path)["windows"]) == 12
 
 
 def test_what_is_run_again_takes_the_place_of_its_old_row_however_many_there_are(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_PART", 4)
+    monkeypatch.setattr(store, "TRIALS_PER_PART", 4)
     run = make_run()
     with Writer(tmp_path, run) as writer:
         for repeat in range(9):
@@ -196,7 +203,7 @@ def test_a_trial_that_is_run_again_leaves_nothing_of_the_time_before(tmp_path):
 
 
 def test_runs_of_the_same_trials_hide_nothing_of_each_other(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_PART", 2)
+    monkeypatch.setattr(store, "TRIALS_PER_PART", 2)
     for run in (make_run(), make_run(run_id="r2"), make_run(run_id="r3.party")):
         with Writer(tmp_path, run) as writer:
             for repeat in range(5):
@@ -206,60 +213,23 @@ def test_runs_of_the_same_trials_hide_nothing_of_each_other(tmp_path, monkeypatc
     assert len(reading.read_tables(tmp_path)["trials"]) == 15
 
 
-def test_parts_left_beside_the_whole_count_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_PART", 1)
-    run = make_run()
-    with Writer(tmp_path, run) as writer:
-        for repeat in range(3):
-            writer.write(*rows_of_trial(run, repeat))
-            writer.flush()
-    folder = tmp_path / "trials"
-    part = (folder / "r1.part2.parquet").read_bytes()
-    Writer(tmp_path, run).close()  # joins the parts
-    (folder / "r1.part2.parquet").write_bytes(part)  # as if it had died between the join and the removal
-    assert sorted(row["repeat"] for row in reading.read_tables(tmp_path)["trials"].to_pylist()) == [0, 1, 2]
-
-
-def test_a_reader_misses_no_row_of_a_run_that_ends_meanwhile(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "ROWS_PER_PART", 2)
-    writer = Writer(tmp_path, make_run())
-    with writer:
-        for repeat in range(6):
-            writer.write(*rows_of_trial(writer.run, repeat))
-            writer.flush()
-    assert len(list((tmp_path / "trials").glob("*.part*.parquet"))) == 2
-    kept, read = place.at(tmp_path), []
-
-    def read_and_then_it_ends(name):
-        content = place._Folder.read(kept, name)
-        read.append(name)
-        if len(read) == ends_after:
-            writer.finish("2026-01-01T01:00:00+00:00")
-        return content
-
-    monkeypatch.setattr(kept, "read", read_and_then_it_ends)
-    parts = {name: (tmp_path / "trials" / name).read_bytes() for name in kept.names("trials")}
-    for ends_after in (1, 2, 3):
-        for name, content in parts.items():  # as before the end
-            (tmp_path / "trials" / name).write_bytes(content)
-        read.clear()
-        found = reading.read_files(kept, "trials", "*.parquet", SCHEMAS["trials"])
-        assert sorted(found["repeat"].to_pylist()) == list(range(6)), ends_after
-
-
-def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path):
+@pytest.mark.parametrize("per_part", [1, 2, 256])
+def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path, monkeypatch, per_part):
+    monkeypatch.setattr(store, "TRIALS_PER_PART", per_part)
     run = make_run()
     with Writer(tmp_path, run) as writer:
         for repeat in range(3):
             writer.write(*rows_of_trial(run, repeat, quality_flags=["steal"]))
+            writer.flush()
     ids = reading.read_tables(tmp_path)["trials"]["trial_id"].to_pylist()
     writer.finish("2026-01-01T01:00:00+00:00", {ids[1]}, "machine_changed")
     flags = reading.read_tables(tmp_path)["trials"]["quality_flags"].to_pylist()
     assert flags == [["steal"], ["steal", "machine_changed"], ["steal"]]
     assert runs.read_runs(tmp_path)[0].planned == 3
-    (file,) = (tmp_path / "trials").glob("*.parquet")
-    assert pq.read_schema(file).field("quality_flags") == SCHEMAS["trials"].field("quality_flags")
-    assert pq.read_schema(file).field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata
+    for file in (tmp_path / "trials").glob("*.parquet"):
+        schema = pq.read_schema(file)
+        assert schema.field("quality_flags") == SCHEMAS["trials"].field("quality_flags")
+        assert schema.field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata
 
 
 def test_a_run_that_is_gone_on_with_is_judged_anew(tmp_path):

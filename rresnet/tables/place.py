@@ -105,10 +105,6 @@ class _Folder:
         finally:
             os.close(folder)
 
-    def remove(self, name: str) -> None:
-        """Remove a file, if it is there. Raises OSError."""
-        (self.path / name).unlink(missing_ok=True)
-
     def set_aside(self, name: str) -> None:
         """Hide a damaged file under another name, where that can be done."""
         path = self.path / name

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rresnet.tables.measurement import DEFAULTS, SCHEMA_VERSION, SCHEMAS, TRIAL_KEY
 from rresnet.tables.place import Location, Place, StoreError, at
 
-_PART = re.compile(r"(.+)\.part\d+\.parquet")  # a part of a run's file, after the first
+_FILE = re.compile(r"(?:.*/)?(?P<run_id>.+?)(?:\.part(?P<number>\d+))?\.parquet", re.DOTALL)  # some trials of a run
 _VERSION = b"rresnet_schema_version"
 _SHORTAGE = re.compile("memory|alloc|thread", re.IGNORECASE)
 
@@ -36,8 +36,18 @@ def read_tables(
     results: Location, names: Iterable[str] = tuple(SCHEMAS), *, run_id: str | None = None
 ) -> dict[str, pa.Table]:
     """Tables of a results folder, or of one run in it, whatever else goes on there. Raises StoreError."""
-    place, pattern = at(results), f"{run_id}*.parquet" if run_id else "*.parquet"
-    return {name: read_files(place, name, pattern, SCHEMAS[name]) for name in names}
+    place = at(results)
+
+    def files(name: str) -> Iterable[str]:
+        return parts_of(place, name, run_id).values() if run_id else matching(place, name, "*.parquet")
+
+    return {name: read_files(place, files(name), SCHEMAS[name]) for name in names}
+
+
+def parts_of(place: Place, name: str, run_id: str) -> dict[int, str]:
+    """The files that hold a table of one run, by number: 0 is the first, of the run's own name."""
+    found = (_FILE.fullmatch(file) for file in matching(place, name, "*.parquet"))
+    return {int(file["number"] or 0): file[0] for file in found if file and file["run_id"] == run_id}
 
 
 def matching(place: Place, folder: str, pattern: str) -> list[str]:
@@ -52,33 +62,28 @@ def content_of(place: Place, name: str) -> bytes | None:
     """A file's content; None where it is gone."""
     try:
         return place.read(name)
-    except FileNotFoundError:  # joined since it was listed
+    except FileNotFoundError:  # removed since it was listed
         return None
     except OSError as error:  # the system's fault, not the file's
         raise StoreError(f"can't read {place.full_name(name)}: {place.reason(error)}") from error
 
 
-def read_files(place: Place, folder: str, pattern: str, schema: pa.Schema) -> pa.Table:
-    """Every row of the files that match, no trial twice: parts that were just joined may still lie beside the whole."""
-    tables, again = dict[str, pa.Table](), set[str]()
-    for listed in matching(place, folder, pattern):
-        name, content = listed, content_of(place, listed)
-        whole = _whole(listed) if content is None else None  # joined to it, perhaps after it was read
-        if whole and whole not in again:
-            again.add(whole)
-            name, content = whole, content_of(place, whole)
+def read_files(place: Place, files: Iterable[str], schema: pa.Schema) -> pa.Table:
+    """Every row of the files, no trial twice; those that are gone, or damaged, have none."""
+    tables = dict[str, pa.Table]()
+    for name in files:
+        content = content_of(place, name)
         table = None if content is None else _rows(place, name, content, schema)
         if table is not None:
             tables[name] = table
-    found = [_without(table, tables.get(_whole(name) or "")) for name, table in tables.items()]
-    once = _once(place, dict(zip(tables, found, strict=True)))
+    once = _once(place, tables)
     return pa.concat_tables(once) if once else schema.empty_table()
 
 
 def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
     """The files' rows, without those of another file's run that a file repeats: such a file is a copy."""
     runs = {name: set[Any](pc.unique(table["run_id"]).to_pylist()) for name, table in tables.items()}
-    own = {name for name in tables if runs[name] <= {(_whole(name) or name).partition("/")[2].removesuffix(".parquet")}}
+    own = {name for name in tables if (file := _FILE.fullmatch(name)) and runs[name] <= {file["run_id"]}}
     found = {name: tables[name] for name in tables if name in own}
     for name in (name for name in tables if name not in own):
         there = {key for other, rows in found.items() if runs[other] & runs[name] for key in _keys(rows)}
@@ -92,19 +97,6 @@ def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
 
 def _keys(rows: pa.Table) -> list[tuple[Any, ...]]:
     return list(zip(*(rows[column].to_pylist() for column in TRIAL_KEY), strict=True))
-
-
-def _whole(name: str) -> str | None:
-    """The first file of the run whose part this is."""
-    part = _PART.fullmatch(name)
-    return f"{part[1]}.parquet" if part else None
-
-
-def _without(table: pa.Table, whole: pa.Table | None) -> pa.Table:
-    """A part's rows that the whole does not have."""
-    if whole is None:
-        return table
-    return table.filter(pc.invert(pc.is_in(table["trial_id"], whole["trial_id"].combine_chunks())))
 
 
 def _rows(place: Place, name: str, content: bytes, schema: pa.Schema) -> pa.Table | None:
@@ -155,10 +147,15 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     """`table` with the columns of `schema`: what an older version did not write is null, or for an axis its default."""
     if lacking := [name for name in TRIAL_KEY if name not in table.column_names or table[name].null_count]:
         raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
+    there = set(table.column_names)
     columns = [
-        table[f.name].cast(f.type) if f.name in table.column_names else pa.nulls(table.num_rows, f.type) for f in schema
+        _column(table[f.name] if f.name in there else pa.chunked_array([pa.nulls(len(table), f.type)]), f)
+        for f in schema
     ]
-    filled = [
-        pc.fill_null(c, DEFAULTS[f.name]) if f.name in DEFAULTS else c for c, f in zip(columns, schema, strict=True)
-    ]
-    return pa.table(filled, schema=schema)
+    return pa.table(columns, schema=schema)
+
+
+def _column(column: "pa.ChunkedArray[Any]", field: "pa.Field[Any]") -> "pa.ChunkedArray[Any]":
+    """A column as the schema has it."""
+    column = column if column.type == field.type else column.cast(field.type)
+    return column.fill_null(DEFAULTS[field.name]) if field.name in DEFAULTS and column.null_count else column

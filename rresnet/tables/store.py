@@ -15,84 +15,84 @@ import pyarrow.parquet as pq
 
 from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import Location, Place, StoreError, at
-from rresnet.tables.reading import matching, read_files
+from rresnet.tables.reading import parts_of, read_files
 from rresnet.tables.runs import Run
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 PAUSE_SECONDS = 0.25  # longest pause after a write: trials of milliseconds go together in the next one
 PAUSE_PER_WRITE = 8.0  # pause this many times as long as the write took, if that is less
-ROWS_PER_PART = 256  # trials in the part that is rewritten at each write; bounds the cost of a write
+TRIALS_PER_PART = 1024  # from which on a part is left alone; bounds the cost of a write
 
 
 class _TableWriter:
-    """One table of one run: full parts that are left alone, and an open part that each write replaces whole.
+    """One table of one run, in parts; a write replaces each part that changed as a whole.
 
     A reader lists files, then opens them, so a file that it saw must stay: parts are replaced by rename, and never
-    removed while the run goes on. No row is ever in two of them: the rows of a trial that is run again take the place
-    of its earlier rows in their file.
+    removed. No row is ever in two of them: the rows of a trial that is run again take the place of its earlier rows in
+    their part.
     """
 
     def __init__(self, place: Place, name: str, run_id: str, schema: pa.Schema) -> None:
         self.place, self.name, self.run_id, self.schema = place, name, run_id, schema
-        self.finish()
-        self.earlier = self._read(f"{run_id}.parquet")  # rows of an interrupted run that is continued
-        self.number = 1 if self.earlier.num_rows else 0  # of the open part
-        self.open: dict[str, pa.Table] = {}  # trial id -> its rows
-        self._changed: set[int] = set()  # numbers of the files that are to be written
-
-    def file(self, number: int) -> str:
-        suffix = f".part{number}" if number else ""
-        return f"{self.name}/{self.run_id}{suffix}.parquet"
+        self._part_of: dict[str, int] = {}  # trial id -> number of the part that has its rows
+        for number, rows in self._read():  # of an interrupted run that is continued
+            self._part_of |= dict.fromkeys(map(str, rows["trial_id"].to_pylist()), number)
+        self._open = max(self._part_of.values(), default=0)  # number of the part that new trials go to
+        self._parts: dict[int, pa.Table] = {}  # the open part, and others that are to be written
+        self._changed: set[int] = set()
 
     def add(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add all rows of a trial, in place of any that it had; there may be none."""
-        table = pa.Table.from_pylist(rows, schema=self.schema)
-        others = self.earlier.filter(pc.not_equal(self.earlier["trial_id"], pa.scalar(trial_id)))
-        if others.num_rows < self.earlier.num_rows:
-            self.earlier = pa.concat_tables([others, table])
-            self._changed.add(0)
-        elif rows:
-            self.open[trial_id] = table
-            self._changed.add(self.number)
+        again = trial_id in self._part_of
+        if not (rows or again):
+            return
+        number = self._part_of.setdefault(trial_id, self._open)
+        part = self._part(number)
+        if again:
+            part = part.filter(pc.not_equal(part["trial_id"], pa.scalar(trial_id)))
+        self._parts[number] = pa.concat_tables([part, pa.Table.from_pylist(rows, schema=self.schema)])
+        self._changed.add(number)
 
     def flush(self) -> None:
         for number in sorted(self._changed):
-            rows = self.open.values() if number == self.number else [self.earlier]
-            self._write(self.file(number), pa.concat_tables(rows))
+            self._parts[number] = self._parts[number].combine_chunks()
+            self._write(number, self._parts[number])
         self._changed.clear()
-        if len(self.open) >= ROWS_PER_PART:
-            self.number, self.open = self.number + 1, {}
-
-    def finish(self) -> None:
-        """Leave one file for the run: join every part to the first, then remove the others."""
-        parts = matching(self.place, self.name, f"{self.run_id}.part*.parquet")
-        if parts:
-            self._write(self.file(0), self._read(f"{self.run_id}*.parquet"))
-            for part in parts:
-                self.place.remove(part)
+        if len(pc.unique(self._part(self._open)["trial_id"])) >= TRIALS_PER_PART:
+            self._open += 1
+        self._parts = {self._open: self._part(self._open)}
 
     def flag(self, trial_ids: Collection[str], flag: str) -> None:
-        """Give these rows of the finished file a quality flag and take it off the others: a run may be judged again."""
-        rows, changed = self._read(f"{self.run_id}.parquet").to_pylist(), False
-        for row in rows:
-            flags, flagged = row["quality_flags"] or [], row["trial_id"] in trial_ids
-            if flagged != (flag in flags):
-                row["quality_flags"] = [*flags, flag] if flagged else [one for one in flags if one != flag]
-                changed = True
-        if changed:
-            self._write(self.file(0), pa.Table.from_pylist(rows, schema=self.schema))
+        """Give these rows a quality flag and take it off the others: a run may be judged again."""
+        for number, part in self._read():
+            rows, changed = part.to_pylist(), False
+            for row in rows:
+                flags, flagged = row["quality_flags"] or [], row["trial_id"] in trial_ids
+                if flagged != (flag in flags):
+                    row["quality_flags"] = [*flags, flag] if flagged else [one for one in flags if one != flag]
+                    changed = True
+            if changed:
+                self._write(number, pa.Table.from_pylist(rows, schema=self.schema))
 
     def count(self) -> int:
-        """Rows of the finished file."""
-        return int(self._read(f"{self.run_id}.parquet").num_rows)
+        """Rows that are written."""
+        return sum(part.num_rows for _, part in self._read())
 
-    def _read(self, pattern: str) -> pa.Table:
-        return read_files(self.place, self.name, pattern, self.schema)
+    def _part(self, number: int) -> pa.Table:
+        if number not in self._parts:
+            file = parts_of(self.place, self.name, self.run_id).get(number)
+            self._parts[number] = read_files(self.place, [file] if file else [], self.schema)
+        return self._parts[number]
 
-    def _write(self, file: str, table: pa.Table) -> None:
+    def _read(self) -> Iterator[tuple[int, pa.Table]]:
+        for number, file in parts_of(self.place, self.name, self.run_id).items():
+            yield number, read_files(self.place, [file], self.schema)
+
+    def _write(self, number: int, table: pa.Table) -> None:
         content = pa.BufferOutputStream()
         pq.write_table(table, content, compression="zstd", write_page_checksum=True)
-        self.place.write(file, content.getvalue().to_pybytes())
+        suffix = f".part{number}" if number else ""
+        self.place.write(f"{self.name}/{self.run_id}{suffix}.parquet", content.getvalue().to_pybytes())
 
 
 class Writer:
@@ -169,7 +169,7 @@ class Writer:
             ) from error
 
     def finish(self, finished_at: str, flagged: Collection[str] = (), flag: str = "") -> None:
-        """Mark the run as complete and leave one file a table, once every row is written (`flush`).
+        """Mark the run as complete, once every row is written (`flush`).
 
         Args:
             finished_at: when it ended, ISO 8601.
@@ -177,8 +177,6 @@ class Writer:
             flag: the quality flag that they get, and that others lose.
         """
         with self._as_store_error():
-            for table in self._tables.values():
-                table.finish()
             if flag:
                 self._tables["trials"].flag(flagged, flag)
             planned = self._tables["trials"].count()
@@ -192,7 +190,7 @@ class Writer:
         while running:
             batch = [self._queue.get()]
             with contextlib.suppress(queue.Empty):
-                while len(batch) < ROWS_PER_PART:
+                while len(batch) < TRIALS_PER_PART:
                     batch.append(self._queue.get_nowait())
             running = None not in batch
             began = time.monotonic()
