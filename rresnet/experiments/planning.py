@@ -162,6 +162,8 @@ def show(planned: Plan, settings: Settings, console: Console) -> None:
     values = {axis: [getattr(cell, axis) for cell in cells] for axis in columns}
     recipes = [list(of) for _, of in itertools.groupby(cells, lambda cell: (cell.device, cell.recipe))]
     asked = {axis for axis in columns if any(len({getattr(cell, axis) for cell in of}) > 1 for of in recipes)}
+    if asked & {*AXES} - {*FLAGGED}:  # a ladder, whose last change comes with the name of the other recipe
+        asked |= {*AXES}
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
     varied = [axis for axis in columns if (axis in asked or axis in axes) and len(set(values[axis])) > 1]
     say(console, f"Would run {_size(planned, settings)}")
