@@ -78,9 +78,7 @@ class Axes:
     channels_last: bool = axis("memory format NHWC instead of NCHW", False)
     fused_optimizer: bool = axis("Adam's fused kernel instead of PyTorch's default", False)
     pointwise: Convolution = axis("how 1x1 convolutions are computed: as convolutions, or as matrix products", "conv")
-    small_maps: Convolution = axis(
-        "how convolutions are computed whose maps have no more pixels than the kernel has taps, likewise", "conv"
-    )
+    small_maps: Convolution = axis("how convolutions over maps of few pixels are computed, likewise", "conv")
     cudnn_benchmark: bool = axis("whether cuDNN times its kernels for each shape and takes the fastest (GPU)", False)
 
 

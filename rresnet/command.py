@@ -96,7 +96,7 @@ def diff(
         a: the baseline: a results folder, FOLDER@RUN_ID or FOLDER@COMMIT.
         b: the candidate, likewise.
         format: how to print it.
-        fail_on_regression: exit code 1 if a setting fails or is distinguishably slower by more than this, say 5%.
+        fail_on_regression: exit code 1 if a setting fails now, or is distinguishably slower by more than this, say 5%.
     """
     from rresnet.analysis import diff as diffs
     from rresnet.analysis import diff_text
