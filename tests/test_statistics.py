@@ -116,6 +116,9 @@ def test_fewer_rounds_make_a_wider_interval_and_more_repeats_are_needed():
     assert math.log(of_fast.high / of_fast.low) / 2 == pytest.approx(float(half))
     assert half > Z * DRIFT_LIMIT * math.sqrt(drift_share(5.0)) > float(half_width(np.log(values), 10))
     assert repeats_needed(fast, 0.02) > 2 * repeats_needed(slow, 0.02)
+    # Without drift: the variance of a repeat, and two degrees of freedom, for these repeats are some 9 rounds.
+    variance = max(float(long_run_variance(fast.logs, 2)), variance_components(fast).repeat_sd ** 2)
+    assert repeats_needed(fast, 0.01, drift_limit=0) == math.ceil(variance * (T2 / math.log(1.01)) ** 2)
 
 
 def test_drift_share_falls_with_the_length_of_the_run():
@@ -190,6 +193,10 @@ def test_processes_differ_where_the_analysis_of_variance_says_so():
     assert variance_components(in_order(np.exp([0.0, 1.0, 2.0, 7.0]), processes=[5, 5, 5, 9])).processes_differ
     assert variance_components(in_order([1.0, 1.0, 2.0, 2.0], processes=[0, 0, 1, 1])).processes_differ  # no scatter
     assert not variance_components(in_order([1.0] * 4, processes=[0, 0, 1, 1])).processes_differ
+    # Two processes of three repeats, a distance d apart: mean squares 1.5 d^2 over 1, limit 7.71 at 1 and 4 degrees.
+    for apart, differ in ((2.2, False), (2.3, True)):
+        six = np.exp([-1.0, 0.0, 1.0, apart - 1, apart, apart + 1])
+        assert variance_components(in_order(six, processes=[0, 0, 0, 1, 1, 1])).processes_differ is differ
     assert not variance_components(in_order([1.0, 2.0, 3.0], processes=[0, 1, 2])).processes_differ
 
 
@@ -312,8 +319,9 @@ def test_more_processes_make_up_for_few():
         variance = max(long_run / count, 5e-7 / count + math.log(1.5) ** 2 / 2 / (count // 2))
         return float(stats.t.ppf(0.975, freedom)) * math.sqrt(variance)
 
-    want = next(n for n in range(3, 1000) if half(n) <= math.log1p(0.1))
-    assert repeats_needed(series, 0.1, drift_limit=0, in_more_processes=True) == want
+    for target in (0.1, 2.0):  # within the second, four repeats, but not three, which would be one process
+        want = next(n for n in range(3, 1000) if half(n) <= math.log1p(target))
+        assert repeats_needed(series, target, drift_limit=0, in_more_processes=True) == want
     assert repeats_needed(series, 0.1, drift_limit=0) is None
 
 
