@@ -143,12 +143,10 @@ def independent_ratio(numerator: Interval, denominator: Interval) -> Interval:
     """
     estimate = numerator.estimate / denominator.estimate
     count = min(numerator.count, denominator.count)
-    halves = [
-        math.log(i.high / i.low) / 2 for i in (numerator, denominator) if i.low is not None and i.high is not None
-    ]
-    if len(halves) < 2:
+    bounds = numerator.bounds, denominator.bounds
+    if not all(bounds):
         return Interval(estimate=estimate, low=None, high=None, count=count)
-    factor = math.exp(math.hypot(*halves))
+    factor = math.exp(math.hypot(*(math.log(high / low) / 2 for low, high in bounds)))
     return Interval(estimate=estimate, low=estimate / factor, high=estimate * factor, count=count)
 
 
