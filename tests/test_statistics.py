@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -132,6 +133,12 @@ def test_no_interval_under_three_repeats(count):
     assert interval([4.0] * count) == Interval(estimate=pytest.approx(4), low=None, high=None, count=count)
     with pytest.raises(ValueError, match="an interval needs at least 3 repeats"):
         half_width([0.0] * count, 1)
+
+
+def test_what_is_slower_is_told_too_where_it_is_beyond_the_noise_floor():
+    slower = Interval(estimate=0.8, low=0.7, high=0.9, count=6, floor=0.2)
+    assert slower.distinguishable
+    assert not replace(slower, floor=0.3).distinguishable  # 1 / 1.3 is 0.77
 
 
 def test_equal_values_have_an_interval_of_no_width():

@@ -44,13 +44,17 @@ def test_files_of_each_version_are_read(folder, tmp_path):
     assert tables.trials["schema_version"].eq(int(folder.name)).all()
     assert tables.trials["images_per_second"].between(100, 200).all()
     assert tables.trials["compile_cache"].isna().all()  # a column that this file has not
+    assert tables.trials["pointwise"].eq("conv").all()  # an axis that it has not
     assert len(rresnet.speedup(tables.trials, over="batch_size", reference=1)) == 3
 
 
 def test_a_newer_version_is_refused_by_its_number(written):
     metadata = {b"rresnet_schema_version": str(SCHEMA_VERSION + 1).encode()}
     rewrite(written / "trials" / "r1.parquet", lambda table: table.replace_schema_metadata(metadata))
-    with pytest.raises(StoreError, match=rf"newer rresnet \(schema_version {SCHEMA_VERSION + 1}.*update rresnet"):
+    with pytest.raises(
+        StoreError,
+        match=rf"r1\.parquet was written by a newer rresnet \(schema_version {SCHEMA_VERSION + 1}.*update rresnet",
+    ):
         rresnet.read(written)
     assert (written / "trials" / "r1.parquet").exists()  # it is not damaged, so it is not set aside
 
