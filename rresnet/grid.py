@@ -36,7 +36,10 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
 
 
 # The first paragraph of a recipe's docstring is its help.
-RECIPES: dict[str, Callable[[Device, Hardware], Axes]] = {"blog": blog, "tuned": tuned}
+RECIPES: dict[str, Callable[[Device, Hardware], Axes]] = {
+    "blog": blog,
+    "tuned": tuned,
+}
 
 # The ladder from blog to tuned, in the order of its changes; where the two agree on a device, there is no rung.
 # cuDNN keeps the kernels that it has found for a layout and precision, however it looked for them, so its search is

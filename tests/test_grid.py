@@ -87,7 +87,7 @@ def test_workers_that_can_not_be_spread_so_are_left_out(laptop):
 
 def test_a_recipe_that_is_none_is_told_with_those_that_are():
     with pytest.raises(
-        UsageError, match=r"^--recipe tunde is not a recipe: did you mean tuned\? Recipes are blog, tuned$"
+        UsageError, match=r"^--recipe tunde is not a recipe: did you mean tuned\? Recipes are blog, tuned"
     ):
         grid.recipe("tunde")
 
