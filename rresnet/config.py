@@ -5,7 +5,7 @@ from pathlib import Path
 from types import GenericAlias
 from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, TypeVar, get_type_hints
 
-from rresnet.cell import AT_LEAST_1, LATER, Axes, Cell, Device, Execution, Must, UsageError, stable_hash
+from rresnet.cell import AT_LEAST_1, Axes, Cell, Device, Execution, Must, UsageError, stable_hash
 
 AUTO: Literal["auto"] = "auto"
 OF_SIZES = "-sizes"  # suffix of the experiment (and, without --name, the run) in which batch sizes are searched
@@ -14,6 +14,12 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: start, warm-up and the clocks take time as well
 EPOCH_TIMEOUT_SECONDS = 3600.0
 LONGEST_SECONDS = 1e8  # of any limit: three years, in which the system's clocks can still count
+# Flags that were always part of a request. One that came later, or will, is part of it only if it is given.
+ALWAYS = {
+    "device", "recipe", "precision", "input", "execution", "batch_size", "num_workers", "num_nodes", "cpu_threads",
+    "model", "image_size", "dataset", "data_dir", "repeats", "processes", "seconds", "epochs", "target_interval", "aa",
+    "seed", "timeout_seconds", "name",
+}  # fmt: skip
 WORKERS_SECONDS = 120.0  # for a worker group to start, and to end an overdue trial itself
 
 T = TypeVar("T")
@@ -206,7 +212,8 @@ class Settings:
     def request_id(self) -> str:
         """Hash of what is asked for: every flag but those of the groups results (except --name), cluster and run."""
         apart = {name for name, metadata in self.flags().items() if {RESULTS, CLUSTER, RUN} & set(metadata)} - {"name"}
-        apart |= {name for name in LATER if not getattr(self, name, ())}  # older requests keep their hash
+        later = Settings.flags().keys() - ALWAYS
+        apart |= {name for name in later if getattr(self, name) == getattr(type(self), name)}
         return stable_hash({k: str(v) for k, v in asdict(self).items() if k not in apart})
 
     @property

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from samples import make_cell
 
-from rresnet import grid
+from rresnet import config, grid
 from rresnet.cell import CELL_COLUMNS, Trial, UsageError, stable_hash
 from rresnet.config import How, Settings
 from rresnet.experiments.blog import BlogSettings
@@ -102,6 +102,11 @@ def test_trials_survive_the_way_through_ray(batch_size, repeat, process, recipe)
 )
 def test_requests_keep_their_hashes_so_that_unfinished_runs_go_on(settings, known):
     assert settings.request_id == known
+
+
+def test_a_later_flag_is_part_of_a_request_only_if_it_is_given(monkeypatch):
+    monkeypatch.setattr(config, "ALWAYS", config.ALWAYS - {"seconds"})  # as if it had just been added
+    assert Settings().request_id == Settings(seconds=1.0).request_id != Settings(seconds=2.0).request_id
 
 
 def test_the_columns_of_a_cell_stand_where_they_stood():
