@@ -94,11 +94,27 @@ def test_a_model_of_ones_own_is_tried_as_it_trains_and_as_it_is_evaluated(monkey
     monkeypatch.setattr(model, "_own", lambda name, classes: _Auxiliary(classes))
     with pytest.raises(UsageError, match=r"--model nets:f in training returned tuple .* must return scores \[2, 10\]"):
         model.check("nets:f", 32)
-    monkeypatch.setattr(_Auxiliary, "forward", lambda self, images: torch.zeros(2, 10 if self.training else 9))
+    monkeypatch.setattr(
+        _Auxiliary, "forward", lambda self, images: self.weight[:2, :1] * torch.zeros(10 if self.training else 9)
+    )
     with pytest.raises(UsageError, match=r"--model nets:f in evaluation returned \[2, 9\]"):
         model.check("nets:f", 32)
-    monkeypatch.setattr(_Auxiliary, "forward", lambda self, images: torch.zeros(2, 10))
+    monkeypatch.setattr(_Auxiliary, "forward", lambda self, images: self.weight[:2, :1] * torch.zeros(10))
     model.check("nets:f", 32)
+
+
+@pytest.mark.parametrize(
+    ("network", "why"),
+    [
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.LazyLinear(10)), "uninitialized parameter"),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.AdaptiveAvgPool1d(10)), "empty parameter list"),
+        (torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(3072, 10).requires_grad_(False)), "require grad"),
+    ],
+)
+def test_a_model_of_ones_own_that_every_trial_would_fail_with_is_refused_before_any(network, why, monkeypatch):
+    monkeypatch.setattr(model, "_own", lambda name, classes: network)
+    with pytest.raises(UsageError, match=rf"--model nets:f can't be (laid out|trained) \(.*{why}"):
+        model.check("nets:f", 32)
 
 
 def test_a_model_that_is_wrapped_for_several_workers_is_saved_as_itself():

@@ -78,24 +78,27 @@ def _as_usage_error(what: str, valid: str) -> Iterator[None]:
 
 
 def check(name: str, image_size: int, classes: int = 10) -> None:
-    """Raise UsageError unless there is such a model and, if it is the user's own, it gives a score for each class."""
+    """Raise UsageError unless there is such a model and, if it is the user's own, it can be trained and evaluated."""
     if ":" not in name:
         _check_name(name)
         return
-    model = _own(name, classes)
-    size = f"[2, 3, {image_size}, {image_size}]"
-    with (
-        _as_usage_error(f"--model {name} can't take images {size}", "change it, or give another --image-size"),
-        torch.no_grad(),
-    ):
-        given = {how: model.train(how == "training")(torch.zeros(2, 3, image_size, image_size)) for how in MODES}
-    for how, scores in given.items():
+    model, images = _own(name, classes), torch.zeros(2, 3, image_size, image_size)
+    what, valid = f"--model {name} can't take images {list(images.shape)}", "change it, or give another --image-size"
+    with _as_usage_error(f"--model {name} can't be laid out", "give its layers their sizes"):
+        model.to(memory_format=torch.contiguous_format)  # as `build` does, at which lazy layers fail
+    for how in MODES:
+        with _as_usage_error(what, valid), torch.set_grad_enabled(how == "training"):
+            scores = model.train(how == "training")(images)
         shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         if shape != [2, classes]:
             raise UsageError(
                 f"--model {name} in {how} returned {shape} for 2 images and {classes} classes: "
                 f"it must return scores [2, {classes}]"
             )
+        if how == "training":
+            with _as_usage_error(f"--model {name} can't be trained", "its scores must lead back to weights"):
+                torch.optim.Adam(model.parameters())
+                torch.autograd.backward(nn.functional.cross_entropy(scores, torch.tensor([0, 1])))
 
 
 def of(cell: Cell, classes: int) -> nn.Module:
