@@ -190,7 +190,7 @@ def damaged(tmp_path, kind):
         (tmp_path / "fox").mkdir()
         return tmp_path, ["fox has no images", "remove the folder or fill it"]
     if kind == "one class":
-        return write_folder(tmp_path, classes=("cat",)), ["has 1 class", "at least 2"]
+        return write_folder(tmp_path, classes=("cat",)), ["has 1 class (cat)", "at least 2"]
     if kind == "one image each":
         return write_folder(tmp_path, count=1), ["2 training and 0 test images"]
     if kind == "test has another class":

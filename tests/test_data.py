@@ -98,6 +98,21 @@ def test_a_folder_of_the_users_is_found_and_one_of_parquet_files_told_what_to_gi
         data.DataError, match=r"no class folders.*of several Parquet files, give one: --dataset FOLDER/FILE"
     ):
         load(tmp_path / "parts")
+    (tmp_path / "repository" / "data").mkdir(parents=True)
+    write_parquet(tmp_path / "repository" / "data" / "a.parquet")
+    with pytest.raises(data.DataError, match=r"data has no images.*of several Parquet files, give one"):
+        load(tmp_path / "repository")  # as Hugging Face's files lie in `data/`
+
+
+def test_what_is_hidden_in_a_folder_is_no_image(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "cat" / "._1.png").write_bytes(b"what macOS adds")
+    (tmp_path / "dog" / ".ipynb_checkpoints").mkdir()
+    (tmp_path / "dog" / ".ipynb_checkpoints" / "1-checkpoint.png").write_bytes(
+        (tmp_path / "dog" / "1.png").read_bytes()
+    )
+    found = load(tmp_path)
+    assert len(found.train.labels) + len(found.test.labels) == 12
 
 
 def test_one_thread_decodes_small_images_and_several_where_any_is_larger(tmp_path, monkeypatch):

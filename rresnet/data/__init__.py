@@ -196,7 +196,9 @@ def _resized(split: Split, size: int) -> Split:
 
 def _check_learnable(dataset: str, train: Split, test: Split, classes: Sequence[str]) -> None:
     if len(classes) < 2:
-        raise DataError(f"{dataset} has {len(classes)} class: training a classifier takes at least 2")
+        raise DataError(
+            f"{dataset} has {len(classes)} class ({', '.join(classes)}): training a classifier takes at least 2"
+        )
     if len(train.labels) < 2 or len(test.labels) < 1:
         raise DataError(
             f"{dataset} has {len(train.labels)} training and {len(test.labels)} test images: "

@@ -64,24 +64,33 @@ def _first_folder(root: Path, names: Sequence[str]) -> Path | None:
 def _class_folders(root: Path) -> list[str]:
     names = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
     if not names:
-        several = (
-            "; of several Parquet files, give one: --dataset FOLDER/FILE.parquet" if any(root.glob("*.parquet")) else ""
-        )
         raise DataError(
-            f"{root} has no class folders: expected one folder per class with images in it, {root}/CLASS/*.png{several}"
+            f"{root} has no class folders: expected one folder per class with images in it, {root}/CLASS/*.png"
+            f"{_parquet_below(root)}"
         )
     return names
+
+
+def _parquet_below(folder: Path) -> str:
+    there = any(folder.rglob("*.parquet"))
+    return "; of several Parquet files, give one: --dataset FOLDER/FILE.parquet" if there else ""
+
+
+def _is_hidden(path: Path, root: Path) -> bool:
+    """Whether the path, or a folder between it and `root`, has a name that begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(root).parts)
 
 
 def _files(root: Path, classes: Sequence[str], names: Sequence[str]) -> list[tuple[Path, int]]:
     """The image files in the folders `names`, each with its class's place in `classes`."""
     found = []
     for name in names:
-        files = sorted(p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        images = (p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        files = sorted(p for p in images if not _is_hidden(p, root))  # such as macOS's ._1.png, which is no image
         if not files:
             raise DataError(
                 f"{root / name} has no images: expected files ending in {', '.join(sorted(SUFFIXES))}; "
-                "remove the folder or fill it"
+                f"remove the folder or fill it{_parquet_below(root / name)}"
             )
         found += [(path, classes.index(name)) for path in files]
     return found
