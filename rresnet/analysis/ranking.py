@@ -1,6 +1,5 @@
 """Which of the cells is the reference, which is first, and whose ratio is known least well."""
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -31,9 +30,7 @@ def reference_cell(cells: list[dict[Any, Any]]) -> Mapping[Any, Any] | None:
 
 def as_written(cells: pd.DataFrame) -> "pd.Series[bool]":
     """Which cells are computed as in the blog's script, in fp32 or tf32, whichever PyTorch takes by default."""
-    # A table holds a missing number as NaN.
-    written = {axis: [None, math.nan] if value is None else [value] for axis, value in vars(AS_WRITTEN).items()}
-    written["precision"] = ["fp32", "tf32"]
+    written = {axis: [value] for axis, value in vars(AS_WRITTEN).items()} | {"precision": ["fp32", "tf32"]}
     return pd.DataFrame({axis: cells[axis].isin(values) for axis, values in written.items()}).all(axis="columns")
 
 
