@@ -128,7 +128,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(tmp_path):
     done = compare("--dry-run", "--repeats", "2", "--results-dir", str(tmp_path / "out"))
     assert done.returncode == 0
     assert "Would run 12 trials: 6 settings x 2 repeats, 2 processes" in done.stdout
-    assert done.stdout.count(" tuned ") == done.stdout.count(" blog ") == 3, done.stdout  # one line per setting
+    assert done.stdout.count("  tuned  ") == done.stdout.count("  blog  ") == 3, done.stdout  # one line per setting
     assert "Predicted duration: not known until" in done.stdout
     assert not (tmp_path / "out").exists()
 

@@ -1,10 +1,12 @@
 """What is told before the first trial, and after the last."""
 
 import dataclasses
+import io
 from types import SimpleNamespace
 
 import pandas as pd
 import pytest
+from rich.console import Console
 from samples import A100, LAPTOP
 
 from rresnet import grid
@@ -134,6 +136,14 @@ def test_a_predicted_duration_counts_the_start_of_processes_and_of_their_workers
     monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", predicted)
     monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
     assert f"Predicted duration: {told} from start to end, from" in planning._prediction(planned, settings)
+
+
+def test_a_dry_run_tells_recipes_apart_that_differ_in_what_is_no_flag(tmp_path, monkeypatch):
+    monkeypatch.setitem(grid.RECIPES, "half", lambda device, hardware: grid.Axes(input="resident", small_maps="linear"))
+    settings = Settings(device=("cpu",), recipe=("tuned", "half"), batch_size=(8,), results_dir=str(tmp_path))
+    out = io.StringIO()
+    planning.show(planning.plan(settings, grid.cells, LAPTOP), settings, Console(file=out, width=140))
+    assert "cpu half is input resident, small maps linear\n" in out.getvalue()
 
 
 def test_a_duration_is_not_predicted_from_other_work(monkeypatch):

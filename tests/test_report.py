@@ -210,7 +210,7 @@ def test_the_headline_over_several_runs_is_what_is_fastest(tmp_path):
     prices = ["cpu=3.60 EUR/h", "NVIDIA A100=4 EUR/h"]
     page, _, _ = made(tmp_path, write(tmp_path / "a", two()), later, prices=prices)
     assert page.text.index("Fastest: ") < page.text.index("Over all runs and machines") < page.text.index("Cheapest: ")
-    assert page.text.index("Over all runs and machines") < page.text.index("No trial fits the price")
+    assert page.text.index("Over all runs and machines") < page.text.index("No trial takes the price")
 
 
 def test_a_run_and_a_copy_of_its_folder_are_one_whatever_their_order(tmp_path):
@@ -305,7 +305,7 @@ def test_prices_may_be_given_one_flag_each(tmp_path, capsys):
     assert command.main(["report", str(write(tmp_path / "a", two())), *flags]) == 0
     page = Page((tmp_path / "out" / "index.html").read_text()).text
     assert "Price: cpu 3.60 EUR an hour." in page
-    assert "No trial fits the price given for: gpu." in page
+    assert "No trial takes the price given for: gpu." in page
 
 
 def test_only_the_newest_runs_have_figures(tmp_path, monkeypatch):

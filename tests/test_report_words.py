@@ -69,7 +69,7 @@ def test_whether_compiling_pays_is_told(tmp_path):
 
 def test_prices_that_fit_nothing_are_named_and_not_told_as_used(tmp_path):
     page, _, _ = made(tmp_path, write(tmp_path / "a", two()), prices=["cpu=0.125 EUR/h", "NVIDA A100=4 EUR/h"])
-    assert "No trial fits the price given for: NVIDA A100." in page.text
+    assert "No trial takes the price given for: NVIDA A100." in page.text
     assert "Price: cpu 0.125 EUR an hour." in page.text
     assert "Price: NVIDA" not in page.text
 

@@ -175,7 +175,7 @@ def show(planned: Plan, settings: Settings, console: Console) -> None:
         print_table(console, table, left=words, broken="feasible")
     same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
     say(console, f"In all of them: {', '.join(same)}.")
-    say(console, _prediction(planned, settings))
+    say(console, [*_recipe_lines(planned), _prediction(planned, settings)])
 
 
 def _place(cell: Cell) -> tuple[Any, ...]:

@@ -70,7 +70,7 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     verdicts = decision.verdicts(trials, prices)
     wanted = verdicts if len(own) > 1 else [verdict for verdict in verdicts if verdict.question != "fastest"]
     unused = [price.what for price in prices if price not in used(trials, prices)]
-    told = [f"No trial fits the price given for: {', '.join(unused)}."] if unused else []
+    told = [f"No trial takes the price given for: {', '.join(unused)}."] if unused else []
     return [*(verdict.sentence() for verdict in wanted), *told]
 
 
