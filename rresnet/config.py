@@ -62,7 +62,7 @@ _RESULTS = Must("must be a folder or a URL such as s3://BUCKET/FOLDER", lambda v
 
 @dataclass(frozen=True, kw_only=True)
 class How:
-    """How each trial of a run is to be measured."""
+    """How each trial of a run is to be measured: those of the settings that its process has to know."""
 
     seconds: float
     timeout_seconds: float | None = None  # None: the default of the trial's kind

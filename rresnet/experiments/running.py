@@ -3,7 +3,7 @@
 import contextlib
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -127,12 +127,7 @@ def _sweep(
     return Sweep(
         machines=setup.machines,
         data=ray.put(setup.images),
-        how=How(
-            seconds=settings.seconds,
-            timeout_seconds=settings.timeout_seconds,
-            profile=settings.profile,
-            save_model=settings.save_model,
-        ),
+        how=How(**{field.name: getattr(settings, field.name) for field in fields(How)}),
         writer=writer,
         progress=progress,
         stop_asked=setup.stop_asked,
