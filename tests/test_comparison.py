@@ -121,6 +121,23 @@ def test_rows_of_unlike_data_are_no_pair():
     assert pairing.ratio(table, TUNED.cell_id, BLOG.cell_id).count == 2
 
 
+def test_the_ratios_to_all_others_at_once_are_those_of_each_two():
+    """In two runs: a setting that lacks repeats, one that never ended ok, and environments that are mixed."""
+    larger, failing, rng = replace(TUNED, batch_size=128), replace(TUNED, batch_size=256), np.random.default_rng(0)
+    cells = [(cell, rng.uniform(100, 200, 8).tolist()) for cell in (BLOG, TUNED)]
+    one = trials(*cells, (larger, [150.0, 151.0] * 4))
+    mixed = trials(*cells, (larger, [None, 160.0, 161.0, 165.0]), run_id="r2")
+    mixed = mixed.assign(torch_version=rng.choice(["2.11", "2.15"], len(mixed)))
+    table = pd.concat([one, mixed, trials((failing, [300.0] * 8), status="error")])
+    others = [TUNED.cell_id, larger.cell_id]
+    assert pairing.ratios(table, None, BLOG.cell_id) == {
+        other: pairing.ratio(table, other, BLOG.cell_id) for other in others
+    }
+    assert pairing.ratios(table, BLOG.cell_id, None) == {
+        other: pairing.ratio(table, BLOG.cell_id, other) for other in others
+    }
+
+
 def test_a_machines_noise_is_not_another_ones():
     rng = np.random.default_rng(0)
     quiet = trials((BLOG, [100.0] * 6), (TUNED, list(130.0 + rng.normal(0, 1, 6))), hostname="quiet")

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 from samples import make_cell
 
-from rresnet.analysis import comparison
+from rresnet.analysis import comparison, pairing
 from rresnet.analysis.load import quiet_and_loaded
 from rresnet.quality import states
 from rresnet.tables.measurement import TRIALS
@@ -61,9 +61,14 @@ def test_one_odd_repeat_is_noise():
     assert states.slow_repeats(run([FAST] * 11 + [SLOW], [1.3] * 12)) == set()
 
 
+def by_state(trials):
+    pairs = pairing.paired(trials, TUNED.cell_id, BLOG.cell_id)
+    return quiet_and_loaded(pairs, slow=states.slow_repeats(trials))
+
+
 def test_the_ratio_is_told_apart_by_state_where_it_depends_on_it():
     trials = run([FAST] * 8 + [SLOW] * 4, [1.35] * 8 + [1.16] * 4)
-    quiet, loaded = quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials))
+    quiet, loaded = by_state(trials)
     assert quiet.estimate == pytest.approx(1.35, rel=0.01)
     assert loaded.estimate == pytest.approx(1.16, rel=0.01)
     assert (quiet.count, loaded.count) == (8, 4)
@@ -71,13 +76,13 @@ def test_the_ratio_is_told_apart_by_state_where_it_depends_on_it():
 
 def test_the_load_flags_tell_the_state_too():
     trials = run([FAST] * 12, [1.35] * 6 + [1.16] * 6, flags={repeat: ["foreign_load"] for repeat in range(6, 12)})
-    _, loaded = quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials))
+    _, loaded = by_state(trials)
     assert loaded.count == 6
 
 
 def test_a_ratio_that_does_not_depend_on_the_state_is_not_split():
     trials = run([FAST] * 8 + [SLOW] * 4, [1.3] * 12)
-    assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
+    assert by_state(trials) is None
 
 
 def test_what_the_two_intervals_allow_for_is_no_difference():
@@ -88,7 +93,7 @@ def test_what_the_two_intervals_allow_for_is_no_difference():
         for _ in range(40):
             logs = 0.03 * random.standard_normal(24) + np.repeat([difference, 0.0], 12)
             trials = run([FAST] * 24, np.exp(logs), flags=flags)
-            told += quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=set()) is not None
+            told += by_state(trials) is not None
         found.append(told)
     assert found[0] <= 2  # expected where there is no difference: 0.3
     assert found[1] >= 22  # expected where there is: 32
@@ -96,7 +101,7 @@ def test_what_the_two_intervals_allow_for_is_no_difference():
 
 def test_two_loaded_repeats_prove_nothing():
     trials = run([FAST] * 12, [1.35] * 10 + [1.16] * 2, flags={10: ["steal"], 11: ["steal"]})
-    assert quiet_and_loaded(trials, TUNED.cell_id, BLOG.cell_id, slow=states.slow_repeats(trials)) is None
+    assert by_state(trials) is None
 
 
 def test_rows_without_a_canary_have_no_state():

@@ -34,12 +34,14 @@ class Answer:
 
     def __init__(self, trials: pd.DataFrame) -> None:
         self._trials, self._floors = trials, comparison.noise_floors(trials)
+        self._over = functools.cache(lambda cell_id: pairing.ratios(trials, cell_id, None))
         by_rate = rates.by_cell(trials).sort_values("images_per_second", ascending=False, na_position="last")
         self.cells: list[dict[Any, Any]] = by_rate.to_dict("records")
         self._reference = reference = ranking.reference_cell(self.cells)
         self._measured = [cell for cell in self.cells if cell["repeats"] and not cell["copy"]]
+        to_reference = pairing.ratios(trials, None, reference["cell_id"]) if reference else {}
         for cell in self.cells:
-            ratio = self._ratio(cell, reference) if reference and cell["repeats"] and cell is not reference else None
+            ratio = comparison.with_floor(to_reference.get(cell["cell_id"]), self._floors, cell, reference or cell)
             cell |= {
                 "setting": name(cell, self.cells),
                 **columns("speedup", ratio),
@@ -49,7 +51,7 @@ class Answer:
             }
 
     def _ratio(self, cell: Mapping[Any, Any], other: Mapping[Any, Any]) -> Interval | None:
-        return comparison.ratio(self._trials, cell, other, self._floors)
+        return comparison.with_floor(self._over(cell["cell_id"]).get(other["cell_id"]), self._floors, cell, other)
 
     @functools.cached_property
     def _first_two(self) -> tuple[dict[Any, Any], dict[Any, Any]]:
@@ -140,10 +142,11 @@ class Answer:
         told = ", ".join(map(str, sorted({repeat for _, _, repeat in slow})))
         changed = [f"The machine changed: its canary was slow in the rows with repeat {told}."] if slow else []
         lines = [*pairing.unlike_machines(trials), *pairing.mixed(trials), *changed]
+        if reference is None:
+            return lines
+        pairs = pairing.paired(trials, None, reference["cell_id"]).groupby("cell_id")
         for cell in self.cells:
-            if reference is None or cell["speedup"] is None:
-                continue
-            sides = load.quiet_and_loaded(trials, cell["cell_id"], reference["cell_id"], slow=slow)
+            sides = cell["speedup"] and load.quiet_and_loaded(pairs.get_group(cell["cell_id"]), slow=slow)
             if sides:
                 quiet, loaded = (ratio_text(one.estimate, one.low, one.high) for one in sides)
                 which = f"{cell['setting']} over {reference['setting']}"

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rresnet.analysis import alike, pairing
+from rresnet.analysis import alike
 from rresnet.analysis.frames import same, with_all_axes, without_probes
 from rresnet.analysis.pairing import in_series, side_by_side
 from rresnet.analysis.ranking import as_written
@@ -238,12 +238,9 @@ def _noise_floor(ratios: pd.DataFrame) -> float:
     return math.expm1(max(*logs, scatter))
 
 
-def ratio(
-    trials: pd.DataFrame, cell: Mapping[Any, Any], reference: Mapping[Any, Any], floors: Mapping[str, float]
-) -> Interval | None:
-    """The paired ratio of two cells of `rates.by_cell`, with the noise floor of their devices; None without a pair."""
-    found = pairing.ratio(trials, cell["cell_id"], reference["cell_id"])
-    return found and replace(found, floor=floor_of(*(floors.get(one["device"]) for one in (cell, reference))))
+def with_floor(ratio: Interval | None, floors: Mapping[str, float], *cells: Mapping[Any, Any]) -> Interval | None:
+    """The ratio of two cells of `rates.by_cell`, if there is one, with the noise floor of their devices."""
+    return ratio and replace(ratio, floor=floor_of(*(floors.get(cell["device"]) for cell in cells)))
 
 
 def floor_of(*sides: float | None) -> float | None:

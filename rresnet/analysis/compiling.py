@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import answer, comparison, frames, rates
+from rresnet.analysis import answer, comparison, frames, pairing, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
 from rresnet.terminal import duration
@@ -24,7 +24,8 @@ def summary(trials: pd.DataFrame) -> list[str]:
         if others:
             other = max(others, key=lambda cell: cell["images_per_second"])
             setting = answer.name(compiled, [cell | {"execution": "compile"} for cell in cells])
-            told = _comparison(ok, compiled, other, comparison.ratio(ok, compiled, other, floors))
+            paired = pairing.ratio(ok, compiled["cell_id"], other["cell_id"])
+            told = _comparison(ok, compiled, other, comparison.with_floor(paired, floors, compiled, other))
             lines.append(f"{setting}, compiled over {other['execution']}: {told}.")
     return lines
 

@@ -3,6 +3,7 @@
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from typing import Any, Literal, get_args
 
 import pandas as pd
@@ -117,18 +118,19 @@ _MEASURES: dict[Question, _Measure] = {
 
 def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, Any]], task: str | None) -> Verdict:
     measure = _MEASURES[question]
-    valued = functools.cache(lambda number: _valued(trials, ranked[number], measure))
-    floors = [comparison.noise_floors(_at(trials, cell)).get(cell["device"]) for cell in ranked]
+    valued = [_valued(trials, cell, measure) for cell in ranked]
+    every = pd.concat(valued)
+    ratios = functools.cache(lambda one: pairing.ratios(_at(every, _where(ranked[one])), ranked[one]["cell_id"], None))
+    floors_at = functools.cache(lambda *where: comparison.noise_floors(_at(trials, where)))
+    floors = [floors_at(*_where(cell)).get(cell["device"]) for cell in ranked]
 
     def paired(one: int, other: int) -> Interval | None:
         if not all(frames.same(ranked[one][c], ranked[other][c]) for c in alike.AVERAGED):
             return None
-        return pairing.ratio(
-            pd.concat([valued(one), valued(other)]), *(ranked[number]["cell_id"] for number in (one, other))
-        )
+        return ratios(one).get(ranked[other]["cell_id"])
 
     def ratio(one: int, other: int) -> Interval:
-        found = paired(one, other) or unpaired.ratio(valued(one), valued(other))
+        found = paired(one, other) or unpaired.ratio(valued[one], valued[other])
         return replace(found, floor=comparison.floor_of(floors[one], floors[other]))
 
     first, second = ranking.first_two(ranked, ratio) if len(ranked) > 1 else (0, None)
@@ -152,14 +154,16 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
 
 def _valued(trials: pd.DataFrame, cell: Mapping[Any, Any], measure: _Measure) -> pd.DataFrame:
     """The cell's ok rows, with the measure's worth in place of the rate."""
-    of_cell = _at(trials, cell)
-    ok = of_cell[(of_cell["cell_id"] == cell["cell_id"]) & (of_cell["status"] == "ok")]
+    ok = _at(trials[(trials["cell_id"] == cell["cell_id"]) & (trials["status"] == "ok")], _where(cell))
     valued: pd.DataFrame = ok.assign(images_per_second=measure.worth(ok, cell)).dropna(subset=["images_per_second"])
     return valued
 
 
-def _at(trials: pd.DataFrame, cell: Mapping[Any, Any]) -> pd.DataFrame:
-    """The trials that may be averaged with the cell's: those that agree with it in `alike.AVERAGED`."""
-    for column in alike.AVERAGED:
-        trials = trials.loc[trials[column].isna() if pd.isna(cell[column]) else trials[column] == cell[column]]
+_where = itemgetter(*alike.AVERAGED)  # of a cell: in what the trials agree that may be averaged with its own
+
+
+def _at(trials: pd.DataFrame, where: Sequence[Any]) -> pd.DataFrame:
+    """The trials with these values of `alike.AVERAGED`."""
+    for column, value in zip(alike.AVERAGED, where, strict=True):
+        trials = trials.loc[trials[column].isna() if pd.isna(value) else trials[column] == value]
     return trials

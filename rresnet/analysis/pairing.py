@@ -1,5 +1,7 @@
 """Pairs: rows of two cells that ran right after one another, their ratio, and how well it is known."""
 
+from typing import Any
+
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
@@ -12,22 +14,32 @@ APART_SECONDS = 600.0  # between rows that two commands measured: after longer, 
 
 def ratio(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> Interval | None:
     """The paired ratio of two cells' images a second, or None when no repeat holds both."""
+    return ratios(trials, cell_id, reference_cell_id).get(cell_id)
+
+
+def ratios(trials: pd.DataFrame, cell_id: str | None, reference_cell_id: str | None) -> dict[str, Interval]:
+    """What `ratio` gives for a cell and each of the others, for which None stands; by their ids, if they have pairs."""
     pairs = paired(trials, cell_id, reference_cell_id)
-    return None if pairs.empty else repeats_interval(pairs["ratio"], pairs)
+    return intervals(pairs["ratio"], pairs, "cell_id" if reference_cell_id else "cell_id_reference")
 
 
-def paired(trials: pd.DataFrame, cell_id: str, reference_cell_id: str) -> pd.DataFrame:
+def paired(trials: pd.DataFrame, cell_id: str | None, reference_cell_id: str | None) -> pd.DataFrame:
     """Pair the ok rows of two cells: one row for each repeat that holds both, in environments that are alike.
 
+    One of the two may be None, which stands for all other cells; that takes hardly longer than a single one.
+
     Returns, besides the columns of the environment:
-        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and for each side `process`,
+        `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and for each side `cell_id`, `process`,
         `images_per_second`, `quality_flags`, `started_at` and `command_started_at` (the second side's with the suffix
         `_reference`).
     """
     ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
-    wanted = [*alike.PAIRED, "process", "images_per_second", "quality_flags", *times]
+    wanted = [*alike.PAIRED, "cell_id", "process", "images_per_second", "quality_flags", *times]
     there = [c for c in (*wanted, "model", "environment_fingerprint", *alike.COMPARED) if c in trials]
-    one, other = (trials.loc[ok & (trials["cell_id"] == of), there] for of in (cell_id, reference_cell_id))
+    one, other = (
+        trials.loc[ok & (trials["cell_id"] == cell if cell else trials["cell_id"] != its_other), there]
+        for cell, its_other in ((cell_id, reference_cell_id), (reference_cell_id, cell_id))
+    )
     keys = [column for column in (*alike.PAIRED, "dataset_fingerprint") if column in trials]
     pairs = _comparable(side_by_side(one.merge(other, on=keys, suffixes=("", "_reference"))))
     return pairs.assign(ratio=pairs["images_per_second"] / pairs["images_per_second_reference"])
@@ -84,11 +96,15 @@ def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:
     return pairs[~(another & ((started[0] - started[1]).abs() > pd.Timedelta(seconds=APART_SECONDS)))]
 
 
-def repeats_interval(
-    values: "pd.Series[float]", rows: pd.DataFrame, level: float = 0.95, drift_limit: float = DRIFT_LIMIT
-) -> Interval:
-    """The geometric mean of `values`, one for each of `rows`, with its interval over repeats."""
-    return log_mean_interval(in_order(values, *in_series(rows)), level, drift_limit=drift_limit)
+def intervals(
+    values: "pd.Series[float]", rows: pd.DataFrame, by: Any, level: float = 0.95, drift_limit: float = DRIFT_LIMIT
+) -> dict[Any, Interval]:
+    """For each group of `rows`, by its key: the geometric mean of their `values` with its interval over repeats."""
+    of_row = [values.to_numpy(), *in_series(rows)]
+    return {
+        key: log_mean_interval(in_order(*(of[at] for of in of_row)), level, drift_limit=drift_limit)
+        for key, at in rows.groupby(by).indices.items()
+    }
 
 
 def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:

@@ -52,7 +52,7 @@ def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int],
     while True:
         rivals = (n for n in range(len(cells)) if n != first and n not in beaten)
         gaps = (n for n in rivals if min(cells[n]["repeats"], cells[first]["repeats"]) < most)
-        better = (n for n in gaps if (ratio := ratio_of(n, first)) and ratio.low is not None and ratio.low > 1)
+        better = (n for n in gaps if (ratio := ratio_of(first, n)) and ratio.high is not None and ratio.high < 1)
         found = next(better, None)
         if found is None:
             break
@@ -75,10 +75,7 @@ def widest(trials: pd.DataFrame) -> tuple[float, Series] | None:
     reference = reference_cell(cells)
     if reference is None:
         return None
-    found = []
-    for cell in cells:
-        pairs = pairing.paired(trials, cell["cell_id"], reference["cell_id"])
-        if cell["cell_id"] != reference["cell_id"] and len(pairs) >= MINIMUM_REPEATS:
-            series = pairing.series_of(pairs)
-            found.append((log_mean_interval(series).reach or 0.0, series))
-    return max(found, key=lambda one: one[0], default=None)
+    pairs = pairing.paired(trials, None, reference["cell_id"]).groupby("cell_id")
+    found = [pairing.series_of(of_cell) for _, of_cell in pairs if len(of_cell) >= MINIMUM_REPEATS]
+    reaches = ((log_mean_interval(series).reach or 0.0, series) for series in found)
+    return max(reaches, key=lambda one: one[0], default=None)

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import pandas as pd
 
 from rresnet.analysis.frames import with_all_axes
-from rresnet.analysis.pairing import in_series
-from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, in_order, log_mean_interval
+from rresnet.analysis.pairing import intervals
+from rresnet.analysis.statistics import RATE_DRIFT_LIMIT
 from rresnet.cell import CELL_COLUMNS, Cell
 
 
@@ -29,12 +29,8 @@ def by_cell(trials: pd.DataFrame) -> pd.DataFrame:
 
 def _rate_intervals(ok: pd.DataFrame) -> pd.DataFrame:
     """For each cell, the mean of its rates with its interval, and how many repeats entered."""
-    values, (repeats, processes, times) = ok["images_per_second"].to_numpy(), in_series(ok)
-    rows = {}
-    for cell_id, at in ok.groupby("cell_id").indices.items():
-        series = in_order(values[at], repeats[at], processes[at], times[at])
-        found = log_mean_interval(series, drift_limit=RATE_DRIFT_LIMIT)
-        rows[cell_id] = (found.estimate, found.low, found.high, found.count)
+    found = intervals(ok["images_per_second"], ok, "cell_id", drift_limit=RATE_DRIFT_LIMIT)
+    rows = {cell_id: (rate.estimate, rate.low, rate.high, rate.count) for cell_id, rate in found.items()}
     columns = ["images_per_second", "low", "high", "repeats"]
     return pd.DataFrame.from_dict(rows, orient="index", columns=columns, dtype="float64")
 

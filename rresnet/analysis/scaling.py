@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
-from rresnet.analysis import answer, comparison, frames, rates
+from rresnet.analysis import answer, comparison, frames, pairing, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
 from rresnet.terminal import counted, number, percent, significant
@@ -49,7 +49,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
         setting = answer.name(base, [cell | alike for cell in cells])
         for kind, of_kind in _kinds(base, series).items():
             for cell in of_kind:
-                ratio = comparison.ratio(ok, cell, base, floors)
+                ratio = comparison.with_floor(pairing.ratio(ok, cell["cell_id"], base["cell_id"]), floors, cell, base)
                 point = _point(base, cell, ratio, *seconds.loc[cell["cell_id"]])
                 rows.append({"kind": kind, "setting": setting, **point})
     order = ["kind", "device", "recipe", "precision", "base_batch_size", "setting", "num_nodes", "num_workers"]

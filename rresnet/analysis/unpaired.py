@@ -6,8 +6,9 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import alike, comparison, frames, pairing
-from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, independent_ratio
+from rresnet.analysis import alike, comparison, frames
+from rresnet.analysis.pairing import in_series
+from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, in_order, independent_ratio, log_mean_interval
 from rresnet.cell import CELL_COLUMNS
 
 _ONE_MACHINE = (
@@ -23,7 +24,8 @@ def ratio(rows: pd.DataFrame, reference: pd.DataFrame, level: float = 0.95) -> I
     `statistics` combines the two.
     """
     one, other = (
-        pairing.repeats_interval(side["images_per_second"], side, level, RATE_DRIFT_LIMIT) for side in (rows, reference)
+        log_mean_interval(in_order(side["images_per_second"], *in_series(side)), level, drift_limit=RATE_DRIFT_LIMIT)
+        for side in (rows, reference)
     )
     return independent_ratio(one, other)
 
