@@ -35,6 +35,7 @@ def test_the_ratio_of_two_means_takes_both_widths():
     found = independent_ratio(one, other)
     assert (found.estimate, found.count) == (2.0, 6)
     assert (found.low, found.high) == (pytest.approx(2 / math.exp(0.5)), pytest.approx(2 * math.exp(0.5)))
+    assert found.bounds == (found.low, found.high)
     back = independent_ratio(other, one)
     assert back.low == pytest.approx(1 / found.high)
     unbounded = Interval(estimate=0.5, low=None, high=None, count=2)
