@@ -202,6 +202,19 @@ def test_a_trial_that_is_run_again_leaves_nothing_of_the_time_before(tmp_path):
     assert len(pd.read_parquet(tmp_path / "windows")) == 1
 
 
+def test_a_trial_that_is_written_twice_by_one_command_has_one_row(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "TRIALS_PER_PART", 2)
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        for repeat, rate in ((0, 1.0), (1, 1.0), (2, 1.0), (2, 2.0), (0, 2.0)):  # in the open part, and in a full one
+            writer.write(*rows_of_trial(run, repeat, images_per_second=rate))
+            writer.flush()
+    found = pd.read_parquet(tmp_path / "trials").sort_values("repeat")
+    assert found["images_per_second"].tolist() == [2.0, 1.0, 2.0]
+    assert len(pd.read_parquet(tmp_path / "windows")) == 3
+    assert not (tmp_path / "epochs").exists()  # of which no trial has any
+
+
 def test_runs_of_the_same_trials_hide_nothing_of_each_other(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "TRIALS_PER_PART", 2)
     for run in (make_run(), make_run(run_id="r2"), make_run(run_id="r3.party")):

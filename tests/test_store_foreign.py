@@ -48,6 +48,16 @@ def test_files_of_each_version_are_read(folder, tmp_path):
     assert len(rresnet.speedup(tables.trials, over="batch_size", reference=1)) == 3
 
 
+def test_texts_that_another_library_has_stored_as_large_ones_are_read(written):
+    before = rresnet.read(written).trials
+
+    def large(field):
+        return field.with_type(pa.large_string()) if field.type == pa.string() else field
+
+    rewrite(written / "trials" / "r1.parquet", lambda table: table.cast(pa.schema(map(large, table.schema))))
+    assert rresnet.read(written).trials.equals(before)
+
+
 def test_a_newer_version_is_refused_by_its_number(written):
     metadata = {b"rresnet_schema_version": str(SCHEMA_VERSION + 1).encode()}
     rewrite(written / "trials" / "r1.parquet", lambda table: table.replace_schema_metadata(metadata))

@@ -148,14 +148,9 @@ def _conform(table: pa.Table, schema: pa.Schema) -> pa.Table:
     if lacking := [name for name in TRIAL_KEY if name not in table.column_names or table[name].null_count]:
         raise pa.ArrowInvalid(f"not every row has a {' and a '.join(lacking)}")
     there = set(table.column_names)
-    columns = [
-        _column(table[f.name] if f.name in there else pa.chunked_array([pa.nulls(len(table), f.type)]), f)
-        for f in schema
-    ]
-    return pa.table(columns, schema=schema)
-
-
-def _column(column: "pa.ChunkedArray[Any]", field: "pa.Field[Any]") -> "pa.ChunkedArray[Any]":
-    """A column as the schema has it."""
-    column = column if column.type == field.type else column.cast(field.type)
-    return column.fill_null(DEFAULTS[field.name]) if field.name in DEFAULTS and column.null_count else column
+    columns = [table[f.name] if f.name in there else pa.nulls(table.num_rows, f.type) for f in schema]
+    found = pa.table(columns, schema=schema)  # casts them
+    for number, field in enumerate(schema):
+        if field.name in DEFAULTS and found[number].null_count:
+            found = found.set_column(number, field, found[number].fill_null(DEFAULTS[field.name]))
+    return found
