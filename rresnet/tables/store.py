@@ -39,25 +39,21 @@ class _TableWriter:
             self._part_of |= dict.fromkeys(map(str, rows["trial_id"].to_pylist()), number)
         self._open = max(self._part_of.values(), default=0)  # number of the part that new trials go to
         self._parts: dict[int, pa.Table] = {}  # the open part, and others that are to be written
-        self._changed: set[int] = set()
+        self._new: dict[int, dict[str, pa.Table]] = {}  # of each part that is to be written: trial id -> its new rows
 
     def add(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add all rows of a trial, in place of any that it had; there may be none."""
-        again = trial_id in self._part_of
-        if not (rows or again):
-            return
-        number = self._part_of.setdefault(trial_id, self._open)
-        part = self._part(number)
-        if again:
-            part = part.filter(pc.not_equal(part["trial_id"], pa.scalar(trial_id)))
-        self._parts[number] = pa.concat_tables([part, pa.Table.from_pylist(rows, schema=self.schema)])
-        self._changed.add(number)
+        if rows or trial_id in self._part_of:
+            number = self._part_of.setdefault(trial_id, self._open)
+            self._new.setdefault(number, {})[trial_id] = pa.Table.from_pylist(rows, schema=self.schema)
 
     def flush(self) -> None:
-        for number in sorted(self._changed):
-            self._parts[number] = self._parts[number].combine_chunks()
+        for number, trials in sorted(self._new.items()):
+            part = self._part(number)
+            others = part.filter(pc.invert(pc.is_in(part["trial_id"], pa.array(trials, pa.string()))))
+            self._parts[number] = pa.concat_tables([others, *trials.values()]).combine_chunks()
             self._write(number, self._parts[number])
-        self._changed.clear()
+        self._new.clear()
         if len(pc.unique(self._part(self._open)["trial_id"])) >= TRIALS_PER_PART:
             self._open += 1
         self._parts = {self._open: self._part(self._open)}
