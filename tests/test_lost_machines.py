@@ -12,6 +12,7 @@ from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import ClusterLostError
 from rresnet.runner.events import TrialProcess
 from rresnet.runner.lane import Lane
+from rresnet.tables.measurement import Measurement, Record
 
 
 class Mortal(FakeLane):
@@ -141,8 +142,9 @@ def test_whatever_becomes_of_a_trial_the_attempt_that_a_machine_died_with_counts
     agenda.lose(trial)
     sweep = SimpleNamespace(record=lambda trial, record, attempt: attempts.append(attempt), how=How(seconds=1))
     lane = Lane(sweep, FakeMachine(node_id="a", hardware=LAPTOP), agenda)
-    lane.died(TrialProcess(lane, attempt=1), trial, "has died", 0.0)
-    lane.evicted(TrialProcess(lane, attempt=2), trial, "OutOfMemoryError")
+    lane.ended(TrialProcess(lane, attempt=1), trial, Record(measurement=Measurement(status="killed")), alone=False)
+    starved = Record(measurement=Measurement(status="out_of_memory"))
+    lane.ended(TrialProcess(lane, attempt=2), trial, starved, alone=True)
     assert attempts == [2, 3]
 
 

@@ -1,6 +1,7 @@
 """A trial process as the driver knows it: turns Tune's events about it into calls of the lane."""
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,6 +10,8 @@ from ray import tune
 from ray.air._internal import usage
 
 from rresnet.cell import Trial
+from rresnet.runner.failures import death
+from rresnet.tables.measurement import Measurement, Record
 
 if TYPE_CHECKING:
     from rresnet.runner.lane import Lane
@@ -49,11 +52,6 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         """Whether the kernel has killed a process of the machine for want of memory since the trial began."""
         return self._lane.machine.kills_for_memory() > self._kills
 
-    @property
-    def output_tail(self) -> str | None:
-        """The end of what the process has printed; None where that is not known."""
-        return self._lane.machine.output_tail(self._process_id)
-
     def on_step_begin(self, iteration: int, trials: Any, **info: Any) -> None:
         """Check whether the run is to end, the machine is gone, or the process no longer gives a sign of life."""
         self._lane.check()
@@ -82,7 +80,7 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         if "outcome" in result:
             self._ended = trial.planned
             record, alone = result["outcome"]
-            self._lane.reported(self, trial.planned, record, alone)
+            self._lane.ended(self, trial.planned, record, alone=alone)
         elif "process_id" in result:
             self._started, self._process_id = time.monotonic(), result["process_id"]
         elif "workers_to_start" in result:
@@ -96,9 +94,14 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         if trial.planned is self._ended:  # it had its row; the process was ended on purpose
             return
         self._ended = trial.planned
-        if self._silent:
-            self._lane.silent(self, trial.planned, self._silent)
-            return
-        elapsed = time.monotonic() - self._started if self._started else 0.0
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        self._lane.died(self, trial.planned, text, elapsed)
+        self._lane.ended(self, trial.planned, self.death(text), alone=self.attempt > 1)
+
+    def death(self, text: str) -> Record:
+        """What is known of the trial with which the process has ended; `text` is Ray's account of it."""
+        assert self.begun is not None
+        elapsed = time.monotonic() - self._started if self._started else 0.0
+        found = death(text, elapsed, self._lane.sweep.how.process_limit_seconds(self.begun.cell))
+        if self._silent:
+            found = Measurement(status="timeout", error_type="TimeoutError", error_message=self._silent)
+        return Record(measurement=replace(found, output_tail=self._lane.machine.output_tail(self._process_id)))

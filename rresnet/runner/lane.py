@@ -1,7 +1,6 @@
 """One machine's trials, one after another in its trial processes, through Ray Tune."""
 
 import logging
-import math
 import time
 from collections import deque
 from collections.abc import Collection
@@ -17,7 +16,6 @@ from rresnet.config import How
 from rresnet.runner import layout, machines
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.events import TrialProcess
-from rresnet.runner.failures import death
 from rresnet.runner.handout import AsGiven, Handout
 from rresnet.runner.machines import Machine
 from rresnet.tables.measurement import Measurement, Record
@@ -29,9 +27,10 @@ if TYPE_CHECKING:
 logging.getLogger("ray.tune.tune").setLevel(logging.CRITICAL)  # a failed trial is a row, and is told as one
 ALIVE_SECONDS = 1.0  # between checks that the machine is still there
 DEATH_SECONDS = 60.0  # within which a machine answers, or Ray finds out that it is gone
-KILLED_FOR_MEMORY = (
-    "OutOfMemoryError: the kernel ended a process of the trial because the machine, or its part of it, ran out of "
-    "memory"
+KILLED_FOR_MEMORY = Measurement(
+    status="out_of_memory",
+    error_type="OutOfMemoryError",
+    error_message="the kernel ended a process of the trial because the machine, or its part of it, ran out of memory",
 )
 
 
@@ -84,7 +83,7 @@ class Lane:
 
     def _measure(self, trials: deque[Trial], process: int | None = None, attempt: int = 1) -> None:
         """Run trials, and what the plan has in `process`, in a fresh process; if it ends early, the rest in another."""
-        while not self.lost and self._any(trials, process):
+        while not self.lost and self._has_next(trials, process):
             self._measure_in(TrialProcess(self, attempt), trials, process)
         if trials is not self._waiting:
             self._waiting.extendleft(trials)  # the machine is lost
@@ -100,11 +99,11 @@ class Lane:
             The next process has other workers, and room.
             """
             over = self.lost or fresh.ended or (groups and self._nodes() != nodes)
-            return trials.popleft() if not over and self._any(trials, process) else None
+            return trials.popleft() if not over and self._has_next(trials, process) else None
 
         def config(trial: Trial) -> dict[str, Any]:
             """What the process is told: where the trial's workers are, the groups, and when to let these go."""
-            is_last = bool(groups) and not self._any(trials, process)
+            is_last = bool(groups) and not self._has_next(trials, process)
             return {"trial": trial, "nodes": layout.placement(trial.cell, nodes), "groups": groups, "is_last": is_last}
 
         handout = Handout(next_trial, config)
@@ -115,7 +114,7 @@ class Lane:
             if handout.given and handout.given is not fresh.begun:  # handed out, but never begun
                 trials.appendleft(handout.given)
 
-    def _any(self, trials: deque[Trial], process: int | None) -> bool:
+    def _has_next(self, trials: deque[Trial], process: int | None) -> bool:
         """Whether there is a trial to run; those before it that are known not to run get their rows."""
         while trials or (process is not None and self._take(process)):
             measurement = self._known_not_to_run(trials[0].cell)
@@ -138,7 +137,7 @@ class Lane:
                 self._lose(running)
         elif isinstance(error.__cause__, ray.exceptions.OutOfMemoryError) and process.begun:
             if running:  # Tune gives up when Ray's memory monitor ends a process
-                self.evicted(process, running, str(error.__cause__))
+                self.ended(process, running, process.death(str(error.__cause__)), alone=process.attempt > 1)
         else:
             raise error
 
@@ -192,49 +191,32 @@ class Lane:
             return Measurement(status="killed", error_type="NodeDiedError", error_message=reason)
         return None
 
-    def reported(self, process: TrialProcess, trial: Trial, record: Record, alone: bool) -> None:
-        """Handle what became of a trial; `alone` says whether it ran with nothing hot beside it."""
-        for name, content in record.files.items():
+    def ended(self, process: TrialProcess, trial: Trial, found: Record, *, alone: bool) -> None:
+        """Record what became of a trial, or note that it is to be tried again: elsewhere, or alone.
+
+        Args:
+            process: the process in which it ran; it may have ended with the trial.
+            trial: the trial.
+            found: what is known of it.
+            alone: whether it ran with nothing hot beside it.
+        """
+        for name, content in found.files.items():
             self.sweep.writer.keep(f"{trial.cell.label().replace(' ', '-')}-{trial.trial_id}{name}", content)
-        if record.measurement.status == "killed" and process.killed_for_memory:
-            self.evicted(process, trial, KILLED_FOR_MEMORY)
-            return
-        if record.measurement.status == "out_of_memory":
+        if found.measurement.status == "killed":
+            if process.ended and self.machine.is_lost(within=DEATH_SECONDS):
+                self.lost = True
+                self._lose(trial)
+                return
+            if process.killed_for_memory:
+                starved = replace(KILLED_FOR_MEMORY, output_tail=found.measurement.output_tail)
+                found = replace(found, measurement=starved)
+        if found.measurement.status == "out_of_memory":
             if not alone:
                 self._unconfirmed.append(trial)
                 return
-            self._too_large[trial.cell.cell_id] = str(record.measurement.error_message)
-        self._record(process, trial, record)
-
-    def _record(self, process: TrialProcess, trial: Trial, record: Record) -> None:
-        """Record a trial; an earlier attempt that was lost with its machine counts, too."""
-        self.sweep.record(trial, record, attempt=process.attempt + self.agenda.was_lost(trial))
-
-    def evicted(self, process: TrialProcess, trial: Trial, account: str) -> None:
-        """Handle a trial whose process was ended by Ray's memory monitor, or by the kernel for want of memory."""
-        if process.attempt == 1:  # other hot cells held memory, too
-            self._unconfirmed.append(trial)
-            return
-        measurement = replace(death(account, 0.0, math.inf), output_tail=process.output_tail)
-        self._too_large[trial.cell.cell_id] = str(measurement.error_message)
-        self._record(process, trial, Record(measurement=measurement))
-
-    def died(self, process: TrialProcess, trial: Trial, account: str, elapsed_seconds: float) -> None:
-        """Handle a trial whose process has ended without sending a record."""
-        measurement = death(account, elapsed_seconds, self.sweep.how.process_limit_seconds(trial.cell))
-        if measurement.status == "killed" and self.machine.is_lost(within=DEATH_SECONDS):
-            self.lost = True
-            self._lose(trial)
-            return
-        if measurement.status == "killed" and process.killed_for_memory:
-            self.evicted(process, trial, KILLED_FOR_MEMORY)
-            return
-        self._record(process, trial, Record(measurement=replace(measurement, output_tail=process.output_tail)))
-
-    def silent(self, process: TrialProcess, trial: Trial, message: str) -> None:
-        """Handle a trial whose process was ended because it gave no sign of life."""
-        found = Measurement(status="timeout", error_type="TimeoutError", error_message=message)
-        self._record(process, trial, Record(measurement=replace(found, output_tail=process.output_tail)))
+            self._too_large[trial.cell.cell_id] = str(found.measurement.error_message)
+        # An earlier attempt that was lost with its machine counts, too.
+        self.sweep.record(trial, found, attempt=process.attempt + self.agenda.was_lost(trial))
 
     def _lose(self, trial: Trial) -> None:
         """Give a trial whose machine died to another machine, once; then record it as killed."""
