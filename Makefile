@@ -9,7 +9,7 @@
 PYTHON ?= python3
 STAMP := .venv/.set-up
 
-.PHONY: help compare test test-cluster chaos fuzz intervals coverage mutants lint docs package setup clean
+.PHONY: help compare test test-cluster chaos fuzz intervals coverage oldest mutants lint docs package setup clean
 
 help:
 	@sed '/^$$/q; s/^# //' Makefile
@@ -40,6 +40,12 @@ intervals: $(STAMP)
 coverage: $(STAMP)
 	rm -f .coverage*
 	$(MAKE) test ARGS="--cov=rresnet --cov-report=term-missing:skip-covered $(ARGS)"
+
+# The tests that start no Ray, with the oldest versions that pyproject.toml admits, in an environment of their own.
+oldest: $(STAMP)
+	.venv/bin/uv venv --quiet --clear --python .venv/bin/python build/oldest
+	.venv/bin/uv pip install --quiet --python build/oldest/bin/python --resolution lowest-direct --editable '.[dev]'
+	build/oldest/bin/python -m pytest --numprocesses 2 --dist loadfile tests --ignore tests/integration --ignore tests/browser $(ARGS)
 
 # Changes the code in a thousand small ways, one at a time: which of them does no test notice? Half an hour on 2 cores.
 mutants: $(STAMP)

@@ -1,5 +1,6 @@
 """The answer in the terminal: which sentences, names and numbers."""
 
+import math
 from dataclasses import replace
 
 import pandas as pd
@@ -100,7 +101,9 @@ def test_a_slow_rate_is_told_to_two_digits():
 
 
 def test_failed_cells_are_shown_as_not_measured():
-    failed = trials((TUNED, [1.0] * 3), status="out_of_memory").assign(images_per_second=None, epoch_seconds=None)
+    failed = trials((TUNED, [1.0] * 3), status="out_of_memory").assign(
+        images_per_second=math.nan, epoch_seconds=math.nan
+    )
     text = printed(pd.concat([trials((BLOG, [100.0] * 3)), failed]))
     assert "not measured" in text
     assert "3 out_of_memory" in text

@@ -1,5 +1,6 @@
 """Speedups over several runs, machines and experiments, and the noise floor."""
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -72,7 +73,7 @@ def test_probes_of_batch_sizes_pair_with_nothing_and_win_nothing_where_something
     (verdict,) = decision.verdicts(both)
     assert (verdict.amount, verdict.ratio.estimate, verdict.distinguishable) == ("200 images/s", pytest.approx(2), True)
     assert decision.verdicts(probes)[0].amount == "310 images/s"
-    failed = measured.assign(status="error", images_per_second=None)
+    failed = measured.assign(status="error", images_per_second=math.nan)
     assert decision.verdicts(pd.concat([probes, failed]))[0].amount == "310 images/s"
 
 

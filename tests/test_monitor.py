@@ -245,7 +245,8 @@ def test_a_gpu_that_tells_how_long_it_was_held_down_was_throttled_for_a_share_of
 
 
 def test_what_the_same_ray_has_started_is_not_foreign_to_a_trial(nvml, monkeypatch):
-    parents = {7: os.getppid(), 8: 1, 9: None}  # a worker that waits, another program, one that has just ended
+    monkeypatch.setattr(os, "getppid", lambda: 5)
+    parents = {7: 5, 8: 1, 9: None}  # a worker that waits, another program, one that has just ended
     processes = [types.SimpleNamespace(pid=pid) for pid in (os.getpid(), *parents)]
     monkeypatch.setattr(pynvml, "nvmlDeviceGetComputeRunningProcesses", lambda handle: processes)
     monkeypatch.setattr(monitor, "_parent", parents.get)

@@ -1,6 +1,7 @@
 """What more workers bring: the points, and the model against series that it made itself."""
 
 import io
+import math
 
 import pandas as pd
 import pytest
@@ -131,7 +132,7 @@ def test_what_more_workers_bring_and_the_exchange_takes_is_told_of_each_setting(
         "cpu blog batch 8, 2 workers over 1: 0.80 (0.80 - 0.80) times the images/s; "
         "exchanging gradients takes 25 % of a step."
     ]
-    alone = table.assign(communication_seconds=None)
+    alone = table.assign(communication_seconds=math.nan)
     assert scaling.summary(alone)[0].endswith("(0.80 - 0.80) times the images/s.")
     assert scaling.summary(table[table["num_workers"] == 2]) == []
     assert scaling.summary(table.assign(status="error")) == []
