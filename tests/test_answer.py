@@ -128,6 +128,17 @@ def test_cells_that_differ_have_names_that_do(changes, told):
     assert other.endswith(told)
 
 
+def test_a_precision_that_a_recipe_has_on_one_device_alone_is_named():
+    fp32, tf32 = BLOG, make_cell(batch_size=64, device="gpu", precision="tf32")
+    halves = [replace(TUNED, device=device, precision="bf16") for device in ("cpu", "gpu")]
+    table = trials(*((cell, [100.0] * 3) for cell in (fp32, tf32, *halves)))
+    cells = rates.by_cell(table).to_dict("records")
+    assert {answer.name(cell, cells) for cell in cells} == {
+        "cpu blog batch 64 fp32", "gpu blog batch 64 tf32", "cpu tuned batch 64", "gpu tuned batch 64"
+    }  # fmt: skip
+    assert "Speedup over cpu blog batch 64 fp32" in printed(table)
+
+
 def test_identical_cells_are_told_as_the_noise_floor():
     table = trials((BLOG, [100.0, 100.0, 100.0]), (make_cell(batch_size=64, copy=1), [101.0, 100.0, 99.0]))
     assert "Identical settings against each other" in printed(table)

@@ -91,7 +91,7 @@ def test_wrong_price_files_are_named(content, message, tmp_path):
 def test_a_cost_is_the_machines_hour_times_the_time():
     # 10,000 images at 100 a second: 100 s, of 0.36 an hour: 0.01. At 2000 a second: 5 s of 3.6 an hour: 0.005.
     table = by_setting(trials((BLOG, [100.0] * 3), (GPU, [2000.0] * 3)), (CPU_PRICE, GPU_PRICE))
-    cpu, gpu = table.loc["cpu blog batch 64"], table.loc["gpu blog batch 64"]
+    cpu, gpu = table.loc["cpu blog batch 64 fp32"], table.loc["gpu blog batch 64 tf32"]
     assert (cpu["epoch_cost"], cpu["cost_per_1000_images"]) == (pytest.approx(0.01), pytest.approx(0.001))
     assert (gpu["epoch_cost"], gpu["cost_per_1000_images"]) == (pytest.approx(0.005), pytest.approx(0.0005))
     assert table["nodes"].tolist() == [1, 1]
@@ -113,11 +113,11 @@ def test_the_longest_name_goes_before_the_kind():
     table["gpu_name"] = table["device"].map({"gpu": "NVIDIA A100-SXM4-40GB"})
     prices = decision.prices(["cpu=1/h", "gpu=2/h", "nvidia a100=3/h", "EPYC=5/h", "AMD EPYC=6/h"])
     found = by_setting(table, prices)["price_per_hour"]
-    assert found.to_dict() == {"cpu blog batch 64": 6.0, "gpu blog batch 64": 3.0}  # EPYC is not the GPU's name
+    assert found.to_dict() == {"cpu blog batch 64 fp32": 6.0, "gpu blog batch 64 tf32": 3.0}  # EPYC is a CPU
 
 
 def test_what_is_not_known_is_null():
-    row = by_setting(trials((BLOG, [100.0] * 3), (GPU, [200.0] * 3)), (GPU_PRICE,)).loc["cpu blog batch 64"]
+    row = by_setting(trials((BLOG, [100.0] * 3), (GPU, [200.0] * 3)), (GPU_PRICE,)).loc["cpu blog batch 64 fp32"]
     unknown = ["epoch_cost", "epoch_cost_low", "cost_per_1000_images", "epoch_joules", "joules_per_1000_images"]
     assert row[unknown].isna().all()
     failed = by_setting(trials((BLOG, [100.0] * 3), status="error"), ()).iloc[0]
@@ -141,7 +141,7 @@ def test_the_front_is_what_nothing_beats():
     # The GPU is faster and the blog's CPU setting cheaper; the tuned one is slower and dearer than the blog's.
     table = trials((BLOG, [100.0] * 3), (TUNED, [90.0] * 3), (GPU, [200.0] * 3))
     found = by_setting(table, (CPU_PRICE, GPU_PRICE))["on_front"].to_dict()
-    assert found == {"cpu blog batch 64": True, "cpu tuned batch 64": False, "gpu blog batch 64": True}
+    assert found == {"cpu blog batch 64 fp32": True, "cpu tuned batch 64": False, "gpu blog batch 64 tf32": True}
     # Without prices only time is known, and with energy the slow setting may be the one that takes least.
     assert by_setting(table)["on_front"].tolist() == [False, False, True]
     energy = table.assign(measured_images=100, energy_joules=[50.0] * 3 + [10.0] * 3 + [90.0] * 3)
@@ -163,9 +163,9 @@ def test_fastest_and_cheapest_may_differ_and_are_paired():
     # The GPU is 8, 4 and 2 times as fast, 4 on the geometric mean, and costs 10 times as much an hour.
     table = trials((BLOG, [100.0, 100.0, 100.0]), (GPU, [800.0, 400.0, 200.0]))
     found = told(table, (CPU_PRICE, GPU_PRICE))
-    assert found["fastest"].setting == "gpu blog batch 64"
+    assert found["fastest"].setting == "gpu blog batch 64 tf32"
     assert found["fastest"].ratio.estimate == pytest.approx(4)
-    assert found["cheapest"].setting == "cpu blog batch 64"
+    assert found["cheapest"].setting == "cpu blog batch 64 fp32"
     assert found["cheapest"].ratio.estimate == pytest.approx(2.5)
     assert found["cheapest"].side_by_side
     assert "least energy" not in found
@@ -314,7 +314,7 @@ def test_prices_by_kind_are_so_in_any_case_and_what_fits_nothing_is_known():
     table = trials((BLOG, [100.0] * 3), (GPU, [400.0] * 3)).assign(cpu_model="Intel Xeon CPU", gpu_name="NVIDIA A100")
     given = decision.prices(["CPU=0.36 USD/h", "GPU=3.6 USD/h", "NVIDA A100=9 USD/h"])
     costs = by_setting(table, given)
-    assert costs["price_per_hour"].to_dict() == {"gpu blog batch 64": 3.6, "cpu blog batch 64": 0.36}
+    assert costs["price_per_hour"].to_dict() == {"gpu blog batch 64 tf32": 3.6, "cpu blog batch 64 fp32": 0.36}
     assert [price.what for price in used(table, given)] == ["CPU", "GPU"]
 
 

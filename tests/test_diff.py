@@ -156,10 +156,10 @@ def test_a_device_whose_trials_are_all_killed_is_compared_on_the_same_processor_
     a = pd.concat([side((BLOG, QUIET), dataset_fingerprint="data"), side((GPU, QUIET), **gpu)])
     lost = side((GPU, QUIET), run_id="r2", status="killed", **dict.fromkeys(("cpu_model", "cpu_count")))
     b = pd.concat([side((BLOG, QUIET), run_id="r2", dataset_fingerprint="data"), lost])
-    assert verdicts(diff.compare(a, b))["gpu blog batch 64"] == "failed"
+    assert verdicts(diff.compare(a, b))["gpu blog batch 64 tf32"] == "failed"
     elsewhere = pd.concat([a, side((BLOG, QUIET), run_id="r3", cpu_model="B CPU", dataset_fingerprint="data")])
     found = diff.compare(elsewhere, b.assign(cpu_model=b["cpu_model"].replace("A CPU", "B CPU")))
-    assert verdicts(found) == {"cpu blog batch 64": "not distinguishable"}
+    assert verdicts(found) == {"cpu blog batch 64 fp32": "not distinguishable"}
 
 
 def test_sizes_that_differ_are_named_in_their_order_on_one_cpu():

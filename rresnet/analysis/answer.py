@@ -207,11 +207,17 @@ def of_limit(cell: Mapping[Any, Any]) -> str:
 
 
 def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = True) -> str:
-    """What tells the cell from the others: device, recipe, batch size if `sized`, and each other axis that varies."""
+    """What tells the cell from the others: device, recipe, batch size if `sized`, and each other axis that varies.
+
+    An axis counts if it varies within the recipe on the device; the precision also if another device has another one,
+    since fp32 on a CPU is not to stand beside TF32 on a GPU as if they were the same.
+    """
     parts = [cell["device"], cell["recipe"], *([f"batch {cell['batch_size']}"] if sized else [])]
-    alike = [c for c in cells if (c["recipe"], c["device"]) == (cell["recipe"], cell["device"])]
+    of_recipe = [c for c in cells if c["recipe"] == cell["recipe"]]
+    alike = [c for c in of_recipe if c["device"] == cell["device"]]
     axes = (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed")
-    varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in alike}) > 1]
+    among = {axis: of_recipe if axis == "precision" else alike for axis in axes}
+    varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in among[axis]}) > 1]
     if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in alike}) == 1:
         varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, however they are shared
     parts += [_with_axis(axis, cell[axis]) for axis in varied]
