@@ -94,6 +94,11 @@ def test_an_epoch_is_that_of_the_rate_and_so_is_its_interval(kind):
     )
     assert cell["epoch_seconds"] == pytest.approx(10_000 / (50 * 200 * 100 * 400) ** 0.25)  # not the median, of 75 s
     assert cell["epoch_seconds"] ** 2 == pytest.approx(cell["epoch_low"] * cell["epoch_high"])
+    assert (
+        answer.epochs({**cell, "epoch_seconds": 60, "epoch_low": 30, "epoch_high": 90}, 2)
+        == "2 min 00 s (1 min 00 s - 3 min 00 s)"
+    )
+    assert answer.epochs({**cell, "epoch_seconds": 60, "low": None}) == "1 min 00 s"
 
 
 def test_a_slow_rate_is_told_to_two_digits():

@@ -1,5 +1,6 @@
 import io
 import itertools
+import re
 import warnings
 from dataclasses import asdict
 
@@ -187,6 +188,7 @@ def test_the_blogs_own_figures_are_told_as_published(tmp_path):
     blog.show(rows([100.0, 110.0, 165.0]), console, tmp_path)
     lines = console.file.getvalue().splitlines()
     published = [line for line in lines if "published" in line]
+    assert any(re.search(r"cpu tuned .* s \(.* s - .* s\) +projected ", line) for line in lines)  # with its interval
     assert [line.split()[:3] for line in published] == [["the", "blog's", "A100"], ["the", "blog's", "CPU"]]
     assert all("not given" in line for line in published)
     assert not any("published" in line for line in lines if "img" in line or "cpu tuned" in line)

@@ -241,11 +241,19 @@ def rate(cell: Mapping[str, Any]) -> str:
     return f"{number(cell['images_per_second'])} ({number(cell['low'])} - {number(cell['high'])})"
 
 
-def epoch(cell: Mapping[str, Any]) -> str:
-    """How long a cell takes for an epoch, and whether that is projected."""
+def epoch(cell: Mapping[str, Any], *, interval: bool = False) -> str:
+    """How long a cell takes for an epoch, with its interval if asked for, and whether that is projected."""
     if not cell["repeats"]:
         return ""
-    return duration(cell["epoch_seconds"]) + (" projected" if cell["epoch_seconds_kind"] == "projected" else "")
+    seconds = epochs(cell) if interval else duration(cell["epoch_seconds"])
+    return seconds + (" projected" if cell["epoch_seconds_kind"] == "projected" else "")
+
+
+def epochs(cell: Mapping[str, Any], count: int = 1) -> str:
+    """How long a cell that was measured takes for so many epochs, with the interval of its rate."""
+    known = ("epoch_seconds",) if pd.isna(cell["low"]) else ("epoch_seconds", "epoch_low", "epoch_high")
+    seconds, *bounds = (duration(count * cell[column]) for column in known)
+    return f"{seconds} ({' - '.join(bounds)})" if bounds else seconds
 
 
 def speedup(cell: Mapping[str, Any]) -> str:

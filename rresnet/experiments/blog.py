@@ -58,7 +58,7 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     rows = [
         (
             answer.name(cell, cells),
-            duration(cell["epoch_seconds"] * epochs),
+            answer.epochs(cell, epochs),
             cell["epoch_seconds_kind"],
             answer.rate(cell),
         )

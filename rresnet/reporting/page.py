@@ -106,7 +106,7 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
     return (
         cell["setting"],
         answer.rate(cell),
-        answer.epoch(cell),
+        answer.epoch(cell, interval=True),
         answer.speedup(cell) + (", not distinguishable" if cell["distinguishable"] is False else ""),
         answer.of_limit(cell),
         answer.formatted(cell["bottleneck"], "{}"),
