@@ -98,6 +98,14 @@ def cpus() -> frozenset[int]:
     return frozenset(os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else range(os.cpu_count() or 1))
 
 
+def affinity() -> str:
+    """The affinity mask as Linux writes lists of processors: 0-3,8."""
+    numbers = sorted(cpus())
+    starts = [number for number in numbers if number - 1 not in numbers]
+    ends = [number for number in numbers if number + 1 not in numbers]
+    return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in zip(starts, ends, strict=True))
+
+
 def _usable_cpus() -> int:
     """How many processors this process may use: as many as it may run on, or fewer if a cgroup's quota says so."""
     quota = cgroup.quota()

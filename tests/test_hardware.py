@@ -31,9 +31,15 @@ def test_variables_are_those_that_change_how_fast_libraries_run(monkeypatch):
 def test_the_processors_are_those_of_the_affinity_mask():
     bound = min(os.sched_getaffinity(0))
     code = f"import os; os.sched_setaffinity(0, [{bound}]); from rresnet.hardware import cpus, probe; "
-    code += "print(*cpus(), probe().cpu_count)"
+    code += "from rresnet.tables.environment import describe; "
+    code += "print(*cpus(), probe().cpu_count, describe('cpu').cpu_affinity)"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert told.split() == [str(bound), "1"]
+    assert told.split() == [str(bound), "1", str(bound)]
+
+
+def test_the_affinity_mask_is_told_as_a_list_of_processors(monkeypatch):
+    monkeypatch.setattr(hardware, "cpus", lambda: frozenset({11, 0, 1, 2, 8}))
+    assert hardware.affinity() == "0-2,8,11"
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from rresnet.cell import Cell, Device, stable_hash
-from rresnet.hardware import Hardware, probe
+from rresnet.hardware import Hardware, affinity, probe
 from rresnet.tables.measurement import Environment
 
 
@@ -37,6 +37,7 @@ def describe(device: Device) -> Environment:
         hostname=hardware.hostname,
         cpu_model=hardware.cpu_model,
         cpu_count=hardware.cpu_count,
+        cpu_affinity=affinity(),
         gpu_name=probe().gpu_name if gpu else None,
         driver_version=hardware.driver_version if gpu else None,
         **software,

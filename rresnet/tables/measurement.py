@@ -108,6 +108,7 @@ class Environment:
     hostname: str | None = column("machine")
     cpu_model: str | None = column("processor")
     cpu_count: int | None = column("logical processors the trial could use")
+    cpu_affinity: str | None = column("numbers of the processors that the trial process might run on, such as 0-3,8")
     gpu_name: str | None = column("GPU of a gpu trial")
     driver_version: str | None = column("NVIDIA driver")
     os_version: str | None = column("operating system and its version")
