@@ -97,6 +97,12 @@ TOLD = [
         "use --num-workers 1, or --execution eager",
     ),
     (["--cpu-threads", "9999", "--device", "cpu"], "9999 threads", " processors", "lower --cpu-threads"),
+    (
+        ["--device", "gpu", "cpu", "--precision", "tf32"],
+        "the setting needs 1 GPU(s)",
+        "and a CPU has no tf32 training",
+        "use --precision fp32 or bf16",
+    ),
     (["--num-nodes", "2"], "--num-nodes", "a multiple", "give"),
     (
         ["--num-nodes", "2", "--num-workers", "2"],

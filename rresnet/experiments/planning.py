@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
 Plan = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
 
-USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
 GROUP_START_SECONDS = 12.0  # of its worker groups, likewise
 
@@ -31,7 +30,7 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
 
     Raises UsageError if none of them can run there.
     """
-    if settings.model not in USUAL_MODELS:
+    if settings.model not in grid.RESNETS:
         from rresnet.training import model  # imports torch, which takes seconds: only to look up an unusual name
 
         model.check(settings.model, settings.image_size)
@@ -68,7 +67,8 @@ def _nothing_feasible(
             f"({counted(machine.cpu_count, 'CPU')} seen): "
             "drop --device gpu, or join a Ray cluster that has one with --address HOST:6379"
         )
-    return f"nothing that was asked for can run here, because {reasons[wanted[0].cell_id]}"
+    told = "; and ".join(dict.fromkeys(str(reason) for reason in reasons.values()))
+    return f"nothing that was asked for can run here, because {told}"
 
 
 def check_batches(planned: Plan, images: data.ImageData) -> None:
