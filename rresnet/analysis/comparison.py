@@ -54,9 +54,10 @@ def speedup(
     allow = [allow] if isinstance(allow, str) else allow
     if unknown := [column for column in allow if column not in (*ok, *alike.COMPARED)]:
         raise ValueError(f"allow must name columns of the trials: there is no {', '.join(unknown)}")
-    runs = [of_run for _, of_run in ok.groupby(["run_id", "hostname"], sort=False, dropna=False)]
-    in_any = {axis for of_run in runs for axis in matched_axes(of_run, over, allow)[0]}
-    pairs = pd.concat([_paired(of_run, over, reference, allow) for of_run in runs], ignore_index=True)
+    by_run = ok.groupby(["run_id", "hostname"], sort=False, dropna=False)
+    runs = [(of_run, matched_axes(of_run, over, allow)[0]) for _, of_run in by_run]
+    in_any = {axis for _, matched in runs for axis in matched}
+    pairs = pd.concat([_paired(of_run, over, reference, matched) for of_run, matched in runs], ignore_index=True)
     met, pairs = len(pairs), side_by_side(pairs).reset_index(drop=True)
     is_reference = ok[over] == reference
     if pairs.empty:
@@ -99,17 +100,15 @@ def speedup(
                 "process_sd": components.process_sd,
             }
         )
-    telling = [c for c in (*axes, "git_commit") if c in in_any or len({str(row[c]) for row in rows}) > 1]
-    found = ["speedup", "low", "high", "pairs", "distinguishable", "differs", "repeat_sd", "process_sd"]
-    return pd.DataFrame(rows, columns=[over, *telling, "reference", *found])
+    needless = [c for c in (*axes, "git_commit") if c not in in_any and len({str(row[c]) for row in rows}) == 1]
+    return pd.DataFrame(rows).drop(columns=needless)
 
 
-def _paired(of_run: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> pd.DataFrame:
-    """Pair the rows of one run and machine with the reference's rows of the same repeat that agree in all else.
+def _paired(of_run: pd.DataFrame, over: str, reference: object, matched: Sequence[str]) -> pd.DataFrame:
+    """Pair the rows of one run and machine with the reference's rows of the same repeat that agree in `matched`.
 
     Every column appears twice: the row's, and the reference's with the suffix `_reference`.
     """
-    matched, _ = matched_axes(of_run, over, allow)
     keyed = of_run.assign(**{f"{axis} matched": of_run[axis] for axis in matched})
     is_reference = keyed[over] == reference
     keys = [*alike.PAIRED, *(f"{axis} matched" for axis in matched)]
