@@ -67,7 +67,7 @@ def speedup_across_machines(
             compared.
     """
     trials, allow = frames.with_all_axes(trials), [allow] if isinstance(allow, str) else allow
-    floors = {host: comparison.noise_floors(rows) for host, rows in trials.groupby("hostname")}
+    floors = comparison.floors_by_host(trials)
     ok = comparison.comparable(trials if over == "copy" else trials[trials["copy"] == 0], over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
     is_reference = ok[over] == reference
