@@ -139,25 +139,22 @@ def _by_key(trials: pd.DataFrame, other: pd.DataFrame) -> dict[tuple[Any, ...], 
     same; but never from a machine with another processor.
     """
     rows, others = (side[side["copy"] == 0].astype(dict.fromkeys(alike.MATCHED, object)) for side in (trials, other))
-    known, ok = rows["cpu_model"].notna(), rows[rows["status"] == "ok"]
-    its = others[others["cpu_model"].isin(rows.loc[known, "cpu_model"])] if known.any() else others
-    lost = its[~its["device"].isin(ok["device"])]
-    machines = _distinct(lost, "device", alike.MACHINE) | _distinct(rows, "device", alike.MACHINE)
-    for column in alike.MACHINE:
-        only = {device: kinds[column].iloc[0] for device, kinds in machines.items() if len(kinds) == 1}
-        rows[column] = rows[column].where(known, rows["device"].map(only))
-    column = "dataset_fingerprint"
-    lost = others[~others["dataset"].isin(ok["dataset"])]
-    prints = _distinct(lost, "dataset", [column]) | _distinct(rows, "dataset", [column])
-    only = {dataset: kinds[column].iloc[0] for dataset, kinds in prints.items() if len(kinds) == 1}
-    rows[column] = rows[column].where(rows[column].notna(), rows["dataset"].map(only))
+    known = rows["cpu_model"].dropna()
+    its = others[others["cpu_model"].isin(known)] if len(known) else others
+    _fill_in(alike.MACHINE, rows, its, of="device")
+    _fill_in(["dataset_fingerprint"], rows, others, of="dataset")
     groups = rows.groupby(alike.MATCHED, dropna=False, sort=False)
     return {tuple(None if value != value else value for value in key): of_key for key, of_key in groups}
 
 
-def _distinct(rows: pd.DataFrame, of: str, columns: list[str]) -> dict[Any, pd.DataFrame]:
-    """For each value of column `of`, the distinct values of `columns`, in rows that know the first of these."""
-    return {value: of_value.drop_duplicates(columns) for value, of_value in rows.dropna(subset=columns[:1]).groupby(of)}
+def _fill_in(columns: list[str], rows: pd.DataFrame, others: pd.DataFrame, *, of: str) -> None:
+    """Fill in the columns of rows that lack the first of them, as `_by_key` says, from those that agree in `of`."""
+    known, lost = rows[columns[0]].notna(), others[~others[of].isin(rows[of][rows["status"] == "ok"])]
+    told = [side.dropna(subset=columns[:1]).groupby(of) for side in (lost, rows)]  # their own count more than others'
+    kinds = {value: of_value.drop_duplicates(columns) for groups in told for value, of_value in groups}
+    for column in columns:
+        only = {value: of_value[column].iloc[0] for value, of_value in kinds.items() if len(of_value) == 1}
+        rows[column] = rows[column].where(known, rows[of].map(only))
 
 
 def _refuse_mixed(settings: Iterable[pd.DataFrame], named: str) -> None:
