@@ -5,7 +5,7 @@ import json
 import os
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -15,10 +15,8 @@ from rresnet.tables import place
 from rresnet.tables.place import StoreError
 from rresnet.tables.reading import check_there, read_tables
 
-Table = Literal["trials", "windows", "epochs", "losses"]
 
-
-def table(results: place.Location, name: Table) -> pa.Table:
+def table(results: place.Location, name: str) -> pa.Table:
     """One table of a results folder.
 
     Raises:

@@ -10,7 +10,7 @@ import pandas as pd
 from rresnet.analysis import answer, frames
 from rresnet.analysis.frames import Tables
 from rresnet.config import OF_SIZES
-from rresnet.tables.measurement import TRIAL_KEY
+from rresnet.tables.measurement import DETAILS, TRIAL_KEY
 from rresnet.tables.place import StoreError
 from rresnet.tables.runs import Run, read_runs
 from rresnet.terminal import counted
@@ -105,10 +105,7 @@ def split(tables: Tables, sources: Mapping[str, str], runs: Sequence[Run] = ()) 
                 machine=str(machine),
                 tables=Tables(
                     trials=trials,
-                    **{
-                        name: getattr(tables, name).merge(trials[TRIAL_KEY], on=TRIAL_KEY)
-                        for name in ("windows", "epochs", "losses")
-                    },
+                    **{name: getattr(tables, name).merge(trials[TRIAL_KEY], on=TRIAL_KEY) for name in DETAILS},
                 ),
                 given_name=_given_name(planned.get(str(run_id))),
                 unfinished=_unfinished(planned.get(str(run_id)), len(of_run)),

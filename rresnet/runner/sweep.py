@@ -14,7 +14,7 @@ from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import ClusterLostError
 from rresnet.runner.lane import Lane, run_trial
 from rresnet.runner.machines import Machine
-from rresnet.tables.measurement import SCHEMA_VERSION, TRIAL_KEY, Derived, Identity, Record
+from rresnet.tables.measurement import DETAILS, SCHEMA_VERSION, TRIAL_KEY, Derived, Identity, Record
 from rresnet.tables.runs import Run
 from rresnet.tables.store import Rows, Writer
 
@@ -45,8 +45,7 @@ def rows_of(
     parts = (identity, trial.cell, derived, record.measurement, record.environment, when)
     row = {name: _text(value) for part in parts for name, value in asdict(part).items()}
     key = {name: row[name] for name in TRIAL_KEY}
-    others = ("windows", "epochs", "losses")
-    return {"trials": [row], **{name: [key | asdict(one) for one in getattr(record, name)] for name in others}}
+    return {"trials": [row], **{name: [key | asdict(one) for one in getattr(record, name)] for name in DETAILS}}
 
 
 def _text(value: Any) -> Any:

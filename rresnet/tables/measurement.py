@@ -230,13 +230,9 @@ def _schema(key: list["pa.Field[Any]"], *dataclasses: type) -> pa.Schema:
 
 TRIALS = _schema([], Identity, Cell, Derived, Measurement, Environment, When)
 TRIAL_KEY = ["run_id", "trial_id"]  # what joins the other tables to the trials table
+DETAILS = {"windows": Window, "epochs": Epoch, "losses": Loss}  # the other tables, of which a trial has many rows
 _KEY = [TRIALS.field(name) for name in TRIAL_KEY]
-SCHEMAS = {
-    "trials": TRIALS,
-    "windows": _schema(_KEY, Window),
-    "epochs": _schema(_KEY, Epoch),
-    "losses": _schema(_KEY, Loss),
-}
+SCHEMAS = {"trials": TRIALS, **{name: _schema(_KEY, of_row) for name, of_row in DETAILS.items()}}
 
 
 # The values with which a row that is older than an axis is read: as it was measured, on a CPU.
