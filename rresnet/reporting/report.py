@@ -99,10 +99,10 @@ def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[S
         return []
     first_copies = part.trials[part.trials["copy"] == 0]
     costs = costs_of(first_copies, used(first_copies, prices))  # the others are for other parts of the report
-    found = [
+    return [
         speed.speedups(measured),
         speed.batch_sizes(part, measured),
-        speed.climbs(part),
+        *([speed.climbs(part)] if part.experiment == "ladder" else []),
         use.time(part, measured),
         use.clocks(part, measured),
         use.limit(measured),
@@ -111,7 +111,6 @@ def sections(part: Part, cells: pd.DataFrame, prices: Sequence[Price]) -> list[S
         use.energy(measured, costs),
         use.cost(costs, prices),
     ]
-    return [section for section in found if section is not None]
 
 
 def _figures(chapter: Chapter) -> dict[str, bytes]:

@@ -116,10 +116,8 @@ def predictions(trials: pd.DataFrame) -> list[str]:
     return [f"{line} {'; '.join(told)}."] if told else []
 
 
-def climbs(part: Part) -> Section | None:
-    """The ladder's waterfall, where that was the experiment."""
-    if part.experiment != "ladder":
-        return None
+def climbs(part: Part) -> Section:
+    """The waterfall of a ladder."""
     rungs = ladder.rungs(part.trials)
     title = "What the speedup is made of"
     if rungs.empty:
