@@ -13,6 +13,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup
 
+from rresnet import __version__
 from rresnet.analysis import answer
 from rresnet.figures import drawing
 from rresnet.reporting import rows
@@ -66,34 +67,26 @@ def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:
     return [*decisions, f"The newest of {len(chapters)} runs and machines, {chapters[0].title}: {newest}", *more]
 
 
-def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime, version: str) -> str:
+def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime) -> str:
     """The whole report as one self-contained page; `decisions` are sentences about all chapters together."""
     css, script = ((TEMPLATES / name).read_text("utf-8") for name in ("report.css", "report.js"))
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return (
-        _templates(autoescape=True)
-        .get_template("report.html")
-        .render(
-            chapters=chapters,
-            decisions=decisions,
-            fastest=[line for line in decisions if line.startswith("Fastest")] if len(chapters) > 1 else [],
-            made=made,
-            version=version,
-            headings=HEADINGS,
-            most=MOST_LINES,
-            css=Markup(css),  # nosec B704 - the package's own file
-            script=Markup(script),  # nosec B704 - the same
-            script_hash=digest,
-            rows=Markup(rows.dumps(rows.encode([_named(chapter) for chapter in chapters]))),  # nosec B704 - escaped there
-            total=sum(len(chapter.part.trials) for chapter in chapters),
-        )
+    return _template("report.html").render(
+        chapters=chapters,
+        decisions=decisions,
+        fastest=[line for line in decisions if line.startswith("Fastest")] if len(chapters) > 1 else [],
+        made=made,
+        css=Markup(css),  # nosec B704 - the package's own file
+        script=Markup(script),  # nosec B704 - the same
+        script_hash=digest,
+        rows=Markup(rows.dumps(rows.encode([_named(chapter) for chapter in chapters]))),  # nosec B704 - escaped there
+        total=sum(len(chapter.part.trials) for chapter in chapters),
     )
 
 
-def markdown(chapters: Sequence[Chapter], *, decisions: Sequence[str], version: str) -> str:
+def markdown(chapters: Sequence[Chapter], *, decisions: Sequence[str]) -> str:
     """What to paste in a pull request: the answers, the settings, and what makes them doubtful."""
-    template = _templates(autoescape=False).get_template("summary.md")
-    return template.render(chapters=chapters, decisions=decisions, version=version, headings=HEADINGS, most=MOST_LINES)
+    return _template("summary.md").render(chapters=chapters, decisions=decisions)
 
 
 def _named(chapter: Chapter) -> pd.DataFrame:
@@ -150,15 +143,16 @@ def _markdown_text(text: object) -> str:
     return " ".join(str(text).split()).translate(MARKDOWN)
 
 
-def _templates(*, autoescape: bool) -> jinja2.Environment:
-    found = jinja2.Environment(  # nosec B701 - off for Markdown alone
+def _template(name: str) -> jinja2.Template:
+    found = jinja2.Environment(
         loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=autoescape,
+        autoescape=jinja2.select_autoescape(),  # in HTML, not in Markdown
         trim_blocks=True,
         keep_trailing_newline=True,
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
     found.globals.update(flagged=answer.flagged, failures=failures, environment=environment, svg=svg, csv=csv)
+    found.globals.update(version=__version__, headings=HEADINGS, most=MOST_LINES)
     found.filters.update(row=setting_row, md=_markdown_text)
-    return found
+    return found.get_template(name)

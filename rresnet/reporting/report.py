@@ -8,7 +8,6 @@ from pathlib import Path
 import pandas as pd
 from rich.console import Console
 
-import rresnet
 from rresnet.analysis import answer, compiling, decision, ladder, scaling
 from rresnet.analysis.costs import costs as costs_of
 from rresnet.analysis.prices import Price, used
@@ -46,8 +45,8 @@ def write(
     decisions = _decisions(own, given_prices)
     searched = any(part.experiment.endswith(OF_SIZES) for part in own)  # then larger sizes were looked for
     chapters = [_chapter(number, part, given_prices, searched) for number, part in enumerate(own, start=1)]
-    summary = page.markdown(chapters, decisions=decisions, version=rresnet.__version__)
-    whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC), version=rresnet.__version__)
+    summary = page.markdown(chapters, decisions=decisions)
+    whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC))
     drawn = {name: content for chapter in chapters for name, content in _figures(chapter).items()}
     texts = {name: text.encode("utf-8", "replace") for name, text in (("summary.md", summary), ("index.html", whole))}
     to = place.at(out or folders[0] / "report")
