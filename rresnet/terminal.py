@@ -1,8 +1,8 @@
 """Output to a terminal: text as it is, tables that fit, and numbers and seconds as a person says them."""
 
-import math
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from decimal import Decimal
 
 from rich import box
 from rich.console import Console
@@ -95,7 +95,7 @@ def significant(value: float) -> str:
     """Write an amount with three significant digits, or from a hundred on as a whole number."""
     if not 0 < abs(value) < 99.95:
         return f"{value:,.0f}"
-    return f"{value:.{2 - math.floor(math.log10(abs(float(f'{value:.3g}'))))}f}"
+    return f"{Decimal(f'{value:.2e}'):f}"
 
 
 def ratios(*values: float) -> list[str]:
