@@ -33,8 +33,7 @@ def time(part: Part, measured: pd.DataFrame) -> Section:
     ok = part.trials[part.trials["status"] == "ok"]
     evaluated = part.tables.epochs.groupby("trial_id")["evaluation_seconds"].sum(min_count=1)
     spent = ok.assign(evaluation_seconds=ok["trial_id"].map(evaluated))
-    table = _by_setting(spent.groupby("cell_id")[list(PHASES)].sum(min_count=1), measured).rename(columns=PHASES)
-    table = table.dropna(axis="columns", how="all").astype(float)
+    table = _by_setting(spent.groupby("cell_id")[list(PHASES)].sum(min_count=1), measured, PHASES)
     if table.empty:
         return Section(key="time", title=title, absent="no row says how its time was spent")
     whole, training = table.sum().sum(), table["training"].sum() if "training" in table else 0.0
@@ -55,8 +54,7 @@ def clocks(part: Part, measured: pd.DataFrame) -> Section:
     title = "Three clocks"
     ok = part.trials[part.trials["status"] == "ok"]
     timed = ok.dropna(subset=list(CLOCKS)[1:], how="all")  # all from the same trials, to be compared
-    table = _by_setting(timed.groupby("cell_id")[list(CLOCKS)].median(), measured).rename(columns=CLOCKS)
-    table = table.dropna(axis="columns", how="all").astype(float)
+    table = _by_setting(timed.groupby("cell_id")[list(CLOCKS)].median(), measured, CLOCKS)
     if len(table.columns) < 2:
         return Section(key="clocks", title=title, absent="the step and the input were not timed alone")
     bound = [f"{what} ({n} of {len(measured)} settings)" for what, n in measured["bottleneck"].value_counts().items()]
@@ -183,7 +181,7 @@ def _amounts(
     )
 
 
-def _by_setting(table: pd.DataFrame, measured: pd.DataFrame) -> pd.DataFrame:
-    """Rows by `cell_id` as rows by setting, in the order of `measured`."""
-    found = table.reindex(measured["cell_id"])
-    return found.set_axis(pd.Index(measured["setting"], name="setting"))
+def _by_setting(table: pd.DataFrame, measured: pd.DataFrame, names: Mapping[str, str]) -> pd.DataFrame:
+    """Rows by `cell_id` as rows by setting, in the order of `measured`, with other `names` and no empty column."""
+    found = table.reindex(measured["cell_id"]).set_axis(pd.Index(measured["setting"], name="setting"))
+    return found.rename(columns=names).dropna(axis="columns", how="all").astype(float)
