@@ -1,7 +1,7 @@
 """What more workers bring: strong and weak scaling, what communication takes, and a prediction for many more."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 import numpy as np
@@ -149,6 +149,11 @@ class Model:
         """Predicted seconds of a step of so many workers."""
         return self.computing + self.latency * (workers - 1) + self.transfer * (workers - 1) / workers
 
+    def __str__(self) -> str:
+        """The seconds of a step of n workers as a formula."""
+        computing, latency, transfer = (f"{significant(seconds * 1e3)} ms" for seconds in astuple(self))
+        return f"{computing} + {latency} x (n - 1) + {transfer} x (n - 1) / n"
+
 
 def fit(series: pd.DataFrame) -> Model | None:
     """Fit the model to one weakly scaled series of `points`; None without a point of several workers.
@@ -205,28 +210,16 @@ def predictions(measured: pd.DataFrame) -> list[str]:
             why = f"a step of {who} took {percent(longer.max())} longer than the model of the exchange says"
             lines.append(f"No prediction for {setting} per worker: {why}.")
             continue
-        largest = int(series["num_workers"].max())
-        rates = ", ".join(
-            f"{n} workers {number(n * int(str(size)) / model.step_seconds(n))}"
-            for n in PREDICTED_WORKERS
-            if n > largest
-        )
+        more = [n for n in PREDICTED_WORKERS if n > series["num_workers"].max()]
+        predicted = ", ".join(f"{n} workers {number(n * int(str(size)) / model.step_seconds(n))}" for n in more)
         error = held_out_error(series)
         checked = (
             "not checked: that takes three numbers of workers above 1"
             if error is None
             else f"the largest measured is {percent(error, 1)} off what the smaller ones predict"
         )
-        terms = " + ".join(
-            f"{significant(seconds * 1e3)} ms{of}"
-            for seconds, of in (
-                (model.computing, ""),
-                (model.latency, " x (n - 1)"),
-                (model.transfer, " x (n - 1) / n"),
-            )
-        )
         lines.append(
-            f"Prediction, not measured, images/s for {setting} per worker: {rates}. A "
-            f"step of n workers takes {terms} ({checked}), if all workers are like those measured and all links alike."
+            f"Prediction, not measured, images/s for {setting} per worker: {predicted}. A "
+            f"step of n workers takes {model} ({checked}), if all workers are like those measured and all links alike."
         )
     return lines
