@@ -37,7 +37,7 @@ def batch_sizes(rates: pd.DataFrame, knees: pd.DataFrame) -> Figure:
             tip(mark[0], f"knee of {series}: batch {knee['batch_size']}")
     _sizes(axis, sorted(set(rates["batch_size"])))
     axis.set_yscale("log")
-    plain_log(axis.yaxis, *axis.get_ylim())
+    plain_log(axis.yaxis)
     axis.grid(True)
     axis.set_xlabel("batch size, images per step and worker")
     axis.set_ylabel("images/s")
@@ -83,10 +83,7 @@ def costs(priced: pd.DataFrame, currency: str) -> Figure:
     for row in priced.to_dict("records"):
         fill = COLOURS[0] if row["on_front"] else "none"
         mark = axis.plot(row["epoch_seconds"], row["epoch_cost"], "o", color=COLOURS[0], mfc=fill)
-        tip(
-            mark[0],
-            f"{row['setting']}: {row['epoch_seconds']:,.4g} s, {row['epoch_cost']:,.4g} {currency} an epoch",
-        )
+        tip(mark[0], f"{row['setting']}: {row['epoch_seconds']:,.4g} s, {row['epoch_cost']:,.4g} {currency} an epoch")
         if row["on_front"]:
             _beside(axis, textwrap.fill(row["setting"], 24), (row["epoch_seconds"], row["epoch_cost"]), (7, -9))
     axis.set_xlabel("seconds an epoch")

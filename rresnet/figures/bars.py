@@ -37,7 +37,7 @@ def speedups(cells: pd.DataFrame, reference: str) -> Figure:
     low = min(1, cells[["speedup", "speedup_low"]].min().min()) / 1.15
     high = max(1, cells[["speedup", "speedup_high"]].max().max()) * 1.15
     axis.set_xlim(low, high)
-    plain_log(axis.xaxis, low, high, "x")
+    plain_log(axis.xaxis, "x")
     axis.set_xlabel(textwrap.fill(f"speedup over {reference}", 2 * WRAP))
     return figure
 
@@ -83,7 +83,7 @@ def clocks(table: pd.DataFrame) -> Figure:
             tip(mark, f"{table.index[place]}, {column}: {rate:,.4g} images/s")
             mark.set_label(column if place == seen[0][0] else "")
     axis.set_xscale("log")
-    plain_log(axis.xaxis, *axis.get_xlim())
+    plain_log(axis.xaxis)
     axis.grid(True, axis="both")
     axis.set_xlabel("images/s")
     figure.legend(loc="outside upper left", ncols=3, borderpad=0, handletextpad=0.2)

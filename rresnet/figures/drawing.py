@@ -73,8 +73,9 @@ def tip(artist: Artist, text: str) -> None:
     artist.set_gid(TIP + text)
 
 
-def plain_log(axis: Axis, low: float, high: float, unit: str = "") -> None:
-    """Label a logarithmic axis with plain numbers: as many round ones between the two ends as can be read."""
+def plain_log(axis: Axis, unit: str = "") -> None:
+    """Label a logarithmic axis with plain numbers: as many round ones between its two ends as can be read."""
+    low, high = axis.get_view_interval()
     decades = math.log10(high / low)
     if decades < 0.5:
         axis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
