@@ -59,28 +59,9 @@ def measured(
     """
     results, console, measuring = settings.results_dir, setup.console, [one.hardware for one in setup.machines]
     planned = planning.plan(settings, experiment.cells, measuring[0], len(measuring))
-    begun_with = environment.of_run(
-        measuring[0],
-        setup.images.fingerprint,
-        models={trial.cell.model for trial, _ in planned},
-        local=settings.address is None,
-    )
-    new = _new_run(experiment.name, settings, planned, begun_with)
-    earlier = runs.of_request(results, new)
-    this = runs.open_run(
-        results,
-        new,
-        fresh=settings.fresh,
-        again=settings.retry is not None,
-        reuse=reuse,
-        mix=settings.mix_environments,
-    )
-    if settings.retry == "all" and this.retried_at is None:  # else an interrupted command has begun to
-        this = replace(this, retried_at=datetime.now(UTC).isoformat())
+    this = _opened(experiment.name, settings, setup, planned, reuse=reuse)
     from rresnet.runner import machines
 
-    if this == new and earlier and not settings.fresh:
-        say(console, f"Run {earlier[-1].run_id} of the same flags is complete: this is a new one")
     with store.Writer(results, this, lambda text: say(console, text)) as writer:
         since = this.retried_at if settings.retry == "all" else None
         attempts, done = _ended(results, this.run_id, since)  # only now that no other command may add to them
@@ -136,10 +117,11 @@ def _sweep(
     )
 
 
-def _new_run(name: str, settings: Settings, planned: Plan, begun_with: dict[str, str]) -> runs.Run:
+def _opened(name: str, settings: Settings, setup: Setup, planned: Plan, *, reuse: bool) -> runs.Run:
+    """The run that the plan is measured in: a new one, or an earlier one that is continued."""
     plan_id = stable_hash([trial.to_dict() for trial, _ in planned])
     started, run_name = datetime.now(UTC), settings.name or name
-    return runs.Run(
+    new = runs.Run(
         run_id=f"{started:%Y%m%dT%H%M%S%f}Z-{run_name}-{plan_id[:6]}",
         experiment=name,
         name=run_name,
@@ -147,8 +129,21 @@ def _new_run(name: str, settings: Settings, planned: Plan, begun_with: dict[str,
         planned=len(planned),
         started_at=started.isoformat(),
         request_id=settings.request_id,
-        environment=begun_with,
+        environment=environment.of_run(
+            setup.machines[0].hardware,
+            setup.images.fingerprint,
+            models={trial.cell.model for trial, _ in planned},
+            local=settings.address is None,
+        ),
     )
+    earlier = runs.of_request(settings.results_dir, new)
+    again, mix = settings.retry is not None, settings.mix_environments
+    this = runs.open_run(settings.results_dir, new, fresh=settings.fresh, again=again, reuse=reuse, mix=mix)
+    if settings.retry == "all" and this.retried_at is None:  # else an interrupted command has begun to
+        this = replace(this, retried_at=datetime.now(UTC).isoformat())
+    if this == new and earlier and not settings.fresh:
+        say(setup.console, f"Run {earlier[-1].run_id} of the same flags is complete: this is a new one")
+    return this
 
 
 def _ended(results: str, run_id: str, since: str | None = None) -> tuple[dict[str, int], set[str]]:
