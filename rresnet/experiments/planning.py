@@ -4,13 +4,12 @@ import contextlib
 import itertools
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
 from rresnet import data, grid, hardware
-from rresnet.cell import AXES, FLAGGED, Cell, Device, Trial, UsageError
+from rresnet.cell import AXES, CELL_COLUMNS, FLAGGED, Cell, Device, Trial, UsageError
 from rresnet.config import Settings
 from rresnet.tables.place import StoreError
 from rresnet.terminal import counted, duration, print_table, say
@@ -158,14 +157,13 @@ def show(planned: Plan, settings: Settings, console: Console) -> None:
     """Print the planned settings, and how long their trials will take as far as earlier results tell."""
     reasons = {trial.cell: reason for trial, reason in planned}
     cells = sorted(reasons, key=_place)
-    columns = [field.name for field in fields(Cell)]
-    values = {axis: [getattr(cell, axis) for cell in cells] for axis in columns}
+    values = {axis: [getattr(cell, axis) for cell in cells] for axis in CELL_COLUMNS}
     recipes = [list(of) for _, of in itertools.groupby(cells, lambda cell: (cell.device, cell.recipe))]
-    asked = {axis for axis in columns if any(len({getattr(cell, axis) for cell in of}) > 1 for of in recipes)}
+    asked = {axis for axis in CELL_COLUMNS if any(len({getattr(cell, axis) for cell in of}) > 1 for of in recipes)}
     if asked & {*AXES} - {*FLAGGED}:  # a ladder, whose last change comes with the name of the other recipe
         asked |= {*AXES}
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
-    varied = [axis for axis in columns if (axis in asked or axis in axes) and len(set(values[axis])) > 1]
+    varied = [axis for axis in CELL_COLUMNS if (axis in asked or axis in axes) and len(set(values[axis])) > 1]
     say(console, f"Would run {_size(planned, settings)}")
     table = {_words(axis): list(map(str, values[axis])) for axis in varied}
     words = ("feasible", *(_words(axis) for axis in varied if isinstance(values[axis][0], str)))
