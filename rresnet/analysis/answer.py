@@ -214,11 +214,11 @@ def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = 
     """
     parts = [cell["device"], cell["recipe"], *([f"batch {cell['batch_size']}"] if sized else [])]
     of_recipe = [c for c in cells if c["recipe"] == cell["recipe"]]
-    alike = [c for c in of_recipe if c["device"] == cell["device"]]
+    of_kind = [c for c in of_recipe if c["device"] == cell["device"]]
     axes = (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed")
-    among = {axis: of_recipe if axis == "precision" else alike for axis in axes}
+    among = {axis: of_recipe if axis == "precision" else of_kind for axis in axes}
     varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in among[axis]}) > 1]
-    if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in alike}) == 1:
+    if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in of_kind}) == 1:
         varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, however they are shared
     parts += [_with_axis(axis, cell[axis]) for axis in varied]
     return " ".join([*parts, *(["again"] if cell.get("copy") else [])])

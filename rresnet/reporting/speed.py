@@ -53,7 +53,7 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
     kept = rates["series"].unique()[:MOST_SERIES]
     shown = rates[rates["series"].isin(kept)]
     knees = knee(shown)
-    left_out = len(rates["series"].unique()) - len(kept)
+    more = len(rates["series"].unique()) - len(kept)
     return Section(
         key="batch-size",
         title=title,
@@ -61,7 +61,7 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
         f"the smallest measured batch size that reaches {percent(KNEE)} of the highest rate. Larger ones bring little.",
         findings=(
             *_knees(shown, knees),
-            *([f"The {len(kept)} fastest series are drawn; {left_out} more are in the CSV."] if left_out else []),
+            *([f"The {len(kept)} fastest series are drawn; {more} more are in the CSV."] if more else []),
             *predictions(part.trials),
         ),
         figure=amounts.batch_sizes(shown, knees),
