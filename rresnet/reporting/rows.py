@@ -54,7 +54,7 @@ def encode(trials: Sequence[pd.DataFrame]) -> dict[str, Any]:
     for name in dict.fromkeys([*first, *filled]):
         values = _plain(table[name])
         several = values.nunique(dropna=False) > 1
-        shown = name in ALWAYS or (several and name in (PART, *SHOWN))
+        shown = name in ALWAYS or (several and name in first)
         columns.append({"name": name, "doc": docs[name], "shown": shown, **_column(values)})
     return {"rows": len(table), "columns": columns}
 
