@@ -34,7 +34,7 @@ def bucket(monkeypatch):
 
 def test_a_killed_command_goes_on_from_what_stands_there(bucket, tmp_path):
     url = f"{bucket}/some/folder"
-    line = [sys.executable, str(STUB), "--repeats", "20", "--processes", "1", "--seconds", "0.3", "--results-dir", url]
+    line = [sys.executable, str(STUB), "--repeats", "10", "--processes", "1", "--seconds", "0.3", "--results-dir", url]
     first = subprocess.Popen(line, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=tmp_path)
     kept = place.at(url)
     while not kept.names("trials") and first.poll() is None:
@@ -43,14 +43,14 @@ def test_a_killed_command_goes_on_from_what_stands_there(bucket, tmp_path):
     first.send_signal(signal.SIGKILL)
     first.wait()
     before = pd.read_parquet(f"{url}/trials")
-    assert 0 < len(before) < 80
+    assert 0 < len(before) < 40
     again = subprocess.run(line, capture_output=True, text=True, timeout=600, cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "was left locked" in again.stdout  # the lock of the dead is told, and outlived
     assert f"{len(before)} trials are done" in again.stdout
     assert f"Rows: {url}/trials" in again.stdout
     after = pd.read_parquet(f"{url}/trials").set_index("trial_id")
-    assert len(after) == 80
+    assert len(after) == 40
     assert after.index.is_unique
     assert after["status"].eq("ok").all()
     assert after.loc[before["trial_id"], "started_at"].tolist() == before["started_at"].tolist()  # none was run twice
