@@ -64,13 +64,14 @@ def test_nothing_is_added_where_the_interval_is_tight_enough(monkeypatch):
 
 
 def test_extensions_are_added_in_fresh_processes_until_it_is(monkeypatch):
-    settings = Settings(repeats=6, processes=3, target_interval=0.05)
+    settings = Settings(repeats=6, processes=3, target_interval=0.08)
     sweep = FakeSweep(settings, scatter=0.02)
     lines = grow(monkeypatch, sweep, settings)
     assert sweep.extensions[0] == [(6, 3), (6, 3), (7, 3), (7, 3)]
     assert sweep.extensions[1][0] == (8, 4)
     assert lines[0][0] == 4
-    assert "±5.0 % was asked for: 4 more trials" in lines[0][1]
+    assert "±8.0 % was asked for: 4 more trials" in lines[0][1]
+    assert grow(monkeypatch, sweep, settings) == []
 
 
 def test_time_that_is_over_ends_it_and_says_what_would_do(monkeypatch):
