@@ -6,56 +6,15 @@ import re
 import subprocess
 import sys
 from datetime import timedelta
-from html.parser import HTMLParser
-from pathlib import Path
 
 import pandas as pd
 import pytest
-from rich.console import Console
+from pages import Page, made, two
 from samples import make_cell
 
-from results import BLOG, START, TUNED, epochs, trial, trials, write
+from results import BLOG, START, TUNED, trial, trials, write
 from rresnet import command
-from rresnet.analysis import answer
-from rresnet.reporting import parts, report, speed, use
-
-
-class Page(HTMLParser):
-    """What a test asks of a page: its elements, and the text outside scripts and styles."""
-
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.words, self.data, self._inside = [], [], "", ""
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags.append((tag, dict(attributes)))
-        self._inside = tag
-
-    def handle_endtag(self, tag):
-        self._inside = ""
-
-    def handle_data(self, data):
-        if self._inside == "script" and data.startswith("{"):
-            self.data = data
-        elif self._inside not in ("script", "style"):
-            self.words.append(data)
-
-    @property
-    def text(self):
-        return " ".join(" ".join(self.words).split())
-
-
-def made(tmp_path, *folders, **options):
-    """The report's page, its summary, and what was printed."""
-    console = Console(file=io.StringIO(), width=200)
-    page = Path(report.write(folders, console, out=tmp_path / "out", **options))
-    return Page(page.read_text()), (tmp_path / "out" / "summary.md").read_text(), console.file.getvalue()
-
-
-def two(**changes):
-    """Tuned twice as fast as blog in every one of four repeats, whatever the machine does."""
-    return trials((BLOG, [100.0, 110.0, 90.0, 100.0]), (TUNED, [200.0, 220.0, 180.0, 200.0]), **changes)
+from rresnet.reporting import parts, report
 
 
 @pytest.fixture(scope="module")
@@ -164,10 +123,10 @@ def test_data_stays_text(tmp_path, evil):
 def test_the_edge_of_what_was_measured_is_told_unless_larger_sizes_were_looked_for(tmp_path):
     rising = trials((BLOG, [100.0] * 3), ({**BLOG, "batch_size": 128}, [200.0] * 3))
     edge = "Batch 128 is the largest measured for cpu blog; a larger one may be faster."
-    page, summary, said = made(tmp_path, write(tmp_path / "a", rising))
+    page, summary, said = made(tmp_path, write(tmp_path / "a", rising), figures=False)
     assert all(edge in text for text in (page.text, summary, said))
     probes = trials((BLOG, [100.0]), run_id="r0", experiment="compare-sizes")
-    page, _, said = made(tmp_path, write(tmp_path / "b", rising + probes))
+    page, _, said = made(tmp_path, write(tmp_path / "b", rising + probes), figures=False)
     assert edge not in page.text + said
 
 
@@ -182,7 +141,7 @@ def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
         ("r1", "vm", 8),
         ("r1", "other", 4),
     ]
-    page, summary, said = made(tmp_path, a, b)
+    page, summary, said = made(tmp_path, a, b, figures=False)
     assert "3 runs and machines, kept apart" in page.text
     newest = "The newest of 3 runs and machines, compare on vm, 02 Mar 2026 12:00 UTC: Fastest: cpu tuned batch 64, 199"
     for text in (page.text, said):  # what holds over all of them comes first
@@ -198,17 +157,17 @@ def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
 
 def test_the_accuracy_stands_beside_the_speed_where_it_was_evaluated(tmp_path):
     rows = [row | {"test_accuracy": 0.8125} for row in two()]
-    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows), figures=False)
     assert "| trials | test accuracy |" in summary
     assert summary.count("| 4 ok | 0.812 |") == 2
     assert "trials test accuracy" in page.text
-    assert "test accuracy |" not in made(tmp_path, write(tmp_path / "b", two()))[1]
+    assert "test accuracy |" not in made(tmp_path, write(tmp_path / "b", two()), figures=False)[1]
 
 
 def test_the_headline_over_several_runs_is_what_is_fastest(tmp_path):
     later = write(tmp_path / "b", two(run_id="r2", start=START + timedelta(days=1)), name="r2")
     prices = ["cpu=3.60 EUR/h", "NVIDIA A100=4 EUR/h"]
-    page, _, _ = made(tmp_path, write(tmp_path / "a", two()), later, prices=prices)
+    page, _, _ = made(tmp_path, write(tmp_path / "a", two()), later, prices=prices, figures=False)
     assert page.text.index("Fastest: ") < page.text.index("Over all runs and machines") < page.text.index("Cheapest: ")
     assert page.text.index("Over all runs and machines") < page.text.index("No trial takes the price")
 
@@ -226,7 +185,7 @@ def test_a_run_and_a_copy_of_its_folder_are_one_whatever_their_order(tmp_path):
     for folders in ([old, new, same], [new, same, old]):
         (part,) = parts.read(folders)
         assert (part.source, len(part.trials)) == (str(new), 8)
-        page, _, said = made(tmp_path, *folders)
+        page, _, said = made(tmp_path, *folders, figures=False)
         texts.append(said)
         assert "4 pairs" in page.text
         assert "8 pairs" not in page.text
@@ -257,13 +216,13 @@ def test_out_that_can_not_be_written_is_one_message(tmp_path, capsys):
 def test_a_part_says_what_was_trained_on_which_data(tmp_path):
     other = {"model": "resnet50", "dataset": "photos", "image_size": 64}
     a = write(tmp_path / "a", [{**row, **other} if row["recipe"] == "tuned" else row for row in two()])
-    page, _, _ = made(tmp_path, a)
+    page, _, _ = made(tmp_path, a, figures=False)
     assert "resnet18 on fashion-mnist-12k, 32 x 32, resnet50 on photos, 64 x 64" in page.text
 
 
 def test_rows_that_are_doubtful_are_told_beside_the_answer(tmp_path):
     flagged = [{**row, "quality_flags": ["foreign_load"]} for row in two()]
-    page, summary, _ = made(tmp_path, write(tmp_path / "a", flagged))
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", flagged), figures=False)
     told = f"{len(flagged)} of {len(flagged)} rows are doubtful: foreign_load."
     assert page.text.index(told) < page.text.index("Settings")
     assert told in summary.replace("\\", "")
@@ -274,7 +233,7 @@ def test_an_unfinished_run_says_so(tmp_path):
     (a / "runs").mkdir()
     manifest = {"run_id": "r1", "experiment": "compare", "name": "compare", "plan_id": "p", "planned": 24}
     (a / "runs" / "r1.json").write_text(json.dumps(manifest | {"started_at": START.isoformat()}))
-    page, summary, _ = made(tmp_path, a)
+    page, summary, _ = made(tmp_path, a, figures=False)
     assert "Not finished: 8 of 24 planned trials have a row so far." in page.text
     assert "resnet18 on fashion-mnist-12k, 32 x 32" in page.text
     assert "Not finished" in summary
@@ -283,7 +242,7 @@ def test_an_unfinished_run_says_so(tmp_path):
 def test_flags_are_told_with_advice(tmp_path):
     rows = two()
     rows[0]["quality_flags"] = ["swapping"]
-    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows))
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", rows), figures=False)
     advice = "1 of 8 rows: memory was short and pages came from disk; give a smaller --batch-size, or free memory."
     assert f"swapping , {advice}" in page.text
     assert advice in summary
@@ -328,52 +287,6 @@ def test_many_settings_are_drawn_in_part_and_it_says_so(tmp_path):
     assert f"of {seconds:,.0f} s was measured training" in page.text
     assert "The 40 fastest of 50 settings." in summary
     assert json.loads(page.data)["rows"] == 150
-
-
-def part_of(tmp_path, rows, epochs_of_rows=()):
-    (part,) = parts.read([write(tmp_path / "a", rows, epochs_of_rows)])
-    cells = pd.DataFrame(answer.Answer(part.trials).cells)
-    return part, cells[cells["repeats"] > 0]
-
-
-def test_the_knee_is_the_smallest_size_near_the_highest_rate(tmp_path):
-    # 90 % of 100 is 90: batch 32. The tuned series doubles up to its last size: no knee yet.
-    sizes = [({"batch_size": size}, [rate] * 3) for size, rate in ((8, 50.0), (16, 80.0), (32, 95.0), (64, 100.0))]
-    sizes += [({**TUNED, "batch_size": size}, [rate] * 3) for size, rate in ((8, 100.0), (16, 200.0), (32, 400.0))]
-    part, measured = part_of(tmp_path, trials(*sizes))
-    section = speed.batch_sizes(part, measured)
-    assert section.findings[0] == "Knees: cpu blog at batch 32."
-    assert section.findings[1] == "Still rising at the largest size measured: cpu tuned."
-    assert section.findings[2].startswith("Predicted from a line through the step times, not measured: ")
-    assert len(section.data) == 7
-
-
-def test_seconds_are_summed_by_kind(tmp_path):
-    rows = two()
-    part, measured = part_of(tmp_path, rows, epochs(rows[:4], [0.5, 0.6]))
-    section = use.time(part, measured)
-    table = section.data.set_index("setting")
-    # Four trials of each: 3 s of warm-up, 1 s of training; the blog's had two evaluations of 2 s each.
-    assert table.loc["cpu blog batch 64"].tolist() == [12.0, 4.0, 16.0]
-    assert table.loc["cpu tuned batch 64"].dropna().tolist() == [12.0, 4.0]
-    assert section.findings == ("17 % of 48 s was measured training.",)
-
-
-def test_time_to_accuracy_is_to_nearly_what_every_setting_reached(tmp_path):
-    rows = two()
-    learned = epochs(rows[:4], [0.5, 0.7, 0.8]) + epochs(rows[4:], [0.6, 0.7, 0.75], seconds=2.0)
-    part, measured = part_of(tmp_path, rows, learned)
-    section = speed.learning(part, measured)
-    # 0.95 * 0.75 is an eighth of the way from blog's second epoch of 10 s to its third, a quarter of tuned's of 2 s.
-    assert section.findings == (
-        "Time to a test accuracy of 0.712 (95 % of the highest that every setting reached): cpu tuned batch 64 4.5 s, "
-        "cpu blog batch 64 21 s. No interval is claimed: the order of close ones may be chance.",
-    )
-    few = epochs(rows[:2], [0.8, 0.9]) + epochs(rows[4:6], [0.6, 0.8])
-    (told,) = speed.learning(*part_of(tmp_path, rows, few)).findings
-    assert told.endswith("tuned batch 64 18 s. With fewer than 3 repeats the order of close ones may be chance.")
-    assert section.data["epoch"].tolist() == [1, 2, 3, 1, 2, 3]
-    assert section.data["elapsed_seconds"].tolist() == [2.0, 4.0, 6.0, 10.0, 20.0, 30.0]
 
 
 def test_a_row_that_names_no_machine_goes_to_the_runs_only_one(tmp_path):

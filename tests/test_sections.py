@@ -1,0 +1,66 @@
+"""The sections of a report: their findings and the data of their figures."""
+
+import pandas as pd
+from pages import two
+
+from results import BLOG, TUNED, epochs, trials, write
+from rresnet.analysis import answer
+from rresnet.reporting import parts, speed, use
+
+
+def part_of(tmp_path, rows, epochs_of_rows=()):
+    (part,) = parts.read([write(tmp_path / "a", rows, epochs_of_rows)])
+    cells = pd.DataFrame(answer.Answer(part.trials).cells)
+    return part, cells[cells["repeats"] > 0]
+
+
+def test_the_knee_is_the_smallest_size_near_the_highest_rate(tmp_path):
+    # 90 % of 100 is 90: batch 32. The tuned series doubles up to its last size: no knee yet.
+    sizes = [({"batch_size": size}, [rate] * 3) for size, rate in ((8, 50.0), (16, 80.0), (32, 95.0), (64, 100.0))]
+    sizes += [({**TUNED, "batch_size": size}, [rate] * 3) for size, rate in ((8, 100.0), (16, 200.0), (32, 400.0))]
+    part, measured = part_of(tmp_path, trials(*sizes))
+    section = speed.batch_sizes(part, measured)
+    assert section.findings[0] == "Knees: cpu blog at batch 32."
+    assert section.findings[1] == "Still rising at the largest size measured: cpu tuned."
+    assert section.findings[2].startswith("Predicted from a line through the step times, not measured: ")
+    assert len(section.data) == 7
+
+
+def test_seconds_are_summed_by_kind(tmp_path):
+    rows = two()
+    part, measured = part_of(tmp_path, rows, epochs(rows[:4], [0.5, 0.6]))
+    section = use.time(part, measured)
+    table = section.data.set_index("setting")
+    # Four trials of each: 3 s of warm-up, 1 s of training; the blog's had two evaluations of 2 s each.
+    assert table.loc["cpu blog batch 64"].tolist() == [12.0, 4.0, 16.0]
+    assert table.loc["cpu tuned batch 64"].dropna().tolist() == [12.0, 4.0]
+    assert section.findings == ("17 % of 48 s was measured training.",)
+
+
+def test_time_to_accuracy_is_to_nearly_what_every_setting_reached(tmp_path):
+    rows = two()
+    learned = epochs(rows[:4], [0.5, 0.7, 0.8]) + epochs(rows[4:], [0.6, 0.7, 0.75], seconds=2.0)
+    part, measured = part_of(tmp_path, rows, learned)
+    section = speed.learning(part, measured)
+    # 0.95 * 0.75 is an eighth of the way from blog's second epoch of 10 s to its third, a quarter of tuned's of 2 s.
+    assert section.findings == (
+        "Time to a test accuracy of 0.712 (95 % of the highest that every setting reached): cpu tuned batch 64 4.5 s, "
+        "cpu blog batch 64 21 s. No interval is claimed: the order of close ones may be chance.",
+    )
+    few = epochs(rows[:2], [0.8, 0.9]) + epochs(rows[4:6], [0.6, 0.8])
+    (told,) = speed.learning(*part_of(tmp_path, rows, few)).findings
+    assert told.endswith("tuned batch 64 18 s. With fewer than 3 repeats the order of close ones may be chance.")
+    assert section.data["epoch"].tolist() == [1, 2, 3, 1, 2, 3]
+    assert section.data["elapsed_seconds"].tolist() == [2.0, 4.0, 6.0, 10.0, 20.0, 30.0]
+
+
+def test_clocks_are_compared_within_the_trials_that_timed_them_and_their_number_is_told(tmp_path):
+    rows = trials((BLOG, [100.0, 50.0, 50.0, 90.0]))
+    for row, alone, what in ((rows[0], 120.0, "compute"), (rows[3], 100.0, "memory")):
+        row |= {"compute_images_per_second": alone, "input_images_per_second": 900.0, "bottleneck": what}
+    rows[1] |= {"compute_images_per_second": 55.0, "input_images_per_second": 900.0, "bottleneck": "compute"}
+    part, measured = part_of(tmp_path, rows)
+    section = use.clocks(part, measured)
+    assert section.data["training"].tolist() == [90.0]  # of 100, 50 and 90: the second 50 was not timed
+    assert section.data["step alone"].tolist() == [100.0]
+    assert "Weakly supported: cpu blog batch 64 compute in 2 of 3 trials." in section.findings
