@@ -45,3 +45,14 @@ def printed(table):
     printing.findings(table, console)
     printing.remarks(table, console)
     return console.export_text()
+
+
+QUIET = [100.0, 101.0, 99.0, 100.5, 99.5, 100.0]
+
+
+def scaled(factor):
+    return [rate * factor for rate in QUIET]
+
+
+def side(*cells_and_rates, run_id="r1", **columns):
+    return trials(*cells_and_rates, run_id=run_id).assign(**{"cpu_model": "A CPU", "cpu_count": 2, **columns})
