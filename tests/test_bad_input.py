@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 from samples import make_cell
 from test_data import png, write_folder, write_parquet
 from test_export import BLOG, row, written
@@ -377,26 +376,6 @@ def test_tables_that_one_may_not_list_are_not_told_as_none(tmp_path, monkeypatch
     monkeypatch.setattr("rresnet.tables.place.os.scandir", scandir)
     assert command.main(["report", str(tmp_path / "R")]) == 2
     assert f"can't read {tmp_path}/R/trials: Permission denied" in capsys.readouterr().err.replace("\n", "")
-
-
-@pytest.mark.parametrize("mode", ["I;16", "CMYK", "1", "LA", "RGBA", "P"])
-def test_unusual_images_are_no_error(mode, tmp_path):
-    from rresnet import data
-
-    write_folder(tmp_path)
-    deep = np.full((8, 8), 40_000, np.uint16)
-    odd = Image.fromarray(deep) if mode == "I;16" else Image.new(mode, (8, 8))
-    odd.save(tmp_path / "cat" / ("0.tif" if mode == "CMYK" else "0.png"))
-    assert len(data.load(str(tmp_path), image_size=8).train.labels) > 0
-
-
-def test_an_animated_image_gives_its_first_frame(tmp_path):
-    from rresnet import data
-
-    write_folder(tmp_path)
-    frames = [Image.new("L", (8, 8), shade) for shade in (0, 255)]
-    frames[0].save(tmp_path / "cat" / "x.gif", save_all=True, append_images=frames[1:])
-    assert len(data.load(str(tmp_path), image_size=8).train.labels) > 0
 
 
 def test_a_parquet_file_of_nested_nonsense(tmp_path, monkeypatch, capsys):

@@ -70,6 +70,26 @@ def test_synthetic_has_cifar10s_shape_and_something_to_learn():
     assert (guess == found.test.labels[:200]).mean() > 0.95
 
 
+@pytest.mark.parametrize("mode", ["I;16", "CMYK", "1", "LA", "RGBA", "P"])
+def test_unusual_images_are_no_error(mode, tmp_path):
+    write_folder(tmp_path)
+    deep = np.full((8, 8), 40_000, np.uint16)
+    odd = Image.fromarray(deep) if mode == "I;16" else Image.new(mode, (8, 8))
+    (tmp_path / "cat" / "0.png").unlink()
+    odd.save(tmp_path / "cat" / ("0.tif" if mode == "CMYK" else "0.png"))
+    found = load(tmp_path)
+    assert len(found.train.labels) + len(found.test.labels) == 12
+
+
+def test_an_animated_image_gives_its_first_frame(tmp_path):
+    write_folder(tmp_path)
+    frames = [Image.new("L", (8, 8), shade) for shade in (250, 50)]  # which no other image has
+    frames[0].save(tmp_path / "cat" / "x.gif", save_all=True, append_images=frames[1:])
+    found = load(tmp_path)
+    shades = {int(image.max()) for split in (found.train, found.test) for image in split.images}
+    assert (250 in shades, 50 in shades) == (True, False)
+
+
 def test_a_folder_is_split_by_its_seed_class_by_class(tmp_path):
     found = load(write_folder(tmp_path, count=12))
     assert found.classes == ("cat", "dog")
