@@ -280,6 +280,8 @@ def test_an_error_says_what_is_wrong_what_is_valid_and_what_to_do(
 ):
     if hardware.probe().gpu_count:
         pytest.skip("the messages are those of a machine without a GPU")
+    if "--num-workers" in flags and hardware.probe().cpu_cores < 2:
+        pytest.skip("there is no room for two workers")
     said = refused(flags, tmp_path, monkeypatch, capsys)
     missing = [fragment for fragment in (wrong, valid, to_do) if fragment not in said]
     assert not missing, said
