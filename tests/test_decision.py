@@ -9,7 +9,7 @@ from tables import BLOG, GPU, TUNED, printed, trials
 
 from rresnet.analysis import decision
 from rresnet.analysis.decision import Price
-from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, Interval, half_width
+from rresnet.analysis.statistics import RATE_DRIFT_LIMIT, half_width
 
 CPU_PRICE, GPU_PRICE = Price(what="cpu", per_hour=0.36), Price(what="gpu", per_hour=3.6)
 
@@ -209,10 +209,6 @@ def test_few_repeats_and_only_settings_are_said():
     only = told(trials((BLOG, [100.0] * 3)))["fastest"]
     assert only.sentence() == "Fastest: cpu blog batch 64, 100 images/s, the only setting for which this is known."
     assert decision.verdicts(trials((BLOG, [100.0]), status="error")) == []
-
-
-def test_a_verdicts_ratio_is_an_interval():
-    assert isinstance(told(trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)))["fastest"].ratio, Interval)
 
 
 @pytest.mark.parametrize("column", ["git_commit", "dataset_fingerprint"])
