@@ -11,9 +11,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from image_files import png, write_folder, write_parquet
 from samples import make_cell
-from test_data import png, write_folder, write_parquet
-from test_export import BLOG, row, written
+from small_results import BLOG, row, written
 
 from rresnet import cli, command, hardware
 

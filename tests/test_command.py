@@ -13,7 +13,7 @@ import pytest
 import torch
 from rich.console import Console
 from samples import A100
-from test_export import BLOG, row, written
+from small_results import BLOG, row, written
 
 from rresnet import command, doctor
 from rresnet.analysis import diff

@@ -13,7 +13,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 from samples import make_cell
-from test_export import row, written
+from small_results import row, written
 
 from rresnet import command
 

@@ -3,17 +3,14 @@ import io
 import json
 import os
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import duckdb
 import pandas as pd
 import polars as pl
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
-from samples import make_cell
+from small_results import BLOG, START, TUNED, row, written
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import rresnet
@@ -21,35 +18,6 @@ from results import trials
 from results import write as rows_in
 from rresnet import command
 from rresnet.reporting import trackers
-from rresnet.tables.measurement import SCHEMAS
-
-START = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
-BLOG, TUNED = make_cell(batch_size=8), make_cell(batch_size=8, recipe="tuned")
-
-
-def row(cell, repeat, rate, **more):
-    return {
-        **asdict(cell),
-        "cell_id": cell.cell_id,
-        "trial_id": f"{cell.recipe}{repeat}",
-        "run_id": "r1",
-        "experiment": "compare",
-        "repeat": repeat,
-        "process": 0,
-        "status": "ok",
-        "images_per_second": rate,
-        "hostname": "vm",
-        "finished_at": START + timedelta(seconds=repeat),
-        **more,
-    }
-
-
-def written(folder, rows, epochs=()):
-    """A results folder with these rows."""
-    for name, content in {"trials": rows, "windows": [], "epochs": epochs, "losses": []}.items():
-        (folder / name).mkdir(parents=True)
-        pq.write_table(pa.Table.from_pylist(list(content), schema=SCHEMAS[name]), folder / name / "r1.parquet")
-    return folder
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 import pandas as pd
 import pytest
-from test_export import BLOG, TUNED, row, written
+from small_results import BLOG, TUNED, row, written
 
 import rresnet
 from rresnet.analysis import reference
