@@ -72,7 +72,12 @@ class _Objects:
         path = f"{self.base}/{name}"
         for _ in range(10):
             with self.system.open_input_file(path) as file:
-                content = file.read()
+                try:
+                    content = file.read()
+                except OSError as error:
+                    if self.system.get_file_info(path).type != pa_fs.FileType.NotFound:
+                        raise
+                    raise FileNotFoundError(f"{self.full_name(name)} has just been removed") from error
             if self.system.get_file_info(path).size == len(content):
                 return bytes(content)
         raise OSError(11, f"{self.full_name(name)} is replaced faster than it can be read")
