@@ -100,7 +100,7 @@ def test_least_energy_is_the_ratio_of_joules():
     verdict = told(table)["least energy"]
     assert (verdict.setting, verdict.ratio.estimate) == ("cpu tuned batch 64", pytest.approx(3))
     assert verdict.sentence().startswith(
-        "Least energy: cpu tuned batch 64, 2,000 J an epoch. The next, cpu blog batch 64, takes 3.00 times"
+        "Least energy: cpu tuned batch 64, 2,000 J an epoch. The second, cpu blog batch 64, takes 3.00 times"
     )
 
 
@@ -108,7 +108,7 @@ def test_what_ran_on_two_machines_is_told_apart_and_compared_unpaired():
     one = trials((BLOG, [100.0, 110.0, 90.0]), hostname="here")
     table = pd.concat([one, trials((BLOG, [400.0, 440.0, 360.0]), hostname="there")])
     verdict = told(table)["fastest"]
-    assert (verdict.setting, verdict.next_setting) == ("cpu blog batch 64 on there", "cpu blog batch 64 on here")
+    assert (verdict.setting, verdict.second) == ("cpu blog batch 64 on there", "cpu blog batch 64 on here")
     assert (verdict.ratio.estimate, verdict.side_by_side) == (pytest.approx(4), False)
     assert verdict.distinguishable
     # Both sides scatter alike, so the interval is sqrt(2) times as wide in logs as one rate's.
@@ -173,7 +173,7 @@ def test_a_single_odd_pair_deposes_no_setting():
     odd = replace(TUNED, batch_size=256)
     table = trials((BLOG, blog), (TUNED, tuned), (odd, [100.0] * 1 + [210.0] + [None] * 10))
     verdict = decision.verdicts(table)[0]
-    assert (verdict.setting, verdict.next_setting) == ("cpu tuned batch 64", "cpu blog batch 64")
+    assert (verdict.setting, verdict.second) == ("cpu tuned batch 64", "cpu blog batch 64")
     assert "Fastest: cpu tuned batch 64, 200 images/s. That is 1.67x the second, cpu blog batch 64" in printed(table)
 
 
@@ -203,7 +203,7 @@ def test_the_noise_floor_grades_a_verdict():
 
 def test_few_repeats_and_only_settings_are_said():
     assert told(trials((BLOG, [100.0] * 2), (TUNED, [200.0] * 2)))["fastest"].sentence() == (
-        "Fastest, not settled: cpu tuned batch 64, 200 images/s. That is 2.00 times as fast as the next, cpu blog "
+        "Fastest, not settled: cpu tuned batch 64, 200 images/s. That is 2.00 times as fast as the second, cpu blog "
         "batch 64; with fewer than 3 pairs no interval is claimed, so it is not known whether they differ."
     )
     only = told(trials((BLOG, [100.0] * 3)))["fastest"]
@@ -231,7 +231,7 @@ def test_a_counter_that_stands_still_tells_no_energy():
     table = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(measured_images=100)
     table["energy_joules"] = [0.0, 6.0, 6.0, 0.0, 0.0, 0.0]
     (verdict,) = (v for v in decision.verdicts(table) if v.question == "least energy")
-    assert (verdict.setting, verdict.next_setting) == ("cpu blog batch 64", None)
+    assert (verdict.setting, verdict.second) == ("cpu blog batch 64", None)
 
 
 def test_a_slow_rate_and_a_missing_currency_are_told():

@@ -145,7 +145,7 @@ def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):
     assert "3 runs and machines, kept apart" in page.text
     newest = "The newest of 3 runs and machines, compare on vm, 02 Mar 2026 12:00 UTC: Fastest: cpu tuned batch 64, 199"
     for text in (page.text, said):  # what holds over all of them comes first
-        assert text.index("That is 2.01 times as fast as the next, cpu tuned batch 64 on vm") < text.index(newest)
+        assert text.index("That is 2.01 times as fast as the second, cpu tuned batch 64 on vm") < text.index(newest)
     assert summary.endswith("\n")
     assert "resnet18 on" in summary
     headings = ["compare on vm, 02 Mar 2026 12:00 UTC", "compare on vm, 01 Mar 2026", "compare on other, 01 Mar 2026"]

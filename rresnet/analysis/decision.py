@@ -1,4 +1,4 @@
-"""What to train on: the fastest, the cheapest, the least energy, and whether each is distinguishable from the next."""
+"""What to train on: fastest, cheapest or least energy, and whether each is distinguishable from the second."""
 
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -21,30 +21,30 @@ Question = Literal["fastest", "cheapest", "least energy"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The best setting by one measure, and how it compares with the next."""
+    """The best setting by one measure, and how it compares with the second."""
 
     question: Question
     setting: str
     amount: str  # how fast it is, or what an epoch takes
-    next_setting: str | None = None
-    ratio: Interval | None = None  # how many times better than the next
+    second: str | None = None
+    ratio: Interval | None = None  # how many times better than the second
     side_by_side: bool = False  # whether the ratio is paired
-    not_apart: tuple[str, ...] = ()  # settings other than the next that are not distinguishable from it
+    not_apart: tuple[str, ...] = ()  # settings other than the second that are not distinguishable from it
     task: str | None = None  # model, data and image size, where several were measured
 
     @property
     def distinguishable(self) -> bool | None:
-        """Whether it is distinguishable from the next; None where no interval is claimed."""
+        """Whether it is distinguishable from the second; None where no interval is claimed."""
         return self.ratio.distinguishable if self.ratio else None
 
     def sentence(self) -> str:
         """The verdict in one sentence."""
         best, amount = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}", self.amount
-        if self.next_setting is None or self.ratio is None:
+        if self.second is None or self.ratio is None:
             return f"{best}: {self.setting}, {amount}, the only setting for which this is known."
         told = f"{best}{answer.settled(self.ratio)}: {self.setting}, {amount}"
         estimate, *bounds = ratios(self.ratio.estimate, *self.ratio.bounds)
-        told += f". {_MEASURES[self.question].than.format(estimate, self.next_setting)}"
+        told += f". {_MEASURES[self.question].than.format(estimate, self.second)}"
         apart, of = ("", "pairs") if self.side_by_side else ("not measured side by side", "repeats")
         if self.distinguishable is None:
             few = f"with fewer than 3 {of} no interval is claimed, so it is not known whether they differ"
@@ -57,7 +57,7 @@ class Verdict:
 def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict]:
     """The fastest, the cheapest and the least energy for each model, data set and image size, as far as they are known.
 
-    The ratio to the next is paired if both ran side by side, in one run on one machine; otherwise it is that of two
+    The ratio to the second is paired if both ran side by side, in one run on one machine; otherwise it is that of two
     independent means (`unpaired.ratio`).
 
     Raises:
@@ -99,19 +99,19 @@ _MEASURES: dict[Question, _Measure] = {
         column="images_per_second",
         worth=lambda ok, cell: ok["images_per_second"],
         amount=lambda cell: f"{number(cell['images_per_second'])} images/s",
-        than="That is {0} times as fast as the next, {1}",
+        than="That is {0} times as fast as the second, {1}",
     ),
     "cheapest": _Measure(
         column="cost_per_1000_images",
         worth=lambda ok, cell: ok["images_per_second"] / (cell["price_per_hour"] * cell["nodes"]),
         amount=lambda cell: f"{significant(cell['epoch_cost'])} {cell['currency'] or '(currency not given)'} an epoch",
-        than="The next, {1}, costs {0} times as much",
+        than="The second, {1}, costs {0} times as much",
     ),
     "least energy": _Measure(
         column="joules_per_1000_images",
         worth=lambda ok, cell: ok["measured_images"] / ok["energy_joules"].where(ok["energy_joules"] > 0),
         amount=lambda cell: f"{significant(cell['epoch_joules'])} J an epoch",
-        than="The next, {1}, takes {0} times as much",
+        than="The second, {1}, takes {0} times as much",
     ),
 }
 
@@ -145,7 +145,7 @@ def _verdict(question: Question, trials: pd.DataFrame, ranked: list[dict[Any, An
     over = {n: ratio(first, n) for n in range(len(ranked)) if n != first}
     return replace(
         found,
-        next_setting=ranked[second]["setting"],
+        second=ranked[second]["setting"],
         ratio=over.pop(second),
         side_by_side=paired(first, second) is not None,
         not_apart=tuple(ranked[n]["setting"] for n, one in over.items() if one.distinguishable is False),

@@ -35,13 +35,13 @@ def as_written(cells: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def first_two(cells: Sequence[Mapping[Any, Any]], ratio_of: Callable[[int, int], Interval | None]) -> tuple[int, int]:
-    """Choose the first and the next of cells that are ranked by their means.
+    """Choose the first and the second of cells that are ranked by their means.
 
     A mean also counts repeats that another cell lacks, which may be fast or slow ones. So if a cell beats the first in
     the repeats that both have, and the interval says so, it becomes the first instead. This is only checked where one
     of the two lacks repeats: cells without gaps are ranked correctly by their means.
 
-    A cell that is ahead of the first in one or two pairs, too few for an interval, is not chosen as the next if there
+    A cell that is ahead of the first in one or two pairs, too few for an interval, is not chosen as the second if there
     is another, because the first would be reported as slower than it. If there is no other, the two change places.
 
     Args:
