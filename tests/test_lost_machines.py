@@ -62,6 +62,29 @@ def test_a_machine_that_dies_before_tune_asks_for_its_first_trial_loses_none(mon
     assert {(row["status"], row["attempt"], row["hostname"]) for row in sweep.rows} == {("ok", 1, "a")}
 
 
+def test_a_trial_whose_process_starts_on_a_machine_that_dies_goes_on_once(tmp_path, monkeypatch):
+    (tmp_path / "account").write_text("The actor died unexpectedly before finishing this task.")
+    monkeypatch.setattr(FakeMachine, "dead", frozenset())
+    monkeypatch.setattr(FakeMachine, "is_lost", lambda self, within: not self.alive())
+    died = threading.Event()
+
+    class Starting(FakeLane):
+        def _tune(self, handout, callback, groups):
+            if self.machine.node_id == "b":
+                trial = SimpleNamespace(planned=handout.take(), error_file=str(tmp_path / "account"))
+                FakeMachine.dead = frozenset("b")
+                self._looked = 0.0
+                died.set()
+                callback.on_trial_error(0, [], trial)
+                callback.on_step_begin(1, [])
+            assert died.wait(timeout=20)
+            super()._tune(handout, callback, groups)
+
+    sweep = swept(Starting, repeats=4, machines=("a", "b"))
+    assert len(sweep.rows) == len({row["trial_id"] for row in sweep.rows}) == 12
+    assert sorted(row["attempt"] for row in sweep.rows) == [*[1] * 11, 2]
+
+
 def test_a_trial_that_waits_to_be_tried_alone_outlives_its_machine(monkeypatch):
     monkeypatch.setattr(FakeMachine, "dead", frozenset())
     died = threading.Event()

@@ -153,7 +153,8 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone
 
 def test_that_workers_start_is_told():
     notes = []
-    lane = SimpleNamespace(sweep=SimpleNamespace(progress=SimpleNamespace(note=notes.append)))
+    sweep = SimpleNamespace(progress=SimpleNamespace(note=notes.append))
+    lane = SimpleNamespace(sweep=sweep, machine=FakeMachine(node_id="a", hardware=LAPTOP))
     TrialProcess(lane, 1).on_trial_result(0, [], None, {"workers_to_start": 4})
     assert notes == ["starting 4 workers, which takes 10 s or more"]
 

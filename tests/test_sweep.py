@@ -73,6 +73,28 @@ def test_what_the_kernel_killed_for_want_of_memory_is_told_from_other_kills(by_k
     assert sorted(row["status"] for row in sweep.rows if row["batch_size"] != HUNGRY) == ["ok", "ok"]
 
 
+class Stillborn(FakeLane):
+    """Its first process ends while it starts, before a trial has begun in it."""
+
+    account = None  # a file with what Ray says
+
+    def _tune(self, handout, callback, groups):
+        if self.sweep.processes:
+            return super()._tune(handout, callback, groups)
+        self.sweep.processes.append((self.machine.node_id, []))
+        callback.on_trial_error(0, [], SimpleNamespace(planned=handout.take(), error_file=str(self.account)))
+        return callback.on_step_begin(1, [])
+
+
+def test_a_process_that_ends_while_it_starts_takes_one_trial_with_it(tmp_path, monkeypatch):
+    (tmp_path / "account").write_text("The actor died unexpectedly before finishing this task.")
+    monkeypatch.setattr(Stillborn, "account", tmp_path / "account")
+    monkeypatch.setattr(FakeMachine, "is_lost", lambda self, within: False)
+    monkeypatch.setattr(FakeMachine, "killed", 2)  # by the kernel, before the run
+    sweep = swept(Stillborn, repeats=1)
+    assert [(row["status"], row["attempt"]) for row in sweep.rows] == [("killed", 1), ("ok", 1), ("ok", 1)]
+
+
 def test_after_a_process_that_ended_what_it_has_left_is_given_back_before_the_next_trial(tmp_path, monkeypatch):
     (tmp_path / "account").write_text("The actor is dead because its worker process has died.")
     monkeypatch.setattr(Killed, "account", tmp_path / "account")

@@ -29,7 +29,7 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         self._lane = lane
         self.attempt = attempt  # the attempt of its trials, not counting those lost with their machines
         self._process_id: int | None = None  # None until it has reported it
-        self._kills = 0  # the machine's kills for want of memory when the trial began
+        self._kills = lane.machine.kills_for_memory()  # of the machine, for want of memory, when the trial began
         self._started: float | None = None
         self._ended: Trial | None = None  # the latest trial that has its row or is to be tried again
         self.begun: Trial | None = None  # the latest trial that has begun
@@ -93,15 +93,14 @@ class TrialProcess(tune.Callback):  # type: ignore[misc]  # Ray leaves it untype
         self.ended = True
         if trial.planned is self._ended:  # it had its row; the process was ended on purpose
             return
-        self._ended = trial.planned
+        self.begun = self._ended = trial.planned  # it has not begun if the process ended while it started
         text = Path(trial.error_file).read_text() if trial.error_file else "the trial process ended without a word"
-        self._lane.ended(self, trial.planned, self.death(text), alone=self.attempt > 1)
+        self._lane.ended(self, trial.planned, self.death(trial.planned, text), alone=self.attempt > 1)
 
-    def death(self, text: str) -> Record:
+    def death(self, trial: Trial, text: str) -> Record:
         """What is known of the trial with which the process has ended; `text` is Ray's account of it."""
-        assert self.begun is not None
         elapsed = time.monotonic() - self._started if self._started else 0.0
-        found = death(text, elapsed, self._lane.sweep.how.process_limit_seconds(self.begun.cell))
+        found = death(text, elapsed, self._lane.sweep.how.process_limit_seconds(trial.cell))
         if self._silent:
             found = Measurement(status="timeout", error_type="TimeoutError", error_message=self._silent)
         return Record(measurement=replace(found, output_tail=self._lane.machine.output_tail(self._process_id)))

@@ -137,7 +137,7 @@ class Lane:
                 self._lose(running)
         elif isinstance(error.__cause__, ray.exceptions.OutOfMemoryError) and process.begun:
             if running:  # Tune gives up when Ray's memory monitor ends a process
-                self.ended(process, running, process.death(str(error.__cause__)), alone=process.attempt > 1)
+                self.ended(process, running, process.death(running, str(error.__cause__)), alone=process.attempt > 1)
         else:
             raise error
 
