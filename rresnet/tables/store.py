@@ -41,10 +41,6 @@ class _TableWriter:
         self._parts: dict[int, pa.Table] = {}  # the open part, and others that are to be written
         self._new: dict[int, dict[str, pa.Table]] = {}  # of each part that is to be written: trial id -> its new rows
 
-    def begin(self) -> None:
-        """Write the table without rows."""
-        self._write(0, self.schema.empty_table())
-
     def add(self, trial_id: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add all rows of a trial, in place of any that it had; there may be none."""
         if rows or trial_id in self._part_of:
@@ -111,8 +107,6 @@ class Writer:
                 name: _TableWriter(self._place, name, run.run_id, schema) for name, schema in SCHEMAS.items()
             }
             self._write_manifest(run)
-            if not self._tables["trials"].count():  # so that the table is there before the first trial has ended
-                self._tables["trials"].begin()
         self._queue: queue.SimpleQueue[tuple[str, Rows] | threading.Event | None] = queue.SimpleQueue()
         self._error: BaseException | None = None
         self._thread = threading.Thread(target=self._work, name="rresnet-store")
