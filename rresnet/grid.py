@@ -9,8 +9,6 @@ from rresnet.cell import AXES, FLAGGED, Axes, Cell, Device, Trial, UsageError, n
 from rresnet.config import AUTO, Settings
 from rresnet.hardware import Hardware
 
-RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
-RESNET_STRIDE = 32  # pixels of the image for one of the last maps
 AS_WRITTEN = Axes()  # the blog's script: what PyTorch does unless told otherwise
 
 
@@ -145,8 +143,6 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     if cell.device == "gpu" and hardware.gpu_count < cell.workers_per_node:
         asked = f"the setting needs {cell.workers_per_node} GPU(s), and {hardware.hostname} has {hardware.gpu_count}"
         return f"{asked}: lower --num-workers, or drop --device gpu"
-    if cell.batch_size == 1 and cell.model in RESNETS and cell.image_size <= RESNET_STRIDE:
-        return "batch norm has nothing to normalise in one image whose last maps are 1 x 1: use --batch-size 2 or more"
     if cell.device == "cpu" and cell.execution == "graph":
         return "a CPU has no CUDA graphs: use --execution eager or compile"
     if cell.execution != "eager" and cell.num_workers > 1:

@@ -205,11 +205,6 @@ OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
             "4 workers need the 2 machines asked for, and this run has 1: lower --num-nodes, or join more machines "
             "with --address",
         ),
-        (
-            {"batch_size": 1},
-            {},
-            "batch norm has nothing to normalise in one image whose last maps are 1 x 1: use --batch-size 2 or more",
-        ),
     ],
 )
 def test_what_a_machine_can_not_do_has_a_reason(laptop, changes, machine, reason):
@@ -219,8 +214,6 @@ def test_what_a_machine_can_not_do_has_a_reason(laptop, changes, machine, reason
 def test_what_a_machine_can_do_has_none(laptop, a100):
     assert grid.infeasible(make_cell(), laptop) is None
     assert grid.infeasible(make_cell(cpu_threads=8), laptop) is None
-    assert grid.infeasible(make_cell(batch_size=1, image_size=33), laptop) is None
-    assert grid.infeasible(make_cell(batch_size=1, model="densenet121"), laptop) is None  # not known
     assert grid.infeasible(make_cell(precision="bf16"), laptop) is None  # slow there, but right
     assert grid.infeasible(make_cell(device="gpu", precision="fp16"), replace(laptop, **OLD_GPU)) is None
     assert grid.infeasible(make_cell(device="gpu", precision="bf16"), a100) is None

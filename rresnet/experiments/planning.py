@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Cells = Callable[[Settings, Sequence[Device], hardware.Hardware], list[Cell]]
 Plan = list[tuple[Trial, str | None]]  # with the reason why the trial can't run, or None
 
+USUAL_MODELS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 PROCESS_START_SECONDS = 12.0  # of a fresh trial process on 2 cores: Ray's actor, importing torch, moving the data
 GROUP_START_SECONDS = 12.0  # of its worker groups, likewise
 
@@ -29,7 +30,7 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
 
     Raises UsageError if none of them can run there.
     """
-    if settings.model not in grid.RESNETS:
+    if settings.model not in USUAL_MODELS:
         from rresnet.training import model  # imports torch, which takes seconds: only to look up an unusual name
 
         model.check(settings.model, settings.image_size)
