@@ -144,6 +144,14 @@ def test_a_precision_that_a_recipe_has_on_one_device_alone_is_named():
     assert "Speedup over cpu blog batch 64 fp32" in printed(table)
 
 
+def test_the_sentence_names_settings_as_the_table_does_where_some_were_not_measured():
+    tf32 = make_cell(batch_size=64, device="gpu", precision="tf32")
+    failed = trials((tf32, [1.0] * 3), status="error")
+    found = answer.Answer(pd.concat([trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)), failed]))
+    assert found.cells[1]["setting"] == "cpu blog batch 64 fp32"
+    assert "2.00x the second, cpu blog batch 64 fp32 (" in found.sentence()
+
+
 def test_identical_cells_are_told_as_the_noise_floor():
     table = trials((BLOG, [100.0, 100.0, 100.0]), (make_cell(batch_size=64, copy=1), [101.0, 100.0, 99.0]))
     assert "Identical settings against each other" in printed(table)
@@ -174,7 +182,7 @@ def test_a_batch_size_at_the_edge_of_what_was_measured_is_told():
     other = trials((replace(TUNED, batch_size=128, precision="fp32"), [1.0] * 3), status="error")
     text = " ".join(printed(pd.concat([rising, too_large, other])).split())
     assert (
-        "measured for cpu tuned (at 256 no trial is ok: 3 out_of_memory); a size in between may be faster (--batch"
+        "measured for cpu tuned bf16 (at 256 no trial is ok: 3 out_of_memory); a size in between may be faster (--batch"
         in text
     )
     falling = trials((small, [200.0] * 3), (large, [100.0] * 3), (BLOG, [50.0] * 3))

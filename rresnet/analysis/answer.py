@@ -70,22 +70,22 @@ class Answer:
             return "No trial ended ok, so there is no answer: the trials table has the errors."
         if len(measured) == 1:
             only = measured[0]
-            return f"The only setting measured: {name(only, measured)}, {number(only['images_per_second'])} images/s."
+            return f"The only setting measured: {only['setting']}, {number(only['images_per_second'])} images/s."
         first, second = self._first_two
         lead = self._ratio(first, second)
         by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
-        told = f"{by}{settled(lead)}: {name(first, measured)}, {number(first['images_per_second'])} images/s"
+        told = f"{by}{settled(lead)}: {first['setting']}, {number(first['images_per_second'])} images/s"
         if lead is None:
-            never = f"it was never measured side by side with the second, {name(second, measured)}"
+            never = f"it was never measured side by side with the second, {second['setting']}"
             return f"{told}; {never}. --fresh measures everything again."
         estimate, *bounds = ratios(lead.estimate, *lead.bounds)
-        than = f"{estimate}x the second, {name(second, measured)}"
+        than = f"{estimate}x the second, {second['setting']}"
         if not bounds:
             few = "With fewer than 3 pairs there is no interval, so it is not known whether they differ"
             return f"{told}. That is {than}. {few}."
         interval = f"95 % interval {' - '.join(bounds)}, {lead.count} pairs"
         rest = [(cell, self._ratio(first, cell)) for cell in measured if cell is not first and cell is not second]
-        others = [name(cell, measured) for cell, ratio in rest if ratio and ratio.distinguishable is False]
+        others = [cell["setting"] for cell, ratio in rest if ratio and ratio.distinguishable is False]
         return f"{told}. That is {than} ({interval}): {apart_text(lead, others)}."
 
     def edge(self, what_to_do: str = "") -> list[str]:
@@ -94,8 +94,8 @@ class Answer:
         if len(measured) < 2:
             return []
         first, _ = self._first_two
-        series = name(first, measured, sized=False)
-        sizes = {c["batch_size"] for c in measured if name(c, measured, sized=False) == series}
+        series = name(first, self.cells, sized=False)
+        sizes = {c["batch_size"] for c in measured if name(c, self.cells, sized=False) == series}
         if len(sizes) == 1 or first["batch_size"] < max(sizes):
             return []
         told = f"Batch {first['batch_size']} is the largest measured for {series}"
