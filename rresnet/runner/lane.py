@@ -208,6 +208,7 @@ class Lane:
                 self._lose(trial)
                 return
             if process.killed_for_memory:
+                alone = process.attempt > 1  # the machine may have killed another process than the trial's
                 starved = replace(KILLED_FOR_MEMORY, output_tail=found.measurement.output_tail)
                 found = replace(found, measurement=starved)
         if found.measurement.status == "out_of_memory":
