@@ -29,7 +29,7 @@ def test_variables_are_those_that_change_how_fast_libraries_run(monkeypatch):
 
 
 def test_the_processors_are_those_of_the_affinity_mask():
-    bound = min(os.sched_getaffinity(0))
+    bound = max(os.sched_getaffinity(0))
     code = f"import os; os.sched_setaffinity(0, [{bound}]); from rresnet.hardware import cpus, probe; "
     code += "from rresnet.tables.environment import describe; "
     code += "print(*cpus(), probe().cpu_count, describe('cpu').cpu_affinity)"

@@ -36,6 +36,8 @@ def test_the_page_opens_with_the_answer_and_the_summary_has_it(plain):
     assert "| cpu tuned batch 64 | 199" in summary
     assert "| 2.00 (2.00 - 2.00) |" in summary
     assert "| 3 MiB | 4 ok |" in summary
+    # 10,000 images at 199.5 a second, and at the ends of the interval.
+    assert "| 199 (167 - 238) | 50 s (42 s - 1 min 00 s) projected |" in summary
 
 
 def test_figures_lie_beside_the_page_and_in_it(plain):

@@ -143,13 +143,15 @@ def test_a_worker_that_the_kernel_killed_for_want_of_memory_is_tried_again_alone
             if trial.cell.batch_size != HUNGRY:
                 return super().run_one(trial, config, tunes, callback, alone)
             FakeMachine.killed += killed
-            return self.tell(tunes, callback, alone=alone, status="killed", error_message="a worker has died")
+            found = {"status": "killed", "error_message": "a worker has died", "output_tail": "its last words"}
+            return self.tell(tunes, callback, alone=alone, **found)
 
     cells = [make_cell(batch_size=size, num_workers=2) for size in (1, HUNGRY, 3)]
     first = next(seed for seed in range(9) if (plan_of(cells, seed)[0].cell.batch_size == HUNGRY) is as_first)
     sweep = swept(WorkerKilled, repeats=1, cells=cells, seed=first)
     (row,) = [row for row in sweep.rows if row["batch_size"] == HUNGRY]
     assert (row["status"], row["attempt"]) == (status, 2 if killed else 1)
+    assert (row["output_tail"], row["hostname"]) == ("its last words", "a")
     assert len(sweep.rows) == 3
 
 
