@@ -4,9 +4,11 @@
 
 The variants, each a step captured as one CUDA graph:
   each layer casts its weights and counts its batches by itself, as PyTorch does;
-  both are done for all layers at once (`rresnet.training.layers`), as in the variants below;
+  both are done for all layers at once (`rresnet.training.layers`), as in the next two;
   1x1 convolutions are computed as matrix products;
   those over small maps are as well;
+  `tuned` as it is: 1x1 convolutions as products, few kernels, and weights that learn on the side
+  (`rresnet.training.fusion`);
   the step is compiled, with only 1x1 convolutions as matrix products.
 Prints images per second, how long it took to make the step ready, and the ratio to the first variant with its interval.
 --no-search leaves out cuDNN's search for its fastest kernels in all variants. A process keeps the kernels that it has
@@ -15,6 +17,7 @@ found, so what the search is worth takes a second run to tell.
 
 import argparse
 import sys
+from collections.abc import Callable
 from statistics import median
 from unittest import mock
 
@@ -23,8 +26,9 @@ from common import axes_of, cell, images, measure, workbench
 from torch import nn
 
 from rresnet.analysis.statistics import in_order, log_mean_interval
+from rresnet.cell import Cell
 from rresnet.training import step
-from rresnet.training.layers import EachLayer
+from rresnet.training.layers import AllLayers, EachLayer
 from rresnet.training.workbench import Workbench
 
 CONV = {"pointwise": "conv"}
@@ -34,20 +38,24 @@ VARIANTS: dict[str, dict[str, object]] = {
     "all layers at once": CONV,
     "1x1 convolutions as products": LINEAR,
     "small maps as products": {**LINEAR, "small_maps": "linear"},
+    "few kernels": LINEAR,
     "compiled": {**LINEAR, "execution": "compile"},
 }
 
 
-def by_itself(network: nn.Module, dtype: torch.dtype | None) -> EachLayer:
-    """In `AllLayers`' place."""
-    return EachLayer(network)
+def layers_of(name: str) -> Callable[[Cell, nn.Module, torch.optim.Optimizer], EachLayer]:
+    """How the variant goes through its layers, in place of `step.layers_of`."""
+    if name == "each layer by itself":
+        return lambda one, network, optimizer: EachLayer(network)
+    if name in ("few kernels", "compiled"):
+        return step.layers_of
+    return lambda one, network, optimizer: AllLayers(network, torch.bfloat16)
 
 
 def built(name: str, batch_size: int, model: str, search: bool) -> Workbench:
     """The variant, ready and warm."""
     axes = axes_of("tuned", "gpu", cudnn_benchmark=search, **VARIANTS[name])
-    layers = by_itself if name == "each layer by itself" else step.AllLayers
-    with mock.patch.object(step, "AllLayers", layers):
+    with mock.patch.object(step, "layers_of", layers_of(name)):
         bench = workbench(cell(model=model, batch_size=batch_size, **axes), images())
     ready = bench.train_step.compile_seconds
     measure(bench, 0.1)

@@ -154,7 +154,8 @@ def test_a_visit_tells_what_the_gpu_did(execution, half):
     ends = [window.started_seconds + window.seconds for window in record.windows]
     assert all(end <= start + 1e-3 for end, start in zip(ends, starts[1:], strict=False))
     weights = sum(parameter.nbytes for parameter in found.network.parameters())
-    assert 4 * weights < told.peak_memory_bytes < 2**31  # weights, gradients and both moments; and 20 small images
+    # Weights, both moments, and gradients, or what a captured step has of them at a time; and 20 small images.
+    assert (3.5 if execution == "graph" else 4) * weights < told.peak_memory_bytes < 2**31
     assert 0 < told.percent_of_limit < 100
     assert told.canary_matrix_seconds > 0
     assert told.energy_joules is None or 10 < told.energy_joules / told.measured_seconds < 2000

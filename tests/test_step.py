@@ -1,5 +1,7 @@
 import copy
+import importlib.util
 import itertools
+import os
 from dataclasses import replace
 from unittest.mock import MagicMock
 
@@ -8,7 +10,7 @@ import torch
 from benches import bench, image_data, losses, replaying
 from samples import make_cell
 
-from rresnet.training import step
+from rresnet.training import model, step
 from rresnet.training.train import train_epochs
 
 
@@ -59,7 +61,7 @@ def test_a_batch_is_replayed_by_the_graph_of_its_size_and_one_of_another_size_by
 
 def test_a_cell_is_captured_on_the_stream_it_has_warmed_up_on_and_no_other_cell_is(monkeypatch):
     gpu = MagicMock(**{"memory_allocated.return_value": 0, "max_memory_allocated.return_value": 0})
-    gpu.Stream.side_effect = lambda: MagicMock()
+    gpu.Stream.side_effect = lambda priority: MagicMock()
     monkeypatch.setattr(torch, "cuda", gpu)
     batch = MagicMock(**{"to.return_value.nbytes": 8})
     for _ in range(2):
@@ -67,6 +69,47 @@ def test_a_cell_is_captured_on_the_stream_it_has_warmed_up_on_and_no_other_cell_
     warmed = [call.args[0] for call in gpu.stream.call_args_list]
     assert [call.kwargs["stream"] for call in gpu.graph.call_args_list] == [warmed[0]] * 2 + [warmed[1]] * 2
     assert warmed[0] is not warmed[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "FusedLayers"),
+        ({"precision": "tf32"}, "FusedLayers"),
+        ({"channels_last": False}, "AllLayers"),
+        ({"fused_optimizer": False}, "AllLayers"),
+        ({"execution": "compile"}, "AllLayers"),
+        ({"model": "samples:few_layers"}, "EachLayer"),
+    ],
+)
+def test_a_captured_step_has_few_kernels_where_its_settings_leave_them_to_us(monkeypatch, tmp_path, changes, expected):
+    monkeypatch.setattr(torch.cuda, "Stream", MagicMock())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    tuned = {"device": "gpu", "execution": "graph", "precision": "bf16", "channels_last": True, "fused_optimizer": True}
+    cell = make_cell(**{**tuned, "model": "resnet18", **changes})
+    network = model.network(cell.model, 4)
+    optimizer = model.optimizer_of(network, cell)
+    for found, layers in ((True, expected), (False, expected.replace("Fused", "All"))):
+        monkeypatch.setattr(step, "has_triton", lambda found=found: found)
+        assert type(step.layers_of(cell, network, optimizer)).__name__ == layers
+    cache = os.environ.pop("TRITON_CACHE_DIR", None)
+    assert cache == (str(tmp_path / "rresnet" / "triton") if expected == "FusedLayers" else None)
+
+
+def test_triton_needs_a_gpu_that_it_knows_and_a_compiler(monkeypatch, a100):
+    here = replace(a100, compiler=True)
+    for machine, expected in (
+        (here, True),
+        (replace(here, gpu_capability=(7, 5)), False),
+        (replace(here, gpu_capability=None), False),
+        (replace(here, compiler=False), False),
+    ):
+        monkeypatch.setattr(step.hardware, "probe", lambda machine=machine: machine)
+        assert step.has_triton() is expected
+    monkeypatch.setattr(step.hardware, "probe", lambda: here)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    assert not step.has_triton()
 
 
 def test_a_rehearsal_takes_a_step_of_each_size_and_trains_nothing():

@@ -19,13 +19,19 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to [N, D, H / stride, W / stride]; without a copy where they are channels-last."""
-        pixels = x.permute(0, 2, 3, 1)
-        if self.stride != (1, 1):  # after permuting, so that their gradient is channels-last, too
-            pixels = pixels[:, :: self.stride[0], :: self.stride[1]]
+        pixels = self.seen(x.permute(0, 2, 3, 1))  # after permuting, so that their gradient is channels-last, too
         # Flattened here: `linear` would multiply each image by a copy of the weights of its own where the pixels have
         # gaps and no gradient is needed.
-        result = linear(pixels.flatten(0, 2), self.weight.flatten(1), self.bias)
+        result = self.product(pixels.flatten(0, 2))
         return _images(result.view(*pixels.shape[:3], -1))
+
+    def seen(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [N, H, W, C] to those that the stride does not pass over."""
+        return pixels if self.stride == (1, 1) else pixels[:, :: self.stride[0], :: self.stride[1]]
+
+    def product(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Pixels [M, C] to [M, D]."""
+        return linear(pixels, self.weight.flatten(1), self.bias)
 
 
 class SmallMapConv2d(nn.Conv2d):

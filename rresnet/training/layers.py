@@ -26,6 +26,9 @@ class EachLayer:
         result: torch.Tensor = self._model(images)
         return result
 
+    def finish(self) -> None:
+        """Do what comes last in a step."""
+
 
 class AllLayers(EachLayer):
     """One kernel casts the weights of all layers, one their gradients, and one counts the batch for all batch norms.
@@ -52,9 +55,13 @@ class AllLayers(EachLayer):
         copies: Copies = _Cast.apply(self._dtype, *self._weights.values())
         return copies
 
+    @property
+    def _copied(self) -> list[str]:
+        return list(self._weights)
+
     def scores(self, copies: Copies, images: torch.Tensor) -> torch.Tensor:
         """The model's scores, computed with the copies in place of the weights, and without counting."""
-        instead: dict[str, Any] = {**dict(zip(self._weights, copies, strict=True)), **dict.fromkeys(self._counters)}
+        instead: dict[str, Any] = {**dict(zip(self._copied, copies, strict=True)), **dict.fromkeys(self._counters)}
         result: torch.Tensor = torch.func.functional_call(self._model, instead, (images,))
         return result
 

@@ -1,6 +1,7 @@
 """One training step, in the precision and execution mode of a cell. Other modes of execution would go here."""
 
 import functools
+import importlib.util
 import os
 import time
 import types
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from rresnet import scratch
+from rresnet import hardware, scratch
 from rresnet.cell import Cell
 from rresnet.training.inputs import Batch, Raw
 from rresnet.training.layers import AllLayers, Copies, EachLayer
@@ -106,6 +107,26 @@ class Eager:
         state.restore()
 
 
+def layers_of(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> EachLayer:
+    """How a captured step goes through the model's layers."""
+    if ":" in cell.model:  # the user's own may use its weights in ways that autocast knows and we don't
+        return EachLayer(model)
+    dtype = _AUTOCAST.get(cell.precision)
+    tuned = cell.execution == "graph" and cell.channels_last and cell.fused_optimizer
+    if tuned and isinstance(optimizer, torch.optim.Adam) and has_triton():
+        os.environ.setdefault("TRITON_CACHE_DIR", str(scratch.cache_folder() / "triton"))
+        from rresnet.training.fusion import FusedLayers  # not before it is known that there is Triton
+
+        return FusedLayers(model, dtype, optimizer)
+    return AllLayers(model, dtype)
+
+
+def has_triton() -> bool:
+    """Whether Triton can make kernels here: it comes with PyTorch's CUDA, and calls a compiler."""
+    here = hardware.probe()
+    return here.gpu_bf16 and here.compiler and importlib.util.find_spec("triton") is not None
+
+
 class Prepared(Eager):
     """A step that is made ready, compiled or captured, for whole batches.
 
@@ -126,9 +147,7 @@ class Prepared(Eager):
         super().__init__(cell, model, optimizer, load)
         start, state = time.perf_counter(), State(model, optimizer)
         compiler = Compiler() if cell.execution == "compile" else None
-        # A model of the user's own may use its weights in ways that autocast knows and we don't.
-        ours = capture is not None and ":" not in cell.model
-        layers = AllLayers(model, _AUTOCAST.get(cell.precision)) if ours else EachLayer(model)
+        layers = layers_of(cell, model, optimizer) if capture else EachLayer(model)
         plain = forward_of(cell, load, layers)
         whole = compiler.compile(plain) if compiler else plain
         forwards = [whole, *[plain] * (len(examples) - 1)]
@@ -149,7 +168,9 @@ class Prepared(Eager):
         self.compile_cache = compiler.cache if compiler else None
 
     def _train(self, layers: EachLayer, forward: Step, *raw: torch.Tensor) -> torch.Tensor:
-        return self.train(lambda *batch: forward(layers.begin(), *batch), *raw)
+        loss = self.train(lambda *batch: forward(layers.begin(), *batch), *raw)
+        layers.finish()
+        return loss
 
     def __call__(self, *raw: torch.Tensor) -> torch.Tensor:
         """Take one step."""
@@ -215,7 +236,8 @@ def capture(steps: Sequence[tuple[Step, Raw]], restore: Callable[[], None]) -> t
     statics = [[tensor.to("cuda", copy=True) for tensor in example] for _, example in steps]
     # Captured on this stream, too, and not on the one that PyTorch would take for all graphs: when a graph is freed,
     # PyTorch 2.12 - 2.14 frees cuBLAS's workspace of its stream, which other graphs of that stream go on writing to.
-    side: Any = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+    # Its kernels come before those that a step has on streams beside it.
+    side: Any = torch.cuda.Stream(priority=-1)  # type: ignore[no-untyped-call]
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
         for (step, _), static in zip(steps, statics, strict=True):

@@ -1,0 +1,148 @@
+"""A model's layers for a captured step on a GPU: few kernels, and those that can wait beside the others.
+
+A captured step of small maps takes as long as its kernels take one after another, each a few microseconds.
+"""
+
+import copy
+import operator
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.nn import functional
+
+from rresnet.training.convolution import PointwiseConv2d
+from rresnet.training.layers import AllLayers, Copies
+from rresnet.training.norm import BatchNormReLU
+from rresnet.training.pool import FastMaxPool2d, is_square
+from rresnet.training.side import SideConv2d, SideLinear, SidePointwiseConv2d, SideStreams
+
+_RELUS = (functional.relu, torch.relu)
+_ADDITIONS = (operator.add, operator.iadd, torch.add)
+_ON_THE_SIDE: dict[type, Any] = {nn.Conv2d: SideConv2d, PointwiseConv2d: SidePointwiseConv2d, nn.Linear: SideLinear}
+
+
+class FusedLayers(AllLayers):
+    """Batch norms that add and rectify, one kernel for a max pooling, and weights that learn on the side.
+
+    The model is traced and stays what it is: what computes is another, which shares its parameters and buffers. The
+    numbers are the same but for rounding, for models whose layers share no weights and all take part in each step.
+    """
+
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, optimizer: torch.optim.Adam) -> None:
+        """`dtype` is what autocast casts to, None where it is off; `optimizer` is the model's, with PyTorch's defaults.
+
+        Images are to be channels-last, on a GPU.
+        """
+        super().__init__(model, dtype)
+        traced = fx.GraphModule(model, _Layers().trace(model))
+        _fuse_batch_norms(traced)
+        _add_gradients(traced)
+        once = {name: traced.get_submodule(name) for name in _called_once(traced)}
+        for name, module in once.items():
+            if type(module) is nn.MaxPool2d and is_square(module):
+                traced.set_submodule(name, _as(FastMaxPool2d, module))
+        learners: dict[str, Any] = {name: module for name, module in once.items() if _can_learn_on_the_side(module)}
+        self._side = SideStreams([module.weight for module in learners.values()], dtype, optimizer)
+        for place, (name, module) in enumerate(learners.items()):
+            traced.set_submodule(name, _as(_ON_THE_SIDE[type(module)], module, side=self._side, place=place))
+            self._weights.pop(f"{name}.weight", None)
+        traced.recompile()
+        self._model = traced
+        self._cast_on_the_side = [f"{name}.weight" for name in learners] if dtype else []
+
+    def begin(self) -> Copies:
+        """Count the batch; return copies of the weights that autocast would cast."""
+        return *super().begin(), *self._side.begin()
+
+    @property
+    def _copied(self) -> list[str]:
+        return [*super()._copied, *self._cast_on_the_side]
+
+    def finish(self) -> None:
+        """Wait for all weights to have learnt."""
+        self._side.join()
+
+
+class _Layers(fx.Tracer):
+    """Traces a model down to its layers."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return super().is_leaf_module(m, module_qualified_name) or not any(m.children())
+
+
+def _as(kind: type[nn.Module], module: nn.Module, **more: Any) -> nn.Module:
+    """The module as one of another kind, which shares its parameters and buffers."""
+    other = copy.copy(module)
+    other.__class__ = kind
+    vars(other).update(more)
+    return other
+
+
+def _called_once(traced: fx.GraphModule) -> list[str]:
+    """Names of the modules that the graph calls exactly once, in its order."""
+    calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
+    return [name for name, count in calls.items() if count == 1]
+
+
+def _can_learn_on_the_side(module: nn.Module) -> bool:
+    if isinstance(module, nn.Conv2d):
+        padded_with_zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
+        return type(module) in _ON_THE_SIDE and module.bias is None and padded_with_zeros
+    return type(module) in _ON_THE_SIDE
+
+
+def _fuse_batch_norms(traced: fx.GraphModule) -> None:
+    """Replace each batch norm, and the addition and the ReLU after it where there are such, by one module."""
+    modules: dict[str, Any] = dict(traced.named_modules())
+    once = set(_called_once(traced))
+    for node in [node for node in traced.graph.nodes if node.op == "call_module" and node.target in once]:
+        norm = modules[node.target]
+        usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
+        if not usual:
+            continue
+        replaced, inputs = [node], [node.args[0]]
+        if beside := _added_to(node):
+            replaced.append(_only_user(node))
+            inputs.append(beside)
+        after = _only_user(replaced[-1])
+        relu = after is not None and (type(modules.get(str(after.target))) is nn.ReLU or after.target in _RELUS)
+        if relu:
+            replaced.append(after)
+        traced.set_submodule(node.target, _as(BatchNormReLU, norm, relu=relu))
+        with traced.graph.inserting_after(replaced[-1]):
+            replaced[-1].replace_all_uses_with(traced.graph.call_module(node.target, tuple(inputs)))
+        for old in reversed(replaced):
+            traced.graph.erase_node(old)
+
+
+def _only_user(node: fx.Node) -> Any:
+    """The node that alone uses this one's result, or None."""
+    return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def _added_to(node: fx.Node) -> fx.Node | None:
+    """What this node's result is added to, if nothing else uses it."""
+    user = _only_user(node)
+    if user is None or user.target not in _ADDITIONS or user.kwargs or len(user.args) != 2:
+        return None
+    first, second = user.args
+    if first is not node and user.target is operator.iadd:
+        return None  # the sum is written over something that others may use
+    other = second if first is node else first
+    return other if isinstance(other, fx.Node) and other is not node else None
+
+
+def _add_gradients(traced: fx.GraphModule) -> None:
+    """Have a batch norm whose result goes on, and is added again further down, add up the gradients of the two."""
+    modules: dict[str, Any] = dict(traced.named_modules())
+    for node in list(traced.graph.nodes):
+        users = list(node.users)
+        again = [node in user.args[1:] and type(modules.get(str(user.target))) is BatchNormReLU for user in users]
+        adds = type(modules.get(str(node.target))) is BatchNormReLU and len(node.args) == 2
+        if adds and len(users) == 2 and sum(again) == 1:
+            modules[node.target].twice = True
+            for index, user in enumerate(users):
+                with traced.graph.inserting_before(user):
+                    user.replace_input_with(node, traced.graph.call_function(operator.getitem, (node, index)))

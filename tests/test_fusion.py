@@ -1,0 +1,339 @@
+"""What a captured step computes with on a GPU: on a processor its kernels are interpreted, and its streams are one."""
+
+import contextlib
+import copy
+
+import pytest
+import torch
+import torchvision
+from torch import nn
+from torchvision.models.resnet import Bottleneck
+
+from rresnet.training import convolution
+from rresnet.training.layers import AllLayers
+
+ON_GPU = torch.cuda.is_available()
+DEVICE = "cuda" if ON_GPU else "cpu"
+pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA")
+from rresnet.training import adam, norm, pool, side  # noqa: E402
+from rresnet.training.fusion import FusedLayers  # noqa: E402
+
+
+class OneStream:
+    """In place of a stream: everything runs at once and in order."""
+
+    def wait_stream(self, other):
+        pass
+
+    def wait_event(self, event):
+        pass
+
+    def record_event(self):
+        return object()
+
+
+@pytest.fixture(autouse=True)
+def one_stream(monkeypatch):
+    if ON_GPU:
+        monkeypatch.setattr(torch.backends.cudnn.conv, "fp32_precision", "ieee")
+    else:
+        monkeypatch.setattr(torch.cuda, "Stream", OneStream)
+        monkeypatch.setattr(torch.cuda, "current_stream", OneStream)
+        monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+
+
+def images(*shape, seed=0, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randn(shape, generator=generator).to(DEVICE, dtype)
+    return drawn.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else drawn
+
+
+def as_kind(kind, module, **more):
+    other = copy.deepcopy(module)
+    other.__class__ = kind
+    vars(other).update(more)
+    return other
+
+
+def far(found, expected):
+    """Norm of the difference over that of the expected value, in float64."""
+    return ((found.double() - expected).norm() / expected.norm()).item()
+
+
+def batch_norm(channels, **more):
+    """A batch norm in float64, and as ours in float32."""
+    torch.manual_seed(1)
+    expected = nn.BatchNorm2d(channels).to(DEVICE)
+    nn.init.uniform_(expected.weight, 0.5, 1.5)
+    nn.init.uniform_(expected.bias, -0.5, 0.5)
+    return copy.deepcopy(expected).double(), as_kind(norm.BatchNormReLU, expected, **more)
+
+
+SHAPES = [(5, 24, 1, 2), (3, 40, 8, 8), (2, 16, 12, 20), (9, 8, 12, 20)]  # a program, or one or several parts
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_norm_adds_and_rectifies_and_so_do_its_gradients(shape, added, relu, dtype):
+    expected, found = batch_norm(shape[1], relu=relu)
+    x = (images(*shape) * 2 + 50 * (dtype == torch.float32)).to(dtype).requires_grad_()
+    beside = images(*shape, seed=1, dtype=dtype).requires_grad_() if added else None
+    gradient = images(*shape, seed=2, dtype=dtype)
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in (x, beside)]
+    for _ in range(2):  # the second averages over both
+        y = expected(exact[0]) + (exact[1] if added else 0)
+        y = y.relu() if relu else y
+        result = found(x, beside)
+    y.backward(gradient.double())
+    result.backward(gradient)
+    pairs = [(result, y), (x.grad, exact[0].grad), (found.weight.grad, expected.weight.grad)]
+    pairs += [(found.bias.grad, expected.bias.grad), (found.running_mean, expected.running_mean)]
+    pairs += [(found.running_var, expected.running_var), *([(beside.grad, exact[1].grad)] if added else [])]
+    assert max(far(*pair) for pair in pairs) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_result_that_two_use_has_the_gradient_of_both(shape, relu):
+    expected, found = batch_norm(shape[1], relu=relu, twice=True)
+    x, beside, one, other = (images(*shape, seed=seed) for seed in range(4))
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, beside)]
+    exact = [tensor.double().requires_grad_() for tensor in (x, beside)]
+    y = expected(exact[0]) + exact[1]
+    y = y.relu() if relu else y
+    (y * one.double() + y * other.double()).sum().backward()
+    first, second = found(*leaves)
+    ((first * one).sum() + (second * other).sum()).backward()
+    assert max(far(leaf.grad, of.grad) for leaf, of in zip(leaves, exact, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("where", [0, -1])
+def test_what_is_not_a_number_stays_so(where):
+    _, found = batch_norm(4, relu=True)
+    for size in (2, 24):
+        x = images(4, 4, size, size)
+        x[where, 1, where, where] = float("nan")
+        assert found(x)[:, 1].isnan().all()
+        assert not found(x)[:, 0].isnan().any()
+
+
+def test_what_the_kernels_do_not_take_pytorch_computes():
+    _, found = batch_norm(4, relu=True, twice=True)
+    x, row = images(3, 4, 2, 2), images(1, 4, 1, 1)
+    first, second = found(x, row)
+    assert torch.equal(first, (nn.functional.batch_norm(x, None, None, found.weight, found.bias, True) + row).relu())
+    assert second is first
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        found(row)
+
+
+POOLS = [((3, 40, 7, 9), (3, 2, 1)), ((2, 70, 6, 5), (2, 2, 0)), ((1, 8, 9, 9), (3, 1, 1)), ((2, 8, 8, 8), (3, 3, 0))]
+
+
+@pytest.mark.parametrize(("shape", "pooling"), POOLS)
+def test_a_max_pooling_is_pytorchs_also_where_values_are_equal(shape, pooling):
+    plain = nn.MaxPool2d(*pooling)
+    leaves = [images(*shape).relu().requires_grad_() for _ in range(2)]
+    results = [layer(leaf) for layer, leaf in zip((plain, as_kind(pool.FastMaxPool2d, plain)), leaves, strict=True)]
+    for result in results:
+        result.backward(images(*result.shape, seed=1))
+    assert torch.equal(*results)
+    torch.testing.assert_close(*(leaf.grad for leaf in leaves), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(70, 64, 3, 3), (2, 3, 5, 5), (33,)])
+@pytest.mark.parametrize("programs", [1, 64])
+def test_adam_is_pytorchs(monkeypatch, shape, programs):
+    monkeypatch.setattr(adam, "_PROGRAMS", programs)
+    weights = [nn.Parameter(images(*shape)) for _ in range(2)]
+    theirs, ours = (torch.optim.Adam([weight], lr=1e-3, fused=True) for weight in weights)
+    for step in range(4):
+        gradient = images(*shape, seed=step, dtype=torch.bfloat16) * 10.0 ** (step - 2)
+        weights[0].grad = gradient.float()
+        theirs.step()
+        (count,) = adam.steps_of([weights[1]], ours)
+        count += 1
+        given = gradient.contiguous() if step % 2 else gradient  # laid out otherwise than the weight
+        adam.update(weights[1], adam.laid_out(given, weights[1]), ours)
+    torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
+    for name in ("step", "exp_avg", "exp_avg_sq"):
+        of_both = (optimizer.state[weight][name] for optimizer, weight in zip((theirs, ours), weights, strict=True))
+        torch.testing.assert_close(*of_both, rtol=1e-4, atol=1e-7)
+
+
+def learnt(model, layers_of, inputs, dtype=None, steps=1):
+    """Losses of some steps, and Adam's first moments after them: after one step a tenth of the gradients."""
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    layers = layers_of(model, dtype, optimizer)
+    losses = []
+    for _ in range(steps):
+        with torch.autocast(DEVICE, dtype=torch.bfloat16, enabled=dtype is not None):
+            scores = layers.scores(layers.begin(), inputs).flatten(1)
+            loss = nn.functional.cross_entropy(scores, torch.arange(len(inputs), device=DEVICE) % 4)
+        optimizer.zero_grad(set_to_none=True)
+        torch.autograd.backward(loss)
+        optimizer.step()
+        layers.finish()
+        losses.append(loss.item())
+    moments = {name: optimizer.state[parameter] for name, parameter in model.named_parameters()}
+    assert all(state["step"] == steps for state in moments.values())
+    return losses, {name: state["exp_avg"] for name, state in moments.items()}
+
+
+def unfused(model, dtype, optimizer):
+    return AllLayers(model, dtype)
+
+
+def layout(model, pointwise=True):
+    convolution.as_products(model, pointwise=pointwise, small_maps=False)
+    return model.to(DEVICE).to(memory_format=torch.channels_last)
+
+
+def small_resnet():
+    stem = nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
+    wider = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
+    blocks = Bottleneck(8, 2), Bottleneck(8, 4, 2, wider), Bottleneck(16, 4), Bottleneck(16, 4)
+    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("pointwise", [False, True])
+def test_a_model_learns_what_its_layers_by_themselves_learn(dtype, pointwise):
+    torch.manual_seed(0)
+    model = layout(small_resnet(), pointwise)
+    other, inputs = copy.deepcopy(model), images(8, 3, 24, 24)
+    _, exact = learnt(copy.deepcopy(model), unfused, inputs)
+    expected, theirs = learnt(model, unfused, inputs, dtype)
+    found, ours = learnt(other, FusedLayers, inputs, dtype)
+    assert found == pytest.approx(expected, rel=1e-5 if dtype is None else 0.02)
+    if dtype:  # both are as far from the exact gradients
+        theirs, ours = ([far(moments[name], moment) for name, moment in exact.items()] for moments in (theirs, ours))
+        assert sum(ours) < 1.2 * sum(theirs)
+    else:
+        assert max(far(ours[name], moment) for name, moment in exact.items()) < 1e-3
+    buffers = dict(other.named_buffers())
+    for name, buffer in model.named_buffers():
+        torch.testing.assert_close(buffers[name], buffer, rtol=1e-3 if dtype is None else 0.1, atol=5e-3)
+    expected, _ = learnt(model, unfused, inputs, dtype, steps=2)
+    found, _ = learnt(other, FusedLayers, inputs, dtype, steps=2)
+    assert found == pytest.approx(expected, rel=1e-3 if dtype is None else 0.05)
+
+
+class Rows(nn.Module):
+    """Images as rows of pixels, of which a linear layer sees each."""
+
+    def forward(self, x):
+        return x.flatten(2).transpose(1, 2)
+
+
+LAYERS = {
+    "few channels": (nn.Conv2d(3, 16, 5, 2, 2, bias=False), 8),
+    "one pixel": (nn.Conv2d(3, 8, 3, 1, 1, bias=False), 1),
+    "one pixel, through a corner": (nn.Conv2d(3, 8, 3, 3, 2, bias=False), 1),
+    "one pixel, dilated": (nn.Conv2d(3, 8, 3, 1, 2, dilation=2, bias=False), 1),
+    "one pixel, in groups": (nn.Conv2d(3, 9, 3, 1, 1, groups=3, bias=False), 1),
+    "groups": (nn.Conv2d(3, 9, 3, 1, 1, groups=3, bias=False), 6),
+    "dilated": (nn.Conv2d(3, 8, 3, 1, 2, dilation=2, bias=False), 6),
+    "with a bias": (nn.Conv2d(3, 8, 3, 1, 1), 6),
+    "pixels passed over": (nn.Sequential(nn.Conv2d(3, 8, 1, bias=False), nn.Conv2d(8, 8, 1, (2, 3), bias=False)), 7),
+    "padding by name": (nn.Conv2d(3, 8, 3, padding="same", bias=False), 6),
+    "padding that mirrors": (nn.Conv2d(3, 8, 3, padding=1, padding_mode="reflect", bias=False), 6),
+    "rows": (nn.Sequential(Rows(), nn.Linear(3, 8)), 4),
+    "rows without a bias": (nn.Sequential(Rows(), nn.Linear(3, 8, bias=False)), 4),
+}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("kind", LAYERS)
+def test_a_layer_learns_on_the_side_what_it_learns_by_itself(kind, dtype):
+    layer, size = LAYERS[kind]
+    torch.manual_seed(0)
+    inputs, layer = images(8, 3, size, size), copy.deepcopy(layer).to(DEVICE)
+    model = layout(nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(inputs)[0].numel(), 4)))
+    other = copy.deepcopy(model)
+    expected, theirs = learnt(model, unfused, inputs, dtype)
+    found, ours = learnt(other, FusedLayers, inputs, dtype)
+    assert found == pytest.approx(expected, rel=1e-6 if dtype is None else 0.02)
+    assert max(far(ours[name], moment) for name, moment in theirs.items()) < (1e-5 if dtype is None else 0.05)
+
+
+class Twice(nn.Module):
+    """Layers that are used twice: nothing of them may be learnt before the second time."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(3, 3, 3, padding=1, bias=False), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        return self.norm(self.conv(self.norm(self.conv(x))))
+
+
+class Additions(nn.Module):
+    """Sums of what a batch norm gives, in each form."""
+
+    def __init__(self, form):
+        super().__init__()
+        self.form, self.norm, self.other = form, nn.BatchNorm2d(3), nn.BatchNorm2d(3)
+
+    def forward(self, x):
+        y, z = self.norm(x), self.other(x.sin())
+        if self.form == "over another's":  # which is used again
+            w = z.cos()
+            w += y
+            return w * z
+        if self.form == "over its own":
+            y += z
+            return y.relu() + z
+        if self.form == "scaled":
+            return torch.add(y, z, alpha=2).relu()
+        return (y + y).relu() + z if self.form == "with itself" else (1 + y) * z
+
+
+@pytest.mark.parametrize("form", ["twice", "over another's", "over its own", "scaled", "with itself", "a number"])
+def test_models_of_any_form_stay_what_they_are(form):
+    torch.manual_seed(0)
+    model = layout(nn.Sequential(Twice() if form == "twice" else Additions(form), nn.Flatten(), nn.Linear(3 * 36, 4)))
+    other, inputs = copy.deepcopy(model), images(8, 3, 6, 6)
+    expected, theirs = learnt(model, unfused, inputs, steps=2)
+    found, ours = learnt(other, FusedLayers, inputs, steps=2)
+    assert found == pytest.approx(expected, rel=1e-5)
+    assert max(far(ours[name], moment) for name, moment in theirs.items()) < 1e-4
+
+
+def test_a_resnet_is_fused_throughout_and_stays_what_it_was():
+    model = layout(torchvision.models.resnet50(num_classes=4))
+    kinds = [type(module) for module in model.modules()]
+    layers = FusedLayers(model, torch.bfloat16, torch.optim.Adam(model.parameters(), fused=True))
+    assert [type(module) for module in model.modules()] == kinds
+    modules = list(layers._model.modules())
+    norms = [module for module in modules if type(module) is norm.BatchNormReLU]
+    assert (len(norms), sum(one.relu for one in norms), sum(one.twice for one in norms)) == (53, 49, 12)
+    sides = [module for module in modules if isinstance(module, side.SideConv2d | side.SidePointwiseConv2d)]
+    assert [one.place for one in sides] == list(range(53))
+    assert sum(type(module) is pool.FastMaxPool2d for module in modules) == 1
+    assert not any("relu" in str(node.target) for node in layers._model.graph.nodes)
+    assert list(layers._weights) == ["fc.bias"]
+    shared = dict(layers._model.named_parameters())
+    assert all(shared[name] is parameter for name, parameter in model.named_parameters())
+
+
+@pytest.mark.skipif(ON_GPU, reason="the streams are real there")
+def test_what_is_read_on_the_side_is_waited_for_before_it_is_too_much(monkeypatch):
+    waited = []
+    monkeypatch.setattr(OneStream, "wait_event", lambda self, event: waited.append(event))
+    monkeypatch.setattr(OneStream, "record_event", lambda self: len(events.append(0) or events))
+    events = []
+    weight = nn.Parameter(images(4, 4))
+    streams = side.SideStreams([weight], None, torch.optim.Adam([weight], fused=True))
+    streams.begin()
+    monkeypatch.setattr(side, "READ_BYTES", 100)
+    for _ in range(4):
+        streams.learn(0, lambda: torch.ones_like(weight), torch.ones(10))  # of 40 bytes
+    assert waited == [2, 3]  # the first is that of the cast
+    streams.join()
+    streams.learn(0, lambda: torch.ones_like(weight), torch.ones(10))
+    assert waited == [2, 3]
