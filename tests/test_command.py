@@ -201,11 +201,12 @@ def test_the_path_of_a_run_may_have_an_at_of_its_own(tmp_path, capsys):
 
 
 def test_a_gpu_that_pytorch_can_not_use_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.hardware, "probe", lambda: replace(A100, cpu_cores=1, cpu_bf16=False))
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: replace(A100, cpu_cores=1, cpu_bf16=False, compiler=False))
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     fine, text = examined(tmp_path, monkeypatch, usage())
     assert not fine
     assert "can't use the NVIDIA A100: install one that is built for its driver" in text
+    assert "no C++ compiler (g++) with Python's headers" in text
     assert "GPU bf16" not in text
 
 
