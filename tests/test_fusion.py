@@ -2,14 +2,17 @@
 
 import contextlib
 import copy
+from dataclasses import replace
+from unittest import mock
 
 import pytest
 import torch
 import torchvision
+from benches import bench, image_data, replaying
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
-from rresnet.training import convolution
+from rresnet.training import convolution, step
 from rresnet.training.layers import AllLayers
 
 ON_GPU = torch.cuda.is_available()
@@ -151,13 +154,13 @@ def test_adam_is_pytorchs(monkeypatch, shape, programs):
     monkeypatch.setattr(adam, "_PROGRAMS", programs)
     weights = [nn.Parameter(images(*shape)) for _ in range(2)]
     theirs, ours = (torch.optim.Adam([weight], lr=1e-3, fused=True) for weight in weights)
-    for step in range(4):
-        gradient = images(*shape, seed=step, dtype=torch.bfloat16) * 10.0 ** (step - 2)
+    for turn in range(4):
+        gradient = images(*shape, seed=turn, dtype=torch.bfloat16) * 10.0 ** (turn - 2)
         weights[0].grad = gradient.float()
         theirs.step()
         (count,) = adam.steps_of([weights[1]], ours)
         count += 1
-        given = gradient.contiguous() if step % 2 else gradient  # laid out otherwise than the weight
+        given = gradient.contiguous() if turn % 2 else gradient  # laid out otherwise than the weight
         adam.update(weights[1], adam.laid_out(given, weights[1]), ours)
     torch.testing.assert_close(*weights, rtol=1e-6, atol=1e-6)
     for name in ("step", "exp_avg", "exp_avg_sq"):
@@ -337,3 +340,14 @@ def test_what_is_read_on_the_side_is_waited_for_before_it_is_too_much(monkeypatc
     streams.join()
     streams.learn(0, lambda: torch.ones_like(weight), torch.ones(10))
     assert waited == [2, 3]
+
+
+def test_a_step_that_fails_leaves_nothing_on_the_side(monkeypatch):
+    joined = []
+    monkeypatch.setattr(side.SideStreams, "join", lambda self: joined.append(self))
+    monkeypatch.setattr(step, "has_triton", lambda: True)
+    one = bench(image_data(8), batch_size=8, channels_last=True, fused_optimizer=True)
+    cell = replace(one.cell, device="gpu", execution="graph", model="resnet18")
+    with mock.patch.object(adam, "update", side_effect=torch.OutOfMemoryError), pytest.raises(torch.OutOfMemoryError):
+        step.Prepared(cell, one.network, one.optimizer, one.inputs.load, one.inputs.examples(), replaying)
+    assert len(joined) == 1

@@ -168,9 +168,10 @@ class Prepared(Eager):
         self.compile_cache = compiler.cache if compiler else None
 
     def _train(self, layers: EachLayer, forward: Step, *raw: torch.Tensor) -> torch.Tensor:
-        loss = self.train(lambda *batch: forward(layers.begin(), *batch), *raw)
-        layers.finish()
-        return loss
+        try:
+            return self.train(lambda *batch: forward(layers.begin(), *batch), *raw)
+        finally:
+            layers.finish()  # also where memory was short: a capture can't end before all streams have come together
 
     def __call__(self, *raw: torch.Tensor) -> torch.Tensor:
         """Take one step."""
