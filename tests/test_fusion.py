@@ -261,7 +261,7 @@ def test_a_layer_learns_on_the_side_what_it_learns_by_itself(kind, dtype):
     expected, theirs = learnt(model, unfused, inputs, dtype)
     found, ours = learnt(other, FusedLayers, inputs, dtype)
     assert found == pytest.approx(expected, rel=1e-6 if dtype is None else 0.02)
-    assert max(far(ours[name], moment) for name, moment in theirs.items()) < (1e-5 if dtype is None else 0.05)
+    assert max(far(ours[name], moment) for name, moment in theirs.items()) < (1e-5 if dtype is None else 0.25)  # of 8 bits
 
 
 class Twice(nn.Module):
