@@ -122,6 +122,9 @@ def test_what_is_not_a_number_stays_so(where):
         x[where, 1, where, where] = float("nan")
         assert found(x)[:, 1].isnan().all()
         assert not found(x)[:, 0].isnan().any()
+        averages = torch.stack((found.running_mean, found.running_var))
+        assert averages.isnan().tolist() == [[False, True, False, False]] * 2
+        found.reset_running_stats()
 
 
 def test_what_the_kernels_do_not_take_pytorch_computes():

@@ -123,7 +123,7 @@ def norm_large(
     c, inside = _channels(channels, WIDE)
     one, two = _load_sums(sums, channels, c, inside, WIDE)
     m = _first_pixel(x, c, inside) + one / pixels
-    squares = tl.maximum(two - one * one / pixels, 0.0)
+    squares = tl.maximum(two - one * one / pixels, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if tl.program_id(1) == 0:
         _keep(m, squares, mean, scale, running_mean, running_var, momentum, eps, pixels, c, inside)
     s = tl.rsqrt(squares / pixels + eps)
