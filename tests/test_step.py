@@ -86,6 +86,7 @@ def test_a_captured_step_has_few_kernels_where_its_settings_leave_them_to_us(mon
     monkeypatch.setattr(torch.cuda, "Stream", MagicMock())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
+    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR", raising=False)
     tuned = {"device": "gpu", "execution": "graph", "precision": "bf16", "channels_last": True, "fused_optimizer": True}
     cell = make_cell(**{**tuned, "model": "resnet18", **changes})
     network = model.network(cell.model, 4)
@@ -94,7 +95,7 @@ def test_a_captured_step_has_few_kernels_where_its_settings_leave_them_to_us(mon
         monkeypatch.setattr(step, "has_triton", lambda found=found: found)
         assert type(step.layers_of(cell, network, optimizer)).__name__ == layers
     cache = os.environ.pop("TRITON_CACHE_DIR", None)
-    assert cache == (str(tmp_path / "rresnet" / "triton") if expected == "FusedLayers" else None)
+    assert cache == (str(tmp_path / "rresnet/inductor/triton/0") if expected == "FusedLayers" else None)
 
 
 def test_triton_needs_a_gpu_that_it_knows_and_a_compiler(monkeypatch, a100):

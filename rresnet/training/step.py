@@ -114,7 +114,8 @@ def layers_of(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     dtype = _AUTOCAST.get(cell.precision)
     tuned = cell.execution == "graph" and cell.channels_last and cell.fused_optimizer
     if tuned and isinstance(optimizer, torch.optim.Adam) and has_triton():
-        os.environ.setdefault("TRITON_CACHE_DIR", str(scratch.cache_folder() / "triton"))
+        # As TorchInductor sets it, so that it does not matter which of a process's cells comes first.
+        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(inductor_folder(), "triton", "0"))
         from rresnet.training.fusion import FusedLayers  # not before it is known that there is Triton
 
         return FusedLayers(model, dtype, optimizer)
@@ -182,11 +183,16 @@ def _shapes(raw: Raw) -> tuple[torch.Size, ...]:
     return tuple(tensor.shape for tensor in raw)
 
 
+def inductor_folder() -> str:
+    """Where TorchInductor keeps what it has compiled."""
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(scratch.cache_folder() / "inductor"))
+
+
 class Compiler:
     """TorchInductor, with its cache in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR says otherwise."""
 
     def __init__(self) -> None:
-        os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(scratch.cache_folder() / "inductor"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = inductor_folder()
         from torch._functorch import config
 
         config.autograd_cache_allow_custom_autograd_functions = True  # else a network of our layers is traced each time
