@@ -327,6 +327,25 @@ def test_a_resnet_is_fused_throughout_and_stays_what_it_was():
     assert all(shared[name] is parameter for name, parameter in model.named_parameters())
 
 
+class Offset(nn.Module):
+    """A linear layer whose input is shifted by what is made of a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("offset", torch.arange(4.0))
+        self.linear = nn.Linear(4, 4)
+
+    def forward(self, x):
+        return self.linear(x + self.offset.view(1, -1))
+
+
+def test_tracing_leaves_nothing_on_a_model():
+    model = Offset()
+    held = set(vars(model))
+    FusedLayers(model, None, torch.optim.Adam(model.parameters()))
+    assert set(vars(model)) == held
+
+
 @pytest.mark.skipif(ON_GPU, reason="the streams are real there")
 def test_what_is_read_on_the_side_is_waited_for_before_it_is_too_much(monkeypatch):
     waited = []

@@ -36,7 +36,8 @@ class FusedLayers(AllLayers):
         Images are to be channels-last, on a GPU.
         """
         super().__init__(model, dtype)
-        traced = fx.GraphModule(model, _Layers().trace(model))
+        root = copy.copy(model)  # on which tracing leaves what the model makes of its buffers
+        traced = fx.GraphModule(root, _Layers().trace(root))
         _fuse_batch_norms(traced)
         _add_gradients(traced)
         once = {name: traced.get_submodule(name) for name in _called_once(traced)}
