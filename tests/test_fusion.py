@@ -151,6 +151,23 @@ def test_a_max_pooling_is_pytorchs_also_where_values_are_equal(shape, pooling):
     torch.testing.assert_close(*(leaf.grad for leaf in leaves), rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("plain", "expected"),
+    [
+        (nn.MaxPool2d(3, 2, 1), True),
+        (nn.MaxPool2d(11), True),
+        (nn.MaxPool2d(12), False),
+        (nn.MaxPool2d((3, 2)), False),
+        (nn.MaxPool2d(3, (2, 1)), False),
+        (nn.MaxPool2d(3, dilation=2), False),
+        (nn.MaxPool2d(3, ceil_mode=True), False),
+        (nn.MaxPool2d(3, return_indices=True), False),
+    ],
+)
+def test_other_poolings_are_left_to_pytorch(plain, expected):
+    assert pool.is_square(plain) is expected
+
+
 @pytest.mark.parametrize("shape", [(70, 64, 3, 3), (2, 3, 5, 5), (33,)])
 @pytest.mark.parametrize("programs", [1, 64])
 def test_adam_is_pytorchs(monkeypatch, shape, programs):
@@ -264,7 +281,8 @@ def test_a_layer_learns_on_the_side_what_it_learns_by_itself(kind, dtype):
     expected, theirs = learnt(model, unfused, inputs, dtype)
     found, ours = learnt(other, FusedLayers, inputs, dtype)
     assert found == pytest.approx(expected, rel=1e-6 if dtype is None else 0.02)
-    assert max(far(ours[name], moment) for name, moment in theirs.items()) < (1e-5 if dtype is None else 0.25)  # of 8 bits
+    limit = 1e-5 if dtype is None else 0.25  # of 8 bits
+    assert max(far(ours[name], moment) for name, moment in theirs.items()) < limit
 
 
 class Twice(nn.Module):

@@ -12,8 +12,9 @@ from torch import nn
 from rresnet.training import kernels
 from rresnet.training.kernels import launch
 
-_TALL = 32  # pixels that a program makes, of _WIDE channels
-_WIDE = 64
+# Pixels and channels that a program makes, and its warps: with fewer the compiler runs out of registers.
+_SIZES = {"TALL": 32, "WIDE": 64, "num_warps": 8}
+_LARGEST_WINDOW = 11  # whose taps are counted in 8 bits
 
 
 class FastMaxPool2d(nn.MaxPool2d):
@@ -29,8 +30,9 @@ class FastMaxPool2d(nn.MaxPool2d):
 
 def is_square(pool: nn.MaxPool2d) -> bool:
     """Whether `FastMaxPool2d` can do what this does."""
-    sizes = all(isinstance(size, int) for size in (pool.kernel_size, pool.stride, pool.padding))
-    return sizes and pool.dilation == 1 and not pool.ceil_mode and not pool.return_indices
+    window, *others = pool.kernel_size, pool.stride, pool.padding
+    small = isinstance(window, int) and window <= _LARGEST_WINDOW and all(isinstance(size, int) for size in others)
+    return small and pool.dilation == 1 and not pool.ceil_mode and not pool.return_indices
 
 
 class _MaxPool(torch.autograd.Function):
@@ -40,46 +42,26 @@ class _MaxPool(torch.autograd.Function):
         down, across = ((length + 2 * padding - window) // stride + 1 for length in size)
         y = _empty(images, channels, down, across, like=x)
         taps = torch.empty_like(y, dtype=torch.int8)
-        ctx.geometry = channels, *size, down, across, stride, padding
-        ctx.window = window
-        grid = (triton.cdiv(images * down * across, _TALL), triton.cdiv(channels, _WIDE))
-        launch(
-            kernels.max_pool,
-            grid,
-            x,
-            y,
-            taps,
-            images * down * across,
-            *ctx.geometry,
-            WINDOW=window,
-            TALL=_TALL,
-            WIDE=_WIDE,
-        )
+        ctx.geometry, ctx.window = (channels, *size, down, across, stride, padding), window
+        _launch(kernels.max_pool, (x, y, taps), y, ctx.geometry, window)
         ctx.save_for_backward(taps)
         return y
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (taps,) = ctx.saved_tensors
-        channels, height, width, *_ = ctx.geometry
+        of_x = _empty(len(gradient), *ctx.geometry[:3], like=gradient)
         gradient = gradient.contiguous(memory_format=torch.channels_last)
-        of_x = _empty(len(gradient), channels, height, width, like=gradient)
-        pixels = len(gradient) * height * width
-        grid = (triton.cdiv(pixels, _TALL), triton.cdiv(channels, _WIDE))
-        launch(
-            kernels.max_pool_backward,
-            grid,
-            gradient,
-            taps,
-            of_x,
-            pixels,
-            *ctx.geometry,
-            WINDOW=ctx.window,
-            TALL=_TALL,
-            WIDE=_WIDE,
-        )
+        _launch(kernels.max_pool_backward, (gradient, taps, of_x), of_x, ctx.geometry, ctx.window)
         return of_x, None, None, None
 
 
 def _empty(*shape: int, like: torch.Tensor) -> torch.Tensor:
     return torch.empty(shape, dtype=like.dtype, device=like.device, memory_format=torch.channels_last)
+
+
+def _launch(kernel: Any, tensors: Any, made: torch.Tensor, geometry: tuple[int, ...], window: int) -> None:
+    """Launch as many programs as make all of `made`, images [N, C, H, W]."""
+    pixels, channels = made.numel() // made.shape[1], made.shape[1]
+    grid = triton.cdiv(pixels, _SIZES["TALL"]), triton.cdiv(channels, _SIZES["WIDE"])
+    launch(kernel, grid, *tensors, pixels, *geometry, WINDOW=window, **_SIZES)
