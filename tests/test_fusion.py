@@ -9,10 +9,10 @@ import pytest
 import torch
 import torchvision
 from benches import bench, image_data, replaying
+from small_nets import laid_out, small_resnet
 from torch import nn
-from torchvision.models.resnet import Bottleneck
 
-from rresnet.training import convolution, step
+from rresnet.training import step
 from rresnet.training.layers import AllLayers
 
 ON_GPU = torch.cuda.is_available()
@@ -211,23 +211,11 @@ def unfused(model, dtype, optimizer):
     return AllLayers(model, dtype)
 
 
-def layout(model, pointwise=True):
-    convolution.as_products(model, pointwise=pointwise, small_maps=False)
-    return model.to(DEVICE).to(memory_format=torch.channels_last)
-
-
-def small_resnet():
-    stem = nn.Conv2d(3, 8, 7, 2, 3, bias=False), nn.BatchNorm2d(8), nn.ReLU(inplace=True), nn.MaxPool2d(3, 2, 1)
-    wider = nn.Sequential(nn.Conv2d(8, 16, 1, 2, bias=False), nn.BatchNorm2d(16))
-    blocks = Bottleneck(8, 2), Bottleneck(8, 4, 2, wider), Bottleneck(16, 4), Bottleneck(16, 4)
-    return nn.Sequential(*stem, *blocks, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 4))
-
-
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 @pytest.mark.parametrize("pointwise", [False, True])
 def test_a_model_learns_what_its_layers_by_themselves_learn(dtype, pointwise):
     torch.manual_seed(0)
-    model = layout(small_resnet(), pointwise)
+    model = laid_out(small_resnet(), pointwise, DEVICE)
     other, inputs = copy.deepcopy(model), images(8, 3, 24, 24)
     _, exact = learnt(copy.deepcopy(model), unfused, inputs)
     expected, theirs = learnt(model, unfused, inputs, dtype)
@@ -276,7 +264,7 @@ def test_a_layer_learns_on_the_side_what_it_learns_by_itself(kind, dtype):
     layer, size = LAYERS[kind]
     torch.manual_seed(0)
     inputs, layer = images(8, 3, size, size), copy.deepcopy(layer).to(DEVICE)
-    model = layout(nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(inputs)[0].numel(), 4)))
+    model = laid_out(nn.Sequential(layer, nn.Flatten(), nn.Linear(layer(inputs)[0].numel(), 4)), device=DEVICE)
     other = copy.deepcopy(model)
     expected, theirs = learnt(model, unfused, inputs, dtype)
     found, ours = learnt(other, FusedLayers, inputs, dtype)
@@ -320,7 +308,8 @@ class Additions(nn.Module):
 @pytest.mark.parametrize("form", ["twice", "over another's", "over its own", "scaled", "with itself", "a number"])
 def test_models_of_any_form_stay_what_they_are(form):
     torch.manual_seed(0)
-    model = layout(nn.Sequential(Twice() if form == "twice" else Additions(form), nn.Flatten(), nn.Linear(3 * 36, 4)))
+    first = Twice() if form == "twice" else Additions(form)
+    model = laid_out(nn.Sequential(first, nn.Flatten(), nn.Linear(3 * 36, 4)), device=DEVICE)
     other, inputs = copy.deepcopy(model), images(8, 3, 6, 6)
     expected, theirs = learnt(model, unfused, inputs, steps=2)
     found, ours = learnt(other, FusedLayers, inputs, steps=2)
@@ -329,7 +318,7 @@ def test_models_of_any_form_stay_what_they_are(form):
 
 
 def test_a_resnet_is_fused_throughout_and_stays_what_it_was():
-    model = layout(torchvision.models.resnet50(num_classes=4))
+    model = laid_out(torchvision.models.resnet50(num_classes=4), device=DEVICE)
     kinds = [type(module) for module in model.modules()]
     layers = FusedLayers(model, torch.bfloat16, torch.optim.Adam(model.parameters(), fused=True))
     assert [type(module) for module in model.modules()] == kinds
