@@ -273,6 +273,26 @@ def test_a_layer_learns_on_the_side_what_it_learns_by_itself(kind, dtype):
     assert max(far(ours[name], moment) for name, moment in theirs.items()) < limit
 
 
+def test_one_pixel_is_multiplied_and_few_channels_are_made_eight(monkeypatch):
+    widened, widen = [], side._widened
+    monkeypatch.setattr(side, "_widened", lambda tensor: widened.append(tensor.shape[1]) or widen(tensor))
+    for kind, channels in (
+        ("few channels", [3, 3]),
+        ("groups", []),
+        ("dilated", [3, 3]),
+        ("one pixel, dilated", [3, 3]),
+    ):
+        layer, size = LAYERS[kind]
+        model = laid_out(nn.Sequential(copy.deepcopy(layer), nn.AdaptiveAvgPool2d(1), nn.Flatten()), device=DEVICE)
+        learnt(model, FusedLayers, images(8, 3, size, size), torch.bfloat16)
+        assert widened == channels
+        widened.clear()
+    monkeypatch.setattr(side._Convolution, "apply", None)  # which is not called
+    for kind in ("one pixel", "one pixel, through a corner"):
+        model = laid_out(nn.Sequential(copy.deepcopy(LAYERS[kind][0]), nn.Flatten()), device=DEVICE)
+        learnt(model, FusedLayers, images(8, 3, 1, 1), torch.bfloat16)
+
+
 class Twice(nn.Module):
     """Layers that are used twice: nothing of them may be learnt before the second time."""
 
