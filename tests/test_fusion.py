@@ -12,7 +12,7 @@ from benches import bench, image_data, replaying
 from small_nets import laid_out, small_resnet
 from torch import nn
 
-from rresnet.training import step
+from rresnet.training import compilers, step
 from rresnet.training.layers import AllLayers
 
 ON_GPU = torch.cuda.is_available()
@@ -394,7 +394,7 @@ def test_what_is_read_on_the_side_is_waited_for_before_it_is_too_much(monkeypatc
 def test_a_step_that_fails_leaves_nothing_on_the_side(monkeypatch):
     joined = []
     monkeypatch.setattr(side.SideStreams, "join", lambda self: joined.append(self))
-    monkeypatch.setattr(step, "has_triton", lambda: True)
+    monkeypatch.setattr(compilers, "has_triton", lambda: True)
     one = bench(image_data(8), batch_size=8, channels_last=True, fused_optimizer=True)
     cell = replace(one.cell, device="gpu", execution="graph", model="resnet18")
     with mock.patch.object(adam, "update", side_effect=torch.OutOfMemoryError), pytest.raises(torch.OutOfMemoryError):

@@ -10,7 +10,7 @@ import torch
 from benches import bench, image_data, losses, replaying
 from samples import make_cell
 
-from rresnet.training import model, step
+from rresnet.training import compilers, model, step
 from rresnet.training.train import train_epochs
 
 
@@ -92,7 +92,7 @@ def test_a_captured_step_has_few_kernels_where_its_settings_leave_them_to_us(mon
     network = model.network(cell.model, 4)
     optimizer = model.optimizer_of(network, cell)
     for found, layers in ((True, expected), (False, expected.replace("Fused", "All"))):
-        monkeypatch.setattr(step, "has_triton", lambda found=found: found)
+        monkeypatch.setattr(compilers, "has_triton", lambda found=found: found)
         assert type(step.layers_of(cell, network, optimizer)).__name__ == layers
     cache = os.environ.pop("TRITON_CACHE_DIR", None)
     assert cache == (str(tmp_path / "rresnet/inductor/triton/0") if expected == "FusedLayers" else None)
@@ -106,11 +106,11 @@ def test_triton_needs_a_gpu_that_it_knows_and_a_compiler(monkeypatch, a100):
         (replace(here, gpu_capability=None), False),
         (replace(here, compiler=False), False),
     ):
-        monkeypatch.setattr(step.hardware, "probe", lambda machine=machine: machine)
-        assert step.has_triton() is expected
-    monkeypatch.setattr(step.hardware, "probe", lambda: here)
+        monkeypatch.setattr(compilers.hardware, "probe", lambda machine=machine: machine)
+        assert compilers.has_triton() is expected
+    monkeypatch.setattr(compilers.hardware, "probe", lambda: here)
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not step.has_triton()
+    assert not compilers.has_triton()
 
 
 def test_a_rehearsal_takes_a_step_of_each_size_and_trains_nothing():

@@ -1,10 +1,7 @@
 """One training step, in the precision and execution mode of a cell. Other modes of execution would go here."""
 
 import functools
-import importlib.util
-import os
 import time
-import types
 import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -12,8 +9,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from rresnet import hardware, scratch
 from rresnet.cell import Cell
+from rresnet.training import compilers
 from rresnet.training.inputs import Batch, Raw
 from rresnet.training.layers import AllLayers, Copies, EachLayer
 
@@ -113,19 +110,12 @@ def layers_of(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) ->
         return EachLayer(model)
     dtype = _AUTOCAST.get(cell.precision)
     tuned = cell.execution == "graph" and cell.channels_last and cell.fused_optimizer
-    if tuned and isinstance(optimizer, torch.optim.Adam) and has_triton():
-        # As TorchInductor sets it, so that it does not matter which of a process's cells comes first.
-        os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(inductor_folder(), "triton", "0"))
+    if tuned and isinstance(optimizer, torch.optim.Adam) and compilers.has_triton():
+        compilers.keep_kernels()
         from rresnet.training.fusion import FusedLayers  # not before it is known that there is Triton
 
         return FusedLayers(model, dtype, optimizer)
     return AllLayers(model, dtype)
-
-
-def has_triton() -> bool:
-    """Whether Triton can make kernels here: it comes with PyTorch's CUDA, and calls a compiler."""
-    here = hardware.probe()
-    return here.gpu_bf16 and here.compiler and importlib.util.find_spec("triton") is not None
 
 
 class Prepared(Eager):
@@ -147,7 +137,7 @@ class Prepared(Eager):
         """Make ready for batches like `examples`, the first a whole one; `capture` makes a graph of each one's step."""
         super().__init__(cell, model, optimizer, load)
         start, state = time.perf_counter(), State(model, optimizer)
-        compiler = Compiler() if cell.execution == "compile" else None
+        compiler = compilers.Inductor() if cell.execution == "compile" else None
         layers = layers_of(cell, model, optimizer) if capture else EachLayer(model)
         plain = forward_of(cell, load, layers)
         whole = compiler.compile(plain) if compiler else plain
@@ -181,48 +171,6 @@ class Prepared(Eager):
 
 def _shapes(raw: Raw) -> tuple[torch.Size, ...]:
     return tuple(tensor.shape for tensor in raw)
-
-
-def inductor_folder() -> str:
-    """Where TorchInductor keeps what it has compiled."""
-    return os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(scratch.cache_folder() / "inductor"))
-
-
-class Compiler:
-    """TorchInductor, with its cache in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR says otherwise."""
-
-    def __init__(self) -> None:
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = inductor_folder()
-        from torch._functorch import config
-
-        config.autograd_cache_allow_custom_autograd_functions = True  # else a network of our layers is traced each time
-        self._before = self._seen()
-
-    @staticmethod
-    def compile(forward: Step) -> Step:
-        """`forward` as it will be compiled at its first call, for the shapes of that call alone.
-
-        PyTorch keeps what it has compiled by code object, and gives up after eight versions of one. So the code object
-        is copied, and the shapes of one cell have nothing to do with those of another.
-        """
-        f: Any = forward
-        own = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
-        result: Step = torch.compile(own, fullgraph=True, dynamic=False)
-        return result
-
-    @property
-    def cache(self) -> str:
-        """Whether all that was compiled since was in the cache: "warm" if so, else "cold", also if the cache is off."""
-        hits, misses = (now - before for now, before in zip(self._seen(), self._before, strict=True))
-        return "warm" if hits and not misses else "cold"
-
-    @staticmethod
-    def _seen() -> tuple[int, int]:
-        """Hits and misses so far."""
-        from torch._dynamo.utils import counters
-
-        hits = counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
-        return int(hits), int(counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_bypass"])
 
 
 # Steps with an example each, restore -> what replays each, bytes held.

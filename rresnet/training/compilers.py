@@ -1,0 +1,66 @@
+"""PyTorch's compilers, TorchInductor and Triton: whether they are here, and where they keep what they have made."""
+
+import importlib.util
+import os
+import types
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rresnet import hardware, scratch
+
+Function = Callable[..., torch.Tensor]
+
+
+def _inductor_folder() -> str:
+    """Where TorchInductor keeps what it has compiled."""
+    return os.environ.get("TORCHINDUCTOR_CACHE_DIR", str(scratch.cache_folder() / "inductor"))
+
+
+class Inductor:
+    """TorchInductor, with its cache in the user's cache folder, unless TORCHINDUCTOR_CACHE_DIR says otherwise."""
+
+    def __init__(self) -> None:
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = _inductor_folder()
+        from torch._functorch import config
+
+        config.autograd_cache_allow_custom_autograd_functions = True  # else a network of our layers is traced each time
+        self._before = self._seen()
+
+    @staticmethod
+    def compile(forward: Function) -> Function:
+        """`forward` as it will be compiled at its first call, for the shapes of that call alone.
+
+        PyTorch keeps what it has compiled by code object, and gives up after eight versions of one. So the code object
+        is copied, and the shapes of one cell have nothing to do with those of another.
+        """
+        f: Any = forward
+        own = types.FunctionType(f.__code__.replace(), f.__globals__, f.__name__, f.__defaults__, f.__closure__)
+        result: Function = torch.compile(own, fullgraph=True, dynamic=False)
+        return result
+
+    @property
+    def cache(self) -> str:
+        """Whether all that was compiled since was in the cache: "warm" if so, else "cold", also if the cache is off."""
+        hits, misses = (now - before for now, before in zip(self._seen(), self._before, strict=True))
+        return "warm" if hits and not misses else "cold"
+
+    @staticmethod
+    def _seen() -> tuple[int, int]:
+        """Hits and misses so far."""
+        from torch._dynamo.utils import counters
+
+        hits = counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
+        return int(hits), int(counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_bypass"])
+
+
+def has_triton() -> bool:
+    """Whether Triton can make kernels here: it comes with PyTorch's CUDA, and calls a compiler."""
+    here = hardware.probe()
+    return here.gpu_bf16 and here.compiler and importlib.util.find_spec("triton") is not None
+
+
+def keep_kernels() -> None:
+    """Have Triton keep its kernels where TorchInductor has it do so, whichever of a process's cells comes first."""
+    os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(_inductor_folder(), "triton", "0"))
