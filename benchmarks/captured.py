@@ -7,7 +7,7 @@ The variants, each a step captured as one CUDA graph:
   both are done for all layers at once (`rresnet.training.layers`), as in the next two;
   1x1 convolutions are computed as matrix products;
   those over small maps are as well;
-  `tuned` as it is: 1x1 convolutions as products, few kernels, and weights that learn on the side
+  `tuned` as it is: 1x1 convolutions as products, fused kernels, and weights that learn on the side
   (`rresnet.training.fusion`);
   the step is compiled, with only 1x1 convolutions as matrix products.
 Prints images per second, how long it took to make the step ready, and the ratio to the first variant with its interval.
@@ -17,7 +17,6 @@ found, so what the search is worth takes a second run to tell.
 
 import argparse
 import sys
-from collections.abc import Callable
 from statistics import median
 from unittest import mock
 
@@ -28,34 +27,31 @@ from torch import nn
 from rresnet.analysis.statistics import in_order, log_mean_interval
 from rresnet.cell import Cell
 from rresnet.training import step
-from rresnet.training.layers import AllLayers, EachLayer
+from rresnet.training.layers import EachLayer
 from rresnet.training.workbench import Workbench
 
-CONV = {"pointwise": "conv"}
-LINEAR = {"pointwise": "linear"}
+CONV = {"pointwise": "conv", "kernels": "pytorch"}
+LINEAR = {"pointwise": "linear", "kernels": "pytorch"}
+EACH = "each layer by itself"
 VARIANTS: dict[str, dict[str, object]] = {
-    "each layer by itself": CONV,
+    EACH: CONV,
     "all layers at once": CONV,
     "1x1 convolutions as products": LINEAR,
     "small maps as products": {**LINEAR, "small_maps": "linear"},
-    "few kernels": LINEAR,
+    "fused kernels": {**LINEAR, "kernels": "fused"},
     "compiled": {**LINEAR, "execution": "compile"},
 }
 
 
-def layers_of(name: str) -> Callable[[Cell, nn.Module, torch.optim.Optimizer], EachLayer]:
-    """How the variant goes through its layers, in place of `step.layers_of`."""
-    if name == "each layer by itself":
-        return lambda one, network, optimizer: EachLayer(network)
-    if name in ("few kernels", "compiled"):
-        return step.layers_of
-    return lambda one, network, optimizer: AllLayers(network, torch.bfloat16)
+def each_layer(one: Cell, network: nn.Module, optimizer: torch.optim.Optimizer) -> EachLayer:
+    """In place of `step.layers_of`."""
+    return EachLayer(network)
 
 
 def built(name: str, batch_size: int, model: str, search: bool) -> Workbench:
     """The variant, ready and warm."""
     axes = axes_of("tuned", "gpu", cudnn_benchmark=search, **VARIANTS[name])
-    with mock.patch.object(step, "layers_of", layers_of(name)):
+    with mock.patch.object(step, "layers_of", each_layer if name == EACH else step.layers_of):
         bench = workbench(cell(model=model, batch_size=batch_size, **axes), images())
     ready = bench.train_step.compile_seconds
     measure(bench, 0.1)

@@ -13,6 +13,7 @@ Precision = Literal["fp32", "tf32", "bf16", "fp16"]
 Input = Literal["dataloader", "resident"]
 Execution = Literal["eager", "graph", "compile"]
 Convolution = Literal["conv", "linear"]
+Kernels = Literal["pytorch", "fused"]
 
 
 class UsageError(ValueError):
@@ -80,6 +81,11 @@ class Axes:
     pointwise: Convolution = axis("how 1x1 convolutions are computed: as convolutions, or as matrix products", "conv")
     small_maps: Convolution = axis("how convolutions over maps of few pixels are computed, likewise", "conv")
     cudnn_benchmark: bool = axis("whether cuDNN times its kernels for each shape and takes the fastest (GPU)", False)
+    kernels: Kernels = axis(
+        "kernels of a step captured as one CUDA graph: PyTorch's, or few of our own that do several operations each",
+        "pytorch",
+        flag="Override the recipes' kernels of a step in one CUDA graph: PyTorch's, or our own, fused (GPU).",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

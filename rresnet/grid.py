@@ -32,6 +32,7 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
         pointwise="linear",
         small_maps="linear" if device == "cpu" else "conv",
         cudnn_benchmark=device == "gpu",
+        kernels="fused" if device == "gpu" and hardware.gpu_triton else "pytorch",
     )
 
 
@@ -68,7 +69,8 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
                 continue  # 1 worker on 2 machines, say: other pairs of the values are meant
             asked = {axis: value for axis, value in zip(FLAGGED, values, strict=True) if value is not None}
             chosen = replace(resolved, **asked)
-            # A recipe never asks for what can't run: a step that is not eager takes a single worker, and not fp16.
+            # A recipe never asks for what can't run: a step that is not eager takes a single worker, and not fp16;
+            # and fused kernels (below) take what only some steps have.
             if "execution" not in asked and (num_workers > 1 or chosen.precision == "fp16"):
                 chosen = replace(chosen, execution="eager")
             one = Cell(
@@ -86,6 +88,8 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
                 epochs=settings.epochs,
                 copy=copy,
             )
+            if "kernels" not in asked and _unfusable(one):
+                one = replace(one, kernels="pytorch")
             found[one.cell_id] = one
     return list(found.values())
 
@@ -129,6 +133,22 @@ def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list
     return [Trial(cell=cell, repeat=repeat, process=process) for cell in order]
 
 
+def _unfusable(cell: Cell) -> str | None:
+    """Why the cell's step can't have fused kernels, on any machine, or None."""
+    if cell.device == "cpu":
+        return "a CPU has no fused kernels: use --kernels pytorch"
+    if cell.execution != "graph":
+        return "fused kernels are part of a step in one CUDA graph: use --kernels pytorch, or --execution graph"
+    if not (cell.channels_last and cell.fused_optimizer):
+        return (
+            f"fused kernels take channels-last images and Adam's fused kernel, which the recipe {cell.recipe} does not "
+            "have: use --kernels pytorch, or --recipe tuned"
+        )
+    if ":" in cell.model:
+        return "fused kernels are for torchvision's models: use --kernels pytorch"
+    return None
+
+
 def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     """Why so many machines like `hardware` can't run `cell`, or None. Asked before anything starts or waits."""
     if cell.num_nodes > machines and cell.num_nodes == fewest_nodes(cell.device, cell.num_workers, hardware):
@@ -158,6 +178,14 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         return f"a CPU has no {cell.precision} training: use --precision fp32 or bf16"
     if cell.device == "gpu" and cell.precision in ("tf32", "bf16") and not hardware.gpu_bf16:
         return f"{hardware.gpu_name} has no {cell.precision} units: use --precision fp32 or fp16"
+    if cell.kernels == "fused":
+        if why := _unfusable(cell):
+            return why
+        if not hardware.gpu_triton:
+            return (
+                "fused kernels need a GPU of compute capability 8.0 or more, Triton, and a C++ compiler (g++) with "
+                f"Python's headers (python3-dev) on {hardware.hostname}: install them, or use --kernels pytorch"
+            )
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
         asked = f"the setting needs {threads} threads, and {hardware.hostname} has {hardware.cpu_count} processors"

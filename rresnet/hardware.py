@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import importlib.util
 import os
 import platform
 import re
@@ -44,13 +45,19 @@ class Hardware:
     gpu_name: str | None
     driver_version: str | None
     gpu_capability: tuple[int, int] | None  # CUDA compute capability of the first GPU
-    compiler: bool  # a C++ compiler and Python's headers, which torch.compile needs
+    compiler: bool  # a C++ compiler and Python's headers, which torch.compile and Triton need
+    triton: bool  # which comes with PyTorch's CUDA
     variables: str = "none"  # environment variables that change how fast libraries run, as `NAME=value ...`
 
     @property
     def gpu_bf16(self) -> bool:
         """Whether the GPU has bfloat16 and TF32 units (Ampere, compute capability 8.0, and later)."""
         return self.gpu_capability is not None and self.gpu_capability >= (8, 0)
+
+    @property
+    def gpu_triton(self) -> bool:
+        """Whether Triton can make kernels for the GPU."""
+        return self.gpu_bf16 and self.compiler and self.triton
 
 
 @functools.cache
@@ -75,6 +82,7 @@ def probe(*, hidden: bool = False) -> Hardware:
         driver_version=driver,
         gpu_capability=capability,
         compiler=_has_compiler(),
+        triton=importlib.util.find_spec("triton") is not None,
         variables=_variables(),
     )
 

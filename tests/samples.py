@@ -14,6 +14,7 @@ LAPTOP = Hardware(
     driver_version=None,
     gpu_capability=None,
     compiler=True,
+    triton=True,
 )
 A100 = Hardware(
     hostname="a100",
@@ -26,6 +27,7 @@ A100 = Hardware(
     driver_version="570.1",
     gpu_capability=(8, 0),
     compiler=True,
+    triton=True,
 )
 
 

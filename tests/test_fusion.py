@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import subprocess
 from dataclasses import replace
 from unittest import mock
 
@@ -12,13 +13,15 @@ from benches import bench, image_data, replaying
 from small_nets import laid_out, small_resnet
 from torch import nn
 
-from rresnet.training import compilers, step
+from rresnet.training import step
 from rresnet.training.layers import AllLayers
 
 ON_GPU = torch.cuda.is_available()
 DEVICE = "cuda" if ON_GPU else "cpu"
 pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA")
-from rresnet.training import adam, norm, pool, side  # noqa: E402
+from triton import errors  # noqa: E402
+
+from rresnet.training import adam, kernels, norm, pool, side  # noqa: E402
 from rresnet.training.fusion import FusedLayers  # noqa: E402
 
 
@@ -373,6 +376,31 @@ def test_tracing_leaves_nothing_on_a_model():
     assert set(vars(model)) == held
 
 
+@pytest.mark.parametrize(
+    ("kind", "more"),
+    [
+        (torch.optim.SGD, {}),
+        (torch.optim.AdamW, {}),
+        *((torch.optim.Adam, {name: value}) for name, value in (("weight_decay", 0.1), ("amsgrad", True))),
+        (torch.optim.Adam, {"maximize": True}),
+    ],
+)
+def test_an_optimizer_that_does_more_than_the_kernel_is_refused(kind, more):
+    model = nn.Linear(4, 4)
+    with pytest.raises(ValueError, match=f"which this {kind.__name__} is not: use --kernels pytorch"):
+        FusedLayers(model, None, kind(model.parameters(), lr=0.1, **more))
+    groups = [{"params": [model.weight], "lr": 0.1}, {"params": [model.bias], "lr": 0.2}]
+    with pytest.raises(ValueError, match="Adam alike for all weights"):
+        FusedLayers(model, None, torch.optim.Adam(groups))
+
+
+@pytest.mark.parametrize("error", [errors.TritonError("no ptxas"), subprocess.CalledProcessError(1, "gcc")])
+def test_a_kernel_that_can_not_be_made_says_what_to_do(error):
+    kernel = mock.MagicMock(__name__="adam", **{"__getitem__.return_value.side_effect": error})
+    with pytest.raises(RuntimeError, match=r"kernel adam can't be made here .*(ptxas|gcc).*use --kernels pytorch"):
+        kernels.launch(kernel, (1,))
+
+
 @pytest.mark.skipif(ON_GPU, reason="the streams are real there")
 def test_what_is_read_on_the_side_is_waited_for_before_it_is_too_much(monkeypatch):
     waited = []
@@ -394,9 +422,8 @@ def test_what_is_read_on_the_side_is_waited_for_before_it_is_too_much(monkeypatc
 def test_a_step_that_fails_leaves_nothing_on_the_side(monkeypatch):
     joined = []
     monkeypatch.setattr(side.SideStreams, "join", lambda self: joined.append(self))
-    monkeypatch.setattr(compilers, "has_triton", lambda: True)
     one = bench(image_data(8), batch_size=8, channels_last=True, fused_optimizer=True)
-    cell = replace(one.cell, device="gpu", execution="graph", model="resnet18")
+    cell = replace(one.cell, device="gpu", execution="graph", kernels="fused", model="resnet18")
     with mock.patch.object(adam, "update", side_effect=torch.OutOfMemoryError), pytest.raises(torch.OutOfMemoryError):
         step.Prepared(cell, one.network, one.optimizer, one.inputs.load, one.inputs.examples(), replaying)
     assert len(joined) == 1

@@ -28,7 +28,12 @@ TUNED = {
     "fused_optimizer": True,
     "cudnn_benchmark": True,
 }
-EXECUTIONS = ("eager", "graph", "compile")
+MODES = {
+    "eager": {"execution": "eager"},
+    "graph": {"execution": "graph"},
+    "fused": {"execution": "graph", "kernels": "fused"},
+    "compiled": {"execution": "compile"},
+}
 
 
 def needs_its_precision(precision):
@@ -36,9 +41,10 @@ def needs_its_precision(precision):
         pytest.skip(f"the {hardware.probe().gpu_name} has no {precision}")
 
 
-def needs_the_compiler(execution):
-    if execution == "compile" and not hardware.probe().compiler:
-        pytest.skip("there is no C++ compiler")
+def needs_its_compiler(mode):
+    found = {"fused": hardware.probe().gpu_triton, "compiled": hardware.probe().compiler}
+    if not found.get(mode, True):
+        pytest.skip("there is no C++ compiler, or no Triton")
 
 
 @pytest.fixture
@@ -56,22 +62,22 @@ def test_a_gpu_learns_what_a_processor_learns():
 
 
 @pytest.mark.parametrize("path", ["resident", "dataloader"])
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_every_execution_learns_what_the_blogs_step_learns_in_short_batches_too(execution, path):
-    needs_the_compiler(execution)
+@pytest.mark.parametrize("mode", MODES)
+def test_every_execution_learns_what_the_blogs_step_learns_in_short_batches_too(mode, path):
+    needs_its_compiler(mode)
     sized = {"model": "samples:few_layers", "batch_size": 16}  # of 40 images: 16, 16 and 8
     expected = losses(device="gpu", **sized)
-    found = losses(execution=execution, **{**TUNED, **sized, "input": path})
+    found = losses(**{**TUNED, **MODES[mode], **sized, "input": path})
     assert found == pytest.approx(expected, rel=1e-6)
     assert expected[2] != pytest.approx(expected[0], rel=1e-3)
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_making_a_step_ready_trains_nothing_and_draws_nothing(execution):
-    needs_the_compiler(execution)
+@pytest.mark.parametrize("mode", MODES)
+def test_making_a_step_ready_trains_nothing_and_draws_nothing(mode):
+    needs_its_compiler(mode)
     fresh = bench(**TUNED)
     weights = {name: tensor.clone() for name, tensor in fresh.network.state_dict().items()}
-    made = bench(**TUNED, execution=execution)
+    made = bench(**TUNED, **MODES[mode])
     assert all(torch.equal(tensor, weights[name]) for name, tensor in made.network.state_dict().items())
     assert not any(tensor.any() for tensor in step.optimizer_tensors(made.optimizer))
     random, on_gpu = torch.get_rng_state(), torch.cuda.get_rng_state()
@@ -80,12 +86,14 @@ def test_making_a_step_ready_trains_nothing_and_draws_nothing(execution):
     assert torch.equal(torch.cuda.get_rng_state(), on_gpu)
 
 
-def test_captured_cells_take_turns_and_know_nothing_of_each_other():
+@pytest.mark.parametrize("mode", ["graph", "fused"])
+def test_captured_cells_take_turns_and_know_nothing_of_each_other(mode):
     """Each graph goes on with memory of its own, also once what is only cached has been given back between visits.
 
     Nor does one end what another uses when it is dropped.
     """
-    axes = {**TUNED, "model": "samples:few_layers", "execution": "graph"}
+    needs_its_compiler(mode)
+    axes = {**TUNED, **MODES[mode], "model": "samples:few_layers"}
     lone = bench(**axes, batch_size=16)
     expected = [lone.train_step(*raw).item() for raw in itertools.islice(lone.batches, 9)]
     several = [bench(**axes, batch_size=size) for size in (8, 16, 10)]
@@ -102,17 +110,17 @@ def test_captured_cells_take_turns_and_know_nothing_of_each_other():
     assert found == pytest.approx(expected, rel=1e-2)
 
 
-@pytest.mark.parametrize("execution", ["graph", "compile"])
-def test_a_captured_step_of_torchvisions_model_learns_what_its_eager_step_learns(execution, half):
+@pytest.mark.parametrize("mode", ["graph", "fused", "compiled"])
+def test_a_captured_step_of_torchvisions_model_learns_what_its_eager_step_learns(mode, half):
     """Adam's first update is the learning rate in the direction of the gradient, for each weight: which way they went.
 
     In bfloat16 small gradients come out either way; a layer that learnt nothing would have no direction at all.
     """
-    needs_the_compiler(execution)
+    needs_its_compiler(mode)
     axes = {**TUNED, "precision": half, "batch_size": 16}
     ways, losses = [], []
-    for how in ("eager", execution):
-        one = bench(**axes, execution=how)
+    for how in ("eager", mode):
+        one = bench(**axes, **MODES[how])
         before = {name: parameter.detach().clone() for name, parameter in one.network.named_parameters()}
         losses.append(one.train_step(*next(one.inputs.epoch())).item())
         ways.append({name: (p.detach() - before[name]).sign() for name, p in one.network.named_parameters()})
@@ -123,9 +131,11 @@ def test_a_captured_step_of_torchvisions_model_learns_what_its_eager_step_learns
 
 
 @pytest.mark.parametrize("name", ["samples:dropping_most", "vgg11"])
-def test_a_captured_step_draws_anew_in_each_replay(monkeypatch, name, half):
+@pytest.mark.parametrize("mode", ["graph", "fused"])
+def test_a_captured_step_draws_anew_in_each_replay(monkeypatch, name, mode, half):
+    needs_its_compiler(mode)
     monkeypatch.setattr(model, "LEARNING_RATE", 0.0)
-    found = bench(**TUNED, model=name, precision=half, execution="graph")
+    found = bench(**TUNED, **MODES[mode], model=name, precision=half)
     (batch,) = found.inputs.examples()
     assert len({found.train_step(*batch).item() for _ in range(4)}) == 4
 
@@ -141,10 +151,10 @@ def test_every_precision_runs_as_what_it_is_called(precision):
     assert told.final_loss < told.first_loss
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_a_visit_tells_what_the_gpu_did(execution, half):
-    needs_the_compiler(execution)
-    found = bench(**TUNED, precision=half, execution=execution, batch_size=20)
+@pytest.mark.parametrize("mode", MODES)
+def test_a_visit_tells_what_the_gpu_did(mode, half):
+    needs_its_compiler(mode)
+    found = bench(**TUNED, precision=half, **MODES[mode], batch_size=20)
     record = visit(found, seconds=2.0, startup_seconds=0.0, progress=unseen)
     told = record.measurement
     assert told.measured_images == sum(w.images for w in record.windows if w.kind == "measured")
@@ -155,22 +165,22 @@ def test_a_visit_tells_what_the_gpu_did(execution, half):
     assert all(end <= start + 1e-3 for end, start in zip(ends, starts[1:], strict=False))
     weights = sum(parameter.nbytes for parameter in found.network.parameters())
     # Weights, both moments, and gradients, or what a captured step has of them at a time; and 20 small images.
-    assert (3.5 if execution == "graph" else 4) * weights < told.peak_memory_bytes < 2**31
+    assert (3.5 if mode == "fused" else 4) * weights < told.peak_memory_bytes < 2**31
     assert 0 < told.percent_of_limit < 100
     assert told.canary_matrix_seconds > 0
     assert told.energy_joules is None or 10 < told.energy_joules / told.measured_seconds < 2000
     assert told.bottleneck is not None
     assert 0 < told.launch_share <= 1
-    assert (told.optimizer_seconds is None) == (execution != "eager")
-    assert (told.compile_seconds is None) == (execution == "eager")
+    assert (told.optimizer_seconds is None) == (mode != "eager")
+    assert (told.compile_seconds is None) == (mode == "eager")
     assert "gpu_shared" not in told.quality_flags
     assert told.final_loss < told.first_loss
 
 
-@pytest.mark.parametrize("execution", EXECUTIONS)
-def test_whole_epochs_train_on_every_image_from_the_seed(execution):
-    needs_the_compiler(execution)
-    axes = {**TUNED, "model": "samples:few_layers", "execution": execution, "batch_size": 16}
+@pytest.mark.parametrize("mode", MODES)
+def test_whole_epochs_train_on_every_image_from_the_seed(mode):
+    needs_its_compiler(mode)
+    axes = {**TUNED, **MODES[mode], "model": "samples:few_layers", "batch_size": 16}
     fresh, found = bench(**axes), bench(**axes)
     expected = [fresh.train_step(*raw).item() for raw in fresh.inputs.epoch()]
     record = train_epochs(found, epochs=2, startup_seconds=0.0, progress=unseen, save_model=True)
@@ -180,22 +190,23 @@ def test_whole_epochs_train_on_every_image_from_the_seed(execution):
     assert len(record.files[".pt"]) > sum(parameter.nbytes for parameter in found.network.parameters())
 
 
-@pytest.mark.parametrize("execution", ["eager", "graph"])
-def test_a_batch_that_does_not_fit_is_told_as_such_and_leaves_the_gpu_usable(execution):
+@pytest.mark.parametrize("mode", ["eager", "graph", "fused"])
+def test_a_batch_that_does_not_fit_is_told_as_such_and_leaves_the_gpu_usable(mode):
+    needs_its_compiler(mode)
     gc.collect()
     torch.cuda.empty_cache()
     held = torch.cuda.memory_allocated()
     large = split(4 * 10**5, size=64)
     data = ImageData(train=large, test=large, classes=tuple("abcd"), fingerprint="f")
     with pytest.raises(RuntimeError) as caught:
-        bench(data, **TUNED, model="resnet50", image_size=64, batch_size=len(large.labels), execution=execution)
+        bench(data, **TUNED, model="resnet50", image_size=64, batch_size=len(large.labels), **MODES[mode])
     assert is_out_of_memory(caught.value)
     del caught
     gc.collect()
     torch.cuda.empty_cache()
     images = large.images.nbytes + large.labels.nbytes  # which the process keeps
     assert torch.cuda.memory_allocated() - held < images + 2**28
-    again = bench(**TUNED, execution=execution)
+    again = bench(**TUNED, **MODES[mode])
     assert np.isfinite(visit(again, seconds=0.05, startup_seconds=0.0, progress=unseen).measurement.final_loss)
 
 

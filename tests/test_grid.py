@@ -47,8 +47,10 @@ def test_tuned_is_what_the_device_can(laptop, a100):
     volta = replace(a100, gpu_capability=(7, 0))  # has no bf16 units; its machine's CPU has
     assert grid.tuned("cpu", a100) == grid.tuned("cpu", volta) == replace(cpu, precision="bf16")
     gpu = replace(cpu, execution="graph", small_maps="conv", cudnn_benchmark=True)
-    assert grid.tuned("gpu", a100) == replace(gpu, precision="bf16")
+    assert grid.tuned("gpu", a100) == replace(gpu, precision="bf16", kernels="fused")
     assert grid.tuned("gpu", volta) == gpu
+    for lacks in ({"compiler": False}, {"triton": False}):  # what makes the kernels
+        assert grid.tuned("gpu", replace(a100, **lacks)) == replace(gpu, precision="bf16")
 
 
 def test_a_cell_is_what_the_settings_say(laptop):
@@ -146,6 +148,14 @@ def test_every_cell_is_planned_once_in_every_repeat(count, repeats, processes, s
 
 
 OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
+GPU = {"gpu_count": 1, "gpu_name": "A100", "gpu_capability": (8, 0)}
+FUSED = {
+    "device": "gpu",
+    "execution": "graph",
+    "channels_last": True,
+    "fused_optimizer": True,
+    "kernels": "fused",
+}
 
 
 @pytest.mark.parametrize(
@@ -166,6 +176,40 @@ OLD_GPU = {"gpu_count": 1, "gpu_name": "V100", "gpu_capability": (7, 0)}
             {"compiler": False},
             "torch.compile needs a C++ compiler (g++) and Python's headers (python3-dev) on laptop: "
             "install them, or use --execution eager",
+        ),
+        (FUSED | {"device": "cpu"}, {}, "a CPU has no CUDA graphs: use --execution eager or compile"),
+        (
+            FUSED | {"device": "cpu", "execution": "eager"},
+            {},
+            "a CPU has no fused kernels: use --kernels pytorch",
+        ),
+        (
+            FUSED | {"execution": "eager"},
+            GPU,
+            "fused kernels are part of a step in one CUDA graph: use --kernels pytorch, or --execution graph",
+        ),
+        *(
+            (
+                FUSED | {axis: False},
+                GPU,
+                "fused kernels take channels-last images and Adam's fused kernel, which the recipe blog does not have: "
+                "use --kernels pytorch, or --recipe tuned",
+            )
+            for axis in ("channels_last", "fused_optimizer")
+        ),
+        (
+            FUSED | {"model": "mine:net"},
+            GPU,
+            "fused kernels are for torchvision's models: use --kernels pytorch",
+        ),
+        *(
+            (
+                FUSED,
+                GPU | lacks,
+                "fused kernels need a GPU of compute capability 8.0 or more, Triton, and a C++ compiler (g++) with "
+                "Python's headers (python3-dev) on laptop: install them, or use --kernels pytorch",
+            )
+            for lacks in ({"compiler": False}, {"triton": False}, {"gpu_capability": (7, 0)})
         ),
         (
             {"cpu_threads": 9},
@@ -217,6 +261,7 @@ def test_what_a_machine_can_do_has_none(laptop, a100):
     assert grid.infeasible(make_cell(precision="bf16"), laptop) is None  # slow there, but right
     assert grid.infeasible(make_cell(device="gpu", precision="fp16"), replace(laptop, **OLD_GPU)) is None
     assert grid.infeasible(make_cell(device="gpu", precision="bf16"), a100) is None
+    assert grid.infeasible(make_cell(**FUSED), a100) is None
 
 
 def test_what_a_mode_can_not_do_is_infeasible_with_the_reason(laptop, a100):
@@ -236,6 +281,13 @@ def test_tuned_on_a_gpu_is_a_graph_where_it_can_be(a100):
     def executions(**changes):
         return {c.execution for c in grid.cells(Settings(recipe=("tuned",), **changes), ["gpu"], a100)}
 
+    def kernels(machine=a100, **changes):
+        return {c.kernels for c in grid.cells(Settings(recipe=("tuned",), **changes), ["gpu"], machine)}
+
+    assert kernels() == {"fused"}
+    for left_out in ({"execution": ("eager", "compile")}, {"num_workers": (2,)}, {"model": "mine:net"}):
+        assert kernels(**left_out) == {"pytorch"}
+    assert kernels(kernels=("pytorch", "fused"), execution=("eager",)) == {"pytorch", "fused"}  # as was asked
     assert executions() == {"graph"}
     assert executions(num_workers=(2,)) == {"eager"}
     assert executions(precision=("fp16",)) == {"eager"}

@@ -1,8 +1,10 @@
 """Which GPUs a process may use: NVML knows them all, CUDA_VISIBLE_DEVICES hides some."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pynvml
 import pytest
@@ -26,6 +28,18 @@ def test_variables_are_those_that_change_how_fast_libraries_run(monkeypatch):
     assert told.startswith("LD_PRELOAD=libtcmalloc")
     assert told.endswith(".so TORCHDYNAMO_DISABLE=1")
     assert told.encode()
+
+
+def test_triton_makes_kernels_for_a_gpu_that_it_knows_with_a_compiler(a100):
+    assert a100.gpu_triton
+    for lacks in ({"gpu_capability": (7, 5)}, {"gpu_capability": None}, {"compiler": False}, {"triton": False}):
+        assert not replace(a100, **lacks).gpu_triton
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_triton_is_looked_for_and_not_imported(monkeypatch, there):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: (there and name == "triton") or None)
+    assert hardware.probe.__wrapped__().triton is there
 
 
 def test_the_processors_are_those_of_the_affinity_mask():

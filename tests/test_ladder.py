@@ -32,10 +32,19 @@ def test_each_rung_has_one_change_more(laptop, a100):
 
 def test_a_gpus_ladder_ends_in_a_graph(a100):
     found = ladder.cells(Settings(batch_size=(64, 128)), ["gpu"], a100)
-    assert [c.execution for c in found[:7]] == ["eager"] * 6 + ["graph"]
+    assert [c.execution for c in found[:8]] == ["eager"] * 6 + ["graph"] * 2
+    assert [c.kernels for c in found[:8]] == ["pytorch"] * 7 + ["fused"]
     # cuDNN keeps what it has found for a layout: no two cells of one layout may differ in how it looks.
-    assert [(c.channels_last, c.cudnn_benchmark) for c in found[:7]] == [(False, False)] * 2 + [(True, True)] * 5
-    assert [c.batch_size for c in found] == [64] * 7 + [128] * 7
+    assert [(c.channels_last, c.cudnn_benchmark) for c in found[:8]] == [(False, False)] * 2 + [(True, True)] * 6
+    assert [c.batch_size for c in found] == [64] * 8 + [128] * 8
+
+
+def test_the_ladder_of_a_model_of_ones_own_ends_where_tuned_does(a100):
+    found = ladder.cells(Settings(batch_size=(64,), model="samples:few_layers"), ["gpu"], a100)
+    assert [(c.recipe, c.execution, c.kernels) for c in found[-2:]] == [
+        ("blog", "eager", "pytorch"),
+        ("tuned", "graph", "pytorch"),
+    ]
 
 
 @pytest.mark.parametrize(

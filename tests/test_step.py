@@ -1,5 +1,4 @@
 import copy
-import importlib.util
 import itertools
 import os
 from dataclasses import replace
@@ -10,7 +9,7 @@ import torch
 from benches import bench, image_data, losses, replaying
 from samples import make_cell
 
-from rresnet.training import compilers, model, step
+from rresnet.training import model, step
 from rresnet.training.train import train_epochs
 
 
@@ -74,15 +73,13 @@ def test_a_cell_is_captured_on_the_stream_it_has_warmed_up_on_and_no_other_cell_
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({}, "FusedLayers"),
-        ({"precision": "tf32"}, "FusedLayers"),
-        ({"channels_last": False}, "AllLayers"),
-        ({"fused_optimizer": False}, "AllLayers"),
+        ({}, "AllLayers"),
         ({"execution": "compile"}, "AllLayers"),
         ({"model": "samples:few_layers"}, "EachLayer"),
+        ({"kernels": "fused"}, "FusedLayers"),
     ],
 )
-def test_a_captured_step_has_few_kernels_where_its_settings_leave_them_to_us(monkeypatch, tmp_path, changes, expected):
+def test_a_captured_step_goes_through_its_layers_as_the_cell_says(monkeypatch, tmp_path, changes, expected):
     monkeypatch.setattr(torch.cuda, "Stream", MagicMock())
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("TRITON_CACHE_DIR", raising=False)
@@ -90,27 +87,9 @@ def test_a_captured_step_has_few_kernels_where_its_settings_leave_them_to_us(mon
     tuned = {"device": "gpu", "execution": "graph", "precision": "bf16", "channels_last": True, "fused_optimizer": True}
     cell = make_cell(**{**tuned, "model": "resnet18", **changes})
     network = model.network(cell.model, 4)
-    optimizer = model.optimizer_of(network, cell)
-    for found, layers in ((True, expected), (False, expected.replace("Fused", "All"))):
-        monkeypatch.setattr(compilers, "has_triton", lambda found=found: found)
-        assert type(step.layers_of(cell, network, optimizer)).__name__ == layers
+    assert type(step.layers_of(cell, network, model.optimizer_of(network, cell))).__name__ == expected
     cache = os.environ.pop("TRITON_CACHE_DIR", None)
     assert cache == (str(tmp_path / "rresnet/inductor/triton/0") if expected == "FusedLayers" else None)
-
-
-def test_triton_needs_a_gpu_that_it_knows_and_a_compiler(monkeypatch, a100):
-    here = replace(a100, compiler=True)
-    for machine, expected in (
-        (here, True),
-        (replace(here, gpu_capability=(7, 5)), False),
-        (replace(here, gpu_capability=None), False),
-        (replace(here, compiler=False), False),
-    ):
-        monkeypatch.setattr(compilers.hardware, "probe", lambda machine=machine: machine)
-        assert compilers.has_triton() is expected
-    monkeypatch.setattr(compilers.hardware, "probe", lambda: here)
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert not compilers.has_triton()
 
 
 def test_a_rehearsal_takes_a_step_of_each_size_and_trains_nothing():

@@ -27,14 +27,13 @@ def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> 
                 "twice: leave it out"
             )
     found = []
-    for device in devices:
-        blog, tuned = grid.blog(device, hardware), grid.tuned(device, hardware)
+    ends = (grid.cells(replace(settings, recipe=(name,)), devices, hardware) for name in ("blog", "tuned"))
+    for blog, tuned in zip(*ends, strict=True):  # of one device and batch size
         rungs = [blog]
         for axes in grid.RUNGS:
             rung = replace(rungs[-1], **{axis: getattr(tuned, axis) for axis in axes})
             rungs += [rung] if rung != rungs[-1] else []
-        for cell in grid.cells(replace(settings, recipe=("blog",)), [device], hardware):  # one per batch size
-            found += [replace(cell, recipe="tuned" if axes == tuned else "blog", **vars(axes)) for axes in rungs]
+        found += [*rungs[:-1], tuned]  # the last rung, by its name
     return found
 
 

@@ -17,7 +17,17 @@ _BLOCK = 2048  # weights that a program updates at a time
 _PROGRAMS = 64  # at most: they run beside others
 
 
-def steps_of(weights: list[torch.Tensor], optimizer: torch.optim.Adam) -> list[torch.Tensor]:
+def check(optimizer: torch.optim.Optimizer) -> None:
+    """Raise ValueError unless `update` does what the optimizer would do."""
+    (group, *others), more = optimizer.param_groups, ("weight_decay", "amsgrad", "maximize")
+    if others or not isinstance(optimizer, torch.optim.Adam) or any(group[name] for name in more):
+        raise ValueError(
+            f"fused kernels have Adam alike for all weights, and without {', '.join(more)}, which this "
+            f"{type(optimizer).__name__} is not: use --kernels pytorch"
+        )
+
+
+def steps_of(weights: list[torch.Tensor], optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
     """The counters of the weights' updates, in the optimizer's state, which is made where there is none."""
     for weight in weights:
         state = optimizer.state[weight]
@@ -34,11 +44,10 @@ def laid_out(gradient: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     return torch.empty_like(weight, dtype=gradient.dtype).copy_(gradient)
 
 
-def update(weight: torch.Tensor, gradient: torch.Tensor, optimizer: torch.optim.Adam) -> None:
+def update(weight: torch.Tensor, gradient: torch.Tensor, optimizer: torch.optim.Optimizer) -> None:
     """Update the weight, which is dense in memory, and its moments; its step has been counted.
 
-    The formula is that of Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), algorithm 1, without
-    anything that Adam may have besides, like weight decay.
+    The formula is that of Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015), algorithm 1.
     """
     state, (group,) = optimizer.state[weight], optimizer.param_groups
     betas: tuple[float, float] = group["betas"]

@@ -1,6 +1,5 @@
-"""PyTorch's compilers, TorchInductor and Triton: whether they are here, and where they keep what they have made."""
+"""PyTorch's compilers, TorchInductor and Triton, and where they keep what they have made."""
 
-import importlib.util
 import os
 import types
 from collections.abc import Callable
@@ -8,7 +7,7 @@ from typing import Any
 
 import torch
 
-from rresnet import hardware, scratch
+from rresnet import scratch
 
 Function = Callable[..., torch.Tensor]
 
@@ -53,12 +52,6 @@ class Inductor:
 
         hits = counters["inductor"]["fxgraph_cache_hit"] + counters["aot_autograd"]["autograd_cache_hit"]
         return int(hits), int(counters["inductor"]["fxgraph_cache_miss"] + counters["inductor"]["fxgraph_cache_bypass"])
-
-
-def has_triton() -> bool:
-    """Whether Triton can make kernels here: it comes with PyTorch's CUDA, and calls a compiler."""
-    here = hardware.probe()
-    return here.gpu_bf16 and here.compiler and importlib.util.find_spec("triton") is not None
 
 
 def keep_kernels() -> None:

@@ -1,4 +1,4 @@
-"""A model's layers for a captured step on a GPU: few kernels, and those that can wait beside the others.
+"""A model's layers with fused kernels, for a captured step on a GPU; those that can wait run beside the others.
 
 A captured step of small maps takes as long as its kernels take one after another, each a few microseconds.
 """
@@ -12,6 +12,7 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
+from rresnet.training import adam
 from rresnet.training.convolution import PointwiseConv2d
 from rresnet.training.layers import AllLayers, Copies
 from rresnet.training.norm import BatchNormReLU
@@ -30,12 +31,13 @@ class FusedLayers(AllLayers):
     numbers are the same but for rounding, for models whose layers share no weights and all take part in each step.
     """
 
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None, optimizer: torch.optim.Adam) -> None:
-        """`dtype` is what autocast casts to, None where it is off; `optimizer` is the model's, with PyTorch's defaults.
+    def __init__(self, model: nn.Module, dtype: torch.dtype | None, optimizer: torch.optim.Optimizer) -> None:
+        """`dtype` is what autocast casts to, None where it is off; `optimizer` is the model's.
 
-        Images are to be channels-last, on a GPU.
+        Images are to be channels-last, on a GPU. Raises ValueError if the optimizer is not Adam, or has more than that.
         """
         super().__init__(model, dtype)
+        adam.check(optimizer)
         root = copy.copy(model)  # on which tracing leaves what the model makes of its buffers
         traced = fx.GraphModule(root, _Layers().trace(root))
         _fuse_batch_norms(traced)

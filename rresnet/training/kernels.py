@@ -4,17 +4,26 @@ Sums are in float32 and in a fixed order. `TALL` and `WIDE` are the pixels and c
 A ReLU is a `floor` of 0, and none one of minus infinity: each kernel that differs takes long to compile.
 """
 
+import subprocess
 from typing import Any
 
 import triton
 from triton import language as tl
+from triton.errors import TritonError
 
 _AT_ONCE = tl.constexpr(64)  # parts whose sums a program adds up at a time
 
 
 def launch(kernel: Any, grid: tuple[int, ...], *args: Any, **sizes: int) -> None:
-    """Launch a kernel on the current stream, which is compiled first where it has not been for such arguments."""
-    kernel[grid](*args, **sizes, enable_fp_fusion=True)  # the default for now, but Triton warns where it isn't said
+    """Launch a kernel on the current stream, which is compiled first where it has not been for such arguments.
+
+    Raises RuntimeError, which says what to do, if it can't be compiled here.
+    """
+    try:
+        kernel[grid](*args, **sizes, enable_fp_fusion=True)  # the default for now, but Triton warns where it isn't said
+    except (TritonError, subprocess.CalledProcessError) as error:
+        what = f"the fused kernel {kernel.__name__} can't be made here ({type(error).__name__}: {error})"
+        raise RuntimeError(f"{what}: use --kernels pytorch") from error
 
 
 @triton.jit

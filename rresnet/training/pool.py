@@ -1,6 +1,6 @@
 """Max pooling of channels-last images in one kernel of a GPU each way.
 
-PyTorch's kernels for this layout take over twice as long (`docs/performance.md`, "Few kernels").
+PyTorch's kernels for this layout take over twice as long (`docs/performance.md`, "Fused kernels").
 """
 
 from typing import Any

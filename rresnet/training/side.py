@@ -25,7 +25,9 @@ Gradient = Callable[[], torch.Tensor]
 class SideStreams:
     """Two streams: one casts weights as a step begins and computes their gradients; the other updates them."""
 
-    def __init__(self, weights: Sequence[nn.Parameter], dtype: torch.dtype | None, optimizer: torch.optim.Adam) -> None:
+    def __init__(
+        self, weights: Sequence[nn.Parameter], dtype: torch.dtype | None, optimizer: torch.optim.Optimizer
+    ) -> None:
         """The weights, in the order in which a step meets them, what to cast them to, and what updates them."""
         self._weights: list[torch.Tensor] = list(weights)
         self._dtype, self._optimizer = dtype, optimizer

@@ -106,15 +106,14 @@ class Eager:
 
 def layers_of(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) -> EachLayer:
     """How a captured step goes through the model's layers."""
-    if ":" in cell.model:  # the user's own may use its weights in ways that autocast knows and we don't
-        return EachLayer(model)
     dtype = _AUTOCAST.get(cell.precision)
-    tuned = cell.execution == "graph" and cell.channels_last and cell.fused_optimizer
-    if tuned and isinstance(optimizer, torch.optim.Adam) and compilers.has_triton():
+    if cell.kernels == "fused":
         compilers.keep_kernels()
-        from rresnet.training.fusion import FusedLayers  # not before it is known that there is Triton
+        from rresnet.training.fusion import FusedLayers  # only here, since Triton isn't everywhere
 
         return FusedLayers(model, dtype, optimizer)
+    if ":" in cell.model:  # the user's own may use its weights in ways that autocast knows and we don't
+        return EachLayer(model)
     return AllLayers(model, dtype)
 
 
