@@ -202,8 +202,8 @@ class Writer:
 
     def _commit(self, batch: Sequence[tuple[str, Rows]]) -> None:
         self._hold.confirm()
-        for name in reversed(self._tables):  # trials last: a trial's row says that its windows are there
-            table = self._tables[name]
-            for trial_id, rows in batch:
+        for trial_id, rows in batch:  # before any is written: if that fails, the next write has them all
+            for name, table in self._tables.items():
                 table.add(trial_id, rows.get(name, ()))
+        for table in reversed(self._tables.values()):  # trials last: a trial's row says that its windows are there
             table.flush()
