@@ -50,58 +50,68 @@ def speedup(
         ValueError: there is no such column, no ok row with the reference value or none with another, or the rows may
             not be compared.
     """
-    ok = comparable(trials, over, reference)
     allow = [allow] if isinstance(allow, str) else allow
-    if unknown := [column for column in allow if column not in (*ok, *alike.COMPARED)]:
-        raise ValueError(f"allow must name columns of the trials: there is no {', '.join(unknown)}")
-    by_run = ok.groupby(["run_id", "hostname"], sort=False, dropna=False)
-    runs = [(of_run, matched_axes(of_run, over, allow)[0]) for _, of_run in by_run]
-    in_any = {axis for _, matched in runs for axis in matched}
-    pairs = pd.concat([_paired(of_run, over, reference, matched) for of_run, matched in runs], ignore_index=True)
-    met, pairs = len(pairs), side_by_side(pairs).reset_index(drop=True)
-    is_reference = ok[over] == reference
-    if pairs.empty:
-        columns = [*alike.PAIRED, *(axis for axis in CELL_COLUMNS if axis in in_any)]
-        if met:
-            raise ValueError("no rows to compare: two commands measured them, more than ten minutes apart; use --fresh")
-        raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
-    floors = {} if over == "copy" else floors_by_host(trials)
+    pairs, matched = _pairs(comparable(trials, over, reference), over, reference, allow)
     axes = [axis for axis in CELL_COLUMNS if axis != over]
-    allow = [*allow, *(["model_code"] if over == "model" else [])]
-    unlike = [c for c in alike.COMPARED if c not in allow and len(_values(pairs, c)) > 1]
+    allowed = [*allow, *(["model_code"] if over == "model" else [])]
+    unlike = [c for c in alike.COMPARED if c not in allowed and len(_values(pairs, c)) > 1]
+    floors = {} if over == "copy" else floors_by_host(trials)
+    # Identical cells do the same work, so the machine's drift can't move their ratio.
+    drift_limit = 0.0 if over == "copy" else DRIFT_LIMIT
     ratios = (pairs["images_per_second"] / pairs["images_per_second_reference"]).to_numpy()
-    repeats, processes, times = in_series(pairs)
+    series = ratios, *in_series(pairs)
     rows: list[dict[str, Any]] = []
     for at in _of_the_same_two(pairs, over, axes):
         for column in unlike:
             _refuse_unlike(pairs.iloc[at], column)
-        series = in_order(ratios[at], repeats[at], processes[at], times[at])
-        # Identical cells do the same work, so the machine's drift can't move their ratio.
-        interval = log_mean_interval(series, level, drift_limit=0.0 if over == "copy" else DRIFT_LIMIT)
-        components = variance_components(series)
+        in_time = in_order(*(of[at] for of in series))
+        interval = log_mean_interval(in_time, level, drift_limit=drift_limit)
+        components = variance_components(in_time)
         first = pairs.iloc[at[0]]
-        apart = {axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])}
-        differs = [f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in axes if axis in apart]
-        theirs = [floors.get(host, {}) for host in pairs["hostname"].iloc[at].fillna("").unique()]
-        floor = floor_of(*(of.get(first[side]) for of in theirs for side in ("device", "device_reference")))
+        differs = [axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])]
         rows.append(
             {
                 over: first[over],
-                **{axis: None if axis in apart else first[axis] for axis in axes},
+                **{axis: None if axis in differs else first[axis] for axis in axes},
                 "git_commit": first["git_commit"],
                 "reference": reference,
                 "speedup": interval.estimate,
                 "low": interval.low,
                 "high": interval.high,
                 "pairs": interval.count,
-                "distinguishable": replace(interval, floor=floor).distinguishable,
-                "differs": "; ".join(differs),
+                "distinguishable": replace(interval, floor=_floor(pairs.iloc[at], floors)).distinguishable,
+                "differs": "; ".join(f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in differs),
                 "repeat_sd": components.repeat_sd,
                 "process_sd": components.process_sd,
             }
         )
-    needless = [c for c in (*axes, "git_commit") if c not in in_any and len({str(row[c]) for row in rows}) == 1]
+    needless = [c for c in (*axes, "git_commit") if c not in matched and len({str(row[c]) for row in rows}) == 1]
     return pd.DataFrame(rows).drop(columns=needless)
+
+
+def _pairs(ok: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> tuple[pd.DataFrame, frozenset[str]]:
+    """The pairs within each run and machine, and the axes in which those of any of them must be equal."""
+    if unknown := [column for column in allow if column not in (*ok, *alike.COMPARED)]:
+        raise ValueError(f"allow must name columns of the trials: there is no {', '.join(unknown)}")
+    by_run = ok.groupby(["run_id", "hostname"], sort=False, dropna=False)
+    runs = [(of_run, matched_axes(of_run, over, allow)[0]) for _, of_run in by_run]
+    matched = frozenset(axis for _, of_run in runs for axis in of_run)
+    met = pd.concat([_paired(of_run, over, reference, axes) for of_run, axes in runs], ignore_index=True)
+    pairs = side_by_side(met).reset_index(drop=True)
+    if not pairs.empty:
+        return pairs, matched
+    if not met.empty:
+        raise ValueError("no rows to compare: two commands measured them, more than ten minutes apart; use --fresh")
+    is_reference = ok[over] == reference
+    columns = [*alike.PAIRED, *(axis for axis in CELL_COLUMNS if axis in matched)]
+    raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
+
+
+def _floor(pairs: pd.DataFrame, floors: Mapping[str, Mapping[str, float]]) -> float | None:
+    """The noise floor of the two devices of these pairs, on the noisiest of their machines."""
+    devices = (pairs[side].iloc[0] for side in ("device", "device_reference"))
+    of_hosts = [floors.get(host, {}) for host in pairs["hostname"].fillna("").unique()]
+    return floor_of(*(of_host.get(device) for device in devices for of_host in of_hosts))
 
 
 def _paired(of_run: pd.DataFrame, over: str, reference: object, matched: Sequence[str]) -> pd.DataFrame:
