@@ -56,7 +56,7 @@ def cell(**changes: object) -> Cell:
 def axes_of(recipe: str, device: Device, **changes: object) -> dict[str, object]:
     """What a recipe is on this machine's device, with changes: of a `cell`."""
     axes = replace(grid.recipe(recipe)(device, hardware.probe()), **changes)  # type: ignore[arg-type]
-    if axes.execution != "graph":
+    if axes.execution != ("graph" if device == "gpu" else "eager"):
         axes = replace(axes, kernels="pytorch")
     return {"device": device, "recipe": recipe, **vars(axes)}
 

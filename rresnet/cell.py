@@ -82,9 +82,9 @@ class Axes:
     small_maps: Convolution = axis("how convolutions over maps of few pixels are computed, likewise", "conv")
     cudnn_benchmark: bool = axis("whether cuDNN times its kernels for each shape and takes the fastest (GPU)", False)
     kernels: Kernels = axis(
-        "kernels of a step captured as one CUDA graph: PyTorch's, or few of our own that do several operations each",
+        "kernels of batch norm and what follows it (on a GPU also of max pooling and Adam): PyTorch's, or fused ones",
         "pytorch",
-        flag="Override the recipes' kernels of a step in one CUDA graph: PyTorch's, or our own, fused (GPU).",
+        flag="Override the recipes' kernels: PyTorch's alone, or with our own, which do several operations in one.",
     )
 
 

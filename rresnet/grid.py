@@ -32,7 +32,7 @@ def tuned(device: Device, hardware: Hardware) -> Axes:
         pointwise="linear",
         small_maps="linear" if device == "cpu" else "conv",
         cudnn_benchmark=device == "gpu",
-        kernels="fused" if device == "gpu" and hardware.gpu_triton else "pytorch",
+        kernels="fused" if _makes_kernels(device, hardware) else "pytorch",
     )
 
 
@@ -133,12 +133,15 @@ def _repeat(cells: Sequence[Cell], repeat: int, process: int, seed: int) -> list
     return [Trial(cell=cell, repeat=repeat, process=process) for cell in order]
 
 
+def _makes_kernels(device: Device, hardware: Hardware) -> bool:
+    return hardware.gpu_triton if device == "gpu" else hardware.gcc
+
+
 def _unfusable(cell: Cell) -> str | None:
     """Why the cell's step can't have fused kernels, on any machine, or None."""
-    if cell.device == "cpu":
-        return "a CPU has no fused kernels: use --kernels pytorch"
-    if cell.execution != "graph":
-        return "fused kernels are part of a step in one CUDA graph: use --kernels pytorch, or --execution graph"
+    execution, step = ("graph", "a step in one CUDA graph") if cell.device == "gpu" else ("eager", "an eager step")
+    if cell.execution != execution:
+        return f"fused kernels are part of {step}: use --kernels pytorch, or --execution {execution}"
     if not (cell.channels_last and cell.fused_optimizer):
         return (
             f"fused kernels take channels-last images and Adam's fused kernel, which the recipe {cell.recipe} does not "
@@ -181,11 +184,11 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
     if cell.kernels == "fused":
         if why := _unfusable(cell):
             return why
-        if not hardware.gpu_triton:
-            return (
-                "fused kernels need a GPU of compute capability 8.0 or more, Triton, and a C++ compiler (g++) with "
-                f"Python's headers (python3-dev) on {hardware.hostname}: install them, or use --kernels pytorch"
-            )
+        if not _makes_kernels(cell.device, hardware):
+            needed = "GCC (g++) and Linux"
+            if cell.device == "gpu":
+                needed = "a GPU of compute capability 8.0 or more, Triton, g++ and Python's headers (python3-dev)"
+            return f"fused kernels need {needed} on {hardware.hostname}: install them, or use --kernels pytorch"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
         asked = f"the setting needs {threads} threads, and {hardware.hostname} has {hardware.cpu_count} processors"

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import socket
+import sys
 import sysconfig
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,6 +48,7 @@ class Hardware:
     gpu_capability: tuple[int, int] | None  # CUDA compute capability of the first GPU
     compiler: bool  # a C++ compiler and Python's headers, which torch.compile and Triton need
     triton: bool  # which comes with PyTorch's CUDA
+    gcc: bool  # GCC on Linux, whose OpenMP PyTorch has, too
     variables: str = "none"  # environment variables that change how fast libraries run, as `NAME=value ...`
 
     @property
@@ -68,7 +70,7 @@ def probe(*, hidden: bool = False) -> Hardware:
         hidden: also count GPUs that CUDA_VISIBLE_DEVICES hides. Ray hides those that a process did not ask for.
     """
     cpu_count = _usable_cpus()
-    model, flags = _cpu_info()
+    model, flags = processor()
     count, name, driver, capability = _gpus(hidden)
     return Hardware(
         hostname=socket.gethostname(),
@@ -76,13 +78,14 @@ def probe(*, hidden: bool = False) -> Hardware:
         cpu_count=cpu_count,
         cpu_cores=_usable_cores(cpu_count),
         # x86: AVX512_BF16 or AMX; Arm: the bf16 feature. Without them oneDNN emulates bfloat16 and is slower than fp32.
-        cpu_bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & flags),
+        cpu_bf16=bool({"avx512_bf16", "amx_bf16", "bf16"} & set(flags)),
         gpu_count=count,
         gpu_name=name,
         driver_version=driver,
         gpu_capability=capability,
         compiler=_has_compiler(),
         triton=importlib.util.find_spec("triton") is not None,
+        gcc=sys.platform == "linux" and shutil.which("g++") is not None,
         variables=_variables(),
     )
 
@@ -130,7 +133,8 @@ def _usable_cores(cpu_count: int) -> int:
     return max(1, min(cpu_count, cores))
 
 
-def _cpu_info() -> tuple[str, set[str]]:
+@functools.cache
+def processor() -> tuple[str, tuple[str, ...]]:
     """Model name and feature flags, from /proc/cpuinfo where there is one."""
     model, flags = platform.processor() or platform.machine(), set[str]()
     with contextlib.suppress(OSError):
@@ -140,7 +144,7 @@ def _cpu_info() -> tuple[str, set[str]]:
                 model = value.strip()
             elif key.strip() in ("flags", "Features"):
                 flags |= set(value.split())
-    return model, flags
+    return model, tuple(sorted(flags))
 
 
 def _gpus(hidden: bool) -> tuple[int, str | None, str | None, tuple[int, int] | None]:

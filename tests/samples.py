@@ -15,6 +15,7 @@ LAPTOP = Hardware(
     gpu_capability=None,
     compiler=True,
     triton=True,
+    gcc=True,
 )
 A100 = Hardware(
     hostname="a100",
@@ -28,6 +29,7 @@ A100 = Hardware(
     gpu_capability=(8, 0),
     compiler=True,
     triton=True,
+    gcc=True,
 )
 
 

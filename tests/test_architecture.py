@@ -20,8 +20,11 @@ HOUSE = [
     ("analysis", "diff_text diff reference decision costs prediction scaling ladder compiling answer load unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
     ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster presence machines layout"),
-    ("training", "train workbench clocks limits timing step compilers fusion side norm pool adam kernels"),
-    ("training", "layers model relu convolution inputs memory"),
+    (
+        "training",
+        "train workbench clocks limits timing step captured side pool adam gpu_norm kernels",
+    ),
+    ("training", "layers model fusion norm native compilers relu convolution inputs memory"),
     ("quality", "flags states monitor rapl steady"),
     ("", "progress terminal"),
     ("tables", "environment store runs reading objects place measurement"),

@@ -10,19 +10,17 @@ import pytest
 import torch
 import torchvision
 from benches import bench, image_data, replaying
-from small_nets import laid_out, small_resnet
+from small_nets import DEVICE, ON_GPU, as_kind, far, images, laid_out, small_resnet
 from torch import nn
 
 from rresnet.training import step
 from rresnet.training.layers import AllLayers
 
-ON_GPU = torch.cuda.is_available()
-DEVICE = "cuda" if ON_GPU else "cpu"
 pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA")
-from triton import errors  # noqa: E402
+from triton import errors
 
-from rresnet.training import adam, kernels, norm, pool, side  # noqa: E402
-from rresnet.training.fusion import FusedLayers  # noqa: E402
+from rresnet.training import adam, kernels, norm, pool, side
+from rresnet.training.captured import FusedLayers
 
 
 class OneStream:
@@ -46,98 +44,6 @@ def one_stream(monkeypatch):
         monkeypatch.setattr(torch.cuda, "Stream", OneStream)
         monkeypatch.setattr(torch.cuda, "current_stream", OneStream)
         monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
-
-
-def images(*shape, seed=0, dtype=torch.float32):
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randn(shape, generator=generator).to(DEVICE, dtype)
-    return drawn.contiguous(memory_format=torch.channels_last) if len(shape) == 4 else drawn
-
-
-def as_kind(kind, module, **more):
-    other = copy.deepcopy(module)
-    other.__class__ = kind
-    vars(other).update(more)
-    return other
-
-
-def far(found, expected):
-    """Norm of the difference over that of the expected value, in float64."""
-    return ((found.double() - expected).norm() / expected.norm()).item()
-
-
-def batch_norm(channels, **more):
-    """A batch norm in float64, and as ours in float32."""
-    torch.manual_seed(1)
-    expected = nn.BatchNorm2d(channels).to(DEVICE)
-    nn.init.uniform_(expected.weight, 0.5, 1.5)
-    nn.init.uniform_(expected.bias, -0.5, 0.5)
-    return copy.deepcopy(expected).double(), as_kind(norm.BatchNormReLU, expected, **more)
-
-
-SHAPES = [(5, 24, 1, 2), (3, 40, 8, 8), (2, 16, 12, 20), (9, 8, 12, 20)]  # a program, or one or several parts
-
-
-@pytest.mark.parametrize("shape", SHAPES)
-@pytest.mark.parametrize("added", [False, True])
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_batch_norm_adds_and_rectifies_and_so_do_its_gradients(shape, added, relu, dtype):
-    expected, found = batch_norm(shape[1], relu=relu)
-    x = (images(*shape) * 2 + 50 * (dtype == torch.float32)).to(dtype).requires_grad_()
-    beside = images(*shape, seed=1, dtype=dtype).requires_grad_() if added else None
-    gradient = images(*shape, seed=2, dtype=dtype)
-    exact = [None if t is None else t.detach().double().requires_grad_() for t in (x, beside)]
-    for _ in range(2):  # the second averages over both
-        y = expected(exact[0]) + (exact[1] if added else 0)
-        y = y.relu() if relu else y
-        result = found(x, beside)
-    y.backward(gradient.double())
-    result.backward(gradient)
-    pairs = [(result, y), (x.grad, exact[0].grad), (found.weight.grad, expected.weight.grad)]
-    pairs += [(found.bias.grad, expected.bias.grad), (found.running_mean, expected.running_mean)]
-    pairs += [(found.running_var, expected.running_var), *([(beside.grad, exact[1].grad)] if added else [])]
-    assert max(far(*pair) for pair in pairs) < (1e-5 if dtype == torch.float32 else 1e-2)
-    assert result.dtype == dtype
-    assert result.is_contiguous(memory_format=torch.channels_last)
-
-
-@pytest.mark.parametrize("relu", [False, True])
-@pytest.mark.parametrize("shape", SHAPES)
-def test_a_result_that_two_use_has_the_gradient_of_both(shape, relu):
-    expected, found = batch_norm(shape[1], relu=relu, twice=True)
-    x, beside, one, other = (images(*shape, seed=seed) for seed in range(4))
-    leaves = [tensor.clone().requires_grad_() for tensor in (x, beside)]
-    exact = [tensor.double().requires_grad_() for tensor in (x, beside)]
-    y = expected(exact[0]) + exact[1]
-    y = y.relu() if relu else y
-    (y * one.double() + y * other.double()).sum().backward()
-    first, second = found(*leaves)
-    ((first * one).sum() + (second * other).sum()).backward()
-    assert max(far(leaf.grad, of.grad) for leaf, of in zip(leaves, exact, strict=True)) < 1e-5
-
-
-@pytest.mark.parametrize("where", [0, -1])
-def test_what_is_not_a_number_stays_so(where):
-    _, found = batch_norm(4, relu=True)
-    for size in (2, 24):
-        x = images(4, 4, size, size)
-        x[where, 1, where, where] = float("nan")
-        assert found(x)[:, 1].isnan().all()
-        assert not found(x)[:, 0].isnan().any()
-        averages = torch.stack((found.running_mean, found.running_var))
-        assert averages.isnan().tolist() == [[False, True, False, False]] * 2
-        found.reset_running_stats()
-
-
-def test_what_the_kernels_do_not_take_pytorch_computes():
-    _, found = batch_norm(4, relu=True, twice=True)
-    x, row = images(3, 4, 2, 2), images(1, 4, 1, 1)
-    first, second = found(x, row)
-    assert torch.equal(first, (nn.functional.batch_norm(x, None, None, found.weight, found.bias, True) + row).relu())
-    assert second is first
-    with pytest.raises(ValueError, match="more than 1 value per channel"):
-        found(row)
 
 
 POOLS = [((3, 40, 7, 9), (3, 2, 1)), ((2, 70, 6, 5), (2, 2, 0)), ((1, 8, 9, 9), (3, 1, 1)), ((2, 8, 8, 8), (3, 3, 0))]

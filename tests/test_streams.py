@@ -13,8 +13,8 @@ pytest.importorskip("triton", reason="Triton comes with PyTorch's CUDA")
 
 from streams import WRITTEN, Stream, Watch
 
-from rresnet.training import adam, kernels, norm, pool, side
-from rresnet.training.fusion import FusedLayers
+from rresnet.training import adam, gpu_norm, kernels, pool, side
+from rresnet.training.captured import FusedLayers
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def watch(monkeypatch):
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", lambda: found.streams[-1])
     monkeypatch.setattr(torch.cuda, "stream", found.on)
-    for module in (norm, pool, adam):
+    for module in (gpu_norm, pool, adam):
         monkeypatch.setattr(module, "launch", found.launch)
     return found
 

@@ -1,13 +1,17 @@
-"""PyTorch's compilers, TorchInductor and Triton, and where they keep what they have made."""
+"""The compilers: PyTorch's TorchInductor and Triton, and GCC; and where they keep what they have made."""
 
+import ctypes
 import os
+import subprocess
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from rresnet import scratch
+from rresnet import hardware, scratch
+from rresnet.cell import stable_hash
 
 Function = Callable[..., torch.Tensor]
 
@@ -57,3 +61,31 @@ class Inductor:
 def keep_kernels() -> None:
     """Have Triton keep its kernels where TorchInductor has it do so, whichever of a process's cells comes first."""
     os.environ.setdefault("TRITON_CACHE_DIR", os.path.join(_inductor_folder(), "triton", "0"))
+
+
+# The arithmetic is IEEE's; only what it would say of errors is not asked for, which keeps loops from being vectorized.
+_GCC = ("g++", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+
+
+def native(source: Path) -> ctypes.CDLL:
+    """The functions of a C++ file, compiled for this processor; what was compiled is kept in the user's cache folder.
+
+    It is linked to no OpenMP of its own, so that it runs on PyTorch's threads: others would keep these from the cores.
+
+    Raises RuntimeError, which says what to do, if it can't be compiled here.
+    """
+    text = source.read_text()
+    key = stable_hash([text, *_GCC, *hardware.processor()])
+    made = scratch.cache_folder() / "native" / f"{source.stem}-{key}.so"
+    try:
+        if not made.exists():
+            made.parent.mkdir(parents=True, exist_ok=True)
+            with scratch.folder(made.parent) as folder:
+                unlinked, linked = str(folder / "code.o"), str(folder / "code.so")
+                for words in ((*_GCC, "-c", str(source), "-o", unlinked), ("g++", "-shared", unlinked, "-o", linked)):
+                    subprocess.run(words, check=True, capture_output=True, text=True)
+                os.replace(linked, made)  # at once: other processes may do the same
+        return ctypes.CDLL(str(made))
+    except (OSError, subprocess.CalledProcessError) as error:
+        why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
+        raise RuntimeError(f"the fused kernels of a CPU can't be made here ({why}): use --kernels pytorch") from error

@@ -1,7 +1,4 @@
-"""A model's layers with fused kernels, for a captured step on a GPU; those that can wait run beside the others.
-
-A captured step of small maps takes as long as its kernels take one after another, each a few microseconds.
-"""
+"""A model's layers with batch norms that add and rectify: traced, and written anew."""
 
 import copy
 import operator
@@ -12,60 +9,23 @@ import torch
 from torch import fx, nn
 from torch.nn import functional
 
-from rresnet.training import adam
-from rresnet.training.convolution import PointwiseConv2d
-from rresnet.training.layers import AllLayers, Copies
 from rresnet.training.norm import BatchNormReLU
-from rresnet.training.pool import FastMaxPool2d, is_square
-from rresnet.training.side import SideConv2d, SideLinear, SidePointwiseConv2d, SideStreams
 
 _RELUS = (functional.relu, torch.relu)
 _ADDITIONS = (operator.add, operator.iadd, torch.add)
-_ON_THE_SIDE: dict[type, Any] = {nn.Conv2d: SideConv2d, PointwiseConv2d: SidePointwiseConv2d, nn.Linear: SideLinear}
 
 
-class FusedLayers(AllLayers):
-    """Batch norms that add and rectify, one kernel for a max pooling, and weights that learn on the side.
+def fused(model: nn.Module, kernels: Any) -> fx.GraphModule:
+    """What computes the same as the model but for rounding, its batch norms with `kernels`.
 
-    The model is traced and stays what it is: what computes is another, which shares its parameters and buffers. The
-    numbers are the same but for rounding, for models whose layers share no weights and all take part in each step.
+    The model is traced and stays what it is: the other shares its parameters and buffers, by the same names.
     """
-
-    def __init__(self, model: nn.Module, dtype: torch.dtype | None, optimizer: torch.optim.Optimizer) -> None:
-        """`dtype` is what autocast casts to, None where it is off; `optimizer` is the model's.
-
-        Images are to be channels-last, on a GPU. Raises ValueError if the optimizer is not Adam, or has more than that.
-        """
-        super().__init__(model, dtype)
-        adam.check(optimizer)
-        root = copy.copy(model)  # on which tracing leaves what the model makes of its buffers
-        traced = fx.GraphModule(root, _Layers().trace(root))
-        _fuse_batch_norms(traced)
-        _add_gradients(traced)
-        once = {name: traced.get_submodule(name) for name in _called_once(traced)}
-        for name, module in once.items():
-            if type(module) is nn.MaxPool2d and is_square(module):
-                traced.set_submodule(name, _as(FastMaxPool2d, module))
-        learners: dict[str, Any] = {name: module for name, module in once.items() if _can_learn_on_the_side(module)}
-        self._side = SideStreams([module.weight for module in learners.values()], dtype, optimizer)
-        for place, (name, module) in enumerate(learners.items()):
-            traced.set_submodule(name, _as(_ON_THE_SIDE[type(module)], module, side=self._side, place=place))
-            self._weights.pop(f"{name}.weight", None)
-        traced.recompile()
-        self._model = traced
-        self._cast_on_the_side = [f"{name}.weight" for name in learners] if dtype else []
-
-    def begin(self) -> Copies:
-        """Count the batch; return copies of the weights that autocast would cast."""
-        return *super().begin(), *self._side.begin()
-
-    @property
-    def _copied(self) -> list[str]:
-        return [*super()._copied, *self._cast_on_the_side]
-
-    def finish(self) -> None:
-        """Wait for all weights to have learnt."""
-        self._side.join()
+    root = copy.copy(model)  # on which tracing leaves what the model makes of its buffers
+    traced = fx.GraphModule(root, _Layers().trace(root))
+    _fuse_batch_norms(traced, kernels)
+    _add_gradients(traced)
+    traced.recompile()
+    return traced
 
 
 class _Layers(fx.Tracer):
@@ -75,7 +35,7 @@ class _Layers(fx.Tracer):
         return super().is_leaf_module(m, module_qualified_name) or not any(m.children())
 
 
-def _as(kind: type[nn.Module], module: nn.Module, **more: Any) -> nn.Module:
+def as_kind(kind: type[nn.Module], module: nn.Module, **more: Any) -> nn.Module:
     """The module as one of another kind, which shares its parameters and buffers."""
     other = copy.copy(module)
     other.__class__ = kind
@@ -83,23 +43,16 @@ def _as(kind: type[nn.Module], module: nn.Module, **more: Any) -> nn.Module:
     return other
 
 
-def _called_once(traced: fx.GraphModule) -> list[str]:
+def called_once(traced: fx.GraphModule) -> list[str]:
     """Names of the modules that the graph calls exactly once, in its order."""
     calls = Counter(str(node.target) for node in traced.graph.nodes if node.op == "call_module")
     return [name for name, count in calls.items() if count == 1]
 
 
-def _can_learn_on_the_side(module: nn.Module) -> bool:
-    if isinstance(module, nn.Conv2d):
-        padded_with_zeros = module.padding_mode == "zeros" and not isinstance(module.padding, str)
-        return type(module) in _ON_THE_SIDE and module.bias is None and padded_with_zeros
-    return type(module) in _ON_THE_SIDE
-
-
-def _fuse_batch_norms(traced: fx.GraphModule) -> None:
+def _fuse_batch_norms(traced: fx.GraphModule, kernels: Any) -> None:
     """Replace each batch norm, and the addition and the ReLU after it where there are such, by one module."""
     modules: dict[str, Any] = dict(traced.named_modules())
-    once = set(_called_once(traced))
+    once = set(called_once(traced))
     for node in [node for node in traced.graph.nodes if node.op == "call_module" and node.target in once]:
         norm = modules[node.target]
         usual = type(norm) is nn.BatchNorm2d and norm.affine and norm.track_running_stats and norm.momentum is not None
@@ -113,7 +66,7 @@ def _fuse_batch_norms(traced: fx.GraphModule) -> None:
         relu = after is not None and (type(modules.get(str(after.target))) is nn.ReLU or after.target in _RELUS)
         if relu:
             replaced.append(after)
-        traced.set_submodule(node.target, _as(BatchNormReLU, norm, relu=relu))
+        traced.set_submodule(node.target, as_kind(BatchNormReLU, norm, kernels=kernels, relu=relu))
         with traced.graph.inserting_after(replaced[-1]):
             replaced[-1].replace_all_uses_with(traced.graph.call_module(node.target, tuple(inputs)))
         for old in reversed(replaced):

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from rresnet.cell import Cell, UsageError, nearest
-from rresnet.training import convolution, relu
+from rresnet.training import convolution, fusion, native, relu
 from rresnet.training.inputs import memory_format
 
 LEARNING_RATE = 1e-3  # the blog's
@@ -117,6 +117,9 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
     """
     torch.manual_seed(cell.seed)
     model = of(cell, classes)
+    if cell.kernels == "fused" and cell.device == "cpu":  # on a GPU they are part of the captured step alone
+        native.prepare()
+        model = fusion.fused(model, native)
     model = model.to(device=device).to(memory_format=memory_format(cell))
     return model, optimizer_of(model, cell)
 

@@ -109,7 +109,7 @@ def layers_of(cell: Cell, model: nn.Module, optimizer: torch.optim.Optimizer) ->
     dtype = _AUTOCAST.get(cell.precision)
     if cell.kernels == "fused":
         compilers.keep_kernels()
-        from rresnet.training.fusion import FusedLayers  # only here, since Triton isn't everywhere
+        from rresnet.training.captured import FusedLayers  # only here, since Triton isn't everywhere
 
         return FusedLayers(model, dtype, optimizer)
     if ":" in cell.model:  # the user's own may use its weights in ways that autocast knows and we don't

@@ -1,0 +1,119 @@
+"""Batch norm with the addition and the ReLU after it: on a processor in C++, on a GPU in Triton, here interpreted."""
+
+import copy
+import importlib.util
+
+import pytest
+import torch
+from small_nets import DEVICE, ON_GPU, as_kind, far, images
+from torch import nn
+
+from rresnet import hardware
+from rresnet.training import native
+from rresnet.training.norm import BatchNormReLU
+
+THREADS = 3  # more than pixels of one in ten come to
+
+
+@pytest.fixture(params=["native", "gpu_norm"])
+def kernels(request):
+    if request.param == "native":
+        if ON_GPU or not hardware.probe().gcc:
+            pytest.skip("native kernels are a processor's, and made by GCC")
+        before = torch.get_num_threads()
+        torch.set_num_threads(THREADS)
+        yield native
+        torch.set_num_threads(before)
+    else:
+        if importlib.util.find_spec("triton") is None:
+            pytest.skip("there is no Triton")
+        from rresnet.training import gpu_norm
+
+        yield gpu_norm
+
+
+def batch_norm(kernels, channels, **more):
+    """A batch norm in float64, and as ours in float32."""
+    torch.manual_seed(1)
+    expected = nn.BatchNorm2d(channels).to(DEVICE)
+    nn.init.uniform_(expected.weight, 0.5, 1.5)
+    nn.init.uniform_(expected.bias, -0.5, 0.5)
+    return copy.deepcopy(expected).double(), as_kind(BatchNormReLU, expected, kernels=kernels, **more)
+
+
+SHAPES = [(5, 24, 1, 2), (3, 40, 8, 8), (2, 16, 12, 20), (9, 8, 12, 20)]  # a program, or one or several parts
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("added", [False, True])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_batch_norm_adds_and_rectifies_and_so_do_its_gradients(kernels, shape, added, relu, dtype):
+    expected, found = batch_norm(kernels, shape[1], relu=relu)
+    x = (images(*shape) * 2 + 50 * (dtype == torch.float32)).to(dtype).requires_grad_()
+    beside = images(*shape, seed=1, dtype=dtype).requires_grad_() if added else None
+    gradient = images(*shape, seed=2, dtype=dtype)
+    exact = [None if t is None else t.detach().double().requires_grad_() for t in (x, beside)]
+    for _ in range(2):  # the second averages over both
+        y = expected(exact[0]) + (exact[1] if added else 0)
+        y = y.relu() if relu else y
+        result = found(x, beside)
+    y.backward(gradient.double())
+    result.backward(gradient)
+    pairs = [(result, y), (x.grad, exact[0].grad), (found.weight.grad, expected.weight.grad)]
+    pairs += [(found.bias.grad, expected.bias.grad), (found.running_mean, expected.running_mean)]
+    pairs += [(found.running_var, expected.running_var), *([(beside.grad, exact[1].grad)] if added else [])]
+    assert max(far(*pair) for pair in pairs) < (1e-5 if dtype == torch.float32 else 1e-2)
+    assert result.dtype == dtype
+    assert result.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_result_that_two_use_has_the_gradient_of_both(kernels, shape, relu):
+    expected, found = batch_norm(kernels, shape[1], relu=relu, twice=True)
+    x, beside, one, other = (images(*shape, seed=seed) for seed in range(4))
+    leaves = [tensor.clone().requires_grad_() for tensor in (x, beside)]
+    exact = [tensor.double().requires_grad_() for tensor in (x, beside)]
+    y = expected(exact[0]) + exact[1]
+    y = y.relu() if relu else y
+    (y * one.double() + y * other.double()).sum().backward()
+    first, second = found(*leaves)
+    ((first * one).sum() + (second * other).sum()).backward()
+    assert max(far(leaf.grad, of.grad) for leaf, of in zip(leaves, exact, strict=True)) < 1e-5
+
+
+@pytest.mark.parametrize("where", [0, -1])
+def test_what_is_not_a_number_stays_so(kernels, where):
+    _, found = batch_norm(kernels, 4, relu=True)
+    for size in (2, 24):
+        x = images(4, 4, size, size)
+        x[where, 1, where, where] = float("nan")
+        assert found(x)[:, 1].isnan().all()
+        assert not found(x)[:, 0].isnan().any()
+        averages = torch.stack((found.running_mean, found.running_var))
+        assert averages.isnan().tolist() == [[False, True, False, False]] * 2
+        found.reset_running_stats()
+
+
+def test_what_the_kernels_do_not_take_pytorch_computes(kernels):
+    _, found = batch_norm(kernels, 4, relu=True, twice=True)
+    x, row = images(3, 4, 2, 2), images(1, 4, 1, 1)
+    first, second = found(x, row)
+    assert torch.equal(first, (nn.functional.batch_norm(x, None, None, found.weight, found.bias, True) + row).relu())
+    assert second is first
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        found(row)
+
+
+def test_what_is_evaluated_is_pytorchs_and_counts_no_batch(kernels):
+    expected, found = batch_norm(kernels, 4, relu=True)
+    x, beside = images(3, 4, 2, 2) * 3, images(3, 4, 2, 2, seed=1)
+    for _ in range(2):
+        expected(x.double())
+        found(x, beside)
+    assert found.num_batches_tracked == expected.num_batches_tracked == 2
+    expected.eval()
+    found.eval()
+    torch.testing.assert_close(found(x, beside), (expected(x.double()) + beside).relu().float())
+    assert found.num_batches_tracked == 2
