@@ -8,7 +8,9 @@ import pytest
 from samples import make_cell
 from tables import BLOG, TUNED, printed, trials
 
+from rresnet import grid
 from rresnet.analysis import answer, decision, ranking, rates, statistics
+from rresnet.config import Settings
 from rresnet.terminal import number
 
 
@@ -131,6 +133,23 @@ def test_cells_that_differ_have_names_that_do(changes, told):
     one, other = (answer.name(cell, cells) for cell in cells)
     assert one != other
     assert other.endswith(told)
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({}, {"gpu tuned batch 64"}),
+        (
+            {"execution": ("graph", "compile")},
+            {"gpu tuned batch 64 execution graph", "gpu tuned batch 64 execution compile"},
+        ),
+        ({"kernels": ("pytorch", "fused")}, {"gpu tuned batch 64 kernels pytorch", "gpu tuned batch 64 kernels fused"}),
+    ],
+)
+def test_kernels_are_named_where_the_execution_does_not_tell_them(a100, flags, told):
+    planned = grid.cells(Settings(batch_size=(64,), recipe=("tuned",), **flags), ["gpu"], a100)
+    cells = rates.by_cell(trials(*((cell, [100.0] * 3) for cell in planned))).to_dict("records")
+    assert {answer.name(cell, cells) for cell in cells} == told
 
 
 def test_a_precision_that_a_recipe_has_on_one_device_alone_is_named():

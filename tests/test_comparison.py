@@ -10,7 +10,9 @@ from samples import make_cell
 from tables import BLOG, TUNED, printed, trials
 
 import rresnet
+from rresnet import grid
 from rresnet.analysis import comparison, decision, pairing
+from rresnet.config import Settings
 
 
 def test_rows_with_variables_set_and_without_are_not_compared_and_those_older_than_the_column_are():
@@ -264,3 +266,15 @@ def test_rows_that_are_there_twice_are_refused_with_what_to_do():
     rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
     with pytest.raises(ValueError, match=r"there twice: give trials\.drop_duplicates"):
         rresnet.speedup(pd.concat([rows, rows]), over="recipe", reference="blog")
+
+
+@pytest.mark.parametrize(("kernels", "pairs"), [((), ["fused"]), (("pytorch", "fused"), ["pytorch"])])
+def test_kernels_that_executions_left_to_the_recipe_may_differ_and_are_named(a100, kernels, pairs):
+    settings = Settings(batch_size=(64,), execution=("eager", "graph"), kernels=kernels)
+    cells = [cell for cell in grid.cells(settings, ["gpu"], a100) if grid.infeasible(cell, a100) is None]
+    table = trials(*((cell, [100.0] * 3) for cell in cells))
+    found = rresnet.speedup(table[table["recipe"] == "tuned"], over="execution", reference="eager")
+    assert found["differs"].tolist() == ["kernels: fused vs pytorch" if found == "fused" else "" for found in pairs]
+    recipes = rresnet.speedup(table, over="recipe", reference="blog")
+    assert recipes["execution"].tolist() == ["eager", "graph"]
+    assert ["kernels: fused" in told for told in recipes["differs"]] == [False, pairs == ["fused"]]

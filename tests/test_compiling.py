@@ -4,7 +4,9 @@ import pytest
 from samples import make_cell
 from tables import trials as made
 
+from rresnet import grid
 from rresnet.analysis import compiling
+from rresnet.config import Settings
 
 CELLS = {execution: make_cell(execution=execution, batch_size=8) for execution in ("eager", "graph", "compile")}
 
@@ -46,6 +48,15 @@ def test_compiling_that_was_slower_from_the_cache_is_counted_as_it_was_without()
 def test_it_is_told_over_the_fastest_of_the_others():
     (line,) = compiling.summary(measured(eager=[50.0] * 4, graph=[100.0] * 4, compile=[125.0, 125.1, 124.9, 125.0]))
     assert "compiled over graph: 1.25" in line
+
+
+@pytest.mark.parametrize("kernels", [(), ("pytorch", "fused")])
+def test_a_gpus_graph_is_what_a_compiled_step_is_told_over_whosever_kernels_it_has(a100, kernels):
+    settings = Settings(batch_size=(8,), recipe=("tuned",), execution=("compile", "graph"), kernels=kernels)
+    cells = [cell for cell in grid.cells(settings, ["gpu"], a100) if grid.infeasible(cell, a100) is None]
+    table = made(*((cell, [rate] * 4) for cell, rate in zip(cells, (120.0, 80.0, 100.0), strict=False)))
+    (line,) = compiling.summary(table.assign(compile_seconds=9.0, compile_cache="cold"))
+    assert line.startswith(f"gpu tuned batch 8, compiled over graph: {'1.20' if kernels else '1.50'} (")
 
 
 def test_what_making_the_other_step_ready_takes_is_taken_off():

@@ -220,6 +220,8 @@ def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = 
     varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in among[axis]}) > 1]
     if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in of_kind}) == 1:
         varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, however they are shared
+    if len({(c["execution"], c["kernels"]) for c in of_kind}) == len({c["execution"] for c in of_kind}):
+        varied = [axis for axis in varied if axis != "kernels"]  # told by the execution
     parts += [_with_axis(axis, cell[axis]) for axis in varied]
     return " ".join([*parts, *(["again"] if cell.get("copy") else [])])
 

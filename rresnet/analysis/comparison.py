@@ -27,9 +27,9 @@ def speedup(
     interval is over repeats (see `rresnet.analysis.statistics`).
 
     When `over` is `device` or `recipe`, axes that a run left to the recipes may differ between the two sides; `differs`
-    names them. Of a ladder, only the two ends are then compared. If `trials` hold identical cells (`--aa`), their
-    ratios give the noise floor of their machine, and a speedup below it is not distinguishable, whatever its interval
-    says.
+    names them. Of a ladder, only the two ends are then compared. When `over` is `execution`, that holds for `kernels`.
+    If `trials` hold identical cells (`--aa`), their ratios give the noise floor of their machine, and a speedup below
+    it is not distinguishable, whatever its interval says.
 
     Args:
         trials: rows of the trials table; only those with status ok enter, and no probes of `--batch-size auto`.
@@ -169,16 +169,19 @@ def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[lis
     """Axes that must be equal in a pair, and those that may differ: allowed by name, or resolved by a recipe.
 
     An axis that takes several values for one recipe on one device was asked for, not resolved: it must be equal.
+    Kernels are resolved between executions as well: only a captured step has fused ones.
     """
     axes = [c for c in CELL_COLUMNS if c != over and c not in allow]
     allowed = [c for c in CELL_COLUMNS if c in allow and c != over]
     if over == "num_workers" and (ok["num_workers"] * ok["cpu_threads"]).nunique() == 1:
         axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]  # all cores, shared
-    if over not in ("device", "recipe"):
+    if over not in ("device", "recipe", "execution"):
         return axes, allowed
-    asked = [c for c in CELL_COLUMNS if c not in AXES]
-    counts = ok.groupby(["run_id", "hostname", *asked], dropna=False)[list(AXES)].nunique(dropna=False)
-    free = [c for c in AXES if len(counts) == 0 or counts[c].max() <= 1]
+    asked = ["run_id", "hostname", *(c for c in CELL_COLUMNS if c not in AXES)]
+    counts = ok.groupby(asked, dropna=False)[list(AXES)].nunique(dropna=False).max()
+    # Which kernels a recipe has depends on the execution, too.
+    counts["kernels"] = ok.groupby([*asked, "execution"], dropna=False)["kernels"].nunique().max()
+    free = [c for c in (("kernels",) if over == "execution" else AXES) if not counts[c] > 1]
     return [c for c in axes if c not in free], [*free, *(c for c in allowed if c not in free)]
 
 

@@ -16,14 +16,16 @@ def summary(trials: pd.DataFrame) -> list[str]:
     trials = frames.with_all_axes(trials)
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     cells: list[dict[Any, Any]] = rates.by_cell(ok).to_dict("records")
-    floors, axes = comparison.noise_floors(trials), [axis for axis in CELL_COLUMNS if axis != "execution"]
+    floors = comparison.noise_floors(trials)
+    axes = [axis for axis in CELL_COLUMNS if axis not in ("execution", "kernels")]  # the compiler makes its own kernels
     lines = []
     for compiled in (cell for cell in cells if cell["execution"] == "compile"):
         alike = [cell for cell in cells if all(frames.same(cell[axis], compiled[axis]) for axis in axes)]
         others = [cell for cell in alike if cell is not compiled]
         if others:
             other = max(others, key=lambda cell: cell["images_per_second"])
-            setting = answer.name(compiled, [cell | {"execution": "compile"} for cell in cells])
+            as_compiled = {axis: compiled[axis] for axis in ("execution", "kernels")}
+            setting = answer.name(compiled, [cell | as_compiled for cell in cells])
             paired = pairing.ratio(ok, compiled["cell_id"], other["cell_id"])
             told = _comparison(ok, compiled, other, comparison.with_floor(paired, floors, compiled, other))
             lines.append(f"{setting}, compiled over {other['execution']}: {told}.")
