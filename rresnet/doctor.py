@@ -131,10 +131,10 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
             f"PyTorch {torch.__version__} can't use the {machine.gpu_name}: install one that is built for its driver "
             f"({machine.driver_version}), or the trials on the GPU will fail"
         )
-    if machine.gpu_bf16 and machine.triton and not machine.compiler:
+    if machine.gpu_bf16 and not machine.gpu_triton:
         found.append(
-            "there is no C++ compiler (g++) with Python's headers (python3-dev), for which tuned would have faster "
-            "kernels on the GPU, and which --execution compile needs: install them"
+            "there is no C++ compiler (g++) with Python's headers (python3-dev), no C compiler (gcc, or as CC says) or "
+            "no Triton: tuned would have faster kernels on the GPU, and --execution compile needs them: install them"
         )
     if torch.cuda.is_available():
         if not machine.gpu_count:

@@ -139,16 +139,18 @@ def _makes_kernels(device: Device, hardware: Hardware) -> bool:
 
 def _unfusable(cell: Cell) -> str | None:
     """Why the cell's step can't have fused kernels, on any machine, or None."""
-    execution, step = ("graph", "a step in one CUDA graph") if cell.device == "gpu" else ("eager", "an eager step")
-    if cell.execution != execution:
-        return f"fused kernels are part of {step}: use --kernels pytorch, or --execution {execution}"
+    if ":" in cell.model:
+        return "fused kernels are for torchvision's models: use --kernels pytorch"
     if not (cell.channels_last and cell.fused_optimizer):
         return (
             f"fused kernels take channels-last images and Adam's fused kernel, which the recipe {cell.recipe} does not "
             "have: use --kernels pytorch, or --recipe tuned"
         )
-    if ":" in cell.model:
-        return "fused kernels are for torchvision's models: use --kernels pytorch"
+    if cell.device == "cpu" and cell.execution != "eager":
+        return "fused kernels are part of a CPU's eager steps: use --kernels pytorch, or --execution eager"
+    if cell.device == "gpu" and cell.execution != "graph":
+        or_graph = "" if cell.num_workers > 1 or cell.precision == "fp16" else ", or --execution graph"
+        return f"fused kernels are part of a step in one CUDA graph: use --kernels pytorch{or_graph}"
     return None
 
 
@@ -172,10 +174,11 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         return f"a {cell.execution} step takes a single worker: use --num-workers 1, or --execution eager"
     if cell.execution != "eager" and cell.precision == "fp16":
         return f"the loss scaling of fp16 is not part of a {cell.execution} step: use bf16, or --execution eager"
-    if cell.execution == "compile" and not hardware.compiler:
+    if cell.execution == "compile" and not (hardware.compiler and (hardware.triton or cell.device == "cpu")):
+        and_triton = ", for a GPU also Triton and a C compiler (gcc)," if cell.device == "gpu" else ""
         return (
-            f"torch.compile needs a C++ compiler (g++) and Python's headers (python3-dev) on {hardware.hostname}: "
-            "install them, or use --execution eager"
+            f"torch.compile needs a C++ compiler (g++) and Python's headers (python3-dev){and_triton} on "
+            f"{hardware.hostname}: install them, or use --execution eager"
         )
     if cell.device == "cpu" and cell.precision in ("tf32", "fp16"):
         return f"a CPU has no {cell.precision} training: use --precision fp32 or bf16"
@@ -187,7 +190,7 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         if not _makes_kernels(cell.device, hardware):
             needed = "GCC (g++) and Linux"
             if cell.device == "gpu":
-                needed = "a GPU of compute capability 8.0 or more, Triton, g++ and Python's headers (python3-dev)"
+                needed = "a GPU of compute capability 8.0 or more, Triton, compilers (gcc, g++) and Python's headers (python3-dev)"
             return f"fused kernels need {needed} on {hardware.hostname}: install them, or use --kernels pytorch"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:

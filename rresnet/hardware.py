@@ -47,7 +47,7 @@ class Hardware:
     driver_version: str | None
     gpu_capability: tuple[int, int] | None  # CUDA compute capability of the first GPU
     compiler: bool  # a C++ compiler and Python's headers, which torch.compile and Triton need
-    triton: bool  # which comes with PyTorch's CUDA
+    triton: bool  # Triton, which comes with PyTorch's CUDA, and the C compiler that it calls
     gcc: bool  # GCC on Linux, whose OpenMP PyTorch has, too
     variables: str = "none"  # environment variables that change how fast libraries run, as `NAME=value ...`
 
@@ -84,7 +84,7 @@ def probe(*, hidden: bool = False) -> Hardware:
         driver_version=driver,
         gpu_capability=capability,
         compiler=_has_compiler(),
-        triton=importlib.util.find_spec("triton") is not None,
+        triton=_has_triton(),
         gcc=sys.platform == "linux" and shutil.which("g++") is not None,
         variables=_variables(),
     )
@@ -101,6 +101,12 @@ def _has_compiler() -> bool:
     compilers = [os.environ["CXX"]] if "CXX" in os.environ else ["g++", "clang++"]
     headers = Path(sysconfig.get_paths()["include"]) / "Python.h"
     return any(map(shutil.which, compilers)) and headers.exists()
+
+
+def _has_triton() -> bool:
+    """Whether there is Triton, which is not imported, and a C compiler where it looks for one."""
+    compilers = [os.environ["CC"]] if "CC" in os.environ else ["gcc", "clang"]
+    return any(map(shutil.which, compilers)) and importlib.util.find_spec("triton") is not None
 
 
 @functools.cache

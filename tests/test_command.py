@@ -200,8 +200,10 @@ def test_the_path_of_a_run_may_have_an_at_of_its_own(tmp_path, capsys):
     assert "me@corp/none" in capsys.readouterr().err.replace("\n", "")
 
 
-def test_a_gpu_that_pytorch_can_not_use_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(doctor.hardware, "probe", lambda: replace(A100, cpu_cores=1, cpu_bf16=False, compiler=False))
+@pytest.mark.parametrize("lacks", ["compiler", "triton"])
+def test_a_gpu_that_pytorch_can_not_use_is_told(tmp_path, monkeypatch, lacks):
+    machine = replace(A100, cpu_cores=1, cpu_bf16=False, **{lacks: False})
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: machine)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     fine, text = examined(tmp_path, monkeypatch, usage())
     assert not fine

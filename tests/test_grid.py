@@ -190,7 +190,18 @@ FUSED = {
         ),
         *(
             (
-                FUSED | {axis: False},
+                FUSED | {"execution": "eager"} | changes,
+                GPU | {"gpu_count": 2},
+                "fused kernels are part of a step in one CUDA graph: use --kernels pytorch",
+            )
+            for changes in (
+                {"num_workers": 2, "cpu_threads": 1},
+                {"precision": "fp16"},
+            )  # whose steps can only be eager
+        ),
+        *(
+            (
+                FUSED | {"execution": "eager", axis: False},
                 GPU,
                 "fused kernels take channels-last images and Adam's fused kernel, which the recipe blog does not have: "
                 "use --kernels pytorch, or --recipe tuned",
@@ -206,10 +217,16 @@ FUSED = {
             (
                 FUSED,
                 GPU | lacks,
-                "fused kernels need a GPU of compute capability 8.0 or more, Triton, and a C++ compiler (g++) with "
+                "fused kernels need a GPU of compute capability 8.0 or more, Triton, and compilers (gcc, g++) with "
                 "Python's headers (python3-dev) on laptop: install them, or use --kernels pytorch",
             )
             for lacks in ({"compiler": False}, {"triton": False}, {"gpu_capability": (7, 0)})
+        ),
+        (
+            {"device": "gpu", "execution": "compile"},
+            GPU | {"triton": False},
+            "torch.compile needs a C++ compiler (g++) and Python's headers (python3-dev), for a GPU also Triton and a "
+            "C compiler (gcc), on laptop: install them, or use --execution eager",
         ),
         (
             {"cpu_threads": 9},

@@ -36,9 +36,23 @@ def test_triton_makes_kernels_for_a_gpu_that_it_knows_with_a_compiler(a100):
         assert not replace(a100, **lacks).gpu_triton
 
 
-@pytest.mark.parametrize("there", [True, False])
-def test_triton_is_looked_for_and_not_imported(monkeypatch, there):
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: (there and name == "triton") or None)
+@pytest.mark.parametrize(
+    ("found", "variables", "there"),
+    [
+        ({"triton", "gcc"}, {}, True),
+        ({"triton", "clang"}, {}, True),
+        ({"triton", "my-cc"}, {"CC": "my-cc"}, True),
+        ({"triton", "gcc"}, {"CC": "ccache gcc"}, False),  # which Triton takes for the name of a program
+        ({"triton", "g++"}, {}, False),
+        ({"gcc"}, {}, False),
+    ],
+)
+def test_triton_is_looked_for_with_the_compiler_that_it_calls_and_not_imported(monkeypatch, found, variables, there):
+    monkeypatch.delenv("CC", raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: name in found or None)
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: name if name in found else None)
     assert hardware.probe.__wrapped__().triton is there
 
 
