@@ -13,6 +13,7 @@ from rresnet import grid
 from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import experiment, planning
+from rresnet.runner import machines
 
 SHRUNK = "The images' short side, {} pixels in the median, is resized to {}"
 ADVICE = (
@@ -114,6 +115,31 @@ def test_machines_measure_together_what_each_of_them_can(cores, threads, togethe
     settings = Settings(device=("cpu",), num_workers=(1, 2), cpu_threads=threads)
     other = dataclasses.replace(LAPTOP, cpu_cores=cores, cpu_count=cores)
     assert planning.alike(settings, grid.cells, LAPTOP, other) == together
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (
+            {"compiler": False},
+            ["far does not measure: with compiler False the flags mean other settings there than on a100"],
+        ),
+        (
+            {"cpu_cores": 4, "gpu_capability": (7, 0)},
+            [
+                "far does not measure: with cpu cores 4, gpu capability (7, 0) the "
+                "flags mean other settings there than on a100"
+            ],
+        ),
+        ({"cpu_model": "another"}, []),
+    ],
+)
+def test_why_flags_mean_other_settings_on_a_machine_is_told(changes, told):
+    found = []
+    other = dataclasses.replace(A100, hostname="far", **changes)
+    joined = tuple(machines.Machine(node_id=one.hostname, hardware=one, logs="") for one in (A100, other))
+    together = experiment._alike(joined, Settings(), grid.cells, found.append)
+    assert (found, together) == (told, joined[: 1 if told else 2])
 
 
 def test_machines_of_one_name_are_told():

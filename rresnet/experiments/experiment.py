@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from rresnet.runner.machines import Machine
 
 EMBEDDED_SIZE = 28  # of the embedded images as they are stored, pixels
+# What of a machine decides which settings the flags mean there, and which of them can run.
+DECIDING = ("cpu_cores", "cpu_count", "cpu_bf16", "gpu_count", "gpu_capability", "compiler", "triton")
 EARLY_SECONDS = 0.5  # for data to be read, or rejected, before Ray is started
 
 
@@ -135,9 +137,11 @@ def _alike(
     same = [one for one in others if planning.alike(settings, cells, first.hardware, one.hardware)]
     for one in others:
         if one not in same:
+            here, there = vars(one.hardware), vars(first.hardware)
+            unlike = [f"{name.replace('_', ' ')} {here[name]}" for name in DECIDING if here[name] != there[name]]
             tell(
-                f"{one.hardware.hostname} does not measure: with its {one.hardware.cpu_cores} cores and "
-                f"{one.hardware.gpu_count} GPUs the flags mean other settings there than on {first.hardware.hostname}"
+                f"{one.hardware.hostname} does not measure: with {', '.join(unlike)} the flags mean other settings "
+                f"there than on {first.hardware.hostname}"
             )
     return first, *same
 
