@@ -188,9 +188,12 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         if why := _unfusable(cell):
             return why
         if not _makes_kernels(cell.device, hardware):
-            needed = "GCC (g++) and Linux"
-            if cell.device == "gpu":
-                needed = "a GPU of compute capability 8.0 or more, Triton, compilers (gcc, g++) and Python's headers (python3-dev)"
+            needed = (
+                "a GPU of compute capability 8.0 or more, Triton, and compilers (gcc, g++) with Python's headers "
+                "(python3-dev)"
+                if cell.device == "gpu"
+                else "GCC (g++) and Linux"
+            )
             return f"fused kernels need {needed} on {hardware.hostname}: install them, or use --kernels pytorch"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
