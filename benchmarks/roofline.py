@@ -115,8 +115,8 @@ def by_operation(bench: Workbench, floor: Mapping[str, float]) -> None:
     spent = on_the_gpu(bench) if bench.device.type == "cuda" else on_the_cpu(bench)
     whole = sum(spent.values())
     for name, seconds in sorted(spent.items(), key=lambda one: -one[1])[:OPERATIONS]:
-        reached = f"{floor.get(name, 0.0) * WATCHED_STEPS / seconds:.0%} of its roofline"
-        print(f"{name}: {seconds / whole:.1%} of a step, {reached}")
+        reached = f", {floor[name] * WATCHED_STEPS / seconds:.0%} of its roofline" if name in floor else ""
+        print(f"{name}: {seconds / whole:.1%} of a step{reached}")
 
 
 def main() -> int:

@@ -42,11 +42,13 @@ def test_tuned_is_what_the_device_can(laptop, a100):
         fused_optimizer=True,
         pointwise="linear",
         small_maps="linear",
+        kernels="fused",
     )
     assert grid.tuned("cpu", laptop) == cpu
+    assert grid.tuned("cpu", replace(laptop, gcc=False)) == replace(cpu, kernels="pytorch")
     volta = replace(a100, gpu_capability=(7, 0))  # has no bf16 units; its machine's CPU has
     assert grid.tuned("cpu", a100) == grid.tuned("cpu", volta) == replace(cpu, precision="bf16")
-    gpu = replace(cpu, execution="graph", small_maps="conv", cudnn_benchmark=True)
+    gpu = replace(cpu, execution="graph", small_maps="conv", cudnn_benchmark=True, kernels="pytorch")
     assert grid.tuned("gpu", a100) == replace(gpu, precision="bf16", kernels="fused")
     assert grid.tuned("gpu", volta) == gpu
     for lacks in ({"compiler": False}, {"triton": False}):  # what makes the kernels
@@ -179,9 +181,14 @@ FUSED = {
         ),
         (FUSED | {"device": "cpu"}, {}, "a CPU has no CUDA graphs: use --execution eager or compile"),
         (
-            FUSED | {"device": "cpu", "execution": "eager"},
+            FUSED | {"device": "cpu", "execution": "compile"},
             {},
-            "a CPU has no fused kernels: use --kernels pytorch",
+            "fused kernels are part of a CPU's eager steps: use --kernels pytorch, or --execution eager",
+        ),
+        (
+            FUSED | {"device": "cpu", "execution": "eager"},
+            {"gcc": False},
+            "fused kernels need GCC (g++) and Linux on laptop: install them, or use --kernels pytorch",
         ),
         (
             FUSED | {"execution": "eager"},
@@ -279,6 +286,7 @@ def test_what_a_machine_can_do_has_none(laptop, a100):
     assert grid.infeasible(make_cell(device="gpu", precision="fp16"), replace(laptop, **OLD_GPU)) is None
     assert grid.infeasible(make_cell(device="gpu", precision="bf16"), a100) is None
     assert grid.infeasible(make_cell(**FUSED), a100) is None
+    assert grid.infeasible(make_cell(**FUSED | {"device": "cpu", "execution": "eager"}), laptop) is None
 
 
 def test_what_a_mode_can_not_do_is_infeasible_with_the_reason(laptop, a100):

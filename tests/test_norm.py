@@ -2,17 +2,20 @@
 
 import copy
 import importlib.util
+import subprocess
+import sys
 
 import pytest
 import torch
+from samples import make_cell
 from small_nets import DEVICE, ON_GPU, as_kind, far, images
 from torch import nn
 
 from rresnet import hardware
-from rresnet.training import native
+from rresnet.training import compilers, model, native
 from rresnet.training.norm import BatchNormReLU
 
-THREADS = 3  # more than pixels of one in ten come to
+THREADS = 3  # which share the pixels unevenly
 
 
 @pytest.fixture(params=["native", "gpu_norm"])
@@ -117,3 +120,84 @@ def test_what_is_evaluated_is_pytorchs_and_counts_no_batch(kernels):
     found.eval()
     torch.testing.assert_close(found(x, beside), (expected(x.double()) + beside).relu().float())
     assert found.num_batches_tracked == 2
+
+
+needs_gcc = pytest.mark.skipif(ON_GPU or not hardware.probe().gcc, reason="native kernels are a processor's, by GCC")
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v3_small", "densenet121"])
+def test_a_model_with_fused_norms_is_saved_and_evaluated_as_it_was(name):
+    axes = {"model": name, "channels_last": True, "fused_optimizer": True}
+    plain, found = (
+        model.build(make_cell(**axes, kernels=kernels), 4, torch.device("cpu"))[0] for kernels in ("pytorch", "fused")
+    )
+    exact = copy.deepcopy(plain).double()
+    assert any(isinstance(module, BatchNormReLU) for module in found.modules())
+    assert list(found.state_dict()) == list(plain.state_dict())
+    inputs, learnt = images(8, 3, 64, 64), []
+    for network in (exact, plain, found):
+        torch.manual_seed(0)  # of what is dropped
+        network.train()(inputs.to(next(network.parameters()).dtype)).square().sum().backward()
+        gradients = torch.cat([parameter.grad.double().flatten() for parameter in network.parameters()])
+        buffers = torch.cat([buffer.double().flatten() for buffer in network.buffers()])
+        learnt.append((gradients, buffers))
+    (theirs, ours), of_buffers = ([far(of[kind], learnt[0][kind]) for of in learnt[1:]] for kind in (0, 1))
+    assert ours < max(2 * theirs, 1e-4)
+    assert max(of_buffers) < 1e-5
+    found.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(found.eval()(inputs), plain.eval()(inputs), rtol=1e-4, atol=1e-5)
+
+
+@needs_gcc
+def test_a_trace_tells_of_fused_norms():
+    network, _ = model.build(make_cell(channels_last=True, fused_optimizer=True, kernels="fused"), 4, "cpu")
+    with torch.profiler.profile() as profile:
+        network(images(4, 3, 32, 32)).sum().backward()
+    counts = {event.key: event.count for event in profile.key_averages()}
+    assert (counts["rresnet::norm"], counts["rresnet::norm_backward"]) == (20, 20)
+    assert "aten::native_batch_norm" not in counts
+
+
+@needs_gcc
+def test_native_kernels_run_on_pytorchs_threads():
+    """They are made without an OpenMP of their own, whose threads would be others."""
+    code = "import ctypes, torch; from rresnet.training import native; native.prepare(); "
+    code += "print(sum('libgomp' in line and ' r-xp ' in line for line in open('/proc/self/maps')))"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert told.strip() == "1"
+
+
+@needs_gcc
+def test_what_was_compiled_is_kept_for_the_next_process(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "two.cpp"
+    source.write_text('extern "C" int two() { return 2; }')
+    assert compilers.native(source).two() == 2
+    (made,) = tmp_path.glob("rresnet/native/*")
+    assert made.suffix == ".so"
+    with monkeypatch.context() as nothing_runs:
+        nothing_runs.setattr(subprocess, "run", None)
+        assert compilers.native(source).two() == 2
+    source.write_text('extern "C" int two() { return 3; }')
+    assert compilers.native(source).two() == 3
+    monkeypatch.setattr(hardware, "processor", lambda: ("another", ("sse",)))  # of machines that share a home folder
+    compilers.native(source)
+    assert len(list(tmp_path.glob("rresnet/native/*.so"))) == 3
+
+
+@needs_gcc
+def test_kernels_that_can_not_be_compiled_say_what_to_do(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "wrong.cpp"
+    source.write_text("int wrong() { return nothing; }")
+    with pytest.raises(RuntimeError, match=r"(?s)can't be made here .*nothing.*not declared.*use --kernels pytorch"):
+        compilers.native(source)
+    source.write_text("int missing(); int wrong() { return missing(); }")
+    with pytest.raises(RuntimeError, match=r"undefined symbol.*: use --kernels pytorch"):
+        compilers.native(source)
+    source.write_text("int fine() { return 1; }")
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(RuntimeError, match=r"No such file or directory: 'g\+\+'.*: use --kernels pytorch"):
+        compilers.native(source)
+    assert not list(tmp_path.glob("rresnet/native/rresnet-*"))  # of no try anything is left

@@ -46,7 +46,8 @@ def test_the_opening_says_what_is_trained_on_what(done, told, size, short_side, 
     assert lines[4:] == [
         f"resnet18 on 1,234 training and 56 test images of photos, {size} x {size}, 3 classes",
         *shrunk,
-        "cpu tuned is input resident, channels last, fused optimizer, pointwise linear, small maps linear",
+        "cpu tuned is input resident, channels last, fused optimizer, pointwise linear, small maps linear, kernels "
+        "fused",
         "8 trials: 2 settings x 4 repeats, 2 processes",
         *told,
     ]

@@ -22,11 +22,10 @@ inline float widened(bf16 value) {
 
 inline void narrow(float value, float& result) { result = value; }
 
-inline void narrow(float value, bf16& result) {  // to the nearest, and to even ones
+inline void narrow(float value, bf16& result) {  // to the nearest, and to even ones; NaN stays NaN as processors make it
     std::uint32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
-    const std::uint32_t rounded = (bits + 0x7fff + ((bits >> 16) & 1)) >> 16;
-    result = static_cast<bf16>(value == value ? rounded : 0x7fc0);
+    result = static_cast<bf16>((bits + 0x7fff + ((bits >> 16) & 1)) >> 16);
 }
 
 // What a thread has of the pixels, and of the sums of all threads [threads, 2, channels].
