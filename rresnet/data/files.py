@@ -29,9 +29,7 @@ MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 mi
 LARGE_PIXELS = 4_000_000  # larger images are decoded one at a time: a folder of them needs no more memory than one
 _LARGE = threading.Lock()
 Stop = Callable[[], bool]
-SMALL_PIXELS = 48 * 48  # images that one thread decodes faster than several, which wait for Python's lock in between
 ROWS_AT_ONCE = 256  # of a Parquet file: a few bytes of it can stand for any number of large values
-CHUNK = 256  # images per task: a task for each image costs more than decoding a small one
 _GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
 
 
@@ -220,37 +218,18 @@ def _decode(
     Pillow decodes outside Python's lock.
     """
 
-    def decode_all(chunk: Sequence[tuple[str, Path | IO[bytes]]]) -> list[tuple[Image.Image, int]]:
-        found = []
-        for name, source in chunk:
-            if stop():
-                raise KeyboardInterrupt
-            found.append(_decode_one(name, source, size))
-        return found
+    def decode(source: tuple[str, Path | IO[bytes]]) -> tuple[Image.Image, int]:
+        if stop():
+            raise KeyboardInterrupt
+        return _decode_one(*source, size)
 
-    chunks = [sources[start : start + CHUNK] for start in range(0, len(sources), CHUNK)]
-    with ThreadPoolExecutor(1 if all(map(_is_small, _few(sources))) else None) as pool:
-        done = pool.map(decode_all, chunks)
-        decoded, short_sides = zip(*(found for chunk in done for found in chunk), strict=True)
+    with ThreadPoolExecutor() as pool:
+        decoded, short_sides = zip(*pool.map(decode, sources), strict=True)
     if all(image.mode == "L" for image in decoded):
         pixels = np.stack([np.asarray(image)[None] for image in decoded])
     else:
         pixels = np.stack([np.asarray(image.convert("RGB")).transpose(2, 0, 1) for image in decoded])
     return pixels, statistics.median_low(short_sides)
-
-
-def _few(sources: Sequence[tuple[str, Path | IO[bytes]]]) -> list[Path | IO[bytes]]:
-    """Some of the sources, the first and the last included."""
-    return [sources[int(at)][1] for at in np.linspace(0, len(sources) - 1, 5)]
-
-
-def _is_small(source: Path | IO[bytes]) -> bool:
-    """Whether an image has at most `SMALL_PIXELS`; true of one that can't be read, which `_decode_one` reports."""
-    try:
-        with Image.open(source, formats=_FORMATS) as opened:
-            return opened.width * opened.height <= SMALL_PIXELS
-    except Exception:
-        return True
 
 
 def _decode_one(name: str, source: Path | IO[bytes], size: int) -> tuple[Image.Image, int]:
