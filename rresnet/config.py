@@ -14,12 +14,6 @@ DEFAULT_TIMEOUT_SECONDS = 600.0
 TIMEOUT_OF_SECONDS = 3  # times --seconds, where that is longer: start, warm-up and the clocks take time as well
 EPOCH_TIMEOUT_SECONDS = 3600.0
 LONGEST_SECONDS = 1e8  # of any limit: three years, in which the system's clocks can still count
-# Flags that were always part of a request. One that came later, or will, is part of it only if it is given.
-ALWAYS = {
-    "device", "recipe", "precision", "input", "execution", "batch_size", "num_workers", "num_nodes", "cpu_threads",
-    "model", "image_size", "dataset", "data_dir", "repeats", "processes", "seconds", "epochs", "target_interval", "aa",
-    "seed", "timeout_seconds", "name",
-}  # fmt: skip
 WORKERS_SECONDS = 120.0  # for a worker group to start, and to end an overdue trial itself
 
 T = TypeVar("T")
@@ -210,11 +204,13 @@ class Settings:
 
     @property
     def request_id(self) -> str:
-        """Hash of what is asked for: every flag but those of the groups results (except --name), cluster and run."""
+        """Hash of what is asked for: every flag but those of the groups results (except --name), cluster and run.
+
+        Flags at their defaults are left out, so that a flag that is added later changes no earlier request.
+        """
         apart = {name for name, metadata in self.flags().items() if {RESULTS, CLUSTER, RUN} & set(metadata)} - {"name"}
-        later = Settings.flags().keys() - ALWAYS
-        apart |= {name for name in later if getattr(self, name) == getattr(type(self), name)}
-        return stable_hash({k: str(v) for k, v in asdict(self).items() if k not in apart})
+        given = {name: value for name, value in asdict(self).items() if value != getattr(type(self), name)}
+        return stable_hash({name: str(value) for name, value in given.items() if name not in apart})
 
     @property
     def repeats_planned(self) -> int:

@@ -31,7 +31,7 @@ def test_an_unfinished_run_of_the_same_plan_is_continued(tmp_path):
     again = make_run(run_id="r2", started_at="2026-01-02T00:00:00+00:00")
     assert runs.open_run(tmp_path, again, fresh=False).run_id == "r1"
     assert runs.open_run(tmp_path, again, fresh=True).run_id == "r2"
-    assert runs.open_run(tmp_path, make_run(run_id="r3", plan_id="other"), fresh=False).run_id == "r3"
+    assert runs.open_run(tmp_path, make_run(run_id="r3", request_id="other"), fresh=False).run_id == "r3"
     assert runs.open_run(tmp_path, make_run(run_id="r4", name="other"), fresh=False).run_id == "r4"
     writer = Writer(tmp_path, first)
     writer.close()
@@ -183,11 +183,6 @@ def test_a_commit_whose_code_was_changed_is_another(tmp_path, monkeypatch):
     assert told("a") == commit
     assert short_hash(changed) == f"{commit[:10]}-dirty-{changed[-8:]}"
     assert short_hash("Linux 6.8.0-45-generic") == "Linux 6.8.0-45-generic"
-
-
-def test_a_run_from_before_requests_had_hashes_is_known_by_its_plan(tmp_path):
-    Writer(tmp_path, make_run()).close()
-    assert runs.open_run(tmp_path, make_run(run_id="r2", request_id="q"), fresh=False).run_id == "r1"
 
 
 def test_what_is_not_known_now_is_no_other_environment(tmp_path):

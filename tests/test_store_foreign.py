@@ -11,7 +11,7 @@ import pytest
 from stored import make_run, rows_of_trial
 
 import rresnet
-from rresnet.tables import reading, runs, store
+from rresnet.tables import reading, runs
 from rresnet.tables.measurement import SCHEMA_VERSION
 from rresnet.tables.place import StoreError
 from rresnet.tables.reading import DamagedFileWarning
@@ -46,17 +46,6 @@ def test_files_of_each_version_are_read(folder, tmp_path):
     assert tables.trials["compile_cache"].isna().all()  # a column that this file has not
     assert tables.trials["pointwise"].eq("conv").all()  # an axis that it has not
     assert len(rresnet.speedup(tables.trials, over="batch_size", reference=1)) == 3
-
-
-def test_parts_that_an_earlier_commit_was_joining_when_it_was_killed_count_once(tmp_path, monkeypatch):
-    monkeypatch.setattr(store, "TRIALS_PER_PART", 2)
-    run, folder = make_run(), tmp_path / "trials"
-    with Writer(tmp_path, run) as writer:
-        for repeat in range(5):
-            writer.write(*rows_of_trial(run, repeat))
-            writer.flush()
-    pq.write_table(pq.read_table(folder), folder / "r1.parquet")  # joined, and not yet removed
-    assert sorted(rresnet.read(tmp_path).trials["repeat"]) == list(range(5))
 
 
 def test_texts_that_another_library_has_stored_as_large_ones_are_read(written):

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from rresnet.tables.measurement import DEFAULTS, SCHEMA_VERSION, SCHEMAS, TRIAL_KEY
 from rresnet.tables.place import Location, Place, StoreError, at
 
-_FILE = re.compile(r"(?P<first>(?:.*/)?(?P<run_id>.+?))(?:\.part(?P<number>\d+))?\.parquet", re.DOTALL)  # of a run
+_FILE = re.compile(r"(?:.*/)?(?P<run_id>.+?)(?:\.part(?P<number>\d+))?\.parquet", re.DOTALL)  # of a run
 _VERSION = b"rresnet_schema_version"
 _SHORTAGE = re.compile("memory|alloc|thread", re.IGNORECASE)
 
@@ -83,8 +83,8 @@ def read_files(place: Place, files: Iterable[str], schema: pa.Schema) -> pa.Tabl
 def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
     """The files' rows, without those of another file's run that a file repeats: such a file is a copy."""
     runs = {name: set[Any](pc.unique(table["run_id"]).to_pylist()) for name, table in tables.items()}
-    own = {name: file for name in tables if (file := _FILE.fullmatch(name)) and runs[name] <= {file["run_id"]}}
-    found = {name: _without(tables[name], tables.get(f"{file['first']}.parquet")) for name, file in own.items()}
+    own = {name for name in tables if (file := _FILE.fullmatch(name)) and runs[name] <= {file["run_id"]}}
+    found = {name: table for name, table in tables.items() if name in own}
     for name in (name for name in tables if name not in own):
         there = {key for other, rows in found.items() if runs[other] & runs[name] for key in _keys(rows)}
         again = [key in there for key in _keys(tables[name])]
@@ -93,13 +93,6 @@ def _once(place: Place, tables: Mapping[str, pa.Table]) -> list[pa.Table]:
             what = f"{place.full_name(name)} has {sum(again)} rows that another file has too, and they are left out"
             warnings.warn(f"{what}: move this copy to another folder", DamagedFileWarning, stacklevel=2)
     return list(found.values())
-
-
-def _without(table: pa.Table, first: pa.Table | None) -> pa.Table:
-    """A part's rows that the first does not have: earlier commits joined parts to it, and then removed them."""
-    if first is None or first is table:
-        return table
-    return table.filter(pc.invert(pc.is_in(table["trial_id"], first["trial_id"].combine_chunks())))
 
 
 def _keys(rows: pa.Table) -> list[tuple[Any, ...]]:

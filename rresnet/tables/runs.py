@@ -16,7 +16,7 @@ class Run:
     run_id: str
     experiment: str
     name: str
-    plan_id: str  # hash of the planned trials: the same command has the same
+    plan_id: str  # hash of the planned trials
     planned: int
     started_at: str
     finished_at: str | None = None
@@ -59,13 +59,8 @@ def open_run(
 
 def of_request(results: Location, run: Run) -> list[Run]:
     """The runs of the same name and request in a results folder, oldest first."""
-    named = [r for r in read_runs(results) if (r.name, r.experiment) == (run.name, run.experiment)]
-    return [r for r in named if _same_request(r, run)]
-
-
-def _same_request(one: Run, other: Run) -> bool:
-    by_request = one.request_id is not None and other.request_id is not None
-    return one.request_id == other.request_id if by_request else one.plan_id == other.plan_id
+    asked = (run.name, run.experiment, run.request_id)
+    return [r for r in read_runs(results) if (r.name, r.experiment, r.request_id) == asked]
 
 
 def _changes(one: Run, other: Run) -> list[str]:
