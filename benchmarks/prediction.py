@@ -16,9 +16,11 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rresnet.analysis import prediction, reference
+from rresnet.analysis import prediction
 from rresnet.analysis.alike import AVERAGED
-from rresnet.analysis.frames import Tables, read
+from rresnet.analysis.frames import read
+
+REFERENCE = Path(__file__).parents[1] / "results" / "reference"
 
 
 def rows(trials: pd.DataFrame) -> list[list[str]]:
@@ -39,13 +41,9 @@ def rows(trials: pd.DataFrame) -> list[list[str]]:
     return found
 
 
-def results(folder: str) -> Tables:
-    return read(Path(folder)) if folder else reference.read()
-
-
 def main() -> int:
-    options = arguments(__doc__, results="")
-    trials = results(options.results).trials
+    options = arguments(__doc__, results=str(REFERENCE))
+    trials = read(options.results).trials
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     found, console = rows(ok), Console(width=120, highlight=False)
     if not found:

@@ -17,7 +17,7 @@ HOUSE = [
     ("reporting", "report page speed use section parts rows trackers export"),
     ("experiments", "ladder blog scaling experiment running planning printing search growth"),
     ("figures", "bars amounts drawing"),
-    ("analysis", "diff_text diff reference decision costs prediction scaling ladder compiling answer load unpaired"),
+    ("analysis", "diff_text diff decision costs prediction scaling ladder compiling answer load unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
     ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster presence machines layout"),
     (

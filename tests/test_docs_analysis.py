@@ -28,7 +28,8 @@ def blocks(language):
 @pytest.fixture
 def place(tmp_path, monkeypatch):
     """A folder with what the page speaks of."""
-    shutil.copytree(DOCS.parent / "results" / "reference", tmp_path / "results")
+    for folder in ("results", "results/reference"):
+        shutil.copytree(DOCS.parent / "results" / "reference", tmp_path / folder)
     cpu, gpu = make_cell(), make_cell(device="gpu", precision="tf32", cpu_threads=16)
     machine = {"cpu_model": "A CPU", "cpu_count": 2, "git_commit": "aaa"}
     for folder, cell, rate in (("before", cpu, 100.0), ("after", cpu, 101.0)):

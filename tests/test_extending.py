@@ -67,13 +67,12 @@ from results import trials, write
 from samples import LAPTOP, make_cell
 import rresnet
 from rresnet import grid
-from rresnet.analysis import reference
 from rresnet.training import model
 from rresnet.cell import Cell, CELL_COLUMNS, Trial
 from rresnet.config import Settings
 from rresnet.tables.measurement import TRIALS
 
-kept = reference.read(reference.Path(sys.argv[1])).trials
+kept = rresnet.read(sys.argv[1]).trials
 row = kept.iloc[0].to_dict()
 cell = Cell(**{name: None if pd.isna(row[name]) else row[name] for name in CELL_COLUMNS})
 import torch
