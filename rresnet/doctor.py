@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import sys
 import time
 
 import psutil
@@ -131,6 +132,8 @@ def _settings(machine: Hardware, results_dir: Location) -> list[str]:
             f"PyTorch {torch.__version__} can't use the {machine.gpu_name}: install one that is built for its driver "
             f"({machine.driver_version}), or the trials on the GPU will fail"
         )
+    if sys.platform == "linux" and not machine.gcc:
+        found.append("there is no GCC (g++), with which tuned would have faster kernels on the CPU: install it")
     if machine.gpu_bf16 and not machine.gpu_triton:
         found.append(
             "there is no C++ compiler (g++) with Python's headers (python3-dev), no C compiler (gcc, or as CC says) or "

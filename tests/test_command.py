@@ -12,7 +12,7 @@ import pynvml
 import pytest
 import torch
 from rich.console import Console
-from samples import A100
+from samples import A100, LAPTOP
 from small_results import BLOG, row, written
 
 from rresnet import command, doctor
@@ -210,6 +210,14 @@ def test_a_gpu_that_pytorch_can_not_use_is_told(tmp_path, monkeypatch, lacks):
     assert "can't use the NVIDIA A100: install one that is built for its driver" in text
     assert "no C++ compiler (g++) with Python's headers" in text
     assert "GPU bf16" not in text
+    assert "faster kernels on the CPU" not in text
+
+
+def test_what_makes_a_cpus_kernels_is_missed(tmp_path, monkeypatch):
+    monkeypatch.setattr(doctor.hardware, "probe", lambda: replace(LAPTOP, cpu_cores=1, gcc=False))
+    fine, text = examined(tmp_path, monkeypatch, usage())
+    assert not fine
+    assert "there is no GCC (g++), with which tuned would have faster kernels on the CPU: install it" in text
 
 
 @pytest.fixture
