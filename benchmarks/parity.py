@@ -6,7 +6,7 @@
 
 First, the gradient of one batch, at the start and after 100 steps, is compared with the same in float64: what rounding
 does to it in each mode, beside what another batch does. `tuned` in bfloat16 is judged after the steps: with its matrix
-products the error may be at most a tenth larger than with PyTorch's own convolutions.
+products and fused kernels the error may be at most a tenth larger than with PyTorch's own convolutions and kernels.
 
 Then steps of `tuned` are compared with those of `blog`: 10 in float64, which PyTorch computes slowly on a CPU, and 200
 in fp32. Judged are the losses, to 1e-3 relative: in float64 that of each step, in fp32 their mean. Adam's first steps
@@ -43,7 +43,7 @@ MODES: dict[Device, tuple[str, ...]] = {  # recipe, precision and execution; the
     "cpu": ("blog fp32 eager", "tuned fp32 eager", "tuned fp32 compile", "tuned bf16 eager", "tuned bf16 compile"),
     "gpu": ("blog tf32 eager", "tuned fp32 graph", "tuned bf16 eager", "tuned bf16 graph", "tuned bf16 compile"),
 }
-PYTORCHS = {"pointwise": "conv", "small_maps": "conv"}
+PYTORCHS = {"pointwise": "conv", "small_maps": "conv", "kernels": "pytorch"}
 BF16_ERROR_RATIO = 1.1
 
 
@@ -86,7 +86,7 @@ def gradients(axes: dict[str, object], device: Device, steps: int) -> int:
     """What each mode's rounding does to the gradient of one batch, at the start and after `steps` of `tuned`."""
     # A captured step leaves its gradients where only its graph finds them.
     modes = {name: mode(name, device) for name in MODES[device] if device == "cpu" or name.endswith("eager")}
-    modes["tuned bf16 eager, PyTorch's convolutions"] = mode("tuned bf16 eager", device, **PYTORCHS)
+    modes["tuned bf16 eager, PyTorch's kernels"] = mode("tuned bf16 eager", device, **PYTORCHS)
     fp32 = mode("tuned fp32 eager", device)
     trained = workbench(cell(**axes, **fp32))
     for after in (0, steps):
@@ -105,8 +105,10 @@ def gradients(axes: dict[str, object], device: Device, steps: int) -> int:
             print(f"gradient after {after} steps, {name}: error {errors[name]:.3f}, cosine {cosine:.4f}", flush=True)
     if not runs_here("bf16", device):
         return 0
-    ratio = errors["tuned bf16 eager"] / errors["tuned bf16 eager, PyTorch's convolutions"]
-    told = f"after {steps} steps the error of tuned in bf16 is {ratio:.2f} of that with PyTorch's convolutions"
+    ratio = errors["tuned bf16 eager"] / errors["tuned bf16 eager, PyTorch's kernels"]
+    told = (
+        f"after {steps} steps the error of tuned in bf16 is {ratio:.2f} of that with PyTorch's convolutions and kernels"
+    )
     return verdict(told, ratio <= BF16_ERROR_RATIO)
 
 

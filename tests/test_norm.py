@@ -2,8 +2,10 @@
 
 import copy
 import importlib.util
+import pathlib
 import subprocess
 import sys
+from unittest import mock
 
 import pytest
 import torch
@@ -184,6 +186,18 @@ def test_what_was_compiled_is_kept_for_the_next_process(monkeypatch, tmp_path):
     monkeypatch.setattr(hardware, "processor", lambda: ("another", ("sse",)))  # of machines that share a home folder
     compilers.native(source)
     assert len(list(tmp_path.glob("rresnet/native/*.so"))) == 3
+
+
+@needs_gcc
+def test_without_a_cache_each_process_compiles_for_itself(monkeypatch, tmp_path):
+    (tmp_path / "file").write_text("in the way of a folder")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    source = tmp_path / "two.cpp"
+    source.write_text('extern "C" int two() { return 2; }')
+    assert compilers.native(source).two() == 2
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setattr(pathlib.Path, "home", mock.Mock(side_effect=RuntimeError("no home")))
+    assert compilers.native(source).two() == 2
 
 
 @needs_gcc

@@ -1,5 +1,6 @@
 """The compilers: PyTorch's TorchInductor and Triton, and GCC; and where they keep what they have made."""
 
+import contextlib
 import ctypes
 import os
 import subprocess
@@ -64,7 +65,7 @@ def keep_kernels() -> None:
 
 
 # The arithmetic is IEEE's; only what it would say of errors is not asked for, which keeps loops from being vectorized.
-_GCC = ("g++", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
+_GCC = ("g++", "-std=c++11", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-fPIC")
 
 
 def native(source: Path) -> ctypes.CDLL:
@@ -74,18 +75,29 @@ def native(source: Path) -> ctypes.CDLL:
 
     Raises RuntimeError, which says what to do, if it can't be compiled here.
     """
-    text = source.read_text()
-    key = stable_hash([text, *_GCC, *hardware.processor()])
-    made = scratch.cache_folder() / "native" / f"{source.stem}-{key}.so"
+    key = stable_hash([source.read_text(), *_GCC, *hardware.processor()])
+    kept = _native_folder()
     try:
-        if not made.exists():
-            made.parent.mkdir(parents=True, exist_ok=True)
-            with scratch.folder(made.parent) as folder:
-                unlinked, linked = str(folder / "code.o"), str(folder / "code.so")
-                for words in ((*_GCC, "-c", str(source), "-o", unlinked), ("g++", "-shared", unlinked, "-o", linked)):
-                    subprocess.run(words, check=True, capture_output=True, text=True)
+        made = kept and kept / f"{source.stem}-{key}.so"
+        if made and made.exists():
+            return ctypes.CDLL(str(made))
+        with scratch.folder(kept) as folder:
+            unlinked, linked = str(folder / "code.o"), str(folder / "code.so")
+            for words in ((*_GCC, "-c", str(source), "-o", unlinked), ("g++", "-shared", unlinked, "-o", linked)):
+                subprocess.run(words, check=True, capture_output=True, text=True)
+            loaded = ctypes.CDLL(linked)
+            if made:
                 os.replace(linked, made)  # at once: other processes may do the same
-        return ctypes.CDLL(str(made))
+            return loaded
     except (OSError, subprocess.CalledProcessError) as error:
         why = error.stderr.strip() if isinstance(error, subprocess.CalledProcessError) else error
         raise RuntimeError(f"the fused kernels of a CPU can't be made here ({why}): use --kernels pytorch") from error
+
+
+def _native_folder() -> Path | None:
+    """Where compiled C++ is kept; None where this user has no such place, so that each process compiles for itself."""
+    with contextlib.suppress(OSError, RuntimeError):  # no right to, no room, or no home
+        folder = scratch.cache_folder() / "native"
+        folder.mkdir(parents=True, exist_ok=True)
+        return folder if os.access(folder, os.W_OK | os.X_OK) else None
+    return None

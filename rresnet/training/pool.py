@@ -1,6 +1,6 @@
 """Max pooling of channels-last images in one kernel of a GPU each way.
 
-PyTorch's kernels for this layout take over twice as long (`docs/performance.md`, "Fused kernels").
+PyTorch's kernels for this layout take over twice as long (`docs/performance.md`, "Fused kernels on a GPU").
 """
 
 from typing import Any
