@@ -82,9 +82,9 @@ class Axes:
     small_maps: Convolution = axis("how convolutions over maps of few pixels are computed, likewise", "conv")
     cudnn_benchmark: bool = axis("whether cuDNN times its kernels for each shape and takes the fastest (GPU)", False)
     kernels: Kernels = axis(
-        "kernels of batch norm and what follows it (on a GPU also of max pooling and Adam): PyTorch's, or fused ones",
+        "whose kernels: PyTorch's alone, or also our own, which do several operations in one",
         "pytorch",
-        flag="Override the recipes' kernels: PyTorch's alone, or with our own, which do several operations in one.",
+        flag="Override the recipes' kernels: PyTorch's alone, or also our own, which do several operations in one.",
     )
 
 

@@ -24,7 +24,7 @@ HOUSE = [
         "training",
         "train workbench clocks limits timing step captured side pool adam gpu_norm kernels",
     ),
-    ("training", "layers model fusion norm native compilers relu convolution inputs memory"),
+    ("training", "layers model fusion norm moves native compilers relu convolution inputs memory"),
     ("quality", "flags states monitor rapl steady"),
     ("", "progress terminal"),
     ("tables", "environment store runs reading objects place measurement"),

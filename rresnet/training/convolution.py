@@ -13,6 +13,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
+Patches = Callable[[torch.Tensor, Sequence[int], Sequence[int]], torch.Tensor]  # like `patches_of`
+
 
 class PointwiseConv2d(nn.Conv2d):
     """A 1x1 convolution, as a product over pixels."""
@@ -56,17 +58,29 @@ class SmallMapConv2d(nn.Conv2d):
         pixels, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)
         result: torch.Tensor
         if rows.size * columns.size <= taps:
-            whole = whole_of(weight, *dims, x.dtype)
+            whole = self.whole(weight, *dims, x.dtype)
             bias = None if self.bias is None else self.bias.repeat(outputs)
             result = linear(pixels.flatten(1), whole, bias).view(len(x), rows.outputs, columns.outputs, -1)
         elif 2 * outputs <= taps:
-            patches = patches_of(pixels, *dims)
+            patches = self.patches(pixels, *dims)
             result = linear(patches.flatten(3), weight.flatten(1), self.bias)
         elif outputs <= 2 * taps and x.dtype == torch.bfloat16 and self.bias is None:
-            result = Convolved.apply(pixels, weight.to(x.dtype), *dims)
+            result = Convolved.apply(pixels, weight.to(x.dtype), *dims, self.patches)
         else:
             return super().forward(x)
         return _images(result)
+
+    def whole(
+        self, taps: torch.Tensor, rows: Sequence[int], columns: Sequence[int], dtype: torch.dtype
+    ) -> torch.Tensor:
+        """What `whole_of` gives."""
+        result: torch.Tensor = whole_of(taps, rows, columns, dtype)
+        return result
+
+    def patches(self, pixels: torch.Tensor, rows: Sequence[int], columns: Sequence[int]) -> torch.Tensor:
+        """What `patches_of` gives."""
+        result: torch.Tensor = patches_of(pixels, rows, columns)
+        return result
 
 
 def _images(pixels: torch.Tensor) -> torch.Tensor:
@@ -183,17 +197,17 @@ class Convolved(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, pixels: torch.Tensor, weight: torch.Tensor, rows: Dimension, columns: Dimension
+        ctx: Any, pixels: torch.Tensor, weight: torch.Tensor, rows: Dimension, columns: Dimension, patches: Patches
     ) -> torch.Tensor:
-        """The convolution."""
+        """The convolution; `patches` gives those under its kernel."""
         ctx.save_for_backward(pixels, weight)
-        ctx.rows, ctx.columns = rows, columns
+        ctx.rows, ctx.columns, ctx.patches = rows, columns, patches
         strides, paddings = zip(rows[2:], columns[2:], strict=True)
         images, kernels = pixels.permute(0, 3, 1, 2), weight.permute(0, 3, 1, 2)
         return torch.conv2d(images, kernels, None, strides, paddings).permute(0, 2, 3, 1)
 
     @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, torch.Tensor | None, None, None]:
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         """The gradients of pixels and weights, for those that need one."""
         pixels, weight = ctx.saved_tensors
         of_pixels = of_weights = None
@@ -203,9 +217,9 @@ class Convolved(torch.autograd.Function):
             found = torch.ops.aten.convolution_backward(outputs, images, kernels, None, *geometry, (True, False, False))
             of_pixels = found[0].permute(0, 2, 3, 1)
         if ctx.needs_input_grad[1]:
-            patches = patches_of(pixels, ctx.rows, ctx.columns).flatten(3).flatten(0, 2)
+            patches = ctx.patches(pixels, ctx.rows, ctx.columns).flatten(3).flatten(0, 2)
             of_weights = (gradient.flatten(0, 2).t() @ patches).view(weight.shape)
-        return of_pixels, of_weights, None, None
+        return of_pixels, of_weights, None, None, None
 
 
 def as_products(model: nn.Module, *, pointwise: bool = True, small_maps: bool = True) -> None:

@@ -10,7 +10,7 @@ import torchvision
 from torch import nn
 
 from rresnet.cell import Cell, UsageError, nearest
-from rresnet.training import convolution, fusion, native, relu
+from rresnet.training import convolution, fusion, moves, native, relu
 from rresnet.training.inputs import memory_format
 
 LEARNING_RATE = 1e-3  # the blog's
@@ -120,6 +120,7 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
     if cell.kernels == "fused" and cell.device == "cpu":  # on a GPU they are part of the captured step alone
         native.prepare()
         model = fusion.fused(model, native)
+        moves.natively(model)
     model = model.to(device=device).to(memory_format=memory_format(cell))
     return model, optimizer_of(model, cell)
 

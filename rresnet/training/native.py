@@ -12,7 +12,8 @@ import torch
 
 from rresnet.training import compilers
 
-types = (torch.float32, torch.bfloat16)  # of the images that `norm` takes
+_NAMES = {torch.float32: "fp32", torch.bfloat16: "bf16"}
+types = tuple(_NAMES)  # of the tensors that these take
 _ROWS = 3  # of `channels` floats, and two more for each thread: what `norm_backward` needs to work with
 
 torch.library.define(
@@ -25,7 +26,13 @@ torch.library.define(
     "(Tensor gradient, Tensor? also, Tensor x, Tensor? y, Tensor(a!) of_sum, Tensor(b!) of_x, Tensor weight, "
     "Tensor bias, Tensor mean, Tensor scale, Tensor(c!) of_weight, Tensor(d!) of_bias, float floor) -> ()",
 )
+torch.library.define(
+    "rresnet::add_rows",
+    "(Tensor source, Tensor(a!) target, Tensor table, int rows, int items, int channels, int source_step, "
+    "int target_step) -> ()",
+)
 norm, norm_backward = torch.ops.rresnet.norm.default, torch.ops.rresnet.norm_backward.default
+add_rows = torch.ops.rresnet.add_rows.default
 
 
 def prepare() -> None:
@@ -35,7 +42,7 @@ def prepare() -> None:
 
 @functools.cache
 def _library() -> ctypes.CDLL:
-    return compilers.native(Path(__file__).with_name("norm.cpp"))
+    return compilers.native(Path(__file__).with_name("native.cpp"))
 
 
 @torch.library.impl("rresnet::norm", "cpu")
@@ -52,9 +59,19 @@ def _call(name: str, x: torch.Tensor, *args: torch.Tensor | float | None) -> Non
     """Call a function of the library for images like x, [N, C, H, W], which are tables of N * H * W pixels."""
     channels, threads = x.shape[1], torch.get_num_threads()
     room = torch.empty((_ROWS + 2 * threads) * channels)
-    function = getattr(_library(), f"{name}_{'bf16' if x.dtype == torch.bfloat16 else 'fp32'}")
+    function = getattr(_library(), f"{name}_{_NAMES[x.dtype]}")
     sizes = ctypes.c_int(threads), ctypes.c_long(x.numel() // channels), ctypes.c_long(channels)
     function(*sizes, *map(_as_c, args), _as_c(room))
+
+
+@torch.library.impl("rresnet::add_rows", "cpu")
+def _add_rows(
+    source: torch.Tensor, target: torch.Tensor, table: torch.Tensor, rows: int, items: int, channels: int,
+    source_step: int, target_step: int,
+) -> None:  # fmt: skip
+    function = getattr(_library(), f"add_rows_{_NAMES[source.dtype]}_{_NAMES[target.dtype]}")
+    sizes = map(ctypes.c_long, (items, channels, source_step, target_step, rows))
+    function(ctypes.c_int(torch.get_num_threads()), *sizes, *map(_as_c, (source, target, table)))
 
 
 def _as_c(value: torch.Tensor | float | None) -> Any:

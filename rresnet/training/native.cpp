@@ -1,5 +1,6 @@
-// Batch norm in training with the addition and the ReLU after it, forward and backward, for channels-last images as
-// tables of pixels, [pixels, channels]. Each goes through the memory twice; each thread has some of the pixels.
+// Kernels of a CPU. Batch norm in training with the addition and the ReLU after it, forward and backward, for
+// channels-last images as tables of pixels, [pixels, channels]: each goes through the memory twice, and each thread has
+// some of the pixels. And rows of channels that are copied and added up.
 
 #include <algorithm>
 #include <cmath>
@@ -10,6 +11,7 @@
 namespace {
 
 using bf16 = std::uint16_t;  // the upper half of a float
+constexpr long WIDE = 256;   // channels that `add_rows` sums up at a time
 
 inline float widened(float value) { return value; }
 
@@ -160,6 +162,34 @@ void backward(int threads, long pixels, long channels, const T* gradient, const 
     }
 }
 
+// Each row of `target` is the sum of rows of `source`, of none, one or several, in each of several items. The table has
+// the rows of `target`, then where those that each is the sum of begin (one more than there are rows), then these.
+template <typename S, typename T>
+void add_rows(int threads, long items, long channels, long source_step, long target_step, long rows, const S* source,
+              T* target, const long* table) {
+    const long *const targets = table, *const starts = table + rows, *const sources = starts + rows + 1;
+#pragma omp parallel for num_threads(threads)
+    for (long item = 0; item < items; ++item) {
+        const S* const from = source + item * source_step * channels;
+        for (long r = 0; r < rows; ++r) {
+            T* const __restrict out = target + (item * target_step + targets[r]) * channels;
+            const long *next = sources + starts[r], *const end = sources + starts[r + 1];
+            if (next == end) std::fill(out, out + channels, T(0));
+            for (long c = 0; c < channels && next != end; c += WIDE) {
+                const long wide = std::min(WIDE, channels - c);
+                float sums[WIDE] = {};
+                for (const long* one = next; one != end; ++one) {
+                    const S* const __restrict in = from + *one * channels + c;
+#pragma omp simd
+                    for (long k = 0; k < wide; ++k) sums[k] += widened(in[k]);
+                }
+#pragma omp simd
+                for (long k = 0; k < wide; ++k) narrow(sums[k], out[c + k]);
+            }
+        }
+    }
+}
+
 }  // namespace
 
 // What rresnet.training.norm asks of its kernels. `beside`, `also` and `y` may be null, and `also` only with `y` is not.
@@ -179,7 +209,17 @@ void backward(int threads, long pixels, long channels, const T* gradient, const 
             of_bias, floor, room);                                                                                     \
     }
 
+#define ADD_ROWS(S, T, NAME)                                                                                           \
+    void add_rows_##NAME(int threads, long items, long channels, long source_step, long target_step, long rows,        \
+                         const S* source, T* target, const long* table) {                                              \
+        add_rows<S, T>(threads, items, channels, source_step, target_step, rows, source, target, table);               \
+    }
+
 extern "C" {
 KERNELS(float, fp32)
 KERNELS(bf16, bf16)
+ADD_ROWS(float, float, fp32_fp32)
+ADD_ROWS(float, bf16, fp32_bf16)
+ADD_ROWS(bf16, float, bf16_fp32)
+ADD_ROWS(bf16, bf16, bf16_bf16)
 }
