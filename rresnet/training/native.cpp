@@ -192,7 +192,7 @@ void add_rows(int threads, long items, long channels, long source_step, long tar
 
 }  // namespace
 
-// What rresnet.training.norm asks of its kernels. `beside`, `also` and `y` may be null, and `also` only with `y` is not.
+// What rresnet.training.norm asks of its kernels. `beside`, `also` and `y` may be null; where `y` is, `also` is, too.
 #define KERNELS(T, NAME)                                                                                               \
     void norm_##NAME(int threads, long pixels, long channels, const T* x, const T* beside, T* y, const float* weight,  \
                      const float* bias, float* mean, float* scale, float* running_mean, float* running_var,            \
