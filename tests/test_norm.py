@@ -2,6 +2,7 @@
 
 import copy
 import importlib.util
+import io
 import pathlib
 import subprocess
 import sys
@@ -9,6 +10,8 @@ from unittest import mock
 
 import pytest
 import torch
+import torchvision
+from benches import bench
 from samples import make_cell
 from small_nets import DEVICE, ON_GPU, as_kind, far, images
 from torch import nn
@@ -149,6 +152,13 @@ def test_a_model_with_fused_norms_is_saved_and_evaluated_as_it_was(name):
     assert max(of_buffers) < 1e-5
     found.load_state_dict(plain.state_dict())
     torch.testing.assert_close(found.eval()(inputs), plain.eval()(inputs), rtol=1e-4, atol=1e-5)
+
+
+@needs_gcc
+@pytest.mark.parametrize("name", ["maxvit_t", "mnasnet0_5"])  # with buffers that are reshaped; of a second version
+def test_what_is_saved_is_torchvisions(name):
+    found = bench(model=name, channels_last=True, fused_optimizer=True, kernels="fused", image_size=224)
+    torchvision.models.get_model(name, num_classes=4).load_state_dict(torch.load(io.BytesIO(found.state_dict_bytes())))
 
 
 @needs_gcc

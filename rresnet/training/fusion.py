@@ -20,8 +20,8 @@ def fused(model: nn.Module, kernels: Any) -> fx.GraphModule:
 
     The model is traced and stays what it is: the other shares its parameters and buffers, by the same names.
     """
-    root = copy.copy(model)  # on which tracing leaves what the model makes of its buffers
-    traced = fx.GraphModule(root, _Layers().trace(root))
+    traced = fx.GraphModule(model, _Layers().trace(model))
+    traced._version = model._version  # of its state_dict
     _fuse_batch_norms(traced, kernels)
     _add_gradients(traced)
     traced.recompile()
@@ -30,6 +30,8 @@ def fused(model: nn.Module, kernels: Any) -> fx.GraphModule:
 
 class _Layers(fx.Tracer):
     """Traces a model down to its layers."""
+
+    proxy_buffer_attributes = True  # else what is made of a buffer becomes a buffer in its place, by another name
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return super().is_leaf_module(m, module_qualified_name) or not any(m.children())

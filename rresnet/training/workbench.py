@@ -182,7 +182,9 @@ class Workbench:
         """The network's state_dict as `torch.save` writes it, on the CPU."""
         content = io.BytesIO()
         network: nn.Module = getattr(self.network, "module", self.network)  # DDP's wrapper is not the user's network
-        torch.save({name: tensor.cpu() for name, tensor in network.state_dict().items()}, content)
+        state = network.state_dict()  # written over, not made anew: it also holds versions, which loading asks for
+        state.update({name: tensor.cpu() for name, tensor in state.items()})
+        torch.save(state, content)
         return content.getvalue()
 
     def trace(self, steps: int) -> bytes:
