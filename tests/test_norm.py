@@ -199,6 +199,20 @@ def test_what_was_compiled_is_kept_for_the_next_process(monkeypatch, tmp_path):
 
 
 @needs_gcc
+def test_what_was_kept_and_is_damaged_is_compiled_anew(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "two.cpp"
+    source.write_text('extern "C" int two() { return 2; }')
+    compilers.native(source)
+    (made,) = tmp_path.glob("rresnet/native/*")
+    whole = made.stat().st_size
+    made.unlink()  # the file that is loaded stays whole
+    made.write_bytes(b"")
+    assert compilers.native(source).two() == 2
+    assert made.stat().st_size == whole
+
+
+@needs_gcc
 def test_without_a_cache_each_process_compiles_for_itself(monkeypatch, tmp_path):
     (tmp_path / "file").write_text("in the way of a folder")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))

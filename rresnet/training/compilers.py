@@ -80,13 +80,16 @@ def native(source: Path) -> ctypes.CDLL:
     try:
         made = kept and kept / f"{source.stem}-{key}.so"
         if made and made.exists():
-            return ctypes.CDLL(str(made))
+            with contextlib.suppress(OSError):  # damaged, or linked to another system's libraries: made anew
+                return ctypes.CDLL(str(made))
         with scratch.folder(kept) as folder:
             unlinked, linked = str(folder / "code.o"), str(folder / "code.so")
             for words in ((*_GCC, "-c", str(source), "-o", unlinked), ("g++", "-shared", unlinked, "-o", linked)):
                 subprocess.run(words, check=True, capture_output=True, text=True)
             loaded = ctypes.CDLL(linked)
             if made:
+                with open(linked, "rb") as file:
+                    os.fsync(file.fileno())  # half of one, after a power cut, would end each process that loads it
                 os.replace(linked, made)  # at once: other processes may do the same
             return loaded
     except (OSError, subprocess.CalledProcessError) as error:
