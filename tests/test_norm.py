@@ -3,6 +3,7 @@
 import copy
 import importlib.util
 import io
+import os
 import pathlib
 import subprocess
 import sys
@@ -219,6 +220,10 @@ def test_without_a_cache_each_process_compiles_for_itself(monkeypatch, tmp_path)
     source = tmp_path / "two.cpp"
     source.write_text('extern "C" int two() { return 2; }')
     assert compilers.native(source).two() == 2
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(os, "statvfs", lambda path: mock.Mock(f_flag=os.ST_NOEXEC))  # nothing that lies there may run
+    assert compilers.native(source).two() == 2
+    assert not list(tmp_path.glob("rresnet/native/*"))
     monkeypatch.delenv("XDG_CACHE_HOME")
     monkeypatch.setattr(pathlib.Path, "home", mock.Mock(side_effect=RuntimeError("no home")))
     assert compilers.native(source).two() == 2

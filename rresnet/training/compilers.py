@@ -102,5 +102,6 @@ def _native_folder() -> Path | None:
     with contextlib.suppress(OSError, RuntimeError):  # no right to, no room, or no home
         folder = scratch.cache_folder() / "native"
         folder.mkdir(parents=True, exist_ok=True)
-        return folder if os.access(folder, os.W_OK | os.X_OK) else None
+        runs = not os.statvfs(folder).f_flag & os.ST_NOEXEC  # what lies there
+        return folder if runs and os.access(folder, os.W_OK | os.X_OK) else None
     return None
