@@ -113,6 +113,10 @@ def test_what_the_kernels_do_not_take_pytorch_computes(kernels):
     assert second is first
     with pytest.raises(ValueError, match="more than 1 value per channel"):
         found(row)
+    found.bfloat16()
+    found.kernels = mock.Mock(types=kernels.types)  # they would read a float where half of one is
+    found(x.bfloat16())
+    assert not found.kernels.norm.called
 
 
 def test_what_is_evaluated_is_pytorchs_and_counts_no_batch(kernels):

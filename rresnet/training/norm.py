@@ -22,7 +22,8 @@ class BatchNormReLU(nn.BatchNorm2d):
         """ReLU(norm(x) + beside), without what there is not; all are [N, C, H, W]."""
         alike = beside is None or (beside.shape, beside.dtype) == (x.shape, x.dtype)
         several = x.numel() > x.shape[1]  # pixels; PyTorch refuses a single one
-        if not (self.training and x.dtype in self.kernels.types and alike and several):
+        typed = x.dtype in self.kernels.types and self.weight.dtype == torch.float32  # which kernels take them to be
+        if not (self.training and typed and alike and several):
             y = super().forward(x)
             y = y if beside is None else y + beside
             y = y.relu() if self.relu else y
