@@ -56,6 +56,15 @@ def test_triton_is_looked_for_with_the_compiler_that_it_calls_and_not_imported(m
     assert hardware.probe.__wrapped__().triton is there
 
 
+def test_gcc_is_looked_for(monkeypatch):
+    for found in ("/usr/bin/g++", None):
+        monkeypatch.setattr(hardware.shutil, "which", lambda name, found=found: found if name == "g++" else None)
+        assert hardware.probe.__wrapped__().gcc is bool(found)
+    monkeypatch.setattr(sys, "platform", "darwin")  # where g++ is clang
+    monkeypatch.setattr(hardware.shutil, "which", lambda name: "/usr/bin/g++")
+    assert not hardware.probe.__wrapped__().gcc
+
+
 def test_the_processors_are_those_of_the_affinity_mask():
     bound = max(os.sched_getaffinity(0))
     code = f"import os; os.sched_setaffinity(0, [{bound}]); from rresnet.hardware import cpus, probe; "

@@ -169,7 +169,7 @@ def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[lis
     """Axes that must be equal in a pair, and those that may differ: allowed by name, or resolved by a recipe.
 
     An axis that takes several values for one recipe on one device was asked for, not resolved: it must be equal.
-    Kernels are resolved between executions as well: only a captured step has fused ones.
+    Kernels are resolved between executions as well: a compiled step never has fused ones.
     """
     axes = [c for c in CELL_COLUMNS if c != over and c not in allow]
     allowed = [c for c in CELL_COLUMNS if c in allow and c != over]
