@@ -190,8 +190,12 @@ class Settings:
                 f"--timeout-seconds {self.timeout_seconds:g} ends each trial before its --seconds {self.seconds:g} are "
                 "measured: give a longer timeout, or fewer seconds"
             )
-        if self.fresh and self.retry:
-            raise UsageError("--fresh starts a new run and --retry goes on with one: give only one of them")
+        for one, other, what in (
+            ("seconds", "epochs", "--seconds is for timed trials and --epochs trains whole epochs"),
+            ("fresh", "retry", "--fresh starts a new run and --retry goes on with one"),
+        ):
+            if getattr(self, one) != getattr(type(self), one) and getattr(self, other):
+                raise UsageError(f"{what}: give only one of them")
 
     @classmethod
     def flags(cls) -> dict[str, tuple[Any, ...]]:

@@ -58,6 +58,7 @@ FLAGS = [
     (["--name", ".hidden"], "--name takes only letters, digits and - _ ."),
     (["--retry", "some"], "invalid choice 'some' for argument '--retry'"),
     (["--retry", "failed", "--fresh"], "give only one of them"),
+    (["--epochs", "2", "--seconds", "5"], "--seconds is for timed trials and --epochs trains whole epochs"),
     (["--address", "nowhere"], "--address must be auto or host:port"),
     (["--address", "127.0.0.1:1"], "no Ray cluster answers at --address 127.0.0.1:1"),
     (["--address", "127.0.0.1:99999"], "no Ray cluster answers at --address 127.0.0.1:99999"),

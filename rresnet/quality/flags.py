@@ -23,8 +23,8 @@ ADVICE = {
     "gpu_shared": "other processes computed on the GPU; end them, or choose another with CUDA_VISIBLE_DEVICES",
     "gpu_throttled": "heat or power held the GPU's clocks down; improve cooling, or raise its power limit",
     "swapping": "memory was short and pages came from disk; give a smaller --batch-size, or free memory",
-    "few_windows": "too few windows to see scatter within the trial (intervals are over repeats); give more --seconds",
-    "unsteady": "the speed was still changing; give more --seconds",
+    "few_windows": "too few windows to see a trial's scatter (intervals are over repeats); raise --seconds or --epochs",
+    "unsteady": "the speed was still changing; raise --seconds or --epochs",
     "not_learning": "the loss did not fall; check the labels, the precision and the seed",
     "machine_changed": "the machine's own speed changed during the run; measure again at a quieter time",
 }
