@@ -75,15 +75,14 @@ def _parsed(
     cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]], several: Collection[str]
 ) -> Any:
     """Parse the arguments with tyro; if it exits because they are wrong, print what was likely meant."""
-    try:
-        return cli(args=gathered(arguments, several))
-    except BrokenPipeError:  # `--help | head`
-        _nobody_reads()
-        raise SystemExit(0) from None
-    except SystemExit as stopped:
-        if stopped.code and (meant := likely(arguments, valid, several)):
-            say(Console(stderr=True), f"Did you mean {', '.join(meant)}?")
-        raise
+    with printing():
+        try:
+            return cli(args=gathered(arguments, several))
+        except SystemExit as stopped:
+            if stopped.code and (meant := likely(arguments, valid, several)):
+                say(Console(stderr=True), f"Did you mean {', '.join(meant)}?")
+            raise
+    raise SystemExit(OK)  # nobody reads on: `--help | head`
 
 
 @contextlib.contextmanager

@@ -261,7 +261,7 @@ def test_a_gpu_of_which_nvml_does_not_tell_is_told(gpu, tmp_path, monkeypatch):
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here is always full")
 @pytest.mark.parametrize(
-    "line", [("diff", "R", "R"), ("export", "R", "--format", "csv"), ("doctor", "--seconds", "0.1")]
+    "line", [("diff", "R", "R"), ("export", "R", "--format", "csv"), ("doctor", "--seconds", "0.1"), ("--help",)]
 )
 def test_output_that_can_not_be_written_is_one_message(tmp_path, line):
     results = results_with(tmp_path, QUIET, "r1")
