@@ -148,12 +148,11 @@ def settled_accuracy(bench: Workbench) -> float:
     As trained they are those of the latest ten or so batches, of weights that still change fast: they make the accuracy
     jump by points from step to step, up and down, whatever was learnt. The network is left with the new ones.
     """
-    for module in bench.network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            module.reset_running_stats()
-            module.momentum = None
+    norms = [module for module in bench.network.modules() if isinstance(module, nn.BatchNorm2d)]
     with torch.no_grad():
-        for raw in itertools.islice(bench.inputs.epoch(), SETTLING_BATCHES):
+        for count, raw in enumerate(itertools.islice(bench.inputs.epoch(), SETTLING_BATCHES), 1):
+            for norm in norms:
+                norm.momentum = 1 / count  # which makes a mean of them; the first batch replaces what there was
             bench.train_step.forward(*raw)
     return evaluate(bench)[1]
 
