@@ -132,6 +132,7 @@ def test_machines_measure_together_what_each_of_them_can(cores, threads, togethe
                 "flags mean other settings there than on a100"
             ],
         ),
+        ({"gcc": False}, ["far does not measure: with gcc False the flags mean other settings there than on a100"]),
         ({"cpu_model": "another"}, []),
     ],
 )

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rresnet.runner.machines import Machine
 
 EMBEDDED_SIZE = 28  # of the embedded images as they are stored, pixels
-# What of a machine decides which settings the flags mean there, and which of them can run.
-DECIDING = ("cpu_cores", "cpu_count", "cpu_bf16", "gpu_count", "gpu_capability", "compiler", "triton")
+# All else of a machine may decide which settings the flags mean there, and which of them can run.
+UNDECIDING = ("hostname", "cpu_model", "gpu_name", "driver_version", "variables")
 EARLY_SECONDS = 0.5  # for data to be read, or rejected, before Ray is started
 
 
@@ -138,7 +138,8 @@ def _alike(
     for one in others:
         if one not in same:
             here, there = vars(one.hardware), vars(first.hardware)
-            unlike = [f"{name.replace('_', ' ')} {here[name]}" for name in DECIDING if here[name] != there[name]]
+            names = (name for name in here if name not in UNDECIDING and here[name] != there[name])
+            unlike = [f"{name.replace('_', ' ')} {here[name]}" for name in names]
             tell(
                 f"{one.hardware.hostname} does not measure: with {', '.join(unlike)} the flags mean other settings "
                 f"there than on {first.hardware.hostname}"
