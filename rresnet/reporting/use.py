@@ -6,11 +6,10 @@ from dataclasses import replace
 import pandas as pd
 
 from rresnet.analysis.prices import Price, used
-from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.figures import amounts, bars
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section, left_out
-from rresnet.terminal import counted, percent
+from rresnet.terminal import percent
 
 PHASES = {
     "startup_seconds": "start-up",
@@ -64,27 +63,10 @@ def clocks(part: Part, measured: pd.DataFrame) -> Section:
         reading="Images/s of training, of the training step alone on a batch that is already there, and of the input "
         "alone: medians over the trials that timed all of them. Apart from noise, training is no faster than the lower "
         "of the two hollow marks: that is the one to work on.",
-        findings=(
-            *((f"Bound by {', '.join(bound)}.",) if bound else ()),
-            *_trials_of(timed, measured),
-            *left_out(len(table)),
-        ),
+        findings=(*((f"Bound by {', '.join(bound)}.",) if bound else ()), *left_out(len(table))),
         figure=bars.clocks(table.head(MOST_LINES)),
         data=table.reset_index(),
     )
-
-
-def _trials_of(timed: pd.DataFrame, measured: pd.DataFrame) -> list[str]:
-    """Name the settings whose bottleneck was found in few trials, or not in all: that is weak evidence."""
-    bottlenecks = timed.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
-    known = measured[measured["bottleneck"].notna() & measured["cell_id"].isin(list(bottlenecks.groups))]
-    weak = []
-    for cell, setting, what in zip(known["cell_id"], known["setting"], known["bottleneck"], strict=True):
-        found = bottlenecks.get_group(cell)
-        same = int((found == what).sum())
-        if same < max(len(found), MINIMUM_REPEATS):
-            weak.append(f"{setting} {what} in {same} of {counted(len(found), 'trial')}")
-    return [f"Weakly supported: {'; '.join(weak)}."] if weak else []
 
 
 def limit(measured: pd.DataFrame) -> Section:
