@@ -2,10 +2,10 @@
 
 import contextlib
 import json
-import queue
-import threading
 import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -107,10 +107,10 @@ class Writer:
                 name: _TableWriter(self._place, name, run.run_id, schema) for name, schema in SCHEMAS.items()
             }
             self._write_manifest(run)
-        self._queue: queue.SimpleQueue[tuple[str, Rows] | threading.Event | None] = queue.SimpleQueue()
+        self._given: deque[tuple[str, Rows]] = deque()  # and not yet written
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._work, name="rresnet-store")
-        self._thread.start()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="rresnet-store")
+        self._next = Future[None]()  # the latest write that was asked for
 
     def __enter__(self) -> "Writer":
         return self
@@ -122,14 +122,16 @@ class Writer:
 
     def close(self) -> None:
         """Write what is left, and let another process have the run."""
-        self._queue.put(None)
-        self._thread.join()
+        self._pool.submit(self._commit)
+        self._pool.shutdown()
         self._hold.close()
 
     def write(self, trial_id: str, rows: Rows) -> None:
         """Queue the rows of one trial, written in a quarter second. Raises StoreError if an earlier write failed."""
         self.check()
-        self._queue.put((trial_id, rows))
+        self._given.append((trial_id, rows))
+        self._next.cancel()  # if it still waits its turn: this one writes the rows of both
+        self._next = self._pool.submit(self._commit, pause=True)
 
     def keep(self, name: str, content: bytes) -> None:
         """Write a file that a trial sent to `files/<run_id>/<name>`."""
@@ -141,9 +143,7 @@ class Writer:
 
     def flush(self) -> None:
         """Wait until every row that was given is on disk. Raises StoreError when one could not be written."""
-        written = threading.Event()
-        self._queue.put(written)
-        written.wait()
+        self._pool.submit(self._commit).result()
         self.check()
 
     def check(self) -> None:
@@ -181,29 +181,18 @@ class Writer:
     def _write_manifest(self, run: Run) -> None:
         self._place.write(f"runs/{run.run_id}.json", json.dumps(vars(run), indent=1).encode())
 
-    def _work(self) -> None:
-        running = True
-        while running:
-            batch = [self._queue.get()]
-            with contextlib.suppress(queue.Empty):
-                while len(batch) < TRIALS_PER_PART:
-                    batch.append(self._queue.get_nowait())
-            running = None not in batch
-            began = time.monotonic()
-            try:
-                self._commit([item for item in batch if isinstance(item, tuple)])
-            except Exception as error:  # whatever it is: the thread goes on, and the next caller is told
-                self._error = error
-            for item in batch:
-                if isinstance(item, threading.Event):
-                    item.set()
-            if running:
-                time.sleep(min(PAUSE_SECONDS, PAUSE_PER_WRITE * (time.monotonic() - began)))
-
-    def _commit(self, batch: Sequence[tuple[str, Rows]]) -> None:
-        self._hold.confirm()
-        for trial_id, rows in batch:  # before any is written: if that fails, the next write has them all
-            for name, table in self._tables.items():
-                table.add(trial_id, rows.get(name, ()))
-        for table in reversed(self._tables.values()):  # trials last: a trial's row says that its windows are there
-            table.flush()
+    def _commit(self, *, pause: bool = False) -> None:
+        """Write all that was given so far, and what an earlier write has failed to; with `pause`, wait after it."""
+        began = time.monotonic()
+        try:
+            self._hold.confirm()
+            while self._given:  # all before any is written: if that fails, the next write has them
+                trial_id, rows = self._given.popleft()
+                for name, table in self._tables.items():
+                    table.add(trial_id, rows.get(name, ()))
+            for table in reversed(self._tables.values()):  # trials last: a trial's row says that its windows are there
+                table.flush()
+        except Exception as error:  # whatever it is: the thread goes on, and the next caller is told
+            self._error = error
+        if pause:
+            time.sleep(min(PAUSE_SECONDS, PAUSE_PER_WRITE * (time.monotonic() - began)))
