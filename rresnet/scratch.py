@@ -11,7 +11,9 @@ from pathlib import Path
 
 import psutil
 
-_PREFIX = "rresnet-"
+# Followed by the owner's process id. No user's own folder may look so, as /tmp/rresnet-2026-11-28 would without "of":
+# what dead owners have left is removed.
+_PREFIX = "rresnet-of-"
 _SHORT = ("/tmp", "/dev/shm")  # nosec B108 - names there are mkdtemp's
 
 

@@ -25,9 +25,10 @@ def test_folders_of_the_dead_are_removed_and_others_are_not(tmp_path, monkeypatc
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    dead = tmp_path / f"rresnet-{child.pid}-abc"
-    alive = tmp_path / f"rresnet-{os.getpid()}-abc"
-    foreign = [tmp_path / f"rresnet-{name}-2026" for name in ("notes", "9" * 20, "1_0", "²", "")]
+    dead = tmp_path / f"rresnet-of-{child.pid}-abc"
+    alive = tmp_path / f"rresnet-of-{os.getpid()}-abc"
+    foreign = [tmp_path / f"rresnet-of-{name}-2026" for name in ("notes", "9" * 20, "1_0", "²", "")]
+    foreign.append(tmp_path / f"rresnet-{child.pid}-11-28")  # results of a day, where the year is no process
     for path in (dead, alive, *foreign):
         path.mkdir()
     sleep = [sys.executable, "-c", "import time; time.sleep(600)"]
@@ -90,7 +91,7 @@ def test_folders_of_the_dead_are_removed_in_the_other_place_too(tmp_path, monkey
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     child = subprocess.Popen([sys.executable, "-c", ""])
     child.wait()
-    dead = tmp_path / "short" / f"rresnet-{child.pid}-abc"
+    dead = tmp_path / "short" / f"rresnet-of-{child.pid}-abc"
     dead.mkdir(parents=True)
     scratch.remove_stale(dead.parent)
     assert not dead.exists()
