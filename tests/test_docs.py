@@ -61,6 +61,11 @@ def test_links_lead_somewhere(page):
             assert not anchor or anchor in anchors(target), link
 
 
+@of_pages(PAGES)
+def test_no_heading_goes_on_as_the_paragraph_below_it(page):
+    assert all(len(heading) < 75 for heading in re.findall(r"^#+ (.+)$", prose(page), re.MULTILINE))
+
+
 def commands(page):
     """What a page says to type of our commands: in its console blocks, and in its prose."""
     typed = [line[2:] for block in blocks(page, "console") for line in block.splitlines() if line.startswith("$ ")]
