@@ -132,6 +132,8 @@ def export(
     """
     if out == "":
         raise UsageError("--out names nothing: give a name, or leave it out")
+    if table != "trials" and format in ("tensorboard", "mlflow"):
+        raise UsageError(f"--table is for csv and json, and {format} shows what it can of the trials: leave it out")
     from rresnet.reporting import export as exports
 
     rows = exports.table(results, table)

@@ -193,6 +193,7 @@ class Settings:
         for one, other, what in (
             ("seconds", "epochs", "--seconds is for timed trials and --epochs trains whole epochs"),
             ("fresh", "retry", "--fresh starts a new run and --retry goes on with one"),
+            ("fresh", "mix_environments", "--fresh starts a new run and --mix-environments goes on with one"),
         ):
             if getattr(self, one) != getattr(type(self), one) and getattr(self, other):
                 raise UsageError(f"{what}: give only one of them")

@@ -131,6 +131,9 @@ TOLD = [
     (["--max-minutes", "5"], "--max-minutes is for a run that goes on", "--target-interval", "or leave it out"),
     (["--save-model"], "--save-model is for models trained for whole epochs", "--epochs", "or leave it out"),
     (["--save-model", "--batch-size", "auto"], "--save-model is for models trained", "--epochs", "or leave it out"),
+    (["--data-dir", "/tmp"], "fashion-mnist-12k takes none", "a named data set", "leave it out"),
+    (["--dataset", "synthetic", "--data-dir", "/tmp", "--dry-run"], "synthetic takes none", "cifar10", "leave it out"),
+    (["--fresh", "--mix-environments"], "--fresh starts a new run", "goes on with one", "give only one of them"),
     (["--results-dir", ""], "got ''", "s3://BUCKET/FOLDER", "must be a folder"),
 ]
 # Of the `rresnet` command; R is a results folder. Prices stand in `test_decision.py`.
@@ -161,6 +164,7 @@ COMMANDS = [
     (["export", "nowhere", "--format", "csv"], "no results in nowhere"),
     (["export", "R"], "--format"),
     (["export", "R", "--format", "xlsx"], "'csv', 'json', 'tensorboard', 'mlflow'"),
+    (["export", "R", "--format", "tensorboard", "--table", "losses"], "--table is for csv and json"),
     (["export", "R", "--format", "csv", "--table", "rows"], "'trials', 'windows', 'epochs', 'losses'"),
     (
         ["export", "R", "--format", "csv", "--out", "file/x.csv"],

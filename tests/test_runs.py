@@ -1,5 +1,6 @@
 import contextlib
 import importlib
+import io
 import json
 import re
 import subprocess
@@ -215,7 +216,8 @@ def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, monkeypa
     )
     there = (SimpleNamespace(hardware=LAPTOP),)
     monkeypatch.setattr(machines, "busy", lambda those: None)
-    setup = running.Setup(machines=there, images=images, console=Console(quiet=True), stop_asked=lambda: False)
+    console = Console(file=io.StringIO(), width=200)
+    setup = running.Setup(machines=there, images=images, console=console, stop_asked=lambda: False)
 
     class Interrupted:
         def __init__(self, settings, setup, writer, progress, attempts, trainable):
@@ -232,9 +234,10 @@ def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, monkeypa
 
     monkeypatch.setattr(running, "_sweep", Interrupted)
     given = []
-    for retry, Interrupted.ends_after in ((None, 4), ("all", 1), ("all", 2), ("all", 4), ("all", 4)):
+    for retry, Interrupted.ends_after in (("failed", 4), ("all", 1), ("all", 2), ("all", 4), ("all", 4)):
         with contextlib.suppress(KeyboardInterrupt):
             what = running.Experiment(name="compare")
             trials = running.measured(what, replace(settings, retry=retry), setup, extend=None)
     assert given == [4, 4, 3, 1, 4]  # the last one begins again, for the one before it was complete
     assert trials["attempt"].tolist() == [3, 3, 3, 3]
+    assert console.file.getvalue().count(f"No run of the same flags is in {tmp_path} yet, so this is a new one") == 1

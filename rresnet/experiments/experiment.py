@@ -50,7 +50,7 @@ def run(
         KeyboardInterrupt: the user has stopped it; what was measured is stored.
     """
     here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(say, console)
-    data.check_known(settings.dataset)
+    data.check_known(settings.dataset, settings.data_dir)
     place.at(settings.results_dir).check_writable()
     if settings.address is None:  # a wrong request is reported at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)

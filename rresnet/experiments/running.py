@@ -141,6 +141,8 @@ def _opened(name: str, settings: Settings, setup: Setup, planned: Plan, *, reuse
     this = runs.open_run(settings.results_dir, new, fresh=settings.fresh, again=again, reuse=reuse, mix=mix)
     if settings.retry == "all" and this.retried_at is None:  # else an interrupted command has begun to
         this = replace(this, retried_at=datetime.now(UTC).isoformat())
+    if settings.retry and not earlier:
+        say(setup.console, f"No run of the same flags is in {settings.results_dir} yet, so this is a new one")
     if this == new and earlier and not settings.fresh:
         say(setup.console, f"Run {earlier[-1].run_id} of the same flags is complete: this is a new one")
     return this
