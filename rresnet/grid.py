@@ -166,8 +166,9 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         asked = f"{cell.num_workers} workers need the {cell.num_nodes} machines asked for, and this run has {machines}"
         return f"{asked}: lower --num-nodes, or join more machines with --address"
     if cell.device == "gpu" and hardware.gpu_count < cell.workers_per_node:
-        asked = f"the setting needs {cell.workers_per_node} GPU(s), and {hardware.hostname} has {hardware.gpu_count}"
-        return f"{asked}: lower --num-workers, or drop --device gpu"
+        needed = "a GPU" if cell.workers_per_node == 1 else f"{cell.workers_per_node} GPUs"
+        asked = f"the setting needs {needed}, and {hardware.hostname} has {hardware.gpu_count}"
+        return f"{asked}: {'lower --num-workers, or ' if cell.num_workers > 1 else ''}drop --device gpu"
     if cell.device == "cpu" and cell.execution == "graph":
         return "a CPU has no CUDA graphs: use --execution eager or compile"
     if cell.execution != "eager" and cell.num_workers > 1:
@@ -197,6 +198,8 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
             return f"fused kernels need {needed} on {hardware.hostname}: install them, or use --kernels pytorch"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
-        asked = f"the setting needs {threads} threads, and {hardware.hostname} has {hardware.cpu_count} processors"
-        return f"{asked}: lower {'--cpu-threads or ' if cell.cpu_threads > 1 else ''}--num-workers"
+        flags = {"--cpu-threads": cell.cpu_threads, "--num-workers": cell.num_workers}
+        lower = " or ".join(flag for flag, value in flags.items() if value > 1)
+        asked = f"the setting needs {threads} threads, and {hardware.hostname} has processors for {hardware.cpu_count}"
+        return f"{asked}: lower {lower}"
     return None

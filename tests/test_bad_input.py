@@ -96,10 +96,10 @@ TOLD = [
         "takes a single worker",
         "use --num-workers 1, or --execution eager",
     ),
-    (["--cpu-threads", "9999", "--device", "cpu"], "9999 threads", " processors", "lower --cpu-threads"),
+    (["--cpu-threads", "9999", "--device", "cpu"], "9999 threads", " processors for ", "lower --cpu-threads"),
     (
         ["--device", "gpu", "cpu", "--precision", "tf32"],
-        "the setting needs 1 GPU(s)",
+        "the setting needs a GPU",
         "and a CPU has no tf32 training",
         "use --precision fp32 or bf16",
     ),

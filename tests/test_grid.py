@@ -166,7 +166,7 @@ FUSED = {
         (
             {"device": "gpu"},
             {},
-            "the setting needs 1 GPU(s), and laptop has 0: lower --num-workers, or drop --device gpu",
+            "the setting needs a GPU, and laptop has 0: drop --device gpu",
         ),
         ({"precision": "tf32"}, {}, "a CPU has no tf32 training: use --precision fp32 or bf16"),
         ({"precision": "fp16"}, {}, "a CPU has no fp16 training: use --precision fp32 or bf16"),
@@ -238,12 +238,12 @@ FUSED = {
         (
             {"cpu_threads": 9},
             {},
-            "the setting needs 9 threads, and laptop has 8 processors: lower --cpu-threads or --num-workers",
+            "the setting needs 9 threads, and laptop has processors for 8: lower --cpu-threads",
         ),
         (
             {"cpu_threads": 1, "num_workers": 9},
             {},
-            "the setting needs 9 threads, and laptop has 8 processors: lower --num-workers",
+            "the setting needs 9 threads, and laptop has processors for 8: lower --num-workers",
         ),
         (
             {"num_workers": 6, "num_nodes": 2},
@@ -260,12 +260,12 @@ FUSED = {
         (
             {"cpu_threads": 2, "num_workers": 5},
             {},
-            "the setting needs 10 threads, and laptop has 8 processors: lower --cpu-threads or --num-workers",
+            "the setting needs 10 threads, and laptop has processors for 8: lower --cpu-threads or --num-workers",
         ),
         (
             {"cpu_threads": 4, "num_workers": 3},
             {},
-            "the setting needs 12 threads, and laptop has 8 processors: lower --cpu-threads or --num-workers",
+            "the setting needs 12 threads, and laptop has processors for 8: lower --cpu-threads or --num-workers",
         ),
         (
             {"num_workers": 4, "num_nodes": 2},
