@@ -59,9 +59,11 @@ def main(
             return OK if stopped.fine else SOME_FAILED
         say(errors, f"\nStopped; the run is complete: rresnet report {shlex.quote(stopped.results_dir)} shows it")
         return INTERRUPTED if stop.signal == signal.SIGINT else TERMINATED
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:
         if "--dry-run" not in sys.argv:  # which has measured nothing: its reader has seen enough (`| head`)
             say(errors, f"\nStopped; every trial that ended is kept. To continue: {_again()}")
+        if isinstance(stopped.__cause__, UsageError):  # it can't print
+            return WRONG_REQUEST
         return INTERRUPTED if stop.signal in (None, signal.SIGINT) else TERMINATED
 
 

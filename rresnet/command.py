@@ -1,6 +1,7 @@
 """The `rresnet` command: tools around the experiments."""
 
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -189,7 +190,9 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"rresnet {__version__}", flush=True)
             return OK
         commands: dict[str, Callable[..., bool]] = {"doctor": doctor, "report": report, "diff": diff, "export": export}
-        fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
+        with warnings.catch_warnings():  # told as messages are: where in our code they come from helps nobody
+            warnings.showwarning = lambda message, *of: say(Console(stderr=True), f"warning: {message}", "yellow")
+            fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED
     except UsageError as error:
         say(Console(stderr=True), f"error: {error}", "red")

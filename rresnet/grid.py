@@ -137,6 +137,19 @@ def _makes_kernels(device: Device, hardware: Hardware) -> bool:
     return hardware.gpu_triton if device == "gpu" else hardware.gcc
 
 
+def _kernels_need(device: Device, hardware: Hardware) -> str:
+    compilers = "compilers (gcc, g++) with Python's headers (python3-dev)"
+    of_gpu = f"a GPU of compute capability 8.0 or more, Triton, and {compilers}"
+    return f"fused kernels need {of_gpu if device == 'gpu' else 'GCC (g++) and Linux'} on {hardware.hostname}"
+
+
+def without_fused(cell: Cell, hardware: Hardware) -> str | None:
+    """What the machine lacks for the fused kernels that the cell's recipe would have elsewhere; None if nothing."""
+    elsewhere = recipe(cell.recipe)(cell.device, replace(hardware, gcc=True, compiler=True, triton=True))
+    lacking = elsewhere.kernels == "fused" and not _makes_kernels(cell.device, hardware)
+    return _kernels_need(cell.device, hardware) if lacking and not _unfusable(cell) else None
+
+
 def _unfusable(cell: Cell) -> str | None:
     """Why the cell's step can't have fused kernels, on any machine, or None."""
     if ":" in cell.model:
@@ -189,13 +202,7 @@ def infeasible(cell: Cell, hardware: Hardware, machines: int = 1) -> str | None:
         if why := _unfusable(cell):
             return why
         if not _makes_kernels(cell.device, hardware):
-            needed = (
-                "a GPU of compute capability 8.0 or more, Triton, and compilers (gcc, g++) with Python's headers "
-                "(python3-dev)"
-                if cell.device == "gpu"
-                else "GCC (g++) and Linux"
-            )
-            return f"fused kernels need {needed} on {hardware.hostname}: install them, or use --kernels pytorch"
+            return f"{_kernels_need(cell.device, hardware)}: install them, or use --kernels pytorch"
     threads = cell.cpu_threads * cell.workers_per_node
     if threads > hardware.cpu_count:
         flags = {"--cpu-threads": cell.cpu_threads, "--num-workers": cell.num_workers}

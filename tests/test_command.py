@@ -270,3 +270,13 @@ def test_output_that_can_not_be_written_is_one_message(tmp_path, line):
         done = subprocess.run(whole, stdout=full, stderr=subprocess.PIPE, text=True)
     assert done.returncode == 2
     assert " ".join(done.stderr.split()).startswith("error: can't print (No space left on device): make space")
+
+
+def test_a_damaged_file_is_one_line(tmp_path):
+    results = results_with(tmp_path, QUIET, "r1")
+    (tmp_path / "trials" / "r2.parquet").write_text("junk")
+    whole = [sys.executable, "-m", "rresnet", "export", results, "--format", "csv"]
+    done = subprocess.run(whole, capture_output=True, text=True, check=True)
+    (line,) = done.stderr.splitlines()
+    assert re.match(r"warning: .*r2\.parquet is damaged .* and is left out", line)
+    assert len(done.stdout.splitlines()) > 1

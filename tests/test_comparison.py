@@ -262,6 +262,15 @@ def test_a_run_on_unlike_machines_says_that_its_figures_are_means_over_them():
     assert "The machines of this run are unlike (they differ in cpu_model): rates and ratios are means over" in text
 
 
+@pytest.mark.parametrize("column", ["run_id", "repeat", "process", "cell_id"])
+def test_rows_without_what_pairs_them_are_refused_by_name(column):
+    rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
+    with pytest.raises(ValueError, match=f"trials lack the columns {column}, epochs: give rows as rresnet.read"):
+        rresnet.speedup(rows.drop(columns=[column, "epochs"]), over="recipe", reference="blog")
+    with pytest.raises(ValueError, match=f"ok rows have no {column}: leave these rows out"):
+        rresnet.speedup(rows.assign(**{column: rows[column].where(rows["repeat"] > 0)}), "recipe", "blog")
+
+
 def test_rows_that_are_there_twice_are_refused_with_what_to_do():
     rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
     with pytest.raises(ValueError, match=r"there twice: give trials\.drop_duplicates"):

@@ -144,7 +144,9 @@ def test_a_single_cell_has_no_interval_to_wait_for(monkeypatch):
     settings = Settings(repeats=6, processes=3, target_interval=0.05)
     monkeypatch.setattr("test_growth.CELLS", CELLS[:1])
     sweep = FakeSweep(settings, scatter=0.0)
-    assert grow(monkeypatch, sweep, settings) == []
+    lines = grow(monkeypatch, sweep, settings)
+    assert lines == [(0, "--target-interval adds nothing: no two settings have a speedup to know better")]
+    assert sweep.extensions == []
 
 
 def test_the_extension_follows_the_plan():

@@ -227,6 +227,12 @@ def server(monkeypatch):
         yield listening, "127.0.0.1:{1}".format(*listening.getsockname())
 
 
+def test_a_machine_without_bash_is_told_that_ray_needs_it(monkeypatch):
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UsageError, match="with bash, which is not in PATH"), cluster.connect(None, LAPTOP):
+        pass
+
+
 def test_what_takes_connections_and_never_answers_is_told_and_ends_in_an_error(server):
     told = []
     silent = cluster.connect(server[1], LAPTOP, Wanted(wait_seconds=0.1), told.append)

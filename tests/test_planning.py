@@ -53,6 +53,16 @@ def test_the_opening_says_what_is_trained_on_what(done, told, size, short_side, 
     ]
 
 
+@pytest.mark.parametrize(("model", "told"), [("resnet50", 1), ("mynets:small", 0)])
+def test_the_opening_says_what_fused_kernels_would_take(model, told):
+    bare = dataclasses.replace(LAPTOP, gcc=False)
+    cells = grid.cells(Settings(model=model), ("cpu",), bare)
+    plan = [(trial, None) for trial in grid.plan(cells, repeats=1, processes=1, seed=0)]
+    line = "cpu tuned has PyTorch's kernels: fused kernels need GCC (g++) and Linux on laptop"
+    assert planning._kernels_lines(plan, bare) == [line] * told
+    assert planning._kernels_lines(plan, LAPTOP) == []
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [

@@ -14,8 +14,9 @@ from rich.console import Console
 from samples import A100, LAPTOP, make_cell
 from stored import make_run
 
+from rresnet import grid
 from rresnet.config import Settings
-from rresnet.experiments import running
+from rresnet.experiments import planning, running
 from rresnet.runner import machines
 from rresnet.runner.sweep import rows_of
 from rresnet.tables import environment, runs
@@ -233,11 +234,15 @@ def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, monkeypa
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(running, "_sweep", Interrupted)
-    given = []
+    given, told = [], []
     for retry, Interrupted.ends_after in (("failed", 4), ("all", 1), ("all", 2), ("all", 4), ("all", 4)):
+        asked = replace(settings, retry=retry)
+        told += running.continuing("compare", asked, planning.plan(asked, grid.cells, LAPTOP))
         with contextlib.suppress(KeyboardInterrupt):
             what = running.Experiment(name="compare")
-            trials = running.measured(what, replace(settings, retry=retry), setup, extend=None)
+            trials = running.measured(what, asked, setup, extend=None)
     assert given == [4, 4, 3, 1, 4]  # the last one begins again, for the one before it was complete
+    assert [line.split(":")[0] for line in told] == [f"{done} of them are done" for done in (0, 1, 3, 0)]
+    assert running.continuing("compare", settings, planning.plan(settings, grid.cells, LAPTOP)) == []  # it is complete
     assert trials["attempt"].tolist() == [3, 3, 3, 3]
     assert console.file.getvalue().count(f"No run of the same flags is in {tmp_path} yet, so this is a new one") == 1

@@ -144,12 +144,18 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     """
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
-    rows = without_probes(with_all_axes(trials))
+    rows = with_all_axes(trials)
+    identity = [*alike.PAIRED, "cell_id", "process"]
+    if lacking := [c for c in ("status", *identity, *CELL_COLUMNS, "images_per_second") if c not in rows]:
+        raise ValueError(f"trials lack the columns {', '.join(lacking)}: give rows as rresnet.read returns them")
+    rows = without_probes(rows)
     if "git_commit" not in rows:
         rows = rows.assign(git_commit=None)
     if over in ("device", "recipe"):
         rows = _without_rungs(rows)
     ok = rows[rows["status"] == "ok"]
+    if null := [c for c in identity if c != "hostname" and ok[c].isna().any()]:
+        raise ValueError(f"ok rows have no {', '.join(null)}: leave these rows out")
     if ok.duplicated([*alike.PAIRED, "cell_id"]).any():
         raise ValueError('some rows are there twice: give trials.drop_duplicates(["run_id", "trial_id"])')
     values = sorted(ok[over].dropna().unique().tolist())

@@ -56,7 +56,7 @@ def run(
         planned = planning.plan(begin, experiment.cells, here)
         if settings.dry_run:
             unchecked = _unchecked(planned, settings)
-            _show(planned, settings, console)
+            _show(experiment.name, planned, settings, console)
             say(console, unchecked)
             return True
     images = _loading(settings, stop_asked)  # Ray starts while the data is read
@@ -80,7 +80,7 @@ def run(
         if settings.batch_size != AUTO:  # auto looks only at sizes that there are images for
             planning.check_batches(planned, setup.images)
         if settings.dry_run:
-            _show(planned, settings, console)
+            _show(experiment.name, planned, settings, console)
             return True
         return _measure(experiment, settings, setup)
 
@@ -120,13 +120,15 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
     return []
 
 
-def _show(planned: planning.Plan, settings: Settings, console: Console) -> None:
-    """Print what would run; if batch sizes are to be found, also what follows the first probes."""
+def _show(name: str, planned: planning.Plan, settings: Settings, console: Console) -> None:
+    """Print what would run, and what of it is done; if batch sizes are to be found, what follows the first probes."""
     planning.show(planned, _beginning(settings), console)
     if settings.batch_size == AUTO:
         from rresnet.experiments import search
 
         say(console, search.plan_of(settings))
+    else:
+        say(console, running.continuing(name, settings, planned))
 
 
 def _alike(

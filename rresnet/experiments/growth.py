@@ -37,6 +37,8 @@ def grow(sweep: Sweep, cells: Sequence[Cell], again: Collection[str], *, setting
         widest = ranking.widest(rows)
         enough = widest[0] <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
         if enough and not begun:
+            if not widest:
+                sweep.progress.note("--target-interval adds nothing: no two settings have a speedup to know better")
             return
         told = _widths(widest[0], target) if widest else "No interval yet"
         if time.monotonic() - began + last_seconds > settings.max_minutes * 60:

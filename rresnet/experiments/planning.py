@@ -99,6 +99,7 @@ def opening(
         f"{settings.dataset}, {size}, {len(images.classes)} classes",
         *_shrunk(images, settings.image_size),
         *_recipe_lines(planned),
+        *_kernels_lines(planned, machines[0]),
         _size(planned, settings),
     ]
     if len(todo) < len(planned):
@@ -132,6 +133,13 @@ def _recipe_lines(planned: Plan) -> list[str]:
         told = (_words(axis) if value is True else f"{_words(axis)} {value}" for axis, value in unusual.items())
         lines += [f"{device} {recipe} is {', '.join(told)}"] if unusual else []
     return lines
+
+
+def _kernels_lines(planned: Plan, machine: hardware.Hardware) -> list[str]:
+    """Say which recipes have PyTorch's kernels only because the machine lacks what makes fused ones."""
+    cells = dict.fromkeys(trial.cell for trial, _ in planned)
+    told = {(cell.device, cell.recipe): why for cell in cells if (why := grid.without_fused(cell, machine))}
+    return [f"{device} {recipe} has PyTorch's kernels: {why}" for (device, recipe), why in told.items()]
 
 
 def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:

@@ -136,7 +136,7 @@ def _opened(name: str, settings: Settings, setup: Setup, planned: Plan, *, reuse
             local=settings.address is None,
         ),
     )
-    earlier = runs.of_request(settings.results_dir, new)
+    earlier = runs.of_request(settings.results_dir, run_name, name, new.request_id)
     again, mix = settings.retry is not None, settings.mix_environments
     this = runs.open_run(settings.results_dir, new, fresh=settings.fresh, again=again, reuse=reuse, mix=mix)
     if settings.retry == "all" and this.retried_at is None:  # else an interrupted command has begun to
@@ -146,6 +146,18 @@ def _opened(name: str, settings: Settings, setup: Setup, planned: Plan, *, reuse
     if this == new and earlier and not settings.fresh:
         say(setup.console, f"Run {earlier[-1].run_id} of the same flags is complete: this is a new one")
     return this
+
+
+def continuing(name: str, settings: Settings, planned: Plan) -> list[str]:
+    """Say how many of the planned trials are done, if the command would go on with an earlier run."""
+    earlier = runs.of_request(settings.results_dir, settings.name or name, name, settings.request_id)
+    candidates = [run for run in earlier if settings.retry or run.finished_at is None]
+    if settings.fresh or not candidates:
+        return []
+    run, again = candidates[-1], settings.retry == "all"
+    _, ok = _ended(settings.results_dir, run.run_id, run.retried_at if again else None)
+    done = 0 if again and run.retried_at is None else len(ok & {trial.trial_id for trial, _ in planned})
+    return [f"{done} of them are done: it would go on with run {run.run_id} (--fresh starts anew)"]
 
 
 def _ended(results: str, run_id: str, since: str | None = None) -> tuple[dict[str, int], set[str]]:

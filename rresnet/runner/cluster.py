@@ -3,6 +3,7 @@
 import contextlib
 import os
 import secrets
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -87,6 +88,8 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
     """Start a Ray of our own, on this machine alone."""
     import ray
 
+    if not shutil.which("bash"):
+        raise UsageError("Ray starts its processes with bash, which is not in PATH: install it, or set PATH")
     with contextlib.ExitStack() as cleanup:
         with _connecting(_no_start):
             base = scratch.base_folder(f"/session_2026-11-24_12-00-00_123456_{os.getpid()}/sockets/plasma_store")

@@ -42,7 +42,7 @@ def open_run(
         StoreError: the folder can't be written to, or the run to continue was begun in another environment.
     """
     at(results).check_writable()
-    same = of_request(results, run)
+    same = of_request(results, run.name, run.experiment, run.request_id)
     alike = [r for r in same if mix or not _changes(r, run)] if reuse else []
     candidates = [r for r in same if again or r.finished_at is None or r in alike]
     if fresh or not candidates:
@@ -57,9 +57,9 @@ def open_run(
     return replace(found, finished_at=None)
 
 
-def of_request(results: Location, run: Run) -> list[Run]:
-    """The runs of the same name and request in a results folder, oldest first."""
-    asked = (run.name, run.experiment, run.request_id)
+def of_request(results: Location, name: str, experiment: str, request_id: str | None) -> list[Run]:
+    """The runs of that name and request in a results folder, oldest first."""
+    asked = (name, experiment, request_id)
     return [r for r in read_runs(results) if (r.name, r.experiment, r.request_id) == asked]
 
 
