@@ -168,6 +168,11 @@ FUSED = {
             {},
             "the setting needs a GPU, and laptop has 0: drop --device gpu",
         ),
+        (
+            {"device": "gpu", "num_workers": 2},
+            {},
+            "the setting needs 2 GPUs, and laptop has 0: lower --num-workers, or drop --device gpu",
+        ),
         ({"precision": "tf32"}, {}, "a CPU has no tf32 training: use --precision fp32 or bf16"),
         ({"precision": "fp16"}, {}, "a CPU has no fp16 training: use --precision fp32 or bf16"),
         ({"precision": "tf32", "device": "gpu"}, OLD_GPU, "V100 has no tf32 units: use --precision fp32 or fp16"),
@@ -298,8 +303,38 @@ def test_what_a_mode_can_not_do_is_infeasible_with_the_reason(laptop, a100):
     assert "needs a C++ compiler" in why(replace(laptop, compiler=False), execution="compile")
     assert "loss scaling of fp16" in why(a100, device="gpu", precision="fp16", execution="graph")
     assert why(laptop, execution="compile") is None
+    assert why(replace(laptop, triton=False), execution="compile") is None  # which takes Triton on a GPU alone
     assert why(a100, device="gpu", execution="graph") is None
     assert why(a100, device="gpu", execution="compile") is None
+
+
+@pytest.mark.parametrize(
+    ("device", "lacking", "settings", "told"),
+    [
+        ("cpu", {}, {}, None),
+        ("cpu", {"gcc": False}, {}, "fused kernels need GCC (g++) and Linux on a100"),
+        ("cpu", {"gcc": False}, {"recipe": ("blog",)}, None),
+        ("cpu", {"gcc": False}, {"model": "mine:net"}, None),
+        ("cpu", {"compiler": False, "triton": False}, {}, None),
+        ("gpu", {"gcc": False}, {}, None),
+        *(
+            (
+                "gpu",
+                {name: False},
+                {},
+                "fused kernels need a GPU of compute capability 8.0 or more, Triton, and compilers (gcc, g++) with "
+                "Python's headers (python3-dev) on a100",
+            )
+            for name in ("compiler", "triton")
+        ),
+        ("gpu", {"triton": False, "gpu_capability": (7, 0)}, {}, None),
+    ],
+)
+def test_what_a_machine_lacks_for_the_fused_kernels_of_a_recipe(device, lacking, settings, told, a100):
+    machine = replace(a100, **lacking)
+    asked = Settings(**{"recipe": ("tuned",), "batch_size": (64,), **settings})
+    (cell,) = grid.cells(asked, [device], machine)
+    assert grid.without_fused(cell, machine) == told
 
 
 def test_tuned_on_a_gpu_is_a_graph_where_it_can_be(a100):
