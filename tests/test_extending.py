@@ -170,7 +170,7 @@ def test_a_model(copy):
     (copy / "mynets.py").write_text(module)
     (command,) = commands("A model")
     flags = ["--repeats", "1", "--seconds", "0.1", "--batch-size", "8", "--recipe", "tuned", "--device", "cpu"]
-    assert "Run complete: all 1 trials are ok." in run(copy, *command, *flags)
+    assert "Run complete: its one trial is ok." in run(copy, *command, *flags)
     row = "import rresnet; row = rresnet.read().trials.iloc[0]; print(*row[['model', 'status', 'flops_per_image']])"
     assert re.match(r"mynets:small ok [1-9]", run(copy, "-c", row))
 

@@ -100,6 +100,7 @@ RETRY = " The same command with --retry failed tries the others again."
 @pytest.mark.parametrize(
     ("statuses", "told"),
     [
+        (["ok"], "Run complete: its one trial is ok."),
         (["ok", "ok"], "Run complete: all 2 trials are ok."),
         (["ok", "error"], f"Run complete: 1 of 2 trials are ok.{RETRY}"),
         (["ok", "infeasible"], "Run complete: 1 of 2 trials are ok. 1 can't run here; their rows say why."),

@@ -215,7 +215,7 @@ def _find_batch_sizes(experiment: Experiment, settings: Settings, setup: Setup) 
 def _completion(trials: "pd.DataFrame") -> str:
     ok, infeasible = (int((trials["status"] == status).sum()) for status in ("ok", "infeasible"))
     if ok == len(trials):
-        return f"Run complete: all {ok} trials are ok."
+        return f"Run complete: {'its one trial is' if ok == 1 else f'all {ok} trials are'} ok."
     told = [f"Run complete: {ok} of {len(trials)} trials are ok."]
     if infeasible:
         told.append(f"{infeasible} can't run here; their rows say why.")

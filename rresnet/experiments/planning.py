@@ -37,7 +37,9 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
     wanted = _wanted(settings, cells, machine)
     reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
     if not wanted:
-        raise UsageError("no --num-workers can be spread evenly over --num-nodes: give a multiple of it")
+        raise UsageError(
+            "no --num-workers can be spread evenly over --num-nodes: give --num-workers a multiple of --num-nodes"
+        )
     if all(reasons.values()):
         raise UsageError(_nothing_feasible(wanted, reasons, machine, joined=settings.address is not None))
     trials = grid.plan(

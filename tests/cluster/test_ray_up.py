@@ -162,7 +162,7 @@ def test_ray_job_submit_runs_it_through_the_tunnel(cluster):
         refused = laptop.run(f"export HOME=$(mktemp -d) RAY_AUTH_MODE=disabled; {listing}", check=False)
     finally:
         laptop.run("pkill -f 'ray dashboard'", check=False)
-    assert "Run complete: all 1 trials are ok." in done.stdout
+    assert "Run complete: its one trial is ok." in done.stdout
     assert len(fetched(laptop, "job")) == 1
     assert refused.returncode != 0
     assert "Unauthorized" in refused.stdout + refused.stderr
