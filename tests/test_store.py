@@ -1,13 +1,14 @@
 import contextlib
 import multiprocessing
 import threading
+import time
 
 import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 from stored import make_run, rows_of_trial
 
-from rresnet.tables import reading, runs, store
+from rresnet.tables import place, reading, runs, store
 from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import StoreError
 from rresnet.tables.store import Writer
@@ -175,6 +176,7 @@ def test_what_is_run_again_takes_the_place_of_its_old_row_however_many_there_are
     with Writer(tmp_path, run) as writer:
         for repeat in range(9):
             writer.write(*rows_of_trial(run, repeat, status="killed"))
+            writer.flush()  # so that they are in several parts
     writer = Writer(tmp_path, run)
     with writer:
         for repeat in range(10):  # one of them is new
@@ -188,6 +190,21 @@ def test_what_is_run_again_takes_the_place_of_its_old_row_however_many_there_are
         assert found["trials"]["images_per_second"].to_pylist() == [2.0] * 10, when
         assert len(found["windows"]) == 10
         writer.finish("2026-01-01T01:00:00+00:00")
+
+
+def test_rows_are_written_soon_without_being_asked_for(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        for repeat in range(3):
+            writer.write(*rows_of_trial(run, repeat))
+        ends = time.monotonic() + 20
+        while len(reading.read_tables(tmp_path)["trials"]) < 3:
+            assert time.monotonic() < ends, "rows that nobody waits for are not written"
+            time.sleep(0.01)
+
+
+def test_a_file_that_is_gone_since_it_was_listed_has_no_rows(tmp_path):
+    assert len(reading.read_files(place.at(tmp_path), ["trials/r1.parquet"], SCHEMAS["trials"])) == 0
 
 
 def test_a_trial_that_is_run_again_leaves_nothing_of_the_time_before(tmp_path):
