@@ -26,6 +26,7 @@ S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # exit codes
+PRINTING = ("-h", "--help", "--tyro-print-completion")
 WIDTH = 78  # columns of the text before the flags; the flags are fitted to the terminal
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 
@@ -75,7 +76,8 @@ def _parsed(
     cli: Callable[..., Any], arguments: Sequence[str], valid: Mapping[str, Sequence[str]], several: Collection[str]
 ) -> Any:
     """Parse the arguments with tyro; if it exits because they are wrong, print what was likely meant."""
-    with printing():
+    prints = any(word.startswith(PRINTING) for word in arguments)  # tyro, which then ends; else it runs a command
+    with printing() if prints else contextlib.nullcontext():
         try:
             return cli(args=gathered(arguments, several))
         except SystemExit as stopped:

@@ -16,6 +16,7 @@ from samples import A100, LAPTOP
 from small_results import BLOG, row, written
 
 from rresnet import command, doctor
+from rresnet import usage as usages
 from rresnet.analysis import diff
 from rresnet.cell import UsageError
 from rresnet.quality.monitor import Monitor, Usage
@@ -280,3 +281,11 @@ def test_a_damaged_file_is_one_line(tmp_path):
     (line,) = done.stderr.splitlines()
     assert re.match(r"warning: .*r2\.parquet is damaged .* and is left out", line)
     assert len(done.stdout.splitlines()) > 1
+
+
+def test_what_a_command_can_not_write_is_not_told_of_its_output():
+    def broken():
+        raise PermissionError(13, "Permission denied")
+
+    with pytest.raises(PermissionError):
+        usages.command({"broken": broken}, prog="rresnet", description="", arguments=["broken"])
