@@ -191,7 +191,6 @@ class Settings:
                 "measured: give a longer timeout, or fewer seconds"
             )
         for one, other, what in (
-            ("seconds", "epochs", "--seconds is for timed trials and --epochs trains whole epochs"),
             ("fresh", "retry", "--fresh starts a new run and --retry goes on with one"),
             ("fresh", "mix_environments", "--fresh starts a new run and --mix-environments goes on with one"),
         ):

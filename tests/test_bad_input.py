@@ -58,7 +58,6 @@ FLAGS = [
     (["--name", ".hidden"], "--name takes only letters, digits and - _ ."),
     (["--retry", "some"], "invalid choice 'some' for argument '--retry'"),
     (["--retry", "failed", "--fresh"], "give only one of them"),
-    (["--epochs", "2", "--seconds", "5"], "--seconds is for timed trials and --epochs trains whole epochs"),
     (["--address", "nowhere"], "--address must be auto or host:port"),
     (["--address", "127.0.0.1:1"], "no Ray cluster answers at --address 127.0.0.1:1"),
     (["--address", "127.0.0.1:99999"], "no Ray cluster answers at --address 127.0.0.1:99999"),
@@ -131,8 +130,6 @@ TOLD = [
     (["--max-minutes", "5"], "--max-minutes is for a run that goes on", "--target-interval", "or leave it out"),
     (["--save-model"], "--save-model is for models trained for whole epochs", "--epochs", "or leave it out"),
     (["--save-model", "--batch-size", "auto"], "--save-model is for models trained", "--epochs", "or leave it out"),
-    (["--data-dir", "/tmp"], "fashion-mnist-12k takes none", "a named data set", "leave it out"),
-    (["--dataset", "synthetic", "--data-dir", "/tmp", "--dry-run"], "synthetic takes none", "cifar10", "leave it out"),
     (["--fresh", "--mix-environments"], "--fresh starts a new run", "goes on with one", "give only one of them"),
     (["--results-dir", ""], "got ''", "s3://BUCKET/FOLDER", "must be a folder"),
 ]

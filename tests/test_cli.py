@@ -35,6 +35,19 @@ def test_a_wrong_request_exits_with_2_and_one_message(tmp_path, flags, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_flags_that_do_nothing_are_told(tmp_path):
+    done = compare("--epochs", "2", "--seconds", "5", "--data-dir", "d", "--dry-run", "--results-dir", str(tmp_path))
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[:2] == [
+        "--seconds is not used: --epochs trains whole epochs",
+        "--data-dir is not used: no files of --dataset fashion-mnist-12k lie there",
+    ]
+    done = compare(
+        "--seconds", "5", "--dataset", "cifar10", "--data-dir", "d", "--dry-run", "--results-dir", str(tmp_path)
+    )
+    assert done.stdout.startswith("Would run")
+
+
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_output_that_nobody_reads_or_takes_stops_the_run_as_ctrl_c_does(dry, error, monkeypatch, capsys):

@@ -61,7 +61,7 @@ def test_the_time_limit_follows_the_cell():
 
 
 def test_a_timeout_may_be_shorter_than_the_seconds_that_whole_epochs_do_not_take():
-    assert Settings(epochs=1, timeout_seconds=0.5).timeout_seconds == 0.5
+    assert Settings(epochs=1, seconds=30.0, timeout_seconds=5.0).timeout_seconds == 5.0
 
 
 def test_hashes_are_known_and_the_same_in_another_process():

@@ -122,16 +122,16 @@ DATASETS: dict[str, Loader] = {
 }
 
 
-def check_known(dataset: str, data_dir: Path | None = None) -> None:
-    """Raise DataError unless it is a known name, a folder or a file, to which `data_dir` applies; nothing is read."""
+def uses_data_dir(dataset: str) -> bool:
+    """Whether it is a name whose files lie in `data_dir`, or are downloaded to it."""
+    return DATASETS.get(dataset) not in (None, _embedded, _synthetic)
+
+
+def check_known(dataset: str) -> None:
+    """Raise DataError unless it is a known name, a folder or a file; nothing of it is read."""
     path = Path(os.path.expanduser(dataset))  # no error where there is no such user
     with _as_data_error(dataset):  # no right to look there, or too long a name
         if dataset in DATASETS or path.is_dir() or path.is_file():
-            if data_dir and DATASETS.get(dataset) in (None, _embedded, _synthetic):
-                raise DataError(
-                    f"--data-dir is for the files of a named data set, and --dataset {dataset} takes none from there: "
-                    "leave it out, or give --dataset cifar10, say"
-                )
             return
     beside: list[str] = []
     with contextlib.suppress(OSError):  # a folder that is not there, or may not be read

@@ -50,7 +50,8 @@ def run(
         KeyboardInterrupt: the user has stopped it; what was measured is stored.
     """
     here, begin, tell = hardware.probe(), _beginning(settings), functools.partial(say, console)
-    data.check_known(settings.dataset, settings.data_dir)
+    data.check_known(settings.dataset)
+    say(console, _unused(settings))
     place.at(settings.results_dir).check_writable()
     if settings.address is None:  # a wrong request is reported at once, before anything starts
         planned = planning.plan(begin, experiment.cells, here)
@@ -83,6 +84,16 @@ def run(
             _show(experiment.name, planned, settings, console)
             return True
         return _measure(experiment, settings, setup)
+
+
+def _unused(settings: Settings) -> list[str]:
+    """Say which of the flags given do nothing."""
+    told = []
+    if settings.epochs and settings.seconds != type(settings).seconds:
+        told.append("--seconds is not used: --epochs trains whole epochs")
+    if settings.data_dir and not data.uses_data_dir(settings.dataset):
+        told.append(f"--data-dir is not used: no files of --dataset {settings.dataset} lie there")
+    return told
 
 
 def _loading(settings: Settings, stop_asked: Callable[[], bool]) -> "Future[data.ImageData]":
