@@ -108,7 +108,7 @@ class Settings:
     model: Annotated[str, SETTING] = "resnet50"
     """torchvision classification model, or your own: package.module:function, called with the number of classes."""
     image_size: Annotated[int, SETTING, AT_LEAST_1] = 32
-    """Height and width, in pixels, that every image is resized to."""
+    """Height and width, in pixels, that every image is scaled and cropped to."""
     dataset: Annotated[str, SETTING, _DATASET] = "fashion-mnist-12k"
     """An image folder, a .parquet file, or a name."""
     data_dir: Annotated[Path | None, SETTING] = None

@@ -31,6 +31,7 @@ _NOT_OF_SPEED = re.compile(
     ".*_(DIR|HOME|ROOT|PATH|FILE|LIBRARY|VERSION|BUILD_NUMBER|IFNAME|COMM_ID|LOGS|DEBUG|VERBOSE|DISPLAY_ENV)"
 )
 _PROCESSORS = Path("/sys/devices/system/cpu")
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,16 +142,20 @@ def _usable_cores(cpu_count: int) -> int:
 
 @functools.cache
 def processor() -> tuple[str, tuple[str, ...]]:
-    """Model name and feature flags, from /proc/cpuinfo where there is one."""
-    model, flags = platform.processor() or platform.machine(), set[str]()
+    """Model name and feature flags, from /proc/cpuinfo where there is one.
+
+    Hypervisors hide the model (`AMD EPYC`), and Arm has no name for it. Its numbers follow the name there, because
+    rows of unlike processors are not to be compared as if they were of one machine.
+    """
+    told = dict[str, str]()
     with contextlib.suppress(OSError):
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            key, _, value = line.partition(":")
-            if key.strip() == "model name":
-                model = value.strip()
-            elif key.strip() in ("flags", "Features"):
-                flags |= set(value.split())
-    return model, tuple(sorted(flags))
+        lines = [line.partition(":") for line in _CPUINFO.read_text().splitlines()]
+        told = {key.strip(): value.strip() for key, _, value in reversed(lines)}  # of the first processor
+    flags = {*told.get("flags", "").split(), *told.get("Features", "").split()}
+    name = told.get("model name") or platform.processor() or platform.machine()
+    numbers = ("cpu family", "model") if "hypervisor" in flags else ("CPU implementer", "CPU part")
+    known = ", ".join(f"{which} {told[which]}" for which in numbers if which in told)
+    return f"{name} ({known})" if known else name, tuple(sorted(flags))
 
 
 def _gpus(hidden: bool) -> tuple[int, str | None, str | None, tuple[int, int] | None]:

@@ -11,6 +11,7 @@ from rich.text import Text
 
 UNLIMITED = 10_000  # columns
 MOST_DECIMALS = 5  # of a ratio
+ALIKE = 100
 
 
 def say(console: Console, text: str | Iterable[str], style: str | None = None) -> None:
@@ -99,10 +100,13 @@ def significant(value: float) -> str:
 
 
 def ratios(*values: float) -> list[str]:
-    """Write ratios, alike, with at least two decimals: as many as it takes for two significant digits of each.
+    """Write ratios with at least two decimals: as many as it takes for two significant digits of each.
 
-    And for a ratio that is not 1 not to read as 1, which would say that two things are not distinguishable.
+    And for a ratio that is not 1 not to read as 1, which would say that two things are not distinguishable. They are
+    written alike unless one is `ALIKE` times another: then each has decimals of its own.
     """
+    if max(values) > ALIKE * min(values):
+        return [text for value in values for text in ratios(value)]
     decimals = 2
     while decimals < MOST_DECIMALS and any(
         value < 9.5 * 10**-decimals or (value != 1 and float(f"{value:.{decimals}f}") == 1) for value in values

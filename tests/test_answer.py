@@ -39,7 +39,9 @@ def test_what_else_can_not_be_told_from_the_fastest_is_named():
     # `third` is the slowest by its mean, for its odd repeats; nothing tells it from the first.
     second, third = make_cell(batch_size=128), make_cell(batch_size=256)
     odd = trials((TUNED, [200.0] * 4), (second, [180.0, 181.0, 179.0, 180.0]), (third, [200.0, 60.0, 200.0, 210.0]))
+    assert "Fastest, not settled: cpu tuned batch 64, 200 images/s." in printed(odd)
     assert "4 pairs): distinguishable, but not from cpu blog batch 256." in printed(odd)
+    assert decision.verdicts(odd)[0].sentence().startswith("Fastest, not settled: cpu tuned batch 64, 200 images/s.")
     assert decision.verdicts(odd)[0].sentence().endswith("4 pairs): distinguishable, but not from cpu blog batch 256.")
     near = trials((TUNED, [200.0] * 4), (second, [190.0, 210.0, 170.0, 220.0]), (third, [200.0, 60.0, 200.0, 210.0]))
     assert "4 pairs): not distinguishable; nor from cpu blog batch 256." in printed(near)
@@ -85,7 +87,10 @@ def test_the_ratio_that_scatters_is_that_of_the_fastest_and_the_second():
     large = make_cell(batch_size=256)
     cells = (TUNED, [90.0, 90.0, 90.0, 400.0]), (large, [60.0, 180.0, 70.0, 250.0]), (BLOG, [99.0, 100.0, 101.0, None])
     text = printed(trials(*cells).assign(process=0))
-    assert "Fastest in the repeats that both have: cpu blog batch 64, 100 images/s. That is 1.11x the second" in text
+    first = (
+        "Fastest in the repeats that both have, not settled: cpu blog batch 64, 100 images/s. That is 1.11x the second"
+    )
+    assert first in text
     assert "The lead over the second scatters by 1.0 % from repeat to repeat (standard deviation)." in text
 
 
@@ -240,3 +245,35 @@ def test_why_more_repeats_would_not_do_is_told_truly(monkeypatch):
         "would take about 237 repeats; part of its width is room for slow drift, which only a longer run reduces."
         in printed(steady)
     )
+
+
+@pytest.mark.parametrize(
+    ("rates", "disturbed", "told"),
+    [
+        ([200.0, 201.0, 40.0, 199.0, 200.0, 202.0], [2], "1 of these 6 pairs"),  # without which it hardly scatters
+        ([200.0, 250.0, 90.0, 160.0, 300.0, 202.0], [0, 1, 2, 3], "4 of these 6 pairs"),  # too few are left to judge by
+        ([200.0, 250.0, 90.0, 160.0, 300.0, 202.0], [5], None),  # it scatters anyway
+    ],
+)
+def test_what_scatters_because_of_other_work_is_not_told_to_need_repeats(rates, disturbed, told):
+    table = trials((BLOG, [100.0] * 6), (TUNED, rates))
+    flags = [["few_windows", "foreign_load"] if repeat in disturbed else ["few_windows"] for repeat in table["repeat"]]
+    text = printed(table.assign(quality_flags=flags, process=table["repeat"] // 3))
+    again = f"Other work disturbed {told}: measure again on an idle machine (--retry all)."
+    assert (again in text) == (told is not None)
+    assert ("interval half as wide" in text or "would not halve" in text) == (told is None)
+    assert "rows are flagged few_windows" in text
+
+
+def test_a_single_setting_is_compared_with_nothing():
+    text = printed(trials((BLOG, [100.0, 101.0, 99.0])))
+    assert "Speedup over" not in text
+    assert "of limit:" not in text  # a column that has nothing in it needs no words
+    shown = printed(trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).assign(percent_of_limit=20.0))
+    assert "of limit: share of the machine's fastest matrix products. bound by: " in shown
+
+
+def test_one_row_is_flagged_and_two_are():
+    table = trials((BLOG, [100.0] * 3))
+    assert "1 of 3 rows is flagged steal" in printed(table.assign(quality_flags=[["steal"], None, None]))
+    assert "2 of 3 rows are flagged steal" in printed(table.assign(quality_flags=[["steal"], None, ["steal"]]))

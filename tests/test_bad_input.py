@@ -173,7 +173,8 @@ COMMANDS = [
 ]
 KINDS = [
     "missing", "misspelt", "misspelt folder", "empty folder", "class without images", "one class", "one image each",
-    "test has another class", "zero bytes", "text", "truncated", "huge", "not parquet", "truncated parquet",
+    "test has another class", "zero bytes", "text", "truncated", "several damaged", "many damaged",
+    "huge", "not parquet", "truncated parquet",
     "wrong columns", "no rows", "image type", "label type", "null image", "null label", "negative label",
     "pickled object", "split without test", "split not text",
 ]  # fmt: skip
@@ -204,6 +205,16 @@ def damaged(tmp_path, kind):
         write_folder(tmp_path / "train")
         write_folder(tmp_path / "test", classes=("cat", "fox"))
         return tmp_path, ["has the class 'fox'"]
+    if kind == "several damaged":
+        write_folder(tmp_path)
+        for name in ("cat/0.png", "dog/1.png"):
+            (tmp_path / name).write_bytes(b"hello")
+        return tmp_path, ["cat/0.png is not a readable image", "; ", "dog/1.png is not a readable image"]
+    if kind == "many damaged":
+        write_folder(tmp_path, count=20)
+        for path in (tmp_path / "cat").iterdir():
+            path.write_bytes(b"hello")
+        return tmp_path, ["is not a readable image", "repair or remove it; there may be more"]
     if kind in ("zero bytes", "text", "truncated"):
         write_folder(tmp_path)
         content = {"zero bytes": b"", "text": b"hello", "truncated": good[: len(good) // 2]}[kind]

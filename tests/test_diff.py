@@ -194,10 +194,26 @@ def test_formats_hold_the_same():
     assert "cpu blog batch 64  A CPU, 2 CPUs  0.85   " in render(found, "text", share=0.05)
     assert "Regressions by more than 5 %: cpu blog batch 64 (worse, 0.85)." in render(found, "text", share=0.05)
     assert "| cpu blog batch 64 | A CPU, 2 CPUs | 0.85 |" in render(found, "markdown")
-    assert "of up to 2.5 times the scatter of repeats, and of 8 % at most; not for more." in render(found, "text")
+    assert "of up to 2.5 times the scatter of repeats, and of 8 % at most; more would look like" in render(
+        found, "text"
+    )
     content = json.loads(render(found, "json", share=0.05))
     assert content["changes"][0]["ratio"] == pytest.approx(0.85)
     assert (content["a"], content["b"], content["regressions"]) == ("old", "new", ["cpu blog batch 64"])
+
+
+def test_both_sides_say_how_many_trials_they_have_and_how_many_other_work_disturbed():
+    a = side((BLOG, QUIET), (TUNED, QUIET))
+    a["quality_flags"] = [["cpu_starved"] if repeat == 1 else ["few_windows"] for repeat in a["repeat"]]
+    b = side((BLOG, QUIET[:4]), (TUNED, QUIET), run_id="r2", os_version="new").assign(quality_flags=None)
+    found = diff.compare(a.assign(os_version="old"), b)
+    assert [(change.ok, change.disturbed) for change in found.changes] == [((6, 4), (1, 0)), ((6, 6), (1, 0))]
+    text = render(found, "text")
+    assert ", A 6, B 4 trials" in text
+    assert ", 6 repeats" in text
+    assert "Trials that other work disturbed: cpu blog batch 64 (A 1, B 0); cpu tuned batch 64 (A 1, B 0)." in text
+    assert "Different in A vs B: os_version: old vs new." in text
+    assert "disturbed" not in render(diff.compare(b, b), "text")
 
 
 def test_what_fails_mostly_since_is_a_regression():

@@ -102,6 +102,32 @@ def test_cores_are_counted_among_the_processors_that_may_be_used(tmp_path, monke
     assert hardware._usable_cores(1) == 1  # under a quota
 
 
+CPUINFO = """processor	: {0}
+model name	: AMD EPYC 7B13
+cpu family	: 25
+model		: 1
+flags		: avx2 fma{1}
+"""
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "flags"),
+    [
+        (CPUINFO.format(0, "") + CPUINFO.format(1, " other"), "AMD EPYC 7B13", ("avx2", "fma")),
+        (CPUINFO.format(0, " hypervisor"), "AMD EPYC 7B13 (cpu family 25, model 1)", ("avx2", "fma", "hypervisor")),
+        ("Features	: bf16\nCPU implementer	: 0x41\nCPU part	: 0xd40\n", None, ("bf16",)),
+        ("", None, ()),
+    ],
+)
+def test_a_processor_is_told_by_its_numbers_where_its_name_may_be_hidden(tmp_path, monkeypatch, text, name, flags):
+    monkeypatch.setattr(hardware, "_CPUINFO", tmp_path / "cpuinfo")
+    (tmp_path / "cpuinfo").write_text(text)
+    monkeypatch.setattr(hardware.platform, "processor", lambda: "")
+    monkeypatch.setattr(hardware.platform, "machine", lambda: "aarch64")
+    arm = "aarch64 (CPU implementer 0x41, CPU part 0xd40)" if text else "aarch64"
+    assert hardware.processor.__wrapped__() == (name or arm, flags)
+
+
 @pytest.fixture
 def three(monkeypatch):
     """Three GPUs of their own kind each, the last one cut into parts."""

@@ -166,10 +166,16 @@ def test_the_accuracy_stands_beside_the_speed_where_it_was_evaluated(tmp_path):
     assert "test accuracy |" not in made(tmp_path, write(tmp_path / "b", two()), figures=False)[1]
 
 
+def test_what_is_cheapest_is_said_of_a_single_run_too(tmp_path):
+    _, _, said = made(tmp_path, write(tmp_path / "a", two()), prices=["cpu=3.60 EUR/h"], figures=False)
+    assert said.index("Fastest: ") < said.index("Cheapest: cpu tuned batch 64") < said.index("Report: ")
+
+
 def test_the_headline_over_several_runs_is_what_is_fastest(tmp_path):
     later = write(tmp_path / "b", two(run_id="r2", start=START + timedelta(days=1)), name="r2")
     prices = ["cpu=3.60 EUR/h", "NVIDIA A100=4 EUR/h"]
     page, _, _ = made(tmp_path, write(tmp_path / "a", two()), later, prices=prices, figures=False)
+    assert "2 runs, kept apart" in page.text
     assert page.text.index("Fastest: ") < page.text.index("Over all runs and machines") < page.text.index("Cheapest: ")
     assert page.text.index("Over all runs and machines") < page.text.index("No trial takes the price")
 

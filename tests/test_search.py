@@ -69,6 +69,8 @@ def rows(*probes, **changes):
                 "status": status,
                 "images_per_second": rate,
                 "step_seconds": 0.01,
+                "attempt": 1,
+                "quality_flags": None,
                 "error_message": "no memory",
             }
         )
@@ -193,3 +195,35 @@ def test_an_axis_that_may_be_none_has_its_series_found_again(monkeypatch, values
 def test_small_data_is_probed_from_what_it_has():
     assert search.first(Settings(batch_size="auto"), most=10).batch_size == (10,)
     assert search.first(Settings(batch_size="auto"), most=10_000).batch_size == (search.FIRST_SIZE,)
+
+
+def test_a_slow_probe_that_other_work_disturbed_is_repeated_once_before_it_ends_the_search(monkeypatch):
+    ran, idle = {16: 1}, []  # size -> attempts
+
+    def so_far(sweep):
+        probed = rows(*((size, "ok", 10.0) for size in ran)).assign(attempt=list(ran.values()))
+        slow = probed["attempt"].eq(1) & probed["batch_size"].ge(64) & bool(not idle)
+        return probed.assign(
+            step_seconds=slow.map({True: 8.0, False: 0.01}),
+            quality_flags=slow.map({True: ["few_windows", "cpu_starved"], False: None}),
+        )
+
+    def execute(trials):
+        for trial in trials:
+            ran[trial.cell.batch_size] = ran.get(trial.cell.batch_size, 0) + 1
+            idle.extend([True] * (ran[trial.cell.batch_size] > 1))
+
+    monkeypatch.setattr(search, "rows_so_far", so_far)
+    search.probe(fake_sweep(execute), [make_cell(batch_size=16)], most=1000)
+    assert ran == {16: 1, 32: 1, 64: 1, 128: 2, 256: 1, 512: 1, 1000: 1}
+    ran, idle = {16: 2}, []
+    monkeypatch.setattr(search, "_next", lambda *_: [])
+    search.probe(fake_sweep(execute), [make_cell(batch_size=16)], most=1000)
+    assert ran == {16: 2}
+
+
+def test_the_summary_says_how_many_probes_were_disturbed():
+    probed = rows((16, "ok", 100.0), (32, "ok", 150.0))
+    probed["quality_flags"] = [["foreign_load"], ["few_windows"]]
+    (told,) = search.result(probed, most=1000).summary
+    assert told.endswith("is 32 with 150 images/s; other work disturbed 1 of them, so a larger one may do")

@@ -26,6 +26,14 @@ def test_the_knee_is_the_smallest_size_near_the_highest_rate(tmp_path):
     assert len(section.data) == 7
 
 
+def test_sizes_that_are_not_distinguishable_have_no_knee(tmp_path):
+    sizes = [({"batch_size": size}, rates) for size, rates in ((8, [50.0, 130.0, 80.0]), (16, [90.0, 60.0, 140.0]))]
+    part, measured = part_of(tmp_path, trials(*sizes))
+    section = speed.batch_sizes(part, measured)
+    assert section.findings[0] == "No size is distinguishable from another: cpu blog."
+    assert speed.knee(measured.assign(series=speed.series(measured))).empty
+
+
 def test_seconds_are_summed_by_kind(tmp_path):
     rows = two()
     part, measured = part_of(tmp_path, rows, epochs(rows[:4], [0.5, 0.6]))

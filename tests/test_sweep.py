@@ -191,3 +191,9 @@ def test_rows_join_on_the_trial():
     assert rows["windows"] == [{"run_id": "r", "trial_id": planned.trial_id, **vars(record.windows[0])}]
     assert rows["epochs"] == [{"run_id": "r", "trial_id": planned.trial_id, **vars(record.epochs[0])}]
     assert rows["losses"] == []
+
+
+def test_a_trial_that_is_measured_twice_in_a_command_tells_so():
+    sweep = swept(FakeLane)
+    sweep.execute([Trial(cell=CELLS[0], repeat=0, process=0)])
+    assert [row["attempt"] for row in sweep.rows if row["trial_id"] == sweep.rows[-1]["trial_id"]] == [1, 2]

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from rresnet.analysis import alike, comparison, frames, load, pairing, ranking, rates
@@ -63,7 +64,7 @@ class Answer:
     def sentence(self) -> str:
         """State the fastest setting, its lead, and whether it is distinguishable from the second and from the others.
 
-        Only a setting that is distinguishable from the second is called the fastest outright.
+        Only a setting that is distinguishable from the second, and from all others, is called the fastest outright.
         """
         measured = self._measured
         if not measured:
@@ -74,7 +75,9 @@ class Answer:
         first, second = self._first_two
         lead = self._ratio(first, second)
         by = "Fastest" if first is measured[0] else "Fastest in the repeats that both have"
-        told = f"{by}{settled(lead)}: {first['setting']}, {number(first['images_per_second'])} images/s"
+        rest = [(cell, self._ratio(first, cell)) for cell in measured if cell is not first and cell is not second]
+        others = [cell["setting"] for cell, ratio in rest if ratio and ratio.distinguishable is False]
+        told = f"{by}{settled(lead, others)}: {first['setting']}, {number(first['images_per_second'])} images/s"
         if lead is None:
             never = f"it was never measured side by side with the second, {second['setting']}"
             return f"{told}; {never}. --fresh measures everything again."
@@ -84,8 +87,6 @@ class Answer:
             few = "With fewer than 3 pairs there is no interval, so it is not known whether they differ"
             return f"{told}. That is {than}. {few}."
         interval = f"95 % interval {' - '.join(bounds)}, {lead.count} pairs"
-        rest = [(cell, self._ratio(first, cell)) for cell in measured if cell is not first and cell is not second]
-        others = [cell["setting"] for cell, ratio in rest if ratio and ratio.distinguishable is False]
         return f"{told}. That is {than} ({interval}): {apart_text(lead, others)}."
 
     def edge(self, what_to_do: str = "") -> list[str]:
@@ -125,6 +126,10 @@ class Answer:
         scattered = (
             f"The lead over the second scatters by {' and by '.join(shares)} (standard deviation). " if shares else ""
         )
+        quiet = pairs[~load.disturbed(pairs)]
+        if len(quiet) < len(pairs) and (len(quiet) < MINIMUM_REPEATS or 2 * _spread(quiet) < _spread(pairs)):
+            which = f"{len(pairs) - len(quiet)} of these {len(pairs)} pairs"
+            return [f"{scattered}Other work disturbed {which}: measure again on an idle machine (--retry all)."]
         needed = repeats_needed(lead, half / 2)
         if needed:
             why = "part of its width is room for slow drift, which only a longer run reduces"
@@ -172,9 +177,12 @@ class Answer:
         return lines
 
 
-def settled(lead: Interval | None) -> str:
-    """What to add to a superlative, which claims more than the trials show unless the lead is distinguishable."""
-    return "" if lead and lead.distinguishable else ", not settled"
+def settled(lead: Interval | None, others: Sequence[str]) -> str:
+    """What to add to a superlative, which claims more than the trials show unless it is distinguishable from all.
+
+    `others` are the settings besides the second from which it is not.
+    """
+    return "" if lead and lead.distinguishable and not others else ", not settled"
 
 
 def apart_text(lead: Interval, others: Sequence[str] = ()) -> str:
@@ -187,6 +195,11 @@ def apart_text(lead: Interval, others: Sequence[str] = ()) -> str:
     more = f" and {len(others) - MOST_NAMED} more" if len(others) > MOST_NAMED else ""
     rest = f"{', but not' if apart else '; nor'} from {', '.join(others[:MOST_NAMED])}{more}" if others else ""
     return f"{'' if apart else 'not '}distinguishable{why}{rest}"
+
+
+def _spread(pairs: pd.DataFrame) -> float:
+    """Standard deviation of the log ratios."""
+    return float(np.log(pairs["ratio"]).std())
 
 
 def columns(name: str, ratio: Interval | None) -> dict[Any, float | None]:

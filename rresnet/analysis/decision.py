@@ -42,7 +42,7 @@ class Verdict:
         best, amount = f"{self.question.capitalize()}{f' for {self.task}' if self.task else ''}", self.amount
         if self.second is None or self.ratio is None:
             return f"{best}: {self.setting}, {amount}, the only setting for which this is known."
-        told = f"{best}{answer.settled(self.ratio)}: {self.setting}, {amount}"
+        told = f"{best}{answer.settled(self.ratio, self.not_apart)}: {self.setting}, {amount}"
         estimate, *bounds = ratios(self.ratio.estimate, *self.ratio.bounds)
         told += f". {_MEASURES[self.question].than.format(estimate, self.second)}"
         apart, of = ("", "pairs") if self.side_by_side else ("not measured side by side", "repeats")

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from rresnet.analysis import alike, comparison, frames, unpaired
+from rresnet.analysis import alike, comparison, frames, load, unpaired
 from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS, UsageError
@@ -29,6 +29,8 @@ class Change:
     ratio: float | None  # images a second in B over those in A; None where either failed
     low: float | None
     high: float | None
+    ok: tuple[int, int]  # trials of A and of B that ended ok
+    disturbed: tuple[int, int]  # those of them that other work disturbed
     repeats: int  # of the side that has fewer
     processes: int  # likewise
     floor: float | None  # the noise floor of A or B, whichever is larger
@@ -177,15 +179,18 @@ def _change(
     if verdict is None:
         ratio = replace(_ratio(a, b), floor=floor)
         verdict = _of_ratio(ratio)
+    ok_a, ok_b = (side[side["status"] == "ok"] for side in (a, b))
     return Change(
         setting=_setting(b, cells),
         machine=_machine(b),
+        ok=(len(ok_a), len(ok_b)),
+        disturbed=(int(load.disturbed(ok_a).sum()), int(load.disturbed(ok_b).sum())),
         verdict=verdict,
         ratio=ratio.estimate if ratio else None,
         low=ratio.low if ratio else None,
         high=ratio.high if ratio else None,
         repeats=ratio.count if ratio else 0,
-        processes=min(side[side["status"] == "ok"].groupby(PROCESS, dropna=False).ngroups for side in (a, b)),
+        processes=min(side.groupby(PROCESS, dropna=False).ngroups for side in (ok_a, ok_b)),
         floor=floor,
     )
 

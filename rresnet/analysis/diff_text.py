@@ -43,7 +43,9 @@ def _text(diff: Diff, share: float | None) -> str:
 def _cells(change: Change) -> list[str]:
     known = [value for value in (change.ratio, change.low, change.high) if value is not None]
     ratio, *bounds = ratios(*known) or [""]
-    interval = f"{' - '.join(bounds)}, {change.repeats} repeats" if bounds else ""
+    of_a, of_b = change.ok
+    repeats = f"{change.repeats} repeats" if of_a == of_b else f"A {of_a}, B {of_b} trials"
+    interval = f"{' - '.join(bounds)}, {repeats}" if bounds else ""
     return [change.setting, change.machine, ratio, interval, change.verdict]
 
 
@@ -57,12 +59,15 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
         lines.append(
             f"Noise floor: identical settings came out up to {most} apart; a smaller difference is not distinguishable."
         )
-    lines += [f"Different {what}." for what in diff.differs]
+    lines += [f"Different in A vs B: {what}." for what in diff.differs]
     for which, settings in (("A", diff.only_a), ("B", diff.only_b)):
         lines += [f"Only in {which}, so not compared: {'; '.join(settings)}."] if settings else []
+    disturbed = [f"{c.setting} (A {c.disturbed[0]}, B {c.disturbed[1]})" for c in diff.changes if any(c.disturbed)]
+    lines += [f"Trials that other work disturbed: {'; '.join(disturbed)}."] if disturbed else []
     lines.append(
-        "The runs were not measured side by side. The intervals have room for a drift between them of up to "
-        f"{DRIFT_PER_SCATTER:g} times the scatter of repeats, and of {percent(RATE_DRIFT_LIMIT)} at most; not for more."
+        "The runs were not measured side by side. The intervals have room for a drift of the machine between them "
+        f"of up to {DRIFT_PER_SCATTER:g} times the scatter of repeats, and of {percent(RATE_DRIFT_LIMIT)} at most; "
+        "more would look like a difference of what was measured. To be sure, repeat both runs in turn."
     )
     single = [c.setting for c in diff.changes if c.low is not None and c.processes == 1]
     if single:

@@ -4,6 +4,7 @@ from collections.abc import Collection, Iterable
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from rresnet.analysis import alike
 from rresnet.analysis.pairing import intervals
@@ -23,18 +24,18 @@ def quiet_and_loaded(pairs: pd.DataFrame, *, slow: Collection[Repeat]) -> tuple[
     machine has is not the question here. Returns None if the two do not differ, or with fewer than 3 repeats in either
     state.
     """
-    columns = [pairs[column] for column in (*alike.PAIRED, "quality_flags", "quality_flags_reference")]
-    loaded = np.array(
-        [
-            tuple(repeat) in slow or bool(LOAD_FLAGS & {*_flags(flags), *_flags(others)})
-            for *repeat, flags, others in zip(*columns, strict=True)
-        ],
-        dtype=bool,
-    )
+    repeats = zip(*(pairs[column] for column in alike.PAIRED), strict=True)
+    loaded = disturbed(pairs) | np.array([repeat in slow for repeat in repeats], dtype=bool)
     if loaded.all() or not loaded.any():
         return None
     strict, told = (intervals(pairs["ratio"], pairs, loaded, level, drift_limit=0.0) for level in (LEVEL, 0.95))
     return (told[False], told[True]) if independent_ratio(strict[False], strict[True]).distinguishable else None
+
+
+def disturbed(rows: pd.DataFrame) -> NDArray[np.bool_]:
+    """Which of the trials, or of `paired` ones, other work disturbed, as their `LOAD_FLAGS` say: [rows]."""
+    flags = [rows["quality_flags"], *(rows[other] for other in ["quality_flags_reference"] if other in rows)]
+    return np.array([any(LOAD_FLAGS & {*_flags(one)} for one in row) for row in zip(*flags, strict=True)], dtype=bool)
 
 
 def _flags(value: Iterable[str] | float | None) -> Iterable[str]:

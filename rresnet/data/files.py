@@ -29,6 +29,7 @@ MAXIMUM_PIXELS = 50_000_000  # 150 MB decoded; Pillow's own limit warns at 89 mi
 LARGE_PIXELS = 4_000_000  # larger images are decoded one at a time: a folder of them needs no more memory than one
 _LARGE = threading.Lock()
 Stop = Callable[[], bool]
+MOST_TOLD = 10  # of the images that can't be read
 ROWS_AT_ONCE = 256  # of a Parquet file: a few bytes of it can stand for any number of large values
 _GREY_MODES = frozenset({"1", "L", "I", "I;16", "I;16B", "I;16L", "F", "LA"})
 
@@ -218,13 +219,26 @@ def _decode(
     Pillow decodes outside Python's lock.
     """
 
-    def decode(source: tuple[str, Path | IO[bytes]]) -> tuple[Image.Image, int]:
+    def decode(source: tuple[str, Path | IO[bytes]]) -> tuple[Image.Image, int] | DataError:
         if stop():
             raise KeyboardInterrupt
-        return _decode_one(*source, size)
+        try:
+            return _decode_one(*source, size)
+        except DataError as error:
+            return error
 
+    good, bad = list[tuple[Image.Image, int]](), list[DataError]()
     with ThreadPoolExecutor() as pool:
-        decoded, short_sides = zip(*pool.map(decode, sources), strict=True)
+        for found in pool.map(decode, sources):
+            if isinstance(found, DataError):
+                bad.append(found)
+            else:
+                good.append(found)
+            if len(bad) == MOST_TOLD:
+                break
+    if bad:
+        raise DataError("; ".join(map(str, bad)) + ("; there may be more" if len(bad) == MOST_TOLD else ""))
+    decoded, short_sides = zip(*good, strict=True)
     if all(image.mode == "L" for image in decoded):
         pixels = np.stack([np.asarray(image)[None] for image in decoded])
     else:

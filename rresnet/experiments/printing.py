@@ -11,6 +11,10 @@ from rresnet.terminal import print_table, say
 AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
 NOT_APART = "~ "  # marks a speedup that is not distinguishable from 1
 
+COLUMNS = (
+    "of limit: share of the machine's fastest matrix products. bound by: what limits the speed; empty where too little "
+    "was measured to tell."
+)
 NO_GPU = (
     "No GPU was measured. To add GPU rows, run the same command on a machine that has one, "
     "or with --address HOST:6379 to join a Ray cluster that has one."
@@ -34,7 +38,7 @@ def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> N
     say(console, found.states())
     for flag, count, what in answer.flagged(trials):
         told = f": {what}" if advice and what else ""
-        say(console, f"{count} of {len(trials)} rows are flagged {flag}{told}.")
+        say(console, f"{count} of {len(trials)} rows {'is' if count == 1 else 'are'} flagged {flag}{told}.")
     if "gpu" not in {cell["device"] for cell in found.cells}:
         say(console, NO_GPU, "dim")
 
@@ -54,10 +58,13 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     if not any(columns["test accuracy"]):
         del columns["test accuracy"]
         optional.remove("test accuracy")
-    against = "".join(f"Speedup over {c['setting']}, paired by repeat. " for c in cells if c["is_reference"])
+    others = [cell for cell in cells if not cell["is_reference"]]
+    reference = [cell["setting"] for cell in cells if cell["is_reference"] and others]
+    against = "".join(f"Speedup over {setting}, paired by repeat. " for setting in reference)
     marked = any(cell["distinguishable"] is False for cell in cells)
     mark = f"\n{NOT_APART.strip()}: not distinguishable from the reference." if marked else ""
     each = "\nBatch sizes are those of each worker." if any(cell["num_workers"] > 1 for cell in cells) else ""
+    terms = f"\n{COLUMNS}" if any(columns["of limit"]) else ""
     bounds = [cell[low] for cell in cells for low in ("low", "speedup_low")]
     intervals = (
         "In brackets: 95 % intervals over repeats, with room for slow drift." if any(map(pd.notna, bounds)) else ""
@@ -65,7 +72,7 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     print_table(
         console,
         columns,
-        caption=f"{against}{intervals}{mark}{each}".strip(),
+        caption=f"{against}{intervals}{mark}{each}{terms}".strip(),
         left=("setting", "bound by", "trials"),
         broken="setting",
         left_out=optional,

@@ -112,7 +112,7 @@ def _sweep(
         writer=writer,
         progress=progress,
         stop_asked=setup.stop_asked,
-        earlier=attempts,
+        attempts=dict(attempts),
         trainable=trainable or run_trial,
     )
 

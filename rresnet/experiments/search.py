@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import answer
+from rresnet.analysis import answer, load
 from rresnet.cell import CELL_COLUMNS, Cell, Trial, UsageError, stable_hash
 from rresnet.config import AUTO, Settings
 from rresnet.experiments.growth import rows_so_far
@@ -104,7 +104,8 @@ def probe(sweep: Sweep, cells: Sequence[Cell], again: Collection[str] = (), *, m
     """Probe size after size of every series, each in its turn, until all are known.
 
     `cells` has one cell of each series, with its first size; `most` is the largest size there are images for. `again`
-    are ids of trials that have a row and are to be run once more; those of a first size already have been.
+    are ids of trials that have a row and are to be run once more; those of a first size already have been. A probe too
+    slow for a larger size to be tried is repeated once if other work disturbed it.
     """
     probes = _probes(rows_so_far(sweep))
     known = [
@@ -116,7 +117,8 @@ def probe(sweep: Sweep, cells: Sequence[Cell], again: Collection[str] = (), *, m
         named = f"Probing batch size{'s' if len(sizes) > 1 else ''} {', '.join(map(str, sizes))}"
         sweep.progress.more(len(wanted), named)
         sweep.execute(sorted(wanted, key=lambda trial: trial.cell.batch_size))
-        wanted = _next(_probes(rows_so_far(sweep)), cells, most)
+        rows = rows_so_far(sweep)
+        wanted = _next(_probes(rows), cells, most) or _doubtful(rows, cells, most)
 
 
 def _next(probes: _Probes, cells: Sequence[Cell], most: int) -> list[Trial]:
@@ -125,6 +127,18 @@ def _next(probes: _Probes, cells: Sequence[Cell], most: int) -> list[Trial]:
         for cell in cells
         for size in next_sizes(probes.get(_series(vars(cell)), {}), most // cell.num_workers)
     ]
+
+
+def _doubtful(rows: pd.DataFrame, cells: Sequence[Cell], most: int) -> list[Trial]:
+    """The largest probe of each series, if it ran, was disturbed, has not been repeated and need not be the last."""
+    probes, disturbed = _probes(rows), _probes(rows[load.disturbed(rows) & (rows["attempt"] == 1)])
+    found = []
+    for cell in cells:
+        series = _series(vars(cell))
+        largest = max(probes.get(series, {}), default=0)
+        if disturbed.get(series, {}).get(largest) is not None and largest < most // cell.num_workers:
+            found.append(_trial(cell, largest))
+    return found
 
 
 def _trial(cell: Cell, size: int) -> Trial:
@@ -151,9 +165,11 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
             why = "the data set has no more images"
         else:
             why = f"a step of twice as many images would take over {STEP_SECONDS:g} s, and was not tried"
+        disturbed = int(load.disturbed(ok).sum())
+        doubt = f"; other work disturbed {disturbed} of them, so a larger one may do" if disturbed else ""
         summary.append(
             f"{name}: the largest batch that ran is {top['batch_size']} ({why}); the fastest of {len(ok)}, each "
-            f"measured once, is {best['batch_size']} with {number(best['images_per_second'])} images/s"
+            f"measured once, is {best['batch_size']} with {number(best['images_per_second'])} images/s{doubt}"
         )
         largest[str(series)] = int(top["batch_size"])
         sizes |= {int(best["batch_size"]), int(top["batch_size"])}

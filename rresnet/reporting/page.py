@@ -20,6 +20,7 @@ from rresnet.reporting import rows
 from rresnet.reporting.parts import Part
 from rresnet.reporting.section import MOST_LINES, Section
 from rresnet.tables.measurement import Environment
+from rresnet.terminal import counted
 
 TEMPLATES = Path(__file__).parent / "templates"
 HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials", "test accuracy")
@@ -60,11 +61,17 @@ class Chapter:
 
 
 def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:
-    """What a report says first: with several chapters the decisions, then the newest one's answer and doubts."""
+    """What a report says first: the decisions over all chapters, and the newest one's answer and doubts."""
     newest, *more = [*chapters[0].answers, *chapters[0].edge, *chapters[0].part.doubts]
     if len(chapters) == 1:
-        return [newest, *more]
-    return [*decisions, f"The newest of {len(chapters)} runs and machines, {chapters[0].title}: {newest}", *more]
+        return [newest, *decisions, *more]
+    return [*decisions, f"The newest of {covered(chapters)}, {chapters[0].title}: {newest}", *more]
+
+
+def covered(chapters: Sequence[Chapter]) -> str:
+    """How many runs there are; and machines, where one run has several chapters or they are of several machines."""
+    machines = len({chapter.part.machine for chapter in chapters})
+    return counted(len(chapters), "run") if machines == 1 else f"{len(chapters)} runs and machines"
 
 
 def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetime) -> str:
@@ -73,6 +80,7 @@ def html(chapters: Sequence[Chapter], *, decisions: Sequence[str], made: datetim
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     return _template("report.html").render(
         chapters=chapters,
+        covered=covered(chapters),
         decisions=decisions,
         fastest=[line for line in decisions if line.startswith("Fastest")] if len(chapters) > 1 else [],
         made=made,

@@ -78,8 +78,10 @@ def series(cells: pd.DataFrame) -> "pd.Series[str]":
 def knee(rates: pd.DataFrame) -> pd.DataFrame:
     """For each series the row of the smallest batch size that reaches `KNEE` of its highest rate.
 
-    A series that reaches it only at its largest batch size has no knee yet: its rate still rises.
+    A series that reaches it only at its largest batch size has no knee yet: its rate still rises. One whose slowest and
+    fastest size have intervals that overlap has none that can be told.
     """
+    rates = rates[rates["series"].isin(_apart(rates))]
     highest = rates.groupby("series")["images_per_second"].transform("max")
     largest = rates.groupby("series")["batch_size"].transform("max")
     near = rates[rates["images_per_second"] >= KNEE * highest].sort_values("batch_size")
@@ -87,12 +89,20 @@ def knee(rates: pd.DataFrame) -> pd.DataFrame:
     return first[first["batch_size"] < largest[first.index]]
 
 
+def _apart(rates: pd.DataFrame) -> list[str]:
+    """The series of which some sizes are surely faster than others."""
+    of_series = rates.groupby("series", sort=False)
+    return [str(name) for name, sizes in of_series if sizes["low"].max() > sizes["high"].min()]
+
+
 def _knees(rates: pd.DataFrame, knees: pd.DataFrame) -> list[str]:
-    sizes = dict(zip(knees["series"], knees["batch_size"], strict=True))
-    rising = [name for name in rates["series"].unique() if name not in sizes]
+    sizes, apart = dict(zip(knees["series"], knees["batch_size"], strict=True)), _apart(rates)
+    rising = [name for name in apart if name not in sizes]
+    alike = [name for name in rates["series"].unique() if name not in apart]
     return [
         *(["Knees: " + ", ".join(f"{name} at batch {size}" for name, size in sizes.items()) + "."] if sizes else []),
         *([f"Still rising at the largest size measured: {', '.join(rising)}."] if rising else []),
+        *([f"No size is distinguishable from another: {', '.join(alike)}."] if alike else []),
     ]
 
 

@@ -1,7 +1,7 @@
 """The driver's side of a run: lets the machines measure the planned trials, and turns whatever comes back into rows."""
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
@@ -64,7 +64,7 @@ class Sweep:
     progress: Progress
     trainable: Callable[..., None] = run_trial
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
-    earlier: Mapping[str, int] = field(default_factory=dict)  # trial id -> attempts made before
+    attempts: dict[str, int] = field(default_factory=dict)  # trial id -> how many have been made, before and here
     lane: type[Lane] = Lane
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     _stopped: bool = False
@@ -115,8 +115,9 @@ class Sweep:
 
     def record(self, trial: Trial, record: Record, *, attempt: int = 1) -> None:
         """Write what became of a trial, and show it as finished."""
-        attempt += self.earlier.get(trial.trial_id, 0)
+        attempt += self.attempts.get(trial.trial_id, 0)
         rows = rows_of(self.writer.run, trial, record, attempt=attempt, command_started_at=self.started_at)
         with self._lock:
+            self.attempts[trial.trial_id] = attempt
             self.writer.write(trial.trial_id, rows)
             self.progress.finished(trial, record.measurement)

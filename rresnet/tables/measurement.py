@@ -106,7 +106,7 @@ class Environment:
     """Where and with what a trial ran."""
 
     hostname: str | None = column("machine")
-    cpu_model: str | None = column("processor")
+    cpu_model: str | None = column("processor; with the numbers of its model where a hypervisor may hide the name")
     cpu_count: int | None = column("logical processors the trial could use")
     cpu_affinity: str | None = column("numbers of the processors that the trial process might run on, such as 0-3,8")
     gpu_name: str | None = column("GPU of a gpu trial")
