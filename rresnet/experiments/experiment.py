@@ -123,7 +123,8 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
         return []
     if settings.dataset != data.EMBEDDED:
         return [
-            f"Not checked: whether {settings.dataset} has enough images for each batch. A dry run does not load them."
+            f"Not checked: whether {settings.dataset} can be read, and has enough images for each batch. A dry run "
+            "does not load them."
         ]
     images = data.load(data.EMBEDDED, image_size=EMBEDDED_SIZE)
     data.check_memory(data.EMBEDDED, len(images.train.labels) + len(images.test.labels), 1, settings.image_size)
