@@ -44,7 +44,10 @@ def test_a_model_learns_the_same_bit_for_bit(name):
     torch.manual_seed(1)
     found = learnt(other, AllLayers(other, torch.bfloat16), images)
     assert found.keys() == expected.keys()
-    assert all(torch.equal(value, expected[of]) for of, value in found.items())
+    far = {
+        of: (value - expected[of]).abs().max() for of, value in found.items() if not torch.equal(value, expected[of])
+    }
+    assert not far
 
 
 def test_without_autocast_the_batches_alone_are_counted():
