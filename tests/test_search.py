@@ -214,8 +214,13 @@ def test_a_slow_probe_that_other_work_disturbed_is_repeated_once_before_it_ends_
             idle.extend([True] * (ran[trial.cell.batch_size] > 1))
 
     monkeypatch.setattr(search, "rows_so_far", so_far)
-    search.probe(fake_sweep(execute), [make_cell(batch_size=16)], most=1000)
+    sweep, told = fake_sweep(execute), []
+    sweep.progress.more = lambda count, why: told.append(why)
+    search.probe(sweep, [make_cell(batch_size=16)], most=1000)
     assert ran == {16: 1, 32: 1, 64: 1, 128: 2, 256: 1, 512: 1, 1000: 1}
+    assert told[0] == "Probing batch sizes 32, 64, 128"
+    assert told[1] == "Probing batch size 128 again, since other work disturbed it"
+    assert all("again" not in one for one in told[2:])
     ran, idle = {16: 2}, []
     monkeypatch.setattr(search, "_next", lambda *_: [])
     search.probe(fake_sweep(execute), [make_cell(batch_size=16)], most=1000)

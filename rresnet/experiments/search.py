@@ -112,13 +112,16 @@ def probe(sweep: Sweep, cells: Sequence[Cell], again: Collection[str] = (), *, m
         _trial(cell, size) for cell in cells for size in probes.get(_series(vars(cell)), {}) if size != cell.batch_size
     ]
     wanted = [trial for trial in known if trial.trial_id in again] or _next(probes, cells, most)
+    why = ""
     while wanted:
         sizes = sorted({trial.cell.batch_size for trial in wanted})
-        named = f"Probing batch size{'s' if len(sizes) > 1 else ''} {', '.join(map(str, sizes))}"
+        named = f"Probing batch size{'s' if len(sizes) > 1 else ''} {', '.join(map(str, sizes))}{why}"
         sweep.progress.more(len(wanted), named)
         sweep.execute(sorted(wanted, key=lambda trial: trial.cell.batch_size))
         rows = rows_so_far(sweep)
-        wanted = _next(_probes(rows), cells, most) or _doubtful(rows, cells, most)
+        wanted = _next(_probes(rows), cells, most)
+        why = "" if wanted else " again, since other work disturbed it"
+        wanted = wanted or _doubtful(rows, cells, most)
 
 
 def _next(probes: _Probes, cells: Sequence[Cell], most: int) -> list[Trial]:
@@ -168,8 +171,8 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
         disturbed = int(load.disturbed(ok).sum())
         doubt = f"; other work disturbed {disturbed} of them, so a larger one may do" if disturbed else ""
         summary.append(
-            f"{name}: the largest batch that ran is {top['batch_size']} ({why}); the fastest of {len(ok)}, each "
-            f"measured once, is {best['batch_size']} with {number(best['images_per_second'])} images/s{doubt}"
+            f"{name}: the largest batch that ran is {top['batch_size']} ({why}); the fastest of {len(ok)}, by "
+            f"one trial each, is {best['batch_size']} with {number(best['images_per_second'])} images/s{doubt}"
         )
         largest[str(series)] = int(top["batch_size"])
         sizes |= {int(best["batch_size"]), int(top["batch_size"])}
