@@ -17,7 +17,6 @@ from rresnet.analysis.statistics import (
     variance_components,
 )
 from rresnet.cell import AXES, CELL_COLUMNS
-from rresnet.quality.flags import ADVICE
 from rresnet.quality.states import slow_repeats
 from rresnet.terminal import counted, duration, number, percent, ratios
 
@@ -285,18 +284,3 @@ def ratio_text(estimate: float | None, low: float | None, high: float | None, no
     if low is None or high is None or pd.isna(low):
         return ratios(estimate)[0]
     return "{} ({} - {})".format(*ratios(estimate, low, high))
-
-
-def flagged(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
-    """Each quality flag of the rows, how many carry it, and what to do about it."""
-    counts = trials["quality_flags"].explode().dropna().value_counts()
-    return [(str(flag), int(count), ADVICE.get(str(flag), "")) for flag, count in counts.items()]
-
-
-def doubts(trials: pd.DataFrame) -> list[str]:
-    """Say in a sentence if most rows are doubtful."""
-    doubtful = int(trials["quality_flags"].map(lambda of_row: of_row is not None and len(of_row) > 0).sum())
-    if doubtful <= len(trials) / 2:
-        return []
-    names = ", ".join(flag for flag, _, _ in flagged(trials))
-    return [f"{doubtful} of {len(trials)} rows are doubtful: {names}."]

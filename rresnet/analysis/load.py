@@ -1,4 +1,4 @@
-"""Does the answer depend on how loaded the machine was? Judged by slow canaries and load flags."""
+"""What makes rows doubtful: their flags, and whether the answer depends on how loaded the machine was."""
 
 from collections.abc import Collection, Iterable
 
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from rresnet.analysis import alike
 from rresnet.analysis.pairing import intervals
 from rresnet.analysis.statistics import Interval, independent_ratio
-from rresnet.quality.flags import LOAD_FLAGS
+from rresnet.quality.flags import ADVICE, LOAD_FLAGS
 from rresnet.quality.states import Repeat
 
 LEVEL = 0.97  # at which the two states must differ
@@ -40,3 +40,18 @@ def disturbed(rows: pd.DataFrame) -> NDArray[np.bool_]:
 
 def _flags(value: Iterable[str] | float | None) -> Iterable[str]:
     return value if isinstance(value, Iterable) else ()  # null, as None or NaN: none are known
+
+
+def flagged(trials: pd.DataFrame) -> list[tuple[str, int, str]]:
+    """Each quality flag of the rows, how many carry it, and what to do about it."""
+    counts = trials["quality_flags"].explode().dropna().value_counts()
+    return [(str(flag), int(count), ADVICE.get(str(flag), "")) for flag, count in counts.items()]
+
+
+def doubts(trials: pd.DataFrame) -> list[str]:
+    """Say in a sentence if most rows are doubtful."""
+    doubtful = int(trials["quality_flags"].map(lambda of_row: of_row is not None and len(of_row) > 0).sum())
+    if doubtful <= len(trials) / 2:
+        return []
+    names = ", ".join(flag for flag, _, _ in flagged(trials))
+    return [f"{doubtful} of {len(trials)} rows are doubtful: {names}."]

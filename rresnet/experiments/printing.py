@@ -5,7 +5,7 @@ from typing import Any
 import pandas as pd
 from rich.console import Console
 
-from rresnet.analysis import answer
+from rresnet.analysis import answer, load
 from rresnet.terminal import print_table, say
 
 AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
@@ -36,7 +36,7 @@ def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> N
     """Print what makes one run's findings doubtful, and what they lack; with `advice`, also what to do about it."""
     found = answer.Answer(trials)
     say(console, found.states())
-    for flag, count, what in answer.flagged(trials):
+    for flag, count, what in load.flagged(trials):
         told = f": {what}" if advice and what else ""
         say(console, f"{count} of {len(trials)} rows {'is' if count == 1 else 'are'} flagged {flag}{told}.")
     if "gpu" not in {cell["device"] for cell in found.cells}:

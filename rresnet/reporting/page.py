@@ -14,7 +14,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from rresnet import __version__
-from rresnet.analysis import answer
+from rresnet.analysis import answer, load
 from rresnet.figures import drawing
 from rresnet.reporting import rows
 from rresnet.reporting.parts import Part
@@ -69,7 +69,7 @@ def lead(chapters: Sequence[Chapter], decisions: Sequence[str]) -> list[str]:
 
 
 def covered(chapters: Sequence[Chapter]) -> str:
-    """How many runs there are; and machines, where one run has several chapters or they are of several machines."""
+    """How many runs there are, of one machine; of several, how many runs and machines."""
     machines = len({chapter.part.machine for chapter in chapters})
     return counted(len(chapters), "run") if machines == 1 else f"{len(chapters)} runs and machines"
 
@@ -160,7 +160,7 @@ def _template(name: str) -> jinja2.Template:
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    found.globals.update(flagged=answer.flagged, failures=failures, environment=environment, svg=svg, csv=csv)
+    found.globals.update(flagged=load.flagged, failures=failures, environment=environment, svg=svg, csv=csv)
     found.globals.update(version=__version__, headings=HEADINGS, most=MOST_LINES)
     found.filters.update(row=setting_row, md=_markdown_text)
     return found.get_template(name)

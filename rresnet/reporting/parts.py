@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from rresnet.analysis import answer, frames
+from rresnet.analysis import frames, load
 from rresnet.analysis.frames import Tables
 from rresnet.config import OF_SIZES
 from rresnet.tables.measurement import DETAILS, TRIAL_KEY
@@ -58,7 +58,7 @@ class Part:
     @property
     def doubts(self) -> list[str]:
         """Why not to trust it: that it is not finished, or that most rows are doubtful."""
-        return [*([self.unfinished] if self.unfinished else []), *answer.doubts(self.trials)]
+        return [*([self.unfinished] if self.unfinished else []), *load.doubts(self.trials)]
 
     @property
     def trained(self) -> str:
