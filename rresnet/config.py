@@ -147,8 +147,9 @@ class Settings:
     """With --address: wait this long for machines that an autoscaler starts, and up to a minute for Ray to answer."""
     fresh: Annotated[bool, RUN] = False
     """Start a new run instead of continuing an unfinished one of the same name and settings."""
-    retry: Annotated[Literal["failed", "all"] | None, RUN] = None
-    """Run trials of the newest run again, even if it is complete: those that failed, or all of them."""
+    retry: Annotated[Literal["failed", "disturbed", "all"] | None, RUN] = None
+    """Run trials of the newest run again, even if it is complete: those that failed, also each whole repeat that other
+    work disturbed, or all of them."""
     mix_environments: Annotated[bool, RUN] = False
     """Continue a run that was begun with other software or on another machine."""
     max_minutes: Annotated[float, RUN, _MINUTES] = 30.0

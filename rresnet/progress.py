@@ -1,13 +1,16 @@
 """What a person sees during a run: a live line on a terminal, elsewhere a plain line per trial."""
 
+import functools
 import time
+from collections.abc import Iterable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 from rich.table import Column
 
-from rresnet.cell import Trial
+from rresnet import naming
+from rresnet.cell import Cell, Trial
 from rresnet.tables.measurement import Measurement
 from rresnet.terminal import duration, number, say
 
@@ -17,8 +20,13 @@ QUIET_SECONDS = 30.0  # where there is no live line, a long trial prints its spe
 class Progress:
     """Context manager that shows the trials of a run as they start, report and end."""
 
-    def __init__(self, console: Console, total: int, done: int = 0) -> None:
-        """Start with `done` of `total` trials already run, which is above 0 in a continued run."""
+    def __init__(self, console: Console, total: int, done: int = 0, cells: Iterable[Cell] = ()) -> None:
+        """Start with `done` of `total` trials already run, which is above 0 in a continued run.
+
+        What tells a cell from the other `cells` names it, as in the table at the end.
+        """
+        others = [vars(cell) for cell in cells]
+        self._name = functools.cache(lambda cell: naming.name(vars(cell), [*others, vars(cell)]))
         self._console, self._total, self._done, self._measured = console, total, done, 0
         self._first_end: float | None = None
         self._last_line, self._cell = time.monotonic(), ""
@@ -58,7 +66,7 @@ class Progress:
 
     def running(self, trial: Trial) -> None:
         """Show that a trial starts."""
-        self._cell = f"{trial.cell.label()}, repeat {trial.repeat}"
+        self._cell = f"{self._name(trial.cell)}, repeat {trial.repeat}"
         self._bar.update(self._task, cell=self._cell, rate="")  # until now, the last trial's
 
     def rate(self, images_per_second: float) -> None:
@@ -78,7 +86,7 @@ class Progress:
         left = self._time_left()
         self._bar.update(self._task, completed=self._done, rate=speed if ok else "", left=left)
         if not self._console.is_terminal or not ok:
-            which = f"repeat {trial.repeat}  {trial.cell.label()}"
+            which = f"repeat {trial.repeat}  {self._name(trial.cell)}"
             line = f"{self._done}/{self._total}  {which}  {speed.splitlines()[0]}  {left}"
             self.note(line, style=None if ok else "red")
 

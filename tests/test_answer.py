@@ -8,7 +8,7 @@ import pytest
 from samples import make_cell
 from tables import BLOG, TUNED, printed, trials
 
-from rresnet import grid
+from rresnet import grid, naming
 from rresnet.analysis import answer, decision, ranking, rates, statistics
 from rresnet.config import Settings
 from rresnet.terminal import number
@@ -135,7 +135,7 @@ def test_failed_cells_are_shown_as_not_measured():
 def test_cells_that_differ_have_names_that_do(changes, told):
     table = trials((BLOG, [100.0] * 3), (make_cell(batch_size=64, **changes), [90.0] * 3))
     cells = rates.by_cell(table).to_dict("records")
-    one, other = (answer.name(cell, cells) for cell in cells)
+    one, other = (naming.name(cell, cells) for cell in cells)
     assert one != other
     assert other.endswith(told)
 
@@ -154,7 +154,7 @@ def test_cells_that_differ_have_names_that_do(changes, told):
 def test_kernels_are_named_where_the_execution_does_not_tell_them(a100, flags, told):
     planned = grid.cells(Settings(batch_size=(64,), recipe=("tuned",), **flags), ["gpu"], a100)
     cells = rates.by_cell(trials(*((cell, [100.0] * 3) for cell in planned))).to_dict("records")
-    assert {answer.name(cell, cells) for cell in cells} == told
+    assert {naming.name(cell, cells) for cell in cells} == told
 
 
 def test_a_precision_that_a_recipe_has_on_one_device_alone_is_named():
@@ -162,7 +162,7 @@ def test_a_precision_that_a_recipe_has_on_one_device_alone_is_named():
     halves = [replace(TUNED, device=device, precision="bf16") for device in ("cpu", "gpu")]
     table = trials(*((cell, [100.0] * 3) for cell in (fp32, tf32, *halves)))
     cells = rates.by_cell(table).to_dict("records")
-    assert {answer.name(cell, cells) for cell in cells} == {
+    assert {naming.name(cell, cells) for cell in cells} == {
         "cpu blog batch 64 fp32", "gpu blog batch 64 tf32", "cpu tuned batch 64", "gpu tuned batch 64"
     }  # fmt: skip
     assert "Speedup over cpu blog batch 64 fp32" in printed(table)
@@ -259,7 +259,7 @@ def test_what_scatters_because_of_other_work_is_not_told_to_need_repeats(rates, 
     table = trials((BLOG, [100.0] * 6), (TUNED, rates))
     flags = [["few_windows", "foreign_load"] if repeat in disturbed else ["few_windows"] for repeat in table["repeat"]]
     text = printed(table.assign(quality_flags=flags, process=table["repeat"] // 3))
-    again = f"Other work disturbed {told}: measure again on an idle machine (--retry all)."
+    again = f"Other work disturbed {told}: measure again on an idle machine (--retry disturbed)."
     assert (again in text) == (told is not None)
     assert ("interval half as wide" in text or "would not halve" in text) == (told is None)
     assert "rows are flagged few_windows" in text

@@ -26,7 +26,7 @@ HOUSE = [
     ),
     ("training", "layers model fusion norm moves native compilers relu convolution inputs memory"),
     ("quality", "flags states monitor rapl steady"),
-    ("", "progress terminal"),
+    ("", "progress naming terminal"),
     ("tables", "environment store runs reading objects place measurement"),
     ("data", "__init__ files named"),
     ("", "grid hardware cgroup scratch config cell"),

@@ -37,15 +37,16 @@ def test_the_opening_says_what_is_trained_on_what(done, told, size, short_side, 
         classes=("a", "b", "c"),
         short_side=short_side,
     )
-    lines = planning.opening(
-        SimpleNamespace(run_id="r"), settings, planned, planned[done:], [LAPTOP, A100], images
-    ).splitlines()
+    conditions = planning.conditions(settings, [LAPTOP, A100], images)
+    opening = planning.opening(SimpleNamespace(run_id="r"), settings, planned, planned[done:], LAPTOP)
     (one,) = planning.machine_lines([dataclasses.replace(LAPTOP, cpu_count=1)])
     assert one == "laptop: A CPU, 1 CPU, no GPU"
-    assert lines[:2] == ["laptop: A CPU, 8 CPUs, no GPU", "a100: B CPU, 16 CPUs, 1 x NVIDIA A100"]
-    assert lines[4:] == [
+    assert conditions[:2] == ["laptop: A CPU, 8 CPUs, no GPU", "a100: B CPU, 16 CPUs, 1 x NVIDIA A100"]
+    assert conditions[4:] == [
         f"resnet18 on 1,234 training and 56 test images of photos, {size} x {size}, 3 classes",
         *shrunk,
+    ]
+    assert opening == [
         "cpu tuned is input resident, channels last, fused optimizer, pointwise linear, small maps linear, kernels "
         "fused",
         "8 trials: 2 settings x 4 repeats, 2 processes",

@@ -40,7 +40,7 @@ def test_plain_output_has_a_line_a_trial_and_the_time_left(clock):
         clock.now = 60.0
         display.finished(TRIAL, OK)
     first, second = console.file.getvalue().splitlines()
-    assert first == "1/3  repeat 0  cpu blog fp32 batch 8  1,234 img/s  time left not known yet"
+    assert first == "1/3  repeat 0  cpu blog batch 8  1,234 img/s  time left not known yet"
     assert second.endswith("about 10 s left")
 
 
@@ -61,9 +61,7 @@ def test_a_long_trial_speaks_every_half_minute(clock):
         display.running(TRIAL)
         for clock.now in (10.0, 31.0, 40.0, 62.0):
             display.rate(100.0)
-    assert (
-        console.file.getvalue().splitlines() == ["0/1  running cpu blog fp32 batch 8, repeat 0  100 img/s so far"] * 2
-    )
+    assert console.file.getvalue().splitlines() == ["0/1  running cpu blog batch 8, repeat 0  100 img/s so far"] * 2
 
 
 @pytest.mark.parametrize("terminal", [True, False])
@@ -83,7 +81,7 @@ def test_a_terminal_shows_the_running_trial(clock):
         display.rate(321.0)
         display._bar.refresh()
     text = console.file.getvalue()
-    assert "cpu blog fp32 batch 8, repeat 0" in text
+    assert "cpu blog batch 8, repeat 0" in text
     assert "321 img/s" in text
     assert "0/2" in text
 

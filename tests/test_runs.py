@@ -6,7 +6,7 @@ import re
 import subprocess
 import sys
 from dataclasses import replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from types import SimpleNamespace
 
 import pytest
@@ -15,12 +15,13 @@ from samples import A100, LAPTOP, make_cell
 from stored import make_run
 
 from rresnet import grid
+from rresnet.analysis import frames
 from rresnet.config import Settings
 from rresnet.experiments import planning, running
 from rresnet.runner import machines
 from rresnet.runner.sweep import rows_of
 from rresnet.tables import environment, runs
-from rresnet.tables.measurement import Environment, Measurement, Record
+from rresnet.tables.measurement import Environment, Measurement, Record, When
 from rresnet.tables.place import StoreError
 from rresnet.tables.store import Writer
 from rresnet.terminal import short_hash
@@ -206,7 +207,12 @@ def test_manifests_tell_the_runs_and_damaged_ones_are_passed_over(tmp_path):
     assert [run.run_id for run in runs.read_runs(tmp_path)] == ["r1"]
 
 
-def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, monkeypatch):
+@pytest.fixture
+def interrupted(tmp_path, monkeypatch):
+    """A run of two settings in two repeats: measures with `retry`, and is stopped after so many trials.
+
+    `given` has how many trials each call was to run, `told` what a dry run says, and `flags` are those of each row.
+    """
     settings = Settings(model="resnet18", recipe=("blog",), batch_size=(8, 16), repeats=2, results_dir=str(tmp_path))
     images = SimpleNamespace(
         train=SimpleNamespace(labels=range(99)),
@@ -227,22 +233,50 @@ def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, monkeypa
         def execute(self, trials):
             given.append(len(trials))
             for trial in trials[: self.ends_after]:
-                attempt, record = 1 + self.attempts.get(trial.trial_id, 0), Record(measurement=Measurement(status="ok"))
+                attempt, ok = 1 + self.attempts.get(trial.trial_id, 0), Measurement(status="ok", quality_flags=flags)
+                record = Record(measurement=ok, when=When(started_at=measured.now))
                 rows = rows_of(self.writer.run, trial, record, attempt=attempt, command_started_at=self.started_at)
                 self.writer.write(trial.trial_id, rows)
             if len(trials) > self.ends_after:
                 raise KeyboardInterrupt
 
     monkeypatch.setattr(running, "_sweep", Interrupted)
-    given, told = [], []
-    for retry, Interrupted.ends_after in (("failed", 4), ("all", 1), ("all", 2), ("all", 4), ("all", 4)):
-        asked = replace(settings, retry=retry)
-        told += running.continuing("compare", asked, planning.plan(asked, grid.cells, LAPTOP))
+    given, told, flags = [], [], []
+
+    def measured(retry, ends_after):
+        asked, Interrupted.ends_after = replace(settings, retry=retry), ends_after
+        told.extend(running.continuing("compare", asked, planning.plan(asked, grid.cells, LAPTOP)))
         with contextlib.suppress(KeyboardInterrupt):
-            what = running.Experiment(name="compare")
-            trials = running.measured(what, asked, setup, extend=None)
-    assert given == [4, 4, 3, 1, 4]  # the last one begins again, for the one before it was complete
-    assert [line.split(":")[0] for line in told] == [f"{done} of them are done" for done in (0, 1, 3, 0)]
-    assert running.continuing("compare", settings, planning.plan(settings, grid.cells, LAPTOP)) == []  # it is complete
+            running.measured(running.Experiment(name="compare"), asked, setup, extend=None)
+        return frames.trials_of(str(tmp_path), runs.read_runs(tmp_path)[-1].run_id)
+
+    measured.now = datetime.now(UTC)
+    return SimpleNamespace(measured=measured, given=given, told=told, flags=flags, console=console, settings=settings)
+
+
+def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, interrupted):
+    for retry, ends_after in (("failed", 4), ("all", 1), ("all", 2), ("all", 4), ("all", 4)):
+        trials = interrupted.measured(retry, ends_after)
+    assert interrupted.given == [4, 4, 3, 1, 4]  # the last one begins again, for the one before it was complete
+    assert [line.split(":")[0] for line in interrupted.told] == [f"{n} of them are done" for n in (0, 1, 3, 0)]
+    planned = planning.plan(interrupted.settings, grid.cells, LAPTOP)
+    assert running.continuing("compare", interrupted.settings, planned) == []  # it is complete
     assert trials["attempt"].tolist() == [3, 3, 3, 3]
-    assert console.file.getvalue().count(f"No run of the same flags is in {tmp_path} yet, so this is a new one") == 1
+    shown = interrupted.console.file.getvalue()
+    assert shown.count(f"No run of the same flags is in {tmp_path} yet, so this is a new one") == 1
+
+
+def test_what_other_work_disturbed_is_measured_again_in_whole_repeats(interrupted):
+    measured, given, flags = interrupted.measured, interrupted.given, interrupted.flags
+    measured(None, 2)  # the first repeat, undisturbed
+    flags[:] = ["few_windows", "steal"]
+    measured(None, 4)
+    flags[:] = ["few_windows"]
+    measured("failed", 4)  # nothing
+    measured.now += timedelta(minutes=11)
+    measured("disturbed", 1)  # half of the second repeat: what is left of it is disturbed
+    measured("disturbed", 4)
+    trials = measured("disturbed", 4)  # nothing: none is disturbed
+    assert given == [4, 2, 0, 2, 2, 0]
+    assert sorted(zip(trials["repeat"], trials["attempt"], strict=True)) == [(0, 1), (0, 1), (1, 2), (1, 3)]
+    assert [line.split(":")[0] for line in interrupted.told] == [f"{n} of them are done" for n in (2, 4, 2, 2, 4)]

@@ -16,12 +16,12 @@ from rresnet.analysis.statistics import (
     repeats_needed,
     variance_components,
 )
-from rresnet.cell import AXES, CELL_COLUMNS
+from rresnet.cell import CELL_COLUMNS
+from rresnet.naming import name
 from rresnet.quality.states import slow_repeats
-from rresnet.terminal import counted, duration, number, percent, ratios
+from rresnet.terminal import duration, number, percent, ratios
 
 MOST_NAMED = 3  # of the settings that are not distinguishable from the first
-_COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
 
 
 class Answer:
@@ -128,7 +128,8 @@ class Answer:
         quiet = pairs[~load.disturbed(pairs)]
         if len(quiet) < len(pairs) and (len(quiet) < MINIMUM_REPEATS or 2 * _spread(quiet) < _spread(pairs)):
             which = f"{len(pairs) - len(quiet)} of these {len(pairs)} pairs"
-            return [f"{scattered}Other work disturbed {which}: measure again on an idle machine (--retry all)."]
+            advice = "measure again on an idle machine (--retry disturbed)"
+            return [f"{scattered}Other work disturbed {which}: {advice}."]
         needed = repeats_needed(lead, half / 2)
         if needed:
             why = "part of its width is room for slow drift, which only a longer run reduces"
@@ -216,34 +217,6 @@ def of_limit(cell: Mapping[Any, Any]) -> str:
     """The cell's share of the machine's matrix rate: on a GPU it can be a fraction of a percent."""
     share = cell["percent_of_limit"]
     return "" if pd.isna(share) else f"{number(share)} %"
-
-
-def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = True) -> str:
-    """What tells the cell from the others: device, recipe, batch size if `sized`, and each other axis that varies.
-
-    An axis counts if it varies within the recipe on the device; the precision also if another device has another one,
-    since fp32 on a CPU is not to stand beside TF32 on a GPU as if they were the same.
-    """
-    parts = [cell["device"], cell["recipe"], *([f"batch {cell['batch_size']}"] if sized else [])]
-    of_recipe = [c for c in cells if c["recipe"] == cell["recipe"]]
-    of_kind = [c for c in of_recipe if c["device"] == cell["device"]]
-    axes = (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed")
-    among = {axis: of_recipe if axis == "precision" else of_kind for axis in axes}
-    varied = [axis for axis in axes if len({"none" if pd.isna(c[axis]) else c[axis] for c in among[axis]}) > 1]
-    if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in of_kind}) == 1:
-        varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, however they are shared
-    if len({(c["execution"], c["kernels"]) for c in of_kind}) == len({c["execution"] for c in of_kind}):
-        varied = [axis for axis in varied if axis != "kernels"]  # told by the execution
-    parts += [_with_axis(axis, cell[axis]) for axis in varied]
-    return " ".join([*parts, *(["again"] if cell.get("copy") else [])])
-
-
-def _with_axis(axis: str, value: Any) -> str:
-    """A value of an axis as part of a name."""
-    if axis in _COUNTED:
-        return counted(int(value), _COUNTED[axis])
-    value = "none" if pd.isna(value) else int(value) if axis == "epochs" else value
-    return str(value) if axis == "precision" else f"{axis.replace('_', ' ')} {value}"
 
 
 def rate(cell: Mapping[str, Any]) -> str:

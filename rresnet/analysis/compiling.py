@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 
+from rresnet import naming
 from rresnet.analysis import answer, comparison, frames, pairing, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
@@ -25,7 +26,7 @@ def summary(trials: pd.DataFrame) -> list[str]:
         if others:
             other = max(others, key=lambda cell: cell["images_per_second"])
             as_compiled = {axis: compiled[axis] for axis in ("execution", "kernels")}
-            setting = answer.name(compiled, [cell | as_compiled for cell in cells])
+            setting = naming.name(compiled, [cell | as_compiled for cell in cells])
             paired = pairing.ratio(ok, compiled["cell_id"], other["cell_id"])
             told = _comparison(ok, compiled, other, comparison.with_floor(paired, floors, compiled, other))
             lines.append(f"{setting}, compiled over {other['execution']}: {told}.")

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 
 from rresnet.analysis import alike, frames, rates
-from rresnet.analysis.answer import name
 from rresnet.analysis.prices import Price, price_of
 from rresnet.cell import UsageError
+from rresnet.naming import name
 from rresnet.terminal import short_hash
 
 

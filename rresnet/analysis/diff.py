@@ -8,9 +8,9 @@ from typing import Any, Literal
 import pandas as pd
 
 from rresnet.analysis import alike, comparison, frames, load, unpaired
-from rresnet.analysis.answer import name
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS, UsageError
+from rresnet.naming import name
 from rresnet.terminal import counted, short_hash
 
 Verdict = Literal["better", "worse", "not distinguishable", "too few repeats", "failed", "failed in both", "ok now"]

@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rresnet.analysis import alike
-from rresnet.analysis.pairing import intervals
+from rresnet.analysis.pairing import APART_SECONDS, intervals
 from rresnet.analysis.statistics import Interval, independent_ratio
 from rresnet.quality.flags import ADVICE, LOAD_FLAGS
 from rresnet.quality.states import Repeat
@@ -36,6 +36,25 @@ def disturbed(rows: pd.DataFrame) -> NDArray[np.bool_]:
     """Which of the trials, or of `paired` ones, other work disturbed, as their `LOAD_FLAGS` say: [rows]."""
     flags = [rows["quality_flags"], *(rows[other] for other in ["quality_flags_reference"] if other in rows)]
     return np.array([any(LOAD_FLAGS & {*_flags(one)} for one in row) for row in zip(*flags, strict=True)], dtype=bool)
+
+
+def to_repeat(trials: pd.DataFrame) -> set[str]:
+    """Ids of the trials of one run that are to be measured again: whole repeats, so that their rows still pair.
+
+    They are chosen by flags alone, never by a rate, which would bend the answer: each repeat in which other work
+    disturbed a trial, and each that such a choice has left torn when it was interrupted, whose rows are on several
+    machines or too far apart to pair (`APART_SECONDS`).
+    """
+    ok = trials[trials["status"] == "ok"]
+    again = set[str]()
+    for _, rows in ok.groupby("repeat"):
+        started = pd.to_datetime(rows["started_at"], utc=True)
+        apart = started.max() - started.min() > pd.Timedelta(seconds=APART_SECONDS)
+        commands = rows["command_started_at"].nunique()
+        torn = rows["hostname"].nunique() > 1 or (commands > 1 and apart)
+        if torn or disturbed(rows).any():
+            again |= {*rows["trial_id"]}
+    return again
 
 
 def _flags(value: Iterable[str] | float | None) -> Iterable[str]:

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import optimize
 
+from rresnet import naming
 from rresnet.analysis import answer, comparison, frames, pairing, rates
 from rresnet.analysis.statistics import Interval
 from rresnet.cell import CELL_COLUMNS
@@ -46,7 +47,7 @@ def points(trials: pd.DataFrame) -> pd.DataFrame:
         if _spread(base) != min(map(_spread, series)):
             continue
         alike = {axis: base[axis] for axis in ("num_workers", "num_nodes", "cpu_threads")}
-        setting = answer.name(base, [cell | alike for cell in cells])
+        setting = naming.name(base, [cell | alike for cell in cells])
         for kind, of_kind in _kinds(base, series).items():
             for cell in of_kind:
                 ratio = comparison.with_floor(pairing.ratio(ok, cell["cell_id"], base["cell_id"]), floors, cell, base)

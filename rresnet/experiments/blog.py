@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from rresnet import grid
+from rresnet import grid, naming
 from rresnet.cell import Cell, Device
 from rresnet.config import Settings
 from rresnet.hardware import Hardware
@@ -57,7 +57,7 @@ def show(trials: "pd.DataFrame", console: Console, results: str) -> None:
     cells: list[dict[Any, Any]] = rates.by_cell(trials).sort_values("epoch_seconds").to_dict("records")
     rows = [
         (
-            answer.name(cell, cells),
+            naming.name(cell, cells),
             answer.epochs(cell, epochs),
             cell["epoch_seconds_kind"],
             answer.rate(cell),

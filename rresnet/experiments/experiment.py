@@ -172,6 +172,7 @@ def _beginning(settings: Settings) -> Settings:
 
 def _measure(experiment: Experiment, settings: Settings, setup: Setup) -> bool:
     """Run what was asked for, and print the answer."""
+    say(setup.console, planning.conditions(settings, [one.hardware for one in setup.machines], setup.images))
     searched = settings.batch_size == AUTO
     if searched:
         experiment, settings = _find_batch_sizes(experiment, settings, setup)

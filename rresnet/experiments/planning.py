@@ -85,31 +85,25 @@ def check_batches(planned: Plan, images: data.ImageData) -> None:
             )
 
 
-def opening(
-    this: "Run",
-    settings: Settings,
-    planned: Plan,
-    todo: Plan,
-    machines: Sequence[hardware.Hardware],
-    images: data.ImageData,
-) -> str:
-    """What is printed before the first trial: which machines run it, and what runs."""
+def conditions(settings: Settings, machines: Sequence[hardware.Hardware], images: data.ImageData) -> list[str]:
+    """What is printed first, and holds for all trials: on which machines they run, and with which images."""
     size = f"{settings.image_size} x {settings.image_size}"
-    lines = [
+    return [
         *machine_lines(machines),
         f"{settings.model} on {len(images.train.labels):,} training and {len(images.test.labels):,} test images of "
         f"{settings.dataset}, {size}, {len(images.classes)} classes",
         *_shrunk(images, settings.image_size),
-        *_recipe_lines(planned),
-        *_kernels_lines(planned, machines[0]),
-        _size(planned, settings),
     ]
+
+
+def opening(this: "Run", settings: Settings, planned: Plan, todo: Plan, machine: hardware.Hardware) -> list[str]:
+    """What is printed before the first trial of a run: what it measures, and what of that is done."""
+    lines = [*_recipe_lines(planned), *_kernels_lines(planned, machine), _size(planned, settings)]
     if len(todo) < len(planned):
         done = counted(len(planned) - len(todo), "trial is", "trials are")
         lines.append(f"Continuing run {this.run_id}: {done} done (--fresh starts anew)")
     impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
-    lines += [f"infeasible, kept as rows, because {reason}" for reason in impossible]
-    return "\n".join(lines)
+    return [*lines, *(f"infeasible, kept as rows, because {reason}" for reason in impossible)]
 
 
 def _shrunk(images: data.ImageData, size: int) -> list[str]:

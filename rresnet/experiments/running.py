@@ -57,19 +57,20 @@ def measured(
 
     With `reuse`, the newest run of this environment is continued even if it is complete.
     """
-    results, console, measuring = settings.results_dir, setup.console, [one.hardware for one in setup.machines]
-    planned = planning.plan(settings, experiment.cells, measuring[0], len(measuring))
+    results, console, first = settings.results_dir, setup.console, setup.machines[0].hardware
+    planned = planning.plan(settings, experiment.cells, first, len(setup.machines))
     this = _opened(experiment.name, settings, setup, planned, reuse=reuse)
     from rresnet.runner import machines
 
     with store.Writer(results, this, lambda text: say(console, text)) as writer:
-        since = this.retried_at if settings.retry == "all" else None
-        attempts, done = _ended(results, this.run_id, since)  # only now that no other command may add to them
+        attempts, done = _ended(settings, this)  # only now that no other command may add to them
         todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
-        say(console, planning.opening(this, settings, planned, todo, measuring, setup.images))
+        say(console, planning.opening(this, settings, planned, todo, first))
         if waiting := machines.busy(setup.machines):
             say(console, waiting)
-        with _quiet_ray(console), Progress(console, total=len(planned), done=len(planned) - len(todo)) as progress:
+        cells = dict.fromkeys(trial.cell for trial, _ in planned)
+        display = Progress(console, total=len(planned), done=len(planned) - len(todo), cells=cells)
+        with _quiet_ray(console), display as progress:
             try:
                 sweep = _sweep(settings, setup, writer, progress, attempts, experiment.trainable)
                 for trial, reason in todo:
@@ -154,20 +155,26 @@ def continuing(name: str, settings: Settings, planned: Plan) -> list[str]:
     candidates = [run for run in earlier if settings.retry or run.finished_at is None]
     if settings.fresh or not candidates:
         return []
-    run, again = candidates[-1], settings.retry == "all"
-    _, ok = _ended(settings.results_dir, run.run_id, run.retried_at if again else None)
-    done = 0 if again and run.retried_at is None else len(ok & {trial.trial_id for trial, _ in planned})
+    run = candidates[-1]
+    _, fine = _ended(settings, run)
+    done = len(fine & {trial.trial_id for trial, _ in planned})
     return [f"{done} of them are done: it would go on with run {run.run_id} (--fresh starts anew)"]
 
 
-def _ended(results: str, run_id: str, since: str | None = None) -> tuple[dict[str, int], set[str]]:
-    """Attempts made at each trial that has a row, and the trials that are ok, by a command begun `since` then."""
-    table = reading.read_tables(results, ["trials"], run_id=run_id)["trials"]
+def _ended(settings: Settings, run: runs.Run) -> tuple[dict[str, int], set[str]]:
+    """Attempts made at each trial of the run that has a row, and the trials that are ok and not to be run again."""
+    table = reading.read_tables(settings.results_dir, ["trials"], run_id=run.run_id)["trials"]
     rows = table.select(["trial_id", "status", "attempt", "command_started_at"]).to_pylist()
-    ok = [r for r in rows if r["status"] == "ok"]
-    if since:
-        ok = [r for r in ok if r["command_started_at"] and r["command_started_at"].isoformat() >= since]
-    return {r["trial_id"]: r["attempt"] for r in rows}, {r["trial_id"] for r in ok}
+    ok = [row for row in rows if row["status"] == "ok"]
+    if settings.retry == "all":  # unless a command that began to, and was interrupted, has run it
+        began = [(row, row["command_started_at"]) for row in ok]
+        ok = [row for row, at in began if at and run.retried_at and at.isoformat() >= run.retried_at]
+    done = {row["trial_id"] for row in ok}
+    if settings.retry == "disturbed":
+        from rresnet.analysis import load  # imports pandas, which would delay every other command
+
+        done -= load.to_repeat(table.to_pandas())
+    return {row["trial_id"]: row["attempt"] for row in rows}, done
 
 
 @contextlib.contextmanager

@@ -6,7 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis import answer, load
+from rresnet import naming
+from rresnet.analysis import load
 from rresnet.cell import CELL_COLUMNS, Cell, Trial, UsageError, stable_hash
 from rresnet.config import AUTO, Settings
 from rresnet.experiments.growth import rows_so_far
@@ -154,7 +155,7 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
     probes: list[dict[Any, Any]] = trials.to_dict("records")
     for series, rows in trials.groupby(pd.Series([_series(row) for row in probes], trials.index), sort=False):
         one, ok = rows.iloc[0].to_dict(), rows[rows["status"] == "ok"]
-        name = answer.name(one, probes, sized=False)
+        name = naming.name(one, probes, sized=False)
         if ok.empty:
             summary.append(f"no batch size of {name} runs ({rows['error_message'].iloc[-1]})")
             continue

@@ -5,7 +5,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from rresnet.analysis import answer, ladder, prediction
+from rresnet import naming
+from rresnet.analysis import ladder, prediction
 from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.figures import amounts, bars
 from rresnet.figures.drawing import MOST_SERIES
@@ -72,7 +73,7 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
 def series(cells: pd.DataFrame) -> "pd.Series[str]":
     """The name of each cell without its batch size: what a line through batch sizes is called."""
     rows: list[dict[Any, Any]] = cells.to_dict("records")
-    return pd.Series([answer.name(row, rows, sized=False) for row in rows], index=cells.index)
+    return pd.Series([naming.name(row, rows, sized=False) for row in rows], index=cells.index)
 
 
 def knee(rates: pd.DataFrame) -> pd.DataFrame:
@@ -121,7 +122,7 @@ def predictions(trials: pd.DataFrame) -> list[str]:
         )
         peak = f"{number(row['peak_images_per_second'])} images/s"
         size = f"{row['batch_size_at_90_percent']:,.0f}"
-        told.append(f"{answer.name(row, rows, sized=False)} at batch {size} (peak {peak}; {checked})")
+        told.append(f"{naming.name(row, rows, sized=False)} at batch {size} (peak {peak}; {checked})")
     line = "Predicted from a line through the step times, not measured: 90 % of the peak rate is reached by"
     return [f"{line} {'; '.join(told)}."] if told else []
 

@@ -8,9 +8,9 @@ from typing import Any
 
 import pandas as pd
 
-from rresnet.analysis.answer import name
 from rresnet.analysis.frames import Tables
 from rresnet.cell import CELL_COLUMNS, UsageError
+from rresnet.naming import name
 from rresnet.tables.measurement import TRIAL_KEY
 
 # The columns of a trial that are tracked over its cell's repeats, and those of an epoch over epochs.
