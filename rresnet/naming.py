@@ -1,6 +1,6 @@
 """What a person calls a setting: by what tells it from the others that are measured."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rresnet.cell import AXES
@@ -9,7 +9,7 @@ from rresnet.terminal import counted
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
 
 
-def name(cell: Mapping[Any, Any], cells: list[dict[Any, Any]], *, sized: bool = True) -> str:
+def name(cell: Mapping[Any, Any], cells: Sequence[Mapping[Any, Any]], *, sized: bool = True) -> str:
     """What tells the cell from the others: device, recipe, batch size if `sized`, and each other axis that varies.
 
     An axis counts if it varies within the recipe on the device; the precision also if another device has another one,

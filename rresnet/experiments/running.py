@@ -68,9 +68,9 @@ def measured(
         say(console, planning.opening(this, settings, planned, todo, first))
         if waiting := machines.busy(setup.machines):
             say(console, waiting)
-        cells = dict.fromkeys(trial.cell for trial, _ in planned)
-        display = Progress(console, total=len(planned), done=len(planned) - len(todo), cells=cells)
-        with _quiet_ray(console), display as progress:
+        of_all = {trial.cell for trial, _ in planned}
+        shown = Progress(console, total=len(planned), done=len(planned) - len(todo), cells=of_all)
+        with _quiet_ray(console), shown as progress:
             try:
                 sweep = _sweep(settings, setup, writer, progress, attempts, experiment.trainable)
                 for trial, reason in todo:
