@@ -12,8 +12,6 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode, _disable_current_modes
 from torch.utils._pytree import tree_leaves
 
-from rresnet.training import kernels
-
 # What each kernel writes, by the names of its arguments; the others it reads, and these as well where it adds to them.
 WRITTEN = {
     "norm_small": {"y", "mean", "scale", "running_mean", "running_var"},
@@ -141,13 +139,15 @@ class Watch(TorchDispatchMode):
         return result
 
     def launch(self, kernel, grid, *args, **sizes):
-        """In place of `kernels.launch`."""
+        """In place of `kernels.launch`: what a kernel computes plays no part here, and interpreting it takes long."""
         name, given = kernel.fn.__name__, dict(zip(kernel.arg_names, args, strict=False))
         tensors = {key: value for key, value in given.items() if isinstance(value, torch.Tensor)}
         if tensors.get("of_sum") is not None and tensors["of_sum"] is tensors["gradient"]:
             del tensors["of_sum"]  # which is only another name for it
         kept = {"running_mean", "running_var"} | ({"weight", "mean", "square"} if name == "adam" else set())
         reads = [value for key, value in tensors.items() if key not in WRITTEN[name] or key in kept]
-        self.happens(name, reads, [value for key, value in tensors.items() if key in WRITTEN[name]])
-        with _disable_current_modes():
-            kernels.launch(kernel, grid, *args, **sizes)
+        writes = [value for key, value in tensors.items() if key in WRITTEN[name]]
+        self.happens(name, reads, writes)
+        with torch.no_grad(), _disable_current_modes():
+            for value in writes:
+                value.zero_()

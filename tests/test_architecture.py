@@ -19,7 +19,8 @@ HOUSE = [
     ("figures", "bars amounts drawing"),
     ("analysis", "diff_text diff decision costs prediction scaling ladder compiling answer load unpaired"),
     ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
-    ("runner", "trial group hot exchange sweep lane events handout agenda failures cluster presence machines layout"),
+    ("runner", "trial group trainer hot exchange"),
+    ("runner", "sweep lane events handout agenda failures cluster presence machines layout"),
     (
         "training",
         "train workbench clocks limits timing step captured side pool adam gpu_norm kernels",

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import TorchTrainer, get_device
+from ray.train.torch import get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
@@ -25,6 +25,7 @@ from rresnet.runner.exchange import Exchange, Request, Training
 from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back, images_of
 from rresnet.runner.layout import Layout
 from rresnet.runner.machines import NODE_ID
+from rresnet.runner.trainer import GroupTrainer
 from rresnet.tables.measurement import Record
 from rresnet.training.train import train
 from rresnet.training.workbench import Workbench
@@ -57,7 +58,7 @@ class WorkerGroup:
     def _run(self, config: dict[str, Any], scaling: ray.train.ScalingConfig) -> None:
         try:
             with scratch.folder() as storage:
-                TorchTrainer(
+                GroupTrainer(
                     _loop,
                     train_loop_config=config,
                     scaling_config=scaling,

@@ -13,8 +13,9 @@ CPUS = 3  # as Ray counts them: the workers share the cores that there are
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Rows of one, two and three workers, of two whose trial process is killed, and of two of which the second fails;
-    size and state of all placements.
+    size and state of all placements; the classes of all actors.
     """
+    from ray._private.state import actors
     from ray.util.placement_group import placement_group_table
 
     common = {"input": "resident", "cpu_threads": 1}
@@ -25,11 +26,11 @@ def trained(tmp_path_factory):
     planned += [grid.plan([cell], repeats=1, processes=1, seed=1)[0] for cell in (killed, broken)]
     with faulty.swept(planned, tmp_path_factory.mktemp("results"), cpus=CPUS) as rows:
         placed = [(len(group["bundles"]), group["state"]) for group in placement_group_table().values()]
-        yield planned, rows.sort_values("started_at"), placed
+        yield planned, rows.sort_values("started_at"), placed, {one["ActorClassName"] for one in actors().values()}
 
 
 def test_each_trial_is_a_row_with_what_its_workers_measured(trained):
-    _, rows, _ = trained
+    _, rows, *_ = trained
     ok = rows[rows["status"] == "ok"]
     assert sorted(zip(ok["num_workers"], ok["repeat"], strict=True)) == [(n, r) for n in (1, 2, 3) for r in range(2)]
     assert (ok["images_per_second"] > 0).all()
@@ -41,20 +42,20 @@ def test_each_trial_is_a_row_with_what_its_workers_measured(trained):
 
 
 def test_they_take_turns_as_planned(trained):
-    planned, rows, _ = trained
+    planned, rows, *_ = trained
     told = rows["started_at"].notna()  # all but the one that was killed
     assert list(rows.loc[told, "trial_id"]) == [t.trial_id for t in planned if t.cell.batch_size != faulty.LEAKS]
 
 
 def test_what_was_built_stays_hot_in_the_workers_too(trained):
-    _, rows, _ = trained
+    _, rows, *_ = trained
     fine = rows[rows["status"] == "ok"].set_index(["repeat", "num_workers"])["startup_seconds"]
     for repeat, hot in ((0, False), (1, True)):
         assert all((fine[repeat, workers] < 0.05) == hot for workers in (1, 2, 3))
 
 
 def test_after_a_kill_the_next_process_has_a_group_and_what_a_worker_raises_is_its_trials_error(trained):
-    _, rows, placed = trained
+    _, rows, placed, _ = trained
     (failed,) = rows[rows["status"] == "error"].to_dict("records")
     assert (failed["status"], failed["error_type"]) == ("error", "ValueError")
     assert failed["error_message"] == "not for this worker"
@@ -63,6 +64,12 @@ def test_after_a_kill_the_next_process_has_a_group_and_what_a_worker_raises_is_i
 
 
 def test_what_the_workers_held_is_given_back_also_by_a_process_that_was_killed(trained):
-    _, rows, placed = trained
+    _, rows, placed, _ = trained
     assert list(rows["status"]).count("killed") == 1
     assert {state for _, state in placed} == {"REMOVED"}
+
+
+def test_ray_starts_no_actor_that_the_group_makes_no_use_of(trained):
+    *_, classes = trained
+    assert {"RayTrainWorker", "TrainController", "Exchange"} <= classes
+    assert not {"DatasetManager", "_AutoscalingCoordinatorActor"} & classes
