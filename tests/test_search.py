@@ -1,3 +1,4 @@
+import io
 from dataclasses import asdict
 from types import SimpleNamespace
 
@@ -6,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from samples import make_cell
+from samples import LAPTOP, make_cell
 
 from rresnet.cell import UsageError
 from rresnet.config import Settings
@@ -170,6 +171,31 @@ def test_the_probes_are_a_run_of_their_own_and_complete_ones_of_this_environment
     _, settings = experiment._find_batch_sizes(Experiment(name="compare"), Settings(batch_size="auto"), setup)
     assert asked == [("compare-sizes", (16,), None, True)]
     assert settings.batch_size == (16, 24)
+
+
+def test_machine_and_data_are_told_once_though_the_search_is_a_run_of_its_own(monkeypatch):
+    ran, images = (
+        [],
+        SimpleNamespace(
+            train=SimpleNamespace(labels=range(1000)),
+            test=SimpleNamespace(labels=range(10)),
+            classes=("a", "b"),
+            short_side=None,
+        ),
+    )
+
+    def measured(what, *of, **how):
+        ran.append(what.name)
+        return rows((16, "ok", 100.0), (32, "out_of_memory", None), (24, "ok", 90.0))
+
+    monkeypatch.setattr(experiment.running, "measured", measured)
+    monkeypatch.setattr(experiment, "_answer", lambda *of, **how: None)
+    console = Console(file=io.StringIO(), width=140)
+    setup = SimpleNamespace(images=images, console=console, machines=[SimpleNamespace(hardware=LAPTOP)])
+    assert not experiment._measure(Experiment(name="compare"), Settings(batch_size="auto"), setup)
+    assert ran == ["compare-sizes", "compare"]
+    told = console.file.getvalue()
+    assert (told.count("laptop: A CPU, 8 CPUs, no GPU\n"), told.count("resnet50 on 1,000 training")) == (1, 1)
 
 
 @pytest.mark.parametrize("values", [[None], [2, None]])
