@@ -1,5 +1,7 @@
 """Machines, cells and a model that the tests share."""
 
+from types import SimpleNamespace
+
 from rresnet.cell import Cell
 from rresnet.hardware import Hardware
 
@@ -30,6 +32,14 @@ A100 = Hardware(
     compiler=True,
     triton=True,
     gcc=True,
+)
+
+IMAGES = SimpleNamespace(  # as far as they are looked at before they are trained on
+    train=SimpleNamespace(labels=range(1000)),
+    test=SimpleNamespace(labels=range(10)),
+    classes=("a", "b"),
+    short_side=None,
+    fingerprint="9f3a",
 )
 
 

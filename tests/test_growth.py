@@ -4,7 +4,7 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 from rich.console import Console
-from samples import make_cell
+from samples import IMAGES, LAPTOP, make_cell
 
 from rresnet import grid
 from rresnet.cell import UsageError
@@ -121,7 +121,7 @@ def test_what_failed_in_an_extension_before_an_interruption_still_counts(status,
     rows = pd.DataFrame(sweep.rows).reindex(columns=[f.name for f in TRIALS])
     monkeypatch.setattr(experiment.running, "measured", lambda *given, **named: rows)
     shown = Experiment(name="compare", show=lambda *of: None)
-    setup = SimpleNamespace(console=Console(quiet=True))
+    setup = SimpleNamespace(console=Console(quiet=True), machines=[SimpleNamespace(hardware=LAPTOP)], images=IMAGES)
     assert experiment._measure(shown, settings, setup) is fine
 
     def interrupted(*of):

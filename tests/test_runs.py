@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 from rich.console import Console
-from samples import A100, LAPTOP, make_cell
+from samples import A100, IMAGES, LAPTOP, make_cell
 from stored import make_run
 
 from rresnet import grid
@@ -214,17 +214,10 @@ def interrupted(tmp_path, monkeypatch):
     `given` has how many trials each call was to run, `told` what a dry run says, and `flags` are those of each row.
     """
     settings = Settings(model="resnet18", recipe=("blog",), batch_size=(8, 16), repeats=2, results_dir=str(tmp_path))
-    images = SimpleNamespace(
-        train=SimpleNamespace(labels=range(99)),
-        test=SimpleNamespace(labels=range(9)),
-        classes=("a", "b"),
-        short_side=None,
-        fingerprint="9f3a",
-    )
     there = (SimpleNamespace(hardware=LAPTOP),)
     monkeypatch.setattr(machines, "busy", lambda those: None)
     console = Console(file=io.StringIO(), width=200)
-    setup = running.Setup(machines=there, images=images, console=console, stop_asked=lambda: False)
+    setup = running.Setup(machines=there, images=IMAGES, console=console, stop_asked=lambda: False)
 
     class Interrupted:
         def __init__(self, settings, setup, writer, progress, attempts, trainable):

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
-from samples import LAPTOP, make_cell
+from samples import IMAGES, LAPTOP, make_cell
 
 from rresnet.cell import UsageError
 from rresnet.config import Settings
@@ -166,23 +166,14 @@ def test_the_probes_are_a_run_of_their_own_and_complete_ones_of_this_environment
         return probed
 
     monkeypatch.setattr(experiment.running, "measured", measured)
-    images = SimpleNamespace(train=SimpleNamespace(labels=range(1000)))
-    setup = SimpleNamespace(images=images, console=Console(quiet=True))
+    setup = SimpleNamespace(images=IMAGES, console=Console(quiet=True))
     _, settings = experiment._find_batch_sizes(Experiment(name="compare"), Settings(batch_size="auto"), setup)
     assert asked == [("compare-sizes", (16,), None, True)]
     assert settings.batch_size == (16, 24)
 
 
 def test_machine_and_data_are_told_once_though_the_search_is_a_run_of_its_own(monkeypatch):
-    ran, images = (
-        [],
-        SimpleNamespace(
-            train=SimpleNamespace(labels=range(1000)),
-            test=SimpleNamespace(labels=range(10)),
-            classes=("a", "b"),
-            short_side=None,
-        ),
-    )
+    ran = []
 
     def measured(what, *of, **how):
         ran.append(what.name)
@@ -191,7 +182,7 @@ def test_machine_and_data_are_told_once_though_the_search_is_a_run_of_its_own(mo
     monkeypatch.setattr(experiment.running, "measured", measured)
     monkeypatch.setattr(experiment, "_answer", lambda *of, **how: None)
     console = Console(file=io.StringIO(), width=140)
-    setup = SimpleNamespace(images=images, console=console, machines=[SimpleNamespace(hardware=LAPTOP)])
+    setup = SimpleNamespace(images=IMAGES, console=console, machines=[SimpleNamespace(hardware=LAPTOP)])
     assert not experiment._measure(Experiment(name="compare"), Settings(batch_size="auto"), setup)
     assert ran == ["compare-sizes", "compare"]
     told = console.file.getvalue()
