@@ -17,7 +17,7 @@ LIMIT = 30.0  # seconds; other tests run beside this one
 
 
 @contextlib.contextmanager
-def swept(planned, results, cpus=None):
+def swept(planned, results, cpus=None, limit=LIMIT):
     """The rows of a real sweep of the planned trials, on so many CPUs; Ray is still up in the block."""
     import ray
     from rich.console import Console
@@ -44,7 +44,7 @@ def swept(planned, results, cpus=None):
             sweep = Sweep(
                 machines=found,
                 data=ray.put(images),
-                how=How(seconds=0.05, timeout_seconds=LIMIT),
+                how=How(seconds=0.05, timeout_seconds=limit),
                 writer=writer,
                 progress=progress,
                 trainable=trial,

@@ -7,6 +7,7 @@ from samples import make_cell
 from rresnet import grid
 
 pytestmark = pytest.mark.integration
+LIMIT = 600.0  # seconds: none of these hangs, and beside other tests three workers are slow
 CPUS = 3  # as Ray counts them: the workers share the cores that there are
 
 
@@ -24,7 +25,7 @@ def trained(tmp_path_factory):
     killed = make_cell(batch_size=faulty.LEAKS, num_workers=2, **common)
     planned = grid.plan(fine, repeats=2, processes=1, seed=1)
     planned += [grid.plan([cell], repeats=1, processes=1, seed=1)[0] for cell in (killed, broken)]
-    with faulty.swept(planned, tmp_path_factory.mktemp("results"), cpus=CPUS) as rows:
+    with faulty.swept(planned, tmp_path_factory.mktemp("results"), cpus=CPUS, limit=LIMIT) as rows:
         placed = [(len(group["bundles"]), group["state"]) for group in placement_group_table().values()]
         yield planned, rows.sort_values("started_at"), placed, {one["ActorClassName"] for one in actors().values()}
 
