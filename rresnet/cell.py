@@ -136,7 +136,7 @@ class Cell(Axes, _Named):  # in this order, because fields are collected in reve
         return stable_hash(self.to_dict())
 
     def label(self) -> str:
-        """Short name for people: device, recipe, precision, batch size, and what is unusual."""
+        """Short name by itself, as for files: device, recipe, precision, batch size, and what is unusual."""
         parts = [self.device, self.recipe, self.precision, f"batch {self.batch_size}"]
         if self.execution != "eager":
             parts.append(self.execution)
