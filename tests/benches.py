@@ -39,6 +39,11 @@ def bench(data=None, **changes):
     return Workbench(cell=cell, data=data or image_data(), device=GPU if cell.device == "gpu" else CPU)
 
 
+def small_bench(data=None, **changes):
+    """For what is the same with every model: a ResNet takes many times as long."""
+    return bench(data, **{"model": "samples:few_layers", **changes})
+
+
 def losses(execution="eager", **changes):
     """Losses of three steps in float64, where rounding does not grow into a difference of its own."""
     found = bench(**changes)

@@ -13,7 +13,7 @@ from rresnet.training.inputs import Inputs
 
 STEPS = 5
 DEVICE = torch.device("cpu")
-AXES = {"input": "resident", "channels_last": True, "fused_optimizer": True}
+AXES = {"model": "samples:few_layers", "input": "resident", "channels_last": True, "fused_optimizer": True}
 
 
 def split():

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rresnet import hardware
+
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "extending.md").read_text()
 
@@ -169,8 +171,12 @@ def test_a_model(copy):
     (module,) = blocks("A model", "python")
     (copy / "mynets.py").write_text(module)
     (command,) = commands("A model")
+    modes = ["eager", "compile"] if hardware.probe().compiler else ["eager"]
     flags = ["--repeats", "1", "--seconds", "0.1", "--batch-size", "8", "--recipe", "tuned", "--device", "cpu"]
-    assert "Run complete: its one trial is ok." in run(copy, *command, *flags)
+    said = run(copy, *command, *flags, "--execution", *modes)
+    assert f"Run complete: {'its one trial is' if len(modes) == 1 else 'all 2 trials are'} ok." in said
+    for told in ("compiled over eager: ", "compiling takes"):  # whether that pays
+        assert said.count(told) == len(modes) - 1
     row = "import rresnet; row = rresnet.read().trials.iloc[0]; print(*row[['model', 'status', 'flops_per_image']])"
     assert re.match(r"mynets:small ok [1-9]", run(copy, "-c", row))
 

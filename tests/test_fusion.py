@@ -9,7 +9,7 @@ from unittest import mock
 import pytest
 import torch
 import torchvision
-from benches import bench, image_data, replaying
+from benches import image_data, replaying, small_bench
 from small_nets import DEVICE, ON_GPU, as_kind, far, images, laid_out, small_resnet
 from torch import nn
 
@@ -125,7 +125,7 @@ def unfused(model, dtype, optimizer):
 def test_a_model_learns_what_its_layers_by_themselves_learn(dtype, pointwise):
     torch.manual_seed(0)
     model = laid_out(small_resnet(), pointwise, DEVICE)
-    other, inputs = copy.deepcopy(model), images(8, 3, 24, 24)
+    other, inputs = copy.deepcopy(model), images(4, 3, 16, 16)
     _, exact = learnt(copy.deepcopy(model), unfused, inputs)
     expected, theirs = learnt(model, unfused, inputs, dtype)
     found, ours = learnt(other, FusedLayers, inputs, dtype)
@@ -328,8 +328,8 @@ def test_what_is_read_on_the_side_is_waited_for_before_it_is_too_much(monkeypatc
 def test_a_step_that_fails_leaves_nothing_on_the_side(monkeypatch):
     joined = []
     monkeypatch.setattr(side.SideStreams, "join", lambda self: joined.append(self))
-    one = bench(image_data(8), batch_size=8, channels_last=True, fused_optimizer=True)
-    cell = replace(one.cell, device="gpu", execution="graph", kernels="fused", model="resnet18")
+    one = small_bench(image_data(8), batch_size=8, channels_last=True, fused_optimizer=True)
+    cell = replace(one.cell, device="gpu", execution="graph", kernels="fused", model="few_layers")
     with mock.patch.object(adam, "update", side_effect=torch.OutOfMemoryError), pytest.raises(torch.OutOfMemoryError):
         step.Prepared(cell, one.network, one.optimizer, one.inputs.load, one.inputs.examples(), replaying)
     assert len(joined) == 1

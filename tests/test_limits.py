@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benches import CPU, bench, image_data
+from benches import CPU, bench, image_data, small_bench
 from samples import make_cell
 
 from rresnet.training import clocks, limits, model, step
@@ -165,7 +165,7 @@ def test_the_canary_times_a_product_and_a_copy(monkeypatch):
 
 
 def test_the_step_alone_counts_its_optimizer():
-    of_cell = bench()
+    of_cell = small_bench()
     raw = next(of_cell.batches)
     slow = of_cell.optimizer.register_step_post_hook(lambda *_: time.sleep(0.05))
     found = clocks.step_alone(of_cell.train_step, of_cell.optimizer, raw, 3)
@@ -177,7 +177,7 @@ def test_the_step_alone_counts_its_optimizer():
 
 
 def test_the_other_clocks_cost_at_most_a_quarter_of_the_measured_time():
-    of_cell = bench()
+    of_cell = small_bench()
     visit(of_cell, seconds=0.3, startup_seconds=0, progress=lambda rate: None)
     of_cell.measured_seconds, of_cell._clocks_seconds = 0.4, 0.0
     of_cell.step_seconds = 0.05  # two steps make a window: 0.1 s and the input's 0.02 s
@@ -217,7 +217,7 @@ def test_peak_memory_of_one_of_several_workers_holds_the_buckets_of_their_gradie
 
 
 def test_a_visit_fills_the_columns_of_trust():
-    of_cell = bench(data=image_data(64))
+    of_cell = small_bench(data=image_data(64))
     of_cell.measured_seconds = 1000.0  # pays for the other clocks
     for _ in range(2):
         record = visit(of_cell, seconds=0.5, startup_seconds=0, progress=lambda rate: None)
@@ -281,7 +281,7 @@ def test_a_cell_on_the_cpu_does_not_start_cuda(monkeypatch):
     def started():
         raise AssertionError("CUDA was started")
 
-    found = bench()
+    found = small_bench()
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_initialized", lambda: False)
     monkeypatch.setattr(torch.cuda, "get_rng_state_all", started)

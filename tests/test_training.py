@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from benches import CPU, bench, image_data
+from benches import CPU, image_data, small_bench
 from samples import make_cell
 
 from rresnet.config import How
@@ -54,7 +54,7 @@ def test_a_window_has_at_least_one_step():
 
 
 def test_a_visit_measures_at_least_the_seconds_asked_for_and_a_later_one_warms_up_one_step():
-    found = bench(input="resident", batch_size=4)
+    found = small_bench(input="resident", batch_size=4)
     first = visit(found, seconds=0.05, startup_seconds=0.1, progress=lambda rate: None)
     network = found.network
     second = visit(found, seconds=0.05, startup_seconds=0.0, progress=lambda rate: None)
@@ -70,7 +70,7 @@ def test_a_visit_measures_at_least_the_seconds_asked_for_and_a_later_one_warms_u
 
 
 def test_whole_epochs_are_measured_and_counted_truly():
-    found = train_epochs(bench(input="resident"), epochs=2, startup_seconds=0.0, progress=lambda rate: None)
+    found = train_epochs(small_bench(input="resident"), epochs=2, startup_seconds=0.0, progress=lambda rate: None)
     assert found.measurement.measured_images == 80
     assert found.measurement.epoch_seconds_kind == "measured"
     assert found.measurement.epoch_seconds == pytest.approx(sum(e.seconds for e in found.epochs) / 2)
@@ -82,7 +82,7 @@ def test_whole_epochs_are_measured_and_counted_truly():
 
 
 def test_what_the_warm_up_trained_is_no_part_of_an_epochs_losses():
-    found = bench(input="resident")
+    found = small_bench(input="resident")
     train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None)
     assert found.steps_trained == 5
     assert len(found.recent_losses()) == 5
@@ -99,16 +99,17 @@ def test_energy_is_the_measured_windows_share_of_what_was_watched(monkeypatch):
         energy_joules=100.0,
     )
     monkeypatch.setattr(Monitor, "usage", lambda monitor: used)
-    found = visit(bench(input="resident"), seconds=0.05, startup_seconds=0, progress=lambda rate: None).measurement
+    one = small_bench(input="resident")
+    found = visit(one, seconds=0.05, startup_seconds=0, progress=lambda rate: None).measurement
     assert found.energy_joules == pytest.approx(100.0 * found.measured_seconds / 20.0)
     used = replace(used, energy_joules=None)
-    found = visit(bench(input="resident"), seconds=0.05, startup_seconds=0, progress=lambda rate: None).measurement
+    found = visit(one, seconds=0.05, startup_seconds=0, progress=lambda rate: None).measurement
     assert found.energy_joules is None
 
 
 def test_each_worker_brings_in_its_share_of_what_its_machine_used(monkeypatch):
     """Four workers on two machines, all of which read the same."""
-    found = bench(input="resident", num_workers=4, num_nodes=2)
+    found = small_bench(input="resident", num_workers=4, num_nodes=2)
     found.world, found.workers = 4, "those four"
     among = {"those four": 4, None: 8}  # of eight that there are
     monkeypatch.setattr(torch.distributed, "all_reduce", lambda tensor, group: tensor.mul_(among[group]))
@@ -140,7 +141,7 @@ def test_gradients_of_several_workers_stand_where_they_are_exchanged(monkeypatch
 def test_what_ddp_allots_in_its_second_step_is_over_when_memory_is_noted(monkeypatch):
     begun, taken = [], []
     for world in (1, 2):
-        found = bench(input="resident")
+        found = small_bench(input="resident")
         found.world = world
         noted = found.noting_memory
 
@@ -159,7 +160,7 @@ def test_what_ddp_allots_in_its_second_step_is_over_when_memory_is_noted(monkeyp
 
 
 def test_what_the_exchange_took_when_last_looked_at_is_a_part_of_what_holds_a_step_up(monkeypatch):
-    found = bench(data=image_data(64))
+    found = small_bench(data=image_data(64))
     found.measured_seconds = 2000.0  # pays for the other clocks
     visit(found, seconds=0.1, startup_seconds=0, progress=lambda rate: None)
     assert found.other_clocks()["bottleneck"] != "communication"
@@ -171,7 +172,7 @@ def test_what_the_exchange_took_when_last_looked_at_is_a_part_of_what_holds_a_st
 
 
 def test_a_trained_model_and_its_trace_are_kept_where_they_are_asked_for():
-    found = bench(input="resident", epochs=1)
+    found = small_bench(input="resident", epochs=1)
     how = How(seconds=0.01, profile=True, save_model=True)
     record = train(found, how, startup_seconds=0.0, progress=lambda rate: None)
     assert set(record.files) == {".pt", ".trace.json.gz"}
@@ -180,7 +181,7 @@ def test_a_trained_model_and_its_trace_are_kept_where_they_are_asked_for():
     events = json.loads(gzip.decompress(record.files[".trace.json.gz"]))["traceEvents"]
     assert any("conv" in event.get("name", "") for event in events)
     assert record.losses == ()  # ten steps: no hundredth
-    timed = train(bench(), How(seconds=0.01, save_model=True), startup_seconds=0.0, progress=lambda rate: None)
+    timed = train(small_bench(), How(seconds=0.01, save_model=True), startup_seconds=0.0, progress=lambda rate: None)
     assert timed.files == {}  # a timed trial has trained no model worth keeping
 
 
@@ -191,7 +192,7 @@ def test_the_model_that_is_kept_is_the_one_that_was_evaluated(monkeypatch):
         return {}
 
     monkeypatch.setattr(Workbench, "other_clocks", other_clocks)
-    found = bench(input="resident", epochs=1)
+    found = small_bench(input="resident", epochs=1)
     record = train(found, How(seconds=0.01, save_model=True), startup_seconds=0.0, progress=lambda rate: None)
     found.network.load_state_dict(torch.load(io.BytesIO(record.files[".pt"]), weights_only=True))
     assert evaluate(found) == (record.epochs[-1].test_loss, record.epochs[-1].test_accuracy)
@@ -199,13 +200,13 @@ def test_the_model_that_is_kept_is_the_one_that_was_evaluated(monkeypatch):
 
 def test_the_loss_of_every_hundredth_step_is_kept(monkeypatch):
     monkeypatch.setattr("rresnet.training.train.LOSS_STEPS", 4)
-    found = train_epochs(bench(input="resident"), epochs=2, startup_seconds=0.0, progress=lambda rate: None)
+    found = train_epochs(small_bench(input="resident"), epochs=2, startup_seconds=0.0, progress=lambda rate: None)
     assert [(loss.epoch, loss.step) for loss in found.losses] == [(0, 4), (1, 4)]  # of five steps
     assert all(loss.loss > 0 for loss in found.losses)
 
 
 def test_a_loss_that_is_not_a_number_is_an_error():
-    found = bench()
+    found = small_bench()
     with torch.no_grad():
         next(found.network.parameters()).fill_(float("nan"))
     with pytest.raises(NonFiniteLossError, match="the loss became nan after"):
@@ -213,17 +214,17 @@ def test_a_loss_that_is_not_a_number_is_an_error():
 
 
 def test_epochs_start_from_the_seed_whatever_the_warm_up_did():
-    found = bench(input="resident")
+    found = small_bench(input="resident")
     epoch = train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None).epochs[0]
-    cold = bench(input="resident")
+    cold = small_bench(input="resident")
     expected = torch.tensor([cold.train_step(*batch).item() for batch in cold.inputs.epoch()]).mean().item()
     assert epoch.train_loss == pytest.approx(expected, rel=1e-4)
 
 
 def test_threads_are_what_the_cell_asks_for():
-    bench(cpu_threads=1)
+    small_bench(cpu_threads=1)
     assert torch.get_num_threads() == 1
-    bench(cpu_threads=2)
+    small_bench(cpu_threads=2)
     assert torch.get_num_threads() == 2
 
 
@@ -237,7 +238,7 @@ def test_memory_that_is_short_for_the_other_clocks_does_not_cost_the_trial(monke
 
     monkeypatch.setattr(limits, "measure", short)
     monkeypatch.setattr(limits, "_fastest_looks", {})
-    found = visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
+    found = visit(small_bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
     assert (found.status, found.percent_of_limit, found.matrix_flops_per_second) == ("ok", None, None)
     assert found.images_per_second > 0
 
@@ -249,7 +250,7 @@ def test_all_calls_of_the_canary_are_time_that_no_training_took(monkeypatch):
 
     monkeypatch.setattr(limits, "canary", canary)
     monkeypatch.setattr("rresnet.training.train._clocks", lambda bench: ({}, None))
-    one = bench()
+    one = small_bench()
     for _ in range(2):  # the first also counts the operations of the model
         found = visit(one, seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
     assert found.clocks_seconds >= 0.3
@@ -262,8 +263,8 @@ def test_memory_that_is_short_for_the_canary_does_not_cost_the_trial(monkeypatch
         raise errors.pop(0)
 
     monkeypatch.setattr(limits, "canary", short)
-    found = visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
+    found = visit(small_bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None).measurement
     assert (found.status, found.canary_matrix_seconds, found.canary_copy_seconds) == ("ok", None, None)
     assert found.clocks_seconds > 0
     with pytest.raises(RuntimeError, match="something else"):
-        visit(bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None)
+        visit(small_bench(), seconds=0.1, startup_seconds=0, progress=lambda rate: None)

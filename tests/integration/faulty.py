@@ -32,9 +32,11 @@ def swept(planned, results, cpus=None, limit=LIMIT):
     images = data.load("fashion-mnist-12k", image_size=32)
     many = len(planned)
     run = Run(run_id="faults", experiment="test", name="faults", plan_id="p", planned=many, started_at="2026-01-01")
-    importable = {"PYTHONPATH": str(Path(__file__).parent)}  # for the trial processes, which import the trainable
-    here = hardware.probe()
-    machine = dataclasses.replace(here, cpu_count=cpus, cpu_cores=cpus) if cpus else here
+    here = Path(__file__).parent
+    importable = {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"}  # for the trial processes: the trainable, the model
+    machine = hardware.probe()
+    if cpus:
+        machine = dataclasses.replace(machine, cpu_count=cpus, cpu_cores=cpus)
     with mock.patch.dict(os.environ, importable), cluster.connect(None, machine) as found:
         with (
             (results / "progress").open("w") as shown,
@@ -53,10 +55,20 @@ def swept(planned, results, cpus=None, limit=LIMIT):
         yield pd.read_parquet(results / "trials")
 
 
+def slow_to_build(classes):
+    """As a model: one that takes long to build, and not to train, so that it shows whether it was built again."""
+    import time
+
+    from samples import few_layers
+
+    time.sleep(0.5)
+    return few_layers(classes)
+
+
 def for_the_first_worker(classes):
     """As a model: one whose first worker trains it, while the other fails after all that they do together."""
     import torch
-    import torchvision
+    from samples import few_layers
 
     from rresnet.training import train
 
@@ -66,7 +78,7 @@ def for_the_first_worker(classes):
             raise ValueError("not for this worker")
 
         train.Record = fail
-    return torchvision.models.resnet18(num_classes=classes)
+    return few_layers(classes)
 
 
 def trial(config, how, data):

@@ -4,6 +4,7 @@ import os
 import re
 import select
 import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,7 +14,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from rresnet import hardware
 from rresnet.terminal import counted
 
 pytestmark = pytest.mark.integration
@@ -56,8 +56,8 @@ def test_a_run_from_another_folder_ends_with_rows_and_an_answer(tmp_path):
 
 
 def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path):
-    flags = [*QUICK, "--repeats", "200", "--processes", "1", "--results-dir", str(tmp_path)]
-    command = [sys.executable, str(ROOT / "experiments" / "compare.py"), *flags]
+    flags = ["--seconds", "0.2", "--repeats", "200", "--processes", "1", "--results-dir", str(tmp_path)]
+    command = [sys.executable, str(STUB), *flags]
     running = subprocess.Popen([*command, "--fresh"], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     deadline = time.monotonic() + 400
     while len(list((tmp_path / "trials").glob("[!.]*.parquet"))) == 0 and time.monotonic() < deadline:
@@ -76,7 +76,7 @@ def test_an_interrupted_run_keeps_its_rows_and_the_same_command_goes_on(tmp_path
     assert os.path.samefile(again[0], sys.executable)
     assert "Traceback" not in errors
     before = pd.read_parquet(tmp_path / "trials")
-    assert 0 < len(before) < 400
+    assert 0 < len(before) < 800
     again = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert again.stdout is not None
     try:
@@ -124,9 +124,11 @@ def test_a_terminal_that_closes_stops_a_run_as_sigterm_does(tmp_path):
 
 @pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="two workers need two processors")
 def test_two_workers_train_as_one_group(tmp_path):
+    shutil.copy(ROOT / "tests" / "samples.py", tmp_path)
     done = compare(
-        *QUICK, "--recipe", "tuned", "--precision", "fp32", "--num-workers", "1", "2", "--repeats", "1",
-        "--epochs", "1", "--dataset", str(images(tmp_path / "data")), "--results-dir", str(tmp_path / "out"),
+        "--model", "samples:few_layers", "--batch-size", "16", "--recipe", "tuned", "--precision", "fp32",
+        "--num-workers", "1", "2", "--repeats", "1", "--epochs", "1", "--dataset", str(images(tmp_path / "data")),
+        "--results-dir", "out", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout + done.stderr
     assert "2 workers over 1: " in done.stdout
@@ -137,27 +139,6 @@ def test_two_workers_train_as_one_group(tmp_path):
     assert row["measured_images"] == 100  # of 100 training images none is left out and none counted twice
     epochs = pd.read_parquet(tmp_path / "out" / "epochs")
     assert epochs["images"].tolist() == [100, 100]
-
-
-NETWORK = """
-from torch import nn
-
-
-def few_layers(classes):
-    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(7200, classes))
-"""
-
-
-@pytest.mark.skipif(not hardware.probe().compiler, reason="needs a C++ compiler")
-def test_whether_compiling_pays_is_told_at_the_end(tmp_path):
-    (tmp_path / "mine.py").write_text(NETWORK)
-    done = compare(
-        "--model", "mine:few_layers", "--recipe", "tuned", "--execution", "eager", "compile", "--batch-size", "16",
-        "--repeats", "1", "--seconds", "0.05", "--results-dir", "out", cwd=tmp_path,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert done.stdout.count("compiled over eager: ") == 1
-    assert "compiling takes" in done.stdout
 
 
 def images(folder):

@@ -13,7 +13,7 @@ pytestmark = pytest.mark.integration
 def rows(tmp_path_factory):
     """The rows of trials each of which has a fate of its own."""
     fates = (8, faulty.BREAKS, faulty.KILLED, faulty.HANGS, faulty.TOO_LARGE)
-    cells = [make_cell(batch_size=b, input="resident", cpu_threads=1) for b in fates]
+    cells = [make_cell(model="samples:few_layers", batch_size=b, input="resident", cpu_threads=1) for b in fates]
     planned = grid.plan(cells, repeats=1, processes=1, seed=1)
     again = grid.plan([cells[0], cells[4]], repeats=2, processes=2, seed=1)[2:]  # after the storm
     with faulty.swept(planned + again, tmp_path_factory.mktemp("results")) as rows:

@@ -19,9 +19,9 @@ def trained(tmp_path_factory):
     from ray._private.state import actors
     from ray.util.placement_group import placement_group_table
 
-    common = {"input": "resident", "cpu_threads": 1}
+    common = {"model": "faulty:slow_to_build", "input": "resident", "cpu_threads": 1}
     fine = [make_cell(num_workers=workers, **common) for workers in (1, 2, 3)]
-    broken = make_cell(model="faulty:for_the_first_worker", num_workers=2, **common)
+    broken = make_cell(**{**common, "model": "faulty:for_the_first_worker"}, num_workers=2)
     killed = make_cell(batch_size=faulty.LEAKS, num_workers=2, **common)
     planned = grid.plan(fine, repeats=2, processes=1, seed=1)
     planned += [grid.plan([cell], repeats=1, processes=1, seed=1)[0] for cell in (killed, broken)]
@@ -52,7 +52,7 @@ def test_what_was_built_stays_hot_in_the_workers_too(trained):
     _, rows, *_ = trained
     fine = rows[rows["status"] == "ok"].set_index(["repeat", "num_workers"])["startup_seconds"]
     for repeat, hot in ((0, False), (1, True)):
-        assert all((fine[repeat, workers] < 0.05) == hot for workers in (1, 2, 3))
+        assert all((fine[repeat, workers] < 0.5) == hot for workers in (1, 2, 3))
 
 
 def test_after_a_kill_the_next_process_has_a_group_and_what_a_worker_raises_is_its_trials_error(trained):

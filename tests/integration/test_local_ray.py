@@ -42,6 +42,14 @@ with cluster.connect(None, hardware.probe()):
 """
 
 
+IMPATIENT = f"""
+import runpy
+from rresnet.runner import cluster
+cluster.LOST_SECONDS = 4.0
+runpy.run_path({str(ROOT / "benchmarks" / "stub_run.py")!r}, run_name="__main__")
+"""
+
+
 @pytest.mark.parametrize("server", ["raylet", "gcs_server"])
 def test_where_a_process_of_it_dies_the_command_says_so_at_once(tmp_path, server):
     done = in_home(tmp_path, sys.executable, "-c", DIES, server)
@@ -115,7 +123,7 @@ def test_somebody_elses_ray_is_joined_and_left_and_never_ended(tmp_path):
     home.mkdir()
     theirs = Theirs(home, "--num-cpus=2")
     with theirs:
-        stub = [sys.executable, str(ROOT / "benchmarks" / "stub_run.py"), "--seconds", "0.05", "--processes", "1"]
+        stub = [sys.executable, "-c", IMPATIENT, "--seconds", "0.05", "--processes", "1"]
         for flags in ([], ["--address", theirs.address]):
             done = in_home(home, *stub, "--repeats", "1", "--results-dir", str(tmp_path / "out"), *flags)
             assert done.returncode == 0, done.stderr
