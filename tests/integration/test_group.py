@@ -74,3 +74,25 @@ def test_ray_starts_no_actor_that_the_group_makes_no_use_of(trained):
     *_, classes = trained
     assert {"RayTrainWorker", "TrainController", "Exchange"} <= classes
     assert not {"DatasetManager", "_AutoscalingCoordinatorActor"} & classes
+
+
+def test_a_ray_that_has_other_names_for_them_starts_its_workers_all_the_same(monkeypatch):
+    from ray.train.torch import TorchTrainer
+
+    from rresnet.runner.trainer import GroupTrainer
+
+    class DatasetsCallback:
+        pass
+
+    class Another:
+        pass
+
+    ran, policy = [], Another()
+    monkeypatch.setattr(TorchTrainer, "_create_default_callbacks", lambda self: [DatasetsCallback(), policy])
+    monkeypatch.setattr(TorchTrainer, "_initialize_and_run_controller", lambda self, **given: ran.append(given) or 7)
+    trainer = object.__new__(GroupTrainer)
+    assert trainer._create_default_callbacks() == [policy]
+    for given in ({"scaling_policy": policy, "other": 1}, {"policy": policy}):
+        assert trainer._initialize_and_run_controller(**given) == 7
+        assert ran.pop() == given
+    assert policy._send_resource_request() is None  # of the first alone, if it has such a thing
