@@ -166,6 +166,19 @@ def test_the_accuracy_stands_beside_the_speed_where_it_was_evaluated(tmp_path):
     assert "test accuracy |" not in made(tmp_path, write(tmp_path / "b", two()), figures=False)[1]
 
 
+def test_a_speedup_that_is_not_distinguishable_is_marked_and_what_the_mark_means_is_told(tmp_path):
+    page, summary, _ = made(tmp_path, write(tmp_path / "a", two()), figures=False)
+    meaning = "~: not distinguishable from the reference."
+    assert meaning not in page.text
+    assert "\\~" not in summary
+    near = trials((BLOG, [100.0, 110.0, 90.0, 100.0]), (TUNED, [110.0, 100.0, 90.0, 105.0]))
+    page, summary, _ = made(tmp_path, write(tmp_path / "b", near), figures=False)
+    assert "~ 1.01 (" in page.text
+    assert meaning in page.text
+    assert "| \\~ 1.01 (" in summary
+    assert f"\\{meaning}" in summary
+
+
 def test_what_is_cheapest_is_said_of_a_single_run_too(tmp_path):
     _, _, said = made(tmp_path, write(tmp_path / "a", two()), prices=["cpu=3.60 EUR/h"], figures=False)
     assert said.index("Fastest: ") < said.index("Cheapest: cpu tuned batch 64") < said.index("Report: ")

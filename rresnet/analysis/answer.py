@@ -21,6 +21,8 @@ from rresnet.naming import name
 from rresnet.quality.states import slow_repeats
 from rresnet.terminal import duration, number, percent, ratios
 
+NOT_APART = "~"  # what marks such a speedup
+MARKED = f"{NOT_APART}: not distinguishable from the reference."
 MOST_NAMED = 3  # of the settings that are not distinguishable from the first
 
 
@@ -244,10 +246,11 @@ def epochs(cell: Mapping[str, Any], count: int = 1) -> str:
 
 
 def speedup(cell: Mapping[str, Any]) -> str:
-    """A cell's ratio to the reference, where it was measured."""
+    """A cell's ratio to the reference, where it was measured; marked where it is not distinguishable from 1."""
     if not cell["repeats"] or cell["is_reference"]:
         return "reference" if cell["is_reference"] else ""
-    return ratio_text(cell["speedup"], cell["speedup_low"], cell["speedup_high"])
+    mark = f"{NOT_APART} " if cell["distinguishable"] is False else ""
+    return mark + ratio_text(cell["speedup"], cell["speedup_low"], cell["speedup_high"])
 
 
 def ratio_text(estimate: float | None, low: float | None, high: float | None, none: str = "no pair") -> str:

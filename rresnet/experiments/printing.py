@@ -9,7 +9,6 @@ from rresnet.analysis import answer, load
 from rresnet.terminal import print_table, say
 
 AUTO_LOOKS = " (--batch-size auto looks for the fastest)"
-NOT_APART = "~ "  # marks a speedup that is not distinguishable from 1
 
 COLUMNS = (
     "of limit: share of the machine's fastest matrix products. bound by: what limits the speed; empty where too little "
@@ -48,7 +47,7 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
         "setting": [cell["setting"] for cell in cells],
         "images/s": [answer.rate(cell) for cell in cells],
         "epoch": [answer.epoch(cell) for cell in cells],
-        "speedup": [(NOT_APART if cell["distinguishable"] is False else "") + answer.speedup(cell) for cell in cells],
+        "speedup": [answer.speedup(cell) for cell in cells],
         "test accuracy": [answer.formatted(cell["test_accuracy"], "{:.3f}") for cell in cells],
         "of limit": [answer.of_limit(cell) for cell in cells],
         "bound by": [answer.formatted(cell["bottleneck"], "{}") for cell in cells],
@@ -61,8 +60,7 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     others = [cell for cell in cells if not cell["is_reference"]]
     reference = [cell["setting"] for cell in cells if cell["is_reference"] and others]
     against = "".join(f"Speedup over {setting}, paired by repeat. " for setting in reference)
-    marked = any(cell["distinguishable"] is False for cell in cells)
-    mark = f"\n{NOT_APART.strip()}: not distinguishable from the reference." if marked else ""
+    mark = f"\n{answer.MARKED}" if any(cell["distinguishable"] is False for cell in cells) else ""
     each = "\nBatch sizes are those of each worker." if any(cell["num_workers"] > 1 for cell in cells) else ""
     terms = f"\n{COLUMNS}" if any(columns["of limit"]) else ""
     bounds = [cell[low] for cell in cells for low in ("low", "speedup_low")]

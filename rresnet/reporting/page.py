@@ -48,6 +48,11 @@ class Chapter:
         return next(iter(names), None)
 
     @property
+    def mark(self) -> str:
+        """What the mark at some of its speedups means; empty where none has one."""
+        return answer.MARKED if self.cells["distinguishable"].eq(False).any() else ""
+
+    @property
     def columns(self) -> int:
         """How many of `HEADINGS` its settings have texts for: the last one only if accuracies were evaluated."""
         return len(HEADINGS) if self.cells["test_accuracy"].notna().any() else len(HEADINGS) - 1
@@ -108,7 +113,7 @@ def setting_row(cell: Mapping[str, Any]) -> tuple[str, ...]:
         cell["setting"],
         answer.rate(cell),
         answer.epoch(cell, interval=True),
-        answer.speedup(cell) + (", not distinguishable" if cell["distinguishable"] is False else ""),
+        answer.speedup(cell),
         answer.of_limit(cell),
         answer.formatted(cell["bottleneck"], "{}"),
         answer.formatted(cell["peak_memory_bytes"] / 2**20, "{:,.0f} MiB"),
