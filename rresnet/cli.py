@@ -20,6 +20,7 @@ from rresnet.terminal import say
 from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, TERMINATED, WRONG_REQUEST
 
 PATIENCE_SECONDS = 10.0  # for which more signals mean the same as the first: what it set going is to end
+ASKED_SECONDS = 2.0  # after it was last asked for, a signal waits as long to be asked for again
 PLAIN_WIDTH = 140  # columns of output that goes to a file or a pipe
 
 
@@ -65,6 +66,8 @@ def main(
         if isinstance(stopped.__cause__, UsageError):  # it can't print
             return WRONG_REQUEST
         return INTERRUPTED if stop.signal in (None, signal.SIGINT) else TERMINATED
+    finally:
+        stop.done()
 
 
 class _Console(usage.Output):
@@ -104,22 +107,36 @@ def _again() -> str:
 
 
 class _Stop:
-    """Raise KeyboardInterrupt on Ctrl-C, SIGTERM or a closing terminal, and remember the signal.
+    """Ctrl-C, SIGTERM or a closing terminal: whoever asks for them stops; if nobody does, KeyboardInterrupt is raised.
 
-    It is remembered because code in between may swallow the exception.
+    Raised in the midst of what the main thread does, it may leave a lock of Python's own library held for good, that of
+    a thread pool for one (https://github.com/python/cpython/issues/74174); the end of the run would wait for it for
+    ever. So nothing is raised while it is being asked, as at each of Tune's events. Nor would it always arrive there:
+    code in between may swallow it.
     """
 
     def __init__(self) -> None:
         self.signal: int | None = None
-        self._raised = -math.inf  # when, by time.monotonic
+        self._asked = self._raised = -math.inf  # when last, by time.monotonic
         self._terminals = [fd for fd in (1, 2) if os.isatty(fd)]  # noted now: later, one that is gone does not say so
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGALRM):
             if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:  # nohup ignores SIGHUP
                 signal.signal(number, self._handle)
 
     def asked(self) -> bool:
-        """Whether a signal came."""
-        return self.signal is not None
+        """Whether a signal came; then whoever asks stops."""
+        self._asked = time.monotonic()
+        if self.signal is None:
+            return False
+        if math.isinf(self._raised):
+            self._raised = self._asked
+        self.done()
+        return True
+
+    def done(self) -> None:
+        """Take back the alarm that a signal has set."""
+        if self.signal is not None:
+            signal.setitimer(signal.ITIMER_REAL, 0)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
         self.signal = self.signal or number
@@ -128,6 +145,8 @@ class _Stop:
             nowhere = os.open(os.devnull, os.O_WRONLY)
             for terminal in self._terminals:  # writing to it would fail
                 os.dup2(nowhere, terminal)
-        if time.monotonic() - self._raised > PATIENCE_SECONDS:
+        if time.monotonic() - self._asked < ASKED_SECONDS:
+            signal.setitimer(signal.ITIMER_REAL, ASKED_SECONDS)  # a lock could be held here, too: a timer needs none
+        elif time.monotonic() - self._raised > PATIENCE_SECONDS:
             self._raised = time.monotonic()
             raise KeyboardInterrupt

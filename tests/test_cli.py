@@ -2,6 +2,7 @@ import os
 import re
 import runpy
 import shutil
+import signal
 import subprocess
 import sys
 from itertools import pairwise
@@ -100,6 +101,30 @@ def test_more_signals_do_not_break_off_what_the_first_set_going(monkeypatch):
             raised.append(second)
     assert raised == [1.0, 11.5]
     assert stop.asked()
+
+
+def test_where_it_is_asked_for_a_signal_raises_nothing_until_nobody_asks_any_more(monkeypatch):
+    now, alarms = 100.0, []
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(cli.signal, "setitimer", lambda which, seconds: alarms.append(seconds))
+    monkeypatch.setattr(cli.time, "monotonic", lambda: now)
+    answered, unanswered = cli._Stop(), cli._Stop()
+    assert not answered.asked()
+    assert not unanswered.asked()
+    assert not alarms
+    now = 101.9
+    for stop in (answered, unanswered):
+        stop._handle(signal.SIGTERM, None)
+    assert alarms == [2.0, 2.0]  # should nobody ask
+    assert answered.asked()  # whoever asked raises
+    assert alarms.pop() == 0
+    now = 103.9
+    answered._handle(signal.SIGTERM, None)  # the same again, soon after it was asked for: it is being stopped
+    now = 106.0
+    answered._handle(signal.SIGALRM, None)
+    with pytest.raises(KeyboardInterrupt):
+        unanswered._handle(signal.SIGALRM, None)
+    assert unanswered.signal == signal.SIGTERM
 
 
 def test_a_working_folder_that_is_gone_is_told(monkeypatch, capsys):
