@@ -9,6 +9,9 @@
 PYTHON ?= python3
 STAMP := .venv/.set-up
 
+# Where an image turns compiled modules off, each of the many processes of a run or test would compile for itself.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: help compare test test-cluster chaos chaos-trials chaos-drivers fuzz intervals coverage oldest mutants lint docs package setup clean
 
 help:
