@@ -2,9 +2,11 @@
 
 import dataclasses
 import itertools
+import signal
 import socket
 import sys
 import threading
+import time
 from types import SimpleNamespace
 
 import pytest
@@ -231,6 +233,37 @@ def test_a_machine_without_bash_is_told_that_ray_needs_it(monkeypatch):
     monkeypatch.setenv("PATH", "/nowhere")
     with pytest.raises(UsageError, match="with bash, which is not in PATH"), cluster.connect(None, LAPTOP):
         pass
+
+
+def test_an_interrupt_while_ray_starts_does_not_wait_for_an_import_that_may_never_end(monkeypatch):
+    never = threading.Event()
+    monkeypatch.setattr(cluster, "import_module", lambda name: never.wait(60))
+    monkeypatch.setattr(cluster, "STUCK_SECONDS", 0.1)
+    began = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), cluster._connecting(str):
+        raise KeyboardInterrupt
+    assert time.monotonic() - began < 30
+    assert not never.is_set()
+    never.set()
+
+
+def test_a_sigterm_that_rays_handler_takes_while_it_starts_is_handed_to_ours(monkeypatch):
+    handed, before = [], signal.getsignal(signal.SIGTERM)
+    monkeypatch.setattr(cluster, "import_module", lambda name: None)
+
+    def start():
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(number))
+        signal.raise_signal(signal.SIGTERM)
+
+    try:
+        signal.signal(signal.SIGTERM, lambda number, frame: handed.append(number))
+        ours = signal.getsignal(signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt), cluster._connecting(str):
+            start()
+        assert handed == [signal.SIGTERM]
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_what_takes_connections_and_never_answers_is_told_and_ends_in_an_error(server):

@@ -47,6 +47,7 @@ _LOCAL = {
 _QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "ERROR"}
 _SERVERS = ("gcs_server", "raylet")  # without either, a Ray does nothing more
 ANSWER_SECONDS = 60.0  # how long something that accepts connections may stay silent
+STUCK_SECONDS = 10.0  # how long imports are waited for after an interrupt, which may have left a lock held
 LOST_SECONDS = 40.0  # how long a joined cluster may be unreachable; after 60 s Ray ends this process
 
 
@@ -143,15 +144,21 @@ def _connecting(message: Callable[[str], str]) -> Iterator[None]:
     Whatever the block raises becomes a UsageError, whose text `message` makes from the reason.
     """
     terminate = signal.getsignal(signal.SIGTERM)  # Ray replaces it with a handler that ends the process at once
-    importing = threading.Thread(target=import_module, args=("ray.tune",))  # takes seconds, in which Ray can start
-    importing.start()
+    importing = threading.Thread(target=import_module, args=("ray.tune",), daemon=True)
+    importing.start()  # takes seconds, in which Ray can start
     try:
         yield
+    except SystemExit as ended:  # by Ray's handler
+        if callable(terminate):
+            terminate(signal.SIGTERM, None)
+        raise KeyboardInterrupt from ended
     except Exception as error:  # Ray also raises plain ones, say when its own processes don't start in time
         lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
         raise UsageError(message(" ".join(lines if lines[0].startswith(presence.VERSIONS) else lines[:1]))) from error
-    finally:
+    else:
         importing.join()
+    finally:
+        importing.join(STUCK_SECONDS)  # (https://github.com/python/cpython/issues/74174)
         signal.signal(signal.SIGTERM, terminate)
 
 
