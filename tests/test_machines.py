@@ -6,7 +6,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from types import SimpleNamespace
 
 import pytest
@@ -236,14 +235,12 @@ def test_a_machine_without_bash_is_told_that_ray_needs_it(monkeypatch):
 
 
 def test_an_interrupt_while_ray_starts_does_not_wait_for_an_import_that_may_never_end(monkeypatch):
-    never = threading.Event()
-    monkeypatch.setattr(cluster, "import_module", lambda name: never.wait(60))
+    never, ended = threading.Event(), []
+    monkeypatch.setattr(cluster, "import_module", lambda name: ended.append(never.wait(60)))
     monkeypatch.setattr(cluster, "STUCK_SECONDS", 0.1)
-    began = time.monotonic()
     with pytest.raises(KeyboardInterrupt), cluster._connecting(str):
         raise KeyboardInterrupt
-    assert time.monotonic() - began < 30
-    assert not never.is_set()
+    assert ended == []
     never.set()
 
 

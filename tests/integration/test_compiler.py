@@ -38,7 +38,7 @@ def test_a_compiled_step_learns_what_an_eager_one_learns_and_is_found_in_the_cac
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path))
     data, axes = image_data(count), {"input": "resident", "batch_size": 8, **OURS, **more}
     expected = first_losses(small_bench(data, **axes))
-    tolerance = 0.05 if more else 1e-3
+    tolerance = 0.05 if more else 1e-4
     for cache in ("cold", "warm"):
         counters.clear()
         found = small_bench(data, execution="compile", **axes)
