@@ -150,18 +150,27 @@ def test_the_limits_are_the_fastest_of_all_looks(monkeypatch):
     ]  # fmt: skip
 
 
-def test_the_fastest_call_is_the_fastest():
+@pytest.fixture
+def pause(monkeypatch):
+    """A pause by a clock that nothing else moves."""
+    now = [0.0]
+    monkeypatch.setattr(limits.time, "perf_counter", lambda: now[0])
+
+    def of(seconds):
+        now[0] += seconds
+
+    return of
+
+
+def test_the_fastest_call_is_the_fastest(pause):
     pauses = iter([0.03, 0.01, 0.05, *[0.05] * 20])
-    assert 0.01 <= limits._fastest(CPU, lambda: time.sleep(next(pauses)), 0.1) < 0.03
+    assert limits._fastest(CPU, lambda: pause(next(pauses)), 0.1) == pytest.approx(0.01)
 
 
-def test_the_canary_times_a_product_and_a_copy(monkeypatch):
-    monkeypatch.setattr(limits, "_canary_product", lambda kind, dtype: lambda: time.sleep(0.03))
-    monkeypatch.setattr(limits, "_copy", lambda kind: lambda: time.sleep(0.06))
-    matrix, copy = limits.canary("cpu", half=False)
-    assert matrix >= 0.03
-    assert matrix + 0.03 <= copy + 0.02  # each its own
-    assert copy >= 0.06
+def test_the_canary_times_a_product_and_a_copy(monkeypatch, pause):
+    monkeypatch.setattr(limits, "_canary_product", lambda kind, dtype: lambda: pause(0.03))
+    monkeypatch.setattr(limits, "_copy", lambda kind: lambda: pause(0.06))
+    assert limits.canary("cpu", half=False) == pytest.approx((0.03, 0.06))
 
 
 def test_the_step_alone_counts_its_optimizer():
@@ -216,7 +225,8 @@ def test_peak_memory_of_one_of_several_workers_holds_the_buckets_of_their_gradie
     assert noted == [noted[0], noted[0] + weights]
 
 
-def test_a_visit_fills_the_columns_of_trust():
+def test_a_visit_fills_the_columns_of_trust(monkeypatch):
+    monkeypatch.setattr(clocks, "input_alone", lambda batches, seconds: 1e9)
     of_cell = small_bench(data=image_data(64))
     of_cell.measured_seconds = 1000.0  # pays for the other clocks
     for _ in range(2):
@@ -225,9 +235,8 @@ def test_a_visit_fills_the_columns_of_trust():
     assert found.percent_of_limit == pytest.approx(
         100 * found.images_per_second * found.flops_per_image / found.matrix_flops_per_second
     )
-    assert found.bottleneck in ("input", "memory", "compute", "optimizer")
-    assert found.compute_images_per_second > 0
-    assert found.input_images_per_second > found.compute_images_per_second
+    assert found.bottleneck in ("memory", "compute", "optimizer")  # not the input, at such a rate
+    assert 0 < found.compute_images_per_second < found.input_images_per_second == 1e9
     assert found.cpu_seconds > 0
     assert found.foreign_cpu_seconds >= 0
     assert found.process_peak_bytes > found.peak_memory_bytes > 0
