@@ -1,6 +1,7 @@
 """The answer in the terminal: which sentences, names and numbers."""
 
 import math
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -66,6 +67,16 @@ def test_a_speedup_that_can_not_be_told_from_1_is_marked():
     assert "~" not in few
     assert "95 % intervals" not in few
     assert "Fastest, not settled: cpu tuned" in few
+
+
+def test_the_table_has_no_column_that_says_nothing():
+    alone = printed(trials((TUNED, [200.0, 201.0, 199.0])))
+    assert "The only setting measured: cpu tuned batch 64, 200 images/s." in alone
+    for heading in ("speedup", "reference", "test accuracy", "of limit", "bound by"):
+        assert heading not in alone
+    full = trials((TUNED, [200.0, 201.0, 199.0]), (BLOG, [100.0] * 3))
+    known = printed(full.assign(test_accuracy=0.5, percent_of_limit=40.0, bottleneck="compute"))
+    assert re.search(r"speedup +test accuracy +of limit +bound by +trials", known)
 
 
 def test_a_ratio_within_the_noise_floor_is_marked():

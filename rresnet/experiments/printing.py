@@ -43,21 +43,17 @@ def remarks(trials: pd.DataFrame, console: Console, *, advice: bool = True) -> N
 
 
 def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
+    others = [cell for cell in cells if not cell["is_reference"]]
     columns = {
         "setting": [cell["setting"] for cell in cells],
         "images/s": [answer.rate(cell) for cell in cells],
         "epoch": [answer.epoch(cell) for cell in cells],
-        "speedup": [answer.speedup(cell) for cell in cells],
+        "speedup": [answer.speedup(cell) for cell in cells if others],
         "test accuracy": [answer.formatted(cell["test_accuracy"], "{:.3f}") for cell in cells],
         "of limit": [answer.of_limit(cell) for cell in cells],
         "bound by": [answer.formatted(cell["bottleneck"], "{}") for cell in cells],
         "trials": [cell["statuses"] for cell in cells],
     }
-    optional = ["bound by", "of limit", "test accuracy", "epoch"]
-    if not any(columns["test accuracy"]):
-        del columns["test accuracy"]
-        optional.remove("test accuracy")
-    others = [cell for cell in cells if not cell["is_reference"]]
     reference = [cell["setting"] for cell in cells if cell["is_reference"] and others]
     against = "".join(f"Speedup over {setting}, paired by repeat. " for setting in reference)
     mark = f"\n{answer.MARKED}" if any(cell["distinguishable"] is False for cell in cells) else ""
@@ -69,10 +65,10 @@ def _print_table(cells: list[dict[Any, Any]], console: Console) -> None:
     )
     print_table(
         console,
-        columns,
+        {heading: texts for heading, texts in columns.items() if any(texts)},
         caption=f"{against}{intervals}{mark}{each}{terms}".strip(),
         left=("setting", "bound by", "trials"),
         broken="setting",
-        left_out=optional,
+        left_out=("bound by", "of limit", "test accuracy", "epoch"),
         red=[number for number, cell in enumerate(cells) if not cell["repeats"]],
     )
