@@ -6,6 +6,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import MISSING, asdict, dataclass, field, fields
+from fractions import Fraction
 from typing import Any, Literal, NamedTuple, get_args
 
 Device = Literal["cpu", "gpu"]
@@ -150,6 +151,17 @@ class Cell(Axes, _Named):  # in this order, because fields are collected in reve
         return " ".join(parts)
 
 
+def share_cores(cells: Iterable[tuple[int, int, int]]) -> bool:
+    """Whether the threads of each cell, given as its `CORES`, are its share of all cores of its machines.
+
+    That is how `grid` hands out cores: rounded down, so the products of workers and threads may differ.
+    """
+    kinds = set(cells)
+    cores = max((Fraction(workers * threads, nodes) for workers, nodes, threads in kinds), default=Fraction(0))
+    return all(threads == cores * nodes // workers for workers, nodes, threads in kinds)
+
+
+CORES = ("num_workers", "num_nodes", "cpu_threads")  # how a cell uses the cores of its machines
 CELL_COLUMNS = tuple(f.name for f in fields(Cell))
 AXES = tuple(f.name for f in fields(Axes))
 FLAGGED = tuple(f.name for f in fields(Axes) if f.metadata["flag"])  # axes that a flag overrides

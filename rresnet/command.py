@@ -151,21 +151,20 @@ def export(
     from rresnet.reporting import trackers
 
     if format == "tensorboard":
-        folder = Path(out) if out else _beside(results, "tensorboard")
+        folder = _local(out or place.at(results).full_name("tensorboard"))
         count = trackers.to_tensorboard(frames.read(results), folder)
         print(f"{count} series in {folder}: tensorboard --logdir {folder}")
     else:
-        uri = out or f"sqlite:///{_beside(results, 'mlflow.db')}"
+        uri = out or f"sqlite:///{_local(place.at(results).full_name('mlflow.db'))}"
         added = trackers.to_mlflow(frames.read(results), uri)
         print(f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
     return True
 
 
-def _beside(results: Path, name: str) -> Path:
-    """Path of a file or folder beside the tables. Raises UsageError if these are in object storage."""
-    path = place.at(results).full_name(name)
+def _local(path: str) -> Path:
+    """The path of a file or folder to write. Raises UsageError if it is in object storage."""
     if "://" in path:
-        raise UsageError(f"{path} is in object storage, where this format can't be written: give --out")
+        raise UsageError(f"{path} is in object storage, where this format can't be written: give --out a folder here")
     return Path(path)
 
 

@@ -1,9 +1,10 @@
 """What a person calls a setting: by what tells it from the others that are measured."""
 
 from collections.abc import Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
-from rresnet.cell import AXES
+from rresnet.cell import AXES, CORES, share_cores
 from rresnet.terminal import counted
 
 _COUNTED = {"num_workers": "worker", "num_nodes": "machine", "cpu_threads": "thread"}  # axes -> what they count
@@ -21,8 +22,8 @@ def name(cell: Mapping[Any, Any], cells: Sequence[Mapping[Any, Any]], *, sized: 
     axes = (*AXES, "model", "dataset", "image_size", "num_workers", "num_nodes", "cpu_threads", "epochs", "seed")
     among = {axis: of_recipe if axis == "precision" else of_kind for axis in axes}
     varied = [axis for axis in axes if len({"none" if _missing(c[axis]) else c[axis] for c in among[axis]}) > 1]
-    if len({c["num_workers"] // c["num_nodes"] * c["cpu_threads"] for c in of_kind}) == 1:
-        varied = [axis for axis in varied if axis != "cpu_threads"]  # all of a machine's cores, however they are shared
+    if share_cores(itemgetter(*CORES)(c) for c in of_kind):
+        varied = [axis for axis in varied if axis != "cpu_threads"]  # told by the workers
     if len({(c["execution"], c["kernels"]) for c in of_kind}) == len({c["execution"] for c in of_kind}):
         varied = [axis for axis in varied if axis != "kernels"]  # told by the execution
     parts += [_with_axis(axis, cell[axis]) for axis in varied]

@@ -7,11 +7,12 @@ import numpy as np
 import pandas as pd
 import pytest
 from samples import make_cell
-from tables import BLOG, TUNED, printed, trials
+from tables import BLOG, QUIET, TUNED, printed, scaled, trials
 
 import rresnet
-from rresnet import grid
+from rresnet import grid, naming
 from rresnet.analysis import comparison, decision, pairing
+from rresnet.analysis.statistics import ROUND_SECONDS
 from rresnet.config import Settings
 
 
@@ -102,13 +103,50 @@ def test_a_trial_that_was_tried_again_the_next_day_is_no_pair():
     together = at(table, [0, 2, 4, 6, 1, 3, 5, 7], [0] * 8)
     assert pairing.ratio(together, TUNED.cell_id, BLOG.cell_id).count == 4
     again = at(table, [0, 2, 4, 6, 1440, 3, 5, 7], [0] * 4 + [1439] + [0] * 3)
-    for rows in (again, again.astype({"started_at": str, "command_started_at": str})):  # as from a CSV file
+    texts = again.assign(**{c: [t.isoformat() for t in again[c]] for c in ("started_at", "command_started_at")})
+    texts.loc[0, "started_at"] = "2026-11-01 00:00:00.000001Z"
+    for rows in (again, texts):  # as from a CSV or JSON file
         assert pairing.ratio(rows, TUNED.cell_id, BLOG.cell_id).count == 3
         assert rresnet.speedup(rows, over="recipe", reference="blog")["pairs"].tolist() == [3]
     never = at(table, [0, 2, 4, 6, 1440, 1441, 1442, 1443], [0] * 4 + [1439] * 4)
     assert "never measured side by side with the second, cpu blog batch 64. --fresh" in printed(never)
-    with pytest.raises(ValueError, match="two commands measured them, more than ten minutes apart; use --fresh"):
+    with pytest.raises(ValueError, match="two commands measured them more than ten minutes apart; use --fresh"):
         rresnet.speedup(never, over="recipe", reference="blog")
+
+
+def test_rows_of_two_commits_are_no_pair():
+    table = trials((BLOG, QUIET), (TUNED, scaled(2.0))).assign(git_commit="aaa", environment_fingerprint="one")
+    new = table["repeat"].ge(4)
+    table.loc[new, "git_commit"] = "bbb"
+    table.loc[(table["repeat"] == 3) & (table["recipe"] == "tuned"), ["git_commit", "images_per_second"]] = "bbb", 900.0
+    pairs = pairing.paired(table, TUNED.cell_id, BLOG.cell_id)
+    assert pairs["repeat"].tolist() == [0, 1, 2, 4, 5]
+    found = rresnet.speedup(table, over="recipe", reference="blog")
+    assert found[["git_commit", "pairs"]].to_dict("list") == {"git_commit": ["aaa", "bbb"], "pairs": [3, 2]}
+    assert found["speedup"].tolist() == pytest.approx([2.0, 2.0])
+
+
+def test_repeats_that_were_measured_again_come_where_they_then_were():
+    table = trials((BLOG, [100.0] * 8), (TUNED, [200.0] * 8))
+    seconds = table["repeat"] * 0.5 + (table["repeat"] % 2) * 86_400  # every second one, the next day
+    begun = pd.Timestamp("2026-11-01", tz="UTC") + pd.to_timedelta(seconds, unit="s")
+    series = pairing.series_of(pairing.paired(table.assign(started_at=begun), TUNED.cell_id, BLOG.cell_id))
+    assert series.rounds == pytest.approx(8 * 1.0 / ROUND_SECONDS)
+    table.loc[table["recipe"] == "tuned", "images_per_second"] = [200.0 + repeat for repeat in range(8)]
+    series = pairing.series_of(pairing.paired(table.assign(started_at=begun), TUNED.cell_id, BLOG.cell_id))
+    assert (100 * np.exp(series.logs) - 200).round().tolist() == [0, 2, 4, 6, 1, 3, 5, 7]
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(12, (1, 2, 4, 8)), (2, (1, 2)), (7, (2, 3))])
+def test_workers_that_share_all_cores_are_compared_though_their_threads_differ(cores, workers):
+    cells = [make_cell(num_workers=count, cpu_threads=cores // count) for count in workers]
+    table = trials(*((cell, scaled(cell.num_workers)) for cell in cells))
+    found = rresnet.speedup(table, over="num_workers", reference=workers[0])
+    assert found["num_workers"].tolist() == list(workers[1:])
+    assert "cpu_threads" in found["differs"].iloc[-1]
+    assert [naming.name(vars(cell), [vars(one) for one in cells]) for cell in cells] == [
+        f"cpu blog batch 8 {count} worker{'s' if count > 1 else ''}" for count in workers
+    ]
 
 
 @pytest.mark.parametrize("commands", [[0, 0], [None, 60], [0, 25]])

@@ -1,5 +1,6 @@
 import json
 import math
+import re
 from dataclasses import replace
 
 import pandas as pd
@@ -87,7 +88,29 @@ def test_the_noise_floor_is_that_of_identical_cells():
     found = diff.compare(a, side((BLOG, scaled(0.85)), run_id="r2"))
     assert verdicts(found) == {"cpu blog batch 64": "not distinguishable"}
     assert found.changes[0].floor == pytest.approx(0.25)
-    assert "identical settings came out up to 25.0 % apart" in render(found, "text")
+    assert "identical settings came out up to 25.0 % apart;" in render(found, "text")
+    gpu = {"gpu_name": "A GPU", "copy": 0}
+    b = pd.concat([side((BLOG, scaled(0.95)), run_id="r2"), side((GPU, scaled(0.95)), run_id="r2", **gpu)])
+    two = pd.concat([a, side((GPU, QUIET), (replace(GPU, copy=1), scaled(1.01)), gpu_name="A GPU")])
+    told = (
+        "Noise floor: identical settings came out up to 25.0 % on A CPU, 2 CPUs and 1.0 % on A GPU, A CPU, 2 CPUs apart"
+    )
+    assert told in render(diff.compare(two, b), "text")
+
+
+def test_probes_of_batch_sizes_enter_no_ratio_and_are_no_regression_where_something_was_measured():
+    a, b = (
+        pd.concat(
+            [side((BLOG, QUIET), run_id=run), side((TUNED, [probe]), run_id=f"{run}s", experiment="compare-sizes")]
+        )
+        for run, probe in (("r1", 200.0), ("r2", 100.0))
+    )
+    slow = side((BLOG, [10.0]), run_id="r1s", experiment="compare-sizes")
+    assert verdicts(diff.compare(pd.concat([a, slow]), b)) == {"cpu blog batch 64": "not distinguishable"}
+    assert diff.compare(pd.concat([a, slow]), b).changes[0].ok == (6, 6)
+    assert verdicts(diff.compare(*(side[side["experiment"] == "compare-sizes"] for side in (a, b)))) == {
+        "cpu tuned batch 64": "too few repeats"
+    }
 
 
 def test_few_repeats_claim_nothing():
@@ -104,6 +127,11 @@ def test_what_no_longer_trains_is_a_regression():
     assert [c.setting for c in found.regressions(0.05)] == ["cpu blog batch 64"]
     assert verdicts(diff.compare(whole, side((BLOG, QUIET), (TUNED, QUIET))))["cpu blog batch 64"] == "ok now"
     assert verdicts(diff.compare(whole, whole))["cpu blog batch 64"] == "failed in both"
+    text, table = render(found, "text", share=0.05), render(found, "markdown", share=0.05)
+    assert re.search(r"^cpu blog batch 64 +A CPU, 2 CPUs +failed$", text, re.MULTILINE)
+    assert "Regressions by more than 5 %: cpu blog batch 64 (failed)." in text
+    assert "| cpu blog batch 64 | A CPU, 2 CPUs |  |  | failed |" in table
+    assert json.loads(render(found, "json"))["changes"][0]["ratio"] is None
 
 
 def test_what_was_killed_did_not_tell_its_machine_and_is_a_regression_all_the_same():

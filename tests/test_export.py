@@ -92,8 +92,8 @@ def test_tensorboard_reads_its_files(results):
         assert command.main(["export", str(results), "--format", "tensorboard"]) == 0
     homes = sorted(path.parent for path in (results / "tensorboard").rglob("events.out.tfevents.*"))
     assert [home.name for home in homes] == [
-        f"cpu-blog-batch-8-{BLOG.cell_id[:6]}",
-        f"cpu-tuned-batch-8-{TUNED.cell_id[:6]}",
+        f"cpu-blog-batch-8-{BLOG.cell_id[:12]}",
+        f"cpu-tuned-batch-8-{TUNED.cell_id[:12]}",
     ]
     read = EventAccumulator(str(homes[0])).Reload()
     rates = read.Scalars("trial/images_per_second")

@@ -2,7 +2,6 @@
 
 import itertools
 import threading
-import time
 from pathlib import Path
 
 import pandas as pd
@@ -151,7 +150,7 @@ def test_the_run_of_a_killed_process_is_taken_over_and_it_can_write_no_more(url,
     slept._hold._thread.join()
     with Writer(url, make_run()) as writer:
         writer.write(*rows_of_trial(writer.run, 1))
-    slept._hold._last -= objects.DEAD_SECONDS  # and wakes up later
+    slept._hold._alive_at -= objects.DEAD_SECONDS  # and wakes up later
     slept.write(*rows_of_trial(slept.run, 2))
     with pytest.raises(StoreError, match="another process took over run r1"):
         slept.flush()
@@ -164,25 +163,65 @@ def test_a_process_whose_beat_was_refused_for_long_writes_no_more_beside_the_one
 ):
     held_up = Writer(url, make_run())
     try:
-        whole, refused = objects._Objects.write, threading.Event()
+        whole, refused, accepted = objects._Objects.write, threading.Event(), threading.Event()
 
         def write_late(self, name, content):
-            if name == held_up._hold._name and not refused.is_set():
+            if name.startswith(f"runs/{held_up._hold._own}") and not refused.is_set():
                 refused.set()
-                time.sleep(objects.DEAD_SECONDS + 2.5)  # as long as an object store asks for patience
+                accepted.wait(60)  # as long as an object store asks for patience
             whole(self, name, content)
 
         monkeypatch.setattr(objects._Objects, "write", write_late)
-        assert refused.wait(5)
-        write(url, 0)  # takes over meanwhile
-        deadline = time.monotonic() + 10
-        while not held_up._hold._lost and time.monotonic() < deadline:
-            held_up._hold._place.write("runs/r1.another.lock", b"1")  # as of one that still is at it
-            time.sleep(0.1)
+        assert refused.wait(20)
+        write(url, 0)  # takes over meanwhile, and is gone again
+        accepted.set()
         with pytest.raises(StoreError, match="another process took over run r1"):
             write_one(held_up)
     finally:
+        accepted.set()
         held_up.close()
+    assert [row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()] == [0]
+    assert place.at(url).names("runs") == ["r1.json"]
+
+
+def test_a_process_that_puts_up_its_lock_while_it_is_taken_for_dead_keeps_the_run(url, quick, monkeypatch):
+    asleep = Writer(url, make_run())
+    asleep._hold._closed.set()  # no more beats by itself
+    asleep._hold._thread.join()
+    remove, awake = objects._Objects.remove, []
+
+    def remove_late(self, name):
+        if name == asleep._hold._name(0) and not awake:
+            awake.append(1)
+            asleep._hold._beat()  # between the last look at it and its removal
+        remove(self, name)
+
+    monkeypatch.setattr(objects._Objects, "remove", remove_late)
+    with pytest.raises(StoreError, match="another process is working on run r1"):
+        Writer(url, make_run())
+    write_one(asleep)
+    asleep.close()
+    assert [row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()] == [1]
+
+
+def test_a_beat_that_fails_midway_is_made_up_for(url, quick, monkeypatch):
+    held = Writer(url, make_run())
+    held._hold._closed.set()
+    held._hold._thread.join()
+    remove, fails = objects._Objects.remove, iter([OSError("AWS Error NETWORK_CONNECTION during")])
+
+    def remove_once(self, name):
+        for fault in fails:
+            raise fault
+        remove(self, name)
+
+    monkeypatch.setattr(objects._Objects, "remove", remove_once)
+    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
+        held._hold._beat()
+    held._hold._beat()
+    write_one(held)
+    held.close()
+    assert place.at(url).names("runs") == ["r1.json"]
 
 
 def write_one(writer):

@@ -130,6 +130,9 @@ def test_the_edge_of_what_was_measured_is_told_unless_larger_sizes_were_looked_f
     probes = trials((BLOG, [100.0]), run_id="r0", experiment="compare-sizes")
     page, _, said = made(tmp_path, write(tmp_path / "b", rising + probes), figures=False)
     assert edge not in page.text + said
+    elsewhere = [row | {"hostname": "another"} for row in probes]
+    page, _, said = made(tmp_path, write(tmp_path / "c", rising + elsewhere), figures=False)
+    assert edge in page.text
 
 
 def test_runs_and_machines_are_kept_apart_and_named_the_newest_first(tmp_path):

@@ -30,8 +30,21 @@ def test_sizes_that_are_not_distinguishable_have_no_knee(tmp_path):
     sizes = [({"batch_size": size}, rates) for size, rates in ((8, [50.0, 130.0, 80.0]), (16, [90.0, 60.0, 140.0]))]
     part, measured = part_of(tmp_path, trials(*sizes))
     section = speed.batch_sizes(part, measured)
-    assert section.findings[0] == "No size is distinguishable from another: cpu blog."
-    assert speed.knee(measured.assign(series=speed.series(measured))).empty
+    assert section.findings == ("The fastest size is not distinguishable from the slowest: cpu blog.",)
+
+
+def test_sizes_are_apart_if_their_paired_ratio_is_however_wide_the_intervals_of_their_rates(tmp_path):
+    drifting = [100.0, 60.0, 140.0, 80.0]  # with the machine, both sizes alike
+    sizes = [({"batch_size": size}, [rate * by for rate in drifting]) for size, by in ((8, 1.0), (16, 1.5))]
+    part, measured = part_of(tmp_path, trials(*sizes))
+    assert measured["low"].max() < measured["high"].min()
+    assert speed.batch_sizes(part, measured).findings == ("Still rising at the largest size measured: cpu blog.",)
+
+
+def test_of_fewer_than_three_pairs_nothing_is_said_about_sizes(tmp_path):
+    part, measured = part_of(tmp_path, trials(*(({"batch_size": size}, [10.0 * size] * 2) for size in (8, 16))))
+    told = ("With fewer than 3 pairs it is not known whether sizes differ: cpu blog.",)
+    assert speed.batch_sizes(part, measured).findings == told
 
 
 def test_seconds_are_summed_by_kind(tmp_path):

@@ -40,7 +40,8 @@ class Answer:
         by_rate = rates.by_cell(trials).sort_values("images_per_second", ascending=False, na_position="last")
         self.cells: list[dict[Any, Any]] = by_rate.to_dict("records")
         self._reference = reference = ranking.reference_cell(self.cells)
-        self._measured = [cell for cell in self.cells if cell["repeats"] and not cell["copy"]]
+        ended = [cell for cell in self.cells if cell["repeats"]]
+        self._measured = [cell for cell in ended if not cell["copy"]] or ended
         to_reference = pairing.ratios(trials, None, reference["cell_id"]) if reference else {}
         for cell in self.cells:
             ratio = comparison.with_floor(to_reference.get(cell["cell_id"]), self._floors, cell, reference or cell)

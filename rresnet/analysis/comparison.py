@@ -14,7 +14,7 @@ from rresnet.analysis.frames import same, with_all_axes, without_probes
 from rresnet.analysis.pairing import in_series, side_by_side
 from rresnet.analysis.ranking import as_written
 from rresnet.analysis.statistics import DRIFT_LIMIT, Interval, in_order, log_mean_interval, variance_components
-from rresnet.cell import AXES, CELL_COLUMNS
+from rresnet.cell import AXES, CELL_COLUMNS, CORES, share_cores
 
 
 def speedup(
@@ -101,7 +101,10 @@ def _pairs(ok: pd.DataFrame, over: str, reference: object, allow: Sequence[str])
     if not pairs.empty:
         return pairs, matched
     if not met.empty:
-        raise ValueError("no rows to compare: two commands measured them, more than ten minutes apart; use --fresh")
+        raise ValueError(
+            "no rows to compare: they are of two commits, or two commands measured them more than ten minutes apart; "
+            "use --fresh"
+        )
     is_reference = ok[over] == reference
     columns = [*alike.PAIRED, *(axis for axis in CELL_COLUMNS if axis in matched)]
     raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
@@ -179,8 +182,8 @@ def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[lis
     """
     axes = [c for c in CELL_COLUMNS if c != over and c not in allow]
     allowed = [c for c in CELL_COLUMNS if c in allow and c != over]
-    if over == "num_workers" and (ok["num_workers"] * ok["cpu_threads"]).nunique() == 1:
-        axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]  # all cores, shared
+    if over == "num_workers" and share_cores(zip(*(ok[axis] for axis in CORES), strict=True)):
+        axes, allowed = [c for c in axes if c != "cpu_threads"], ["cpu_threads", *allowed]
     if over not in ("device", "recipe", "execution"):
         return axes, allowed
     asked = ["run_id", "hostname", *(c for c in CELL_COLUMNS if c not in AXES)]

@@ -22,7 +22,8 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     cost's interval follows from that of the rate.
 
     Args:
-        trials: rows of the trials table, of any number of runs and machines; second copies (`--aa`) are left out.
+        trials: rows of the trials table, of any number of runs and machines; second copies (`--aa`) are left out, and
+            probes of `--batch-size auto` unless nothing else is ok.
         prices: from `prices`.
 
     Returns:
@@ -40,7 +41,7 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
     """
     if wrong := [price for price in prices if not isinstance(price, Price)]:
         raise TypeError(f"expected prices as decision.prices reads them, got {wrong[0]!r}")
-    trials = frames.with_all_axes(trials)
+    trials = frames.without_probes(frames.with_all_axes(trials))
     first_copies = trials[trials["copy"] == 0]
     ok = first_copies["status"] == "ok"
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])

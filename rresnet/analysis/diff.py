@@ -103,13 +103,15 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     interval leaves out 1 and it is beyond the noise floor, if identical cells were measured (`--aa`).
 
     Args:
-        a: rows of the trials table; second copies (`--aa`) only give the noise floor.
+        a: rows of the trials table; second copies (`--aa`) only give the noise floor, and probes of `--batch-size auto`
+            count only where there is nothing else.
         b: the rows that are compared with them.
         names: what to call the two.
 
     Raises:
         UsageError: nothing was measured by both, or one side mixes commits or software.
     """
+    a, b = (frames.without_probes(rows) for rows in (a, b))
     floors = [comparison.floors_by_host(rows) for rows in (a, b)]
     of_a, of_b = _by_key(a, b), _by_key(b, a)
     both = [key for key in of_a if key in of_b]

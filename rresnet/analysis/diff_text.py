@@ -42,7 +42,7 @@ def _text(diff: Diff, share: float | None) -> str:
 
 def _cells(change: Change) -> list[str]:
     known = [value for value in (change.ratio, change.low, change.high) if value is not None]
-    ratio, *bounds = ratios(*known) or [""]
+    ratio, *bounds = ratios(*known) if known else [""]
     of_a, of_b = change.ok
     repeats = f"{change.repeats} repeats" if of_a == of_b else f"A {of_a}, B {of_b} trials"
     interval = f"{' - '.join(bounds)}, {repeats}" if bounds else ""
@@ -53,9 +53,9 @@ def _remarks(diff: Diff, share: float | None) -> list[str]:
     """What a table can't hold: what is compared with what, and what is not compared at all."""
     verdicts = [change.verdict for change in diff.changes]
     lines = [", ".join(f"{verdicts.count(v)} {v}" for v in dict.fromkeys(verdicts)) + "."]
-    floor = next((c.floor for c in diff.changes if c.floor is not None), None)
-    if floor is not None:
-        most = percent(floor, 1)
+    floors = dict.fromkeys((percent(c.floor, 1), c.machine) for c in diff.changes if c.floor is not None)
+    one = len({floor for floor, _ in floors}) == 1
+    if most := " and ".join(dict.fromkeys(floor if one else f"{floor} on {machine}" for floor, machine in floors)):
         lines.append(
             f"Noise floor: identical settings came out up to {most} apart; a smaller difference is not distinguishable."
         )

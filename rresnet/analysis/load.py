@@ -7,7 +7,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rresnet.analysis import alike
-from rresnet.analysis.pairing import APART_SECONDS, intervals
+from rresnet.analysis.pairing import APART_SECONDS, intervals, moments
 from rresnet.analysis.statistics import Interval, independent_ratio
 from rresnet.quality.flags import ADVICE, LOAD_FLAGS
 from rresnet.quality.states import Repeat
@@ -48,7 +48,7 @@ def to_repeat(trials: pd.DataFrame) -> set[str]:
     ok = trials[trials["status"] == "ok"]
     again = set[str]()
     for _, rows in ok.groupby("repeat"):
-        started = pd.to_datetime(rows["started_at"], utc=True)
+        started = moments(rows["started_at"])
         apart = started.max() - started.min() > pd.Timedelta(seconds=APART_SECONDS)
         commands = rows["command_started_at"].nunique()
         torn = rows["hostname"].nunique() > 1 or (commands > 1 and apart)

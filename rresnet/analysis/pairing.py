@@ -30,11 +30,11 @@ def paired(trials: pd.DataFrame, cell_id: str | None, reference_cell_id: str | N
 
     Returns, besides the columns of the environment:
         `run_id`, `hostname`, `repeat`, the `ratio` of images a second, and for each side `cell_id`, `process`,
-        `images_per_second`, `quality_flags`, `started_at` and `command_started_at` (the second side's with the suffix
-        `_reference`).
+        `images_per_second`, `quality_flags`, `started_at`, `command_started_at` and `git_commit` (the second side's
+        with the suffix `_reference`).
     """
-    ok, times = trials["status"] == "ok", ["started_at", "command_started_at"]
-    wanted = [*alike.PAIRED, "cell_id", "process", "images_per_second", "quality_flags", *times]
+    ok, when = trials["status"] == "ok", ["started_at", "command_started_at", "git_commit"]
+    wanted = [*alike.PAIRED, "cell_id", "process", "images_per_second", "quality_flags", *when]
     there = [c for c in (*wanted, "model", "environment_fingerprint", *alike.COMPARED) if c in trials]
     one, other = (
         trials.loc[ok & (trials["cell_id"] == cell if cell else trials["cell_id"] != its_other), there]
@@ -81,19 +81,27 @@ def unlike_machines(trials: pd.DataFrame) -> list[str]:
 
 
 def side_by_side(pairs: pd.DataFrame) -> pd.DataFrame:
-    """Drop the pairs whose rows two commands measured more than `APART_SECONDS` apart.
+    """Drop the pairs whose rows are of two commits, or that two commands measured more than `APART_SECONDS` apart.
 
     A trial that was interrupted, or that failed and was tried again (`--retry`) the next day, does not pair with what
-    its repeat measured before. Pairs whose rows do not record their command are kept.
+    its repeat measured before. Pairs whose rows do not record their command or commit are kept.
     """
+    if "git_commit_reference" in pairs:
+        here, there = pairs["git_commit"], pairs["git_commit_reference"]
+        pairs = pairs[(here == there) | here.isna() | there.isna()]
     started, command = (
-        [pd.to_datetime(pairs[c], utc=True) for c in (name, f"{name}_reference") if c in pairs]
+        [moments(pairs[c]) for c in (name, f"{name}_reference") if c in pairs]
         for name in ("started_at", "command_started_at")
     )
     if len(started) < 2 or len(command) < 2:
         return pairs
     another = (command[0] != command[1]) & command[0].notna() & command[1].notna()
     return pairs[~(another & ((started[0] - started[1]).abs() > pd.Timedelta(seconds=APART_SECONDS)))]
+
+
+def moments(column: "pd.Series[Any]") -> "pd.Series[pd.Timestamp]":
+    """A column of times as such; from CSV or JSON they come as texts, some without fractions of a second."""
+    return pd.to_datetime(column, utc=True, format="ISO8601")
 
 
 def intervals(
@@ -110,14 +118,17 @@ def intervals(
 def in_series(rows: pd.DataFrame) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
     """Number the repeats and processes of `rows` as one series in order of time; return also when each was measured.
 
-    The times are in seconds since the epoch, NaN where they are not known.
+    The times are in seconds since the epoch, NaN where they are not known. A repeat that was measured again (`--retry`)
+    comes where it then was.
     """
     # Several runs, or machines, in one folder follow one another: the numbers of repeats and processes continue.
     run = pd.Series(pd.factorize(rows["run_id"] + " " + rows["hostname"].fillna(""), sort=True)[0], rows.index)
-    repeats, processes = (run * (rows[of].max() + 1) + rows[of] for of in ("repeat", "process"))
-    started = pd.to_datetime(rows["started_at"] if "started_at" in rows else pd.Series(pd.NaT, rows.index), utc=True)
-    times = (started - pd.Timestamp(0, tz="UTC")).dt.total_seconds().to_numpy(np.float64)
-    return repeats.to_numpy(), processes.to_numpy(), np.asarray(times)
+    started = moments(rows["started_at"] if "started_at" in rows else pd.Series(pd.NaT, rows.index))
+    times = (started - pd.Timestamp(0, tz="UTC")).dt.total_seconds()
+    first = times.groupby([run, rows["repeat"]]).transform("min")
+    repeats = rows.groupby([run, first, rows["repeat"]], dropna=False).ngroup()
+    processes = run * (rows["process"].max() + 1) + rows["process"]
+    return np.asarray(repeats, np.int64), np.asarray(processes, np.int64), np.asarray(times, np.float64)
 
 
 def series_of(pairs: pd.DataFrame) -> Series:

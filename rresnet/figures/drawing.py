@@ -17,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 TIP = "tip:"
 WIDTH = 4.9  # inches; a phone's width at the text's own size
-CONTROLS = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+NOT_XML = re.compile(rb"[\x00-\x08\x0b\x0c\x0e-\x1f]|\xef\xbf[\xbe\xbf]")  # in UTF-8: controls, U+FFFE and U+FFFF
 
 # Paul Tol's bright and high-contrast colours, which the colour-blind can tell apart; each at least 3:1 on white.
 COLOURS = ("#4477aa", "#ee6677", "#228833", "#aa3377", "#997700", "#777777")
@@ -96,7 +96,7 @@ def svg(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="svg", metadata={"Date": None})
     figure.set_layout_engine("none")  # done; laying out again would take as long as drawing
-    return CONTROLS.sub(b"?", file.getvalue())  # names may hold them; XML may not
+    return NOT_XML.sub(b"?", file.getvalue())  # names may hold them; XML may not
 
 
 @style()
@@ -159,5 +159,5 @@ def _themed(declarations: str) -> str:
 
 def _words(tag: str, text: str) -> ElementTree.Element:
     element = ElementTree.Element(f"{{{SVG}}}{tag}")
-    element.text = CONTROLS.sub(b"?", text.encode()).decode()
+    element.text = NOT_XML.sub(b"?", text.encode()).decode()
     return element

@@ -1,7 +1,7 @@
 """`rresnet report`: one HTML page, its figures as files, and a Markdown summary of the runs in some results folders."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -43,7 +43,7 @@ def write(
     """
     given_prices, own = read_prices(prices), parts.read(folders, runs)
     decisions = _decisions(own, given_prices)
-    searched = any(part.experiment.endswith(OF_SIZES) for part in own)  # then larger sizes were looked for
+    searched = {(part.machine, part.trained) for part in own if part.experiment.endswith(OF_SIZES)}
     chapters = [_chapter(number, part, given_prices, searched) for number, part in enumerate(own, start=1)]
     summary = page.markdown(chapters, decisions=decisions)
     whole = page.html(chapters, decisions=decisions, made=datetime.now(UTC))
@@ -73,7 +73,8 @@ def _decisions(own: Sequence[Part], prices: Sequence[Price]) -> list[str]:
     return [*(verdict.sentence() for verdict in wanted), *told]
 
 
-def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -> Chapter:
+def _chapter(number: int, part: Part, prices: Sequence[Price], searched: Collection[tuple[str, str]]) -> Chapter:
+    """The chapter on a part; `searched` says on which machines, for what, larger batch sizes were looked for."""
     found, is_ladder = answer.Answer(part.trials), part.experiment == "ladder"
     climbs = ladder.summary(ladder.rungs(part.trials)) if is_ladder else []
     scatter = [] if is_ladder else found.scatter()  # a ladder's answer is another ratio
@@ -83,7 +84,7 @@ def _chapter(number: int, part: Part, prices: Sequence[Price], searched: bool) -
         number=number,
         part=part,
         answers=climbs or [found.sentence()],
-        edge=[] if searched or is_ladder else found.edge(),
+        edge=[] if is_ladder or (part.machine, part.trained) in searched else found.edge(),
         remarks=[*scatter, *axes, *found.states()],
         cells=cells,
         sections=[] if without else sections(part, cells, prices),

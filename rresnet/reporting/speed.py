@@ -1,12 +1,13 @@
 """The sections on speed: speedups, batch sizes and their knee, the ladder, time to accuracy."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from rresnet import naming
-from rresnet.analysis import ladder, prediction
+from rresnet.analysis import comparison, ladder, pairing, prediction
 from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.figures import amounts, bars
 from rresnet.figures.drawing import MOST_SERIES
@@ -53,7 +54,8 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
     rates = rates[several]
     kept = rates["series"].unique()[:MOST_SERIES]
     shown = rates[rates["series"].isin(kept)]
-    knees = knee(shown)
+    apart = sizes_apart(part.trials, shown)
+    knees = knee(shown[shown["series"].map(apart).eq(True)])
     more = len(rates["series"].unique()) - len(kept)
     return Section(
         key="batch-size",
@@ -61,7 +63,7 @@ def batch_sizes(part: Part, measured: pd.DataFrame) -> Section:
         reading="Both axes are logarithmic; upright bars are 95 % intervals. A ring marks the knee where there is one: "
         f"the smallest measured batch size that reaches {percent(KNEE)} of the highest rate. Larger ones bring little.",
         findings=(
-            *_knees(shown, knees),
+            *_knees(apart, knees),
             *([f"The {len(kept)} fastest series are drawn; {more} more are in the CSV."] if more else []),
             *predictions(part.trials),
         ),
@@ -79,10 +81,9 @@ def series(cells: pd.DataFrame) -> "pd.Series[str]":
 def knee(rates: pd.DataFrame) -> pd.DataFrame:
     """For each series the row of the smallest batch size that reaches `KNEE` of its highest rate.
 
-    A series that reaches it only at its largest batch size has no knee yet: its rate still rises. One whose slowest and
-    fastest size have intervals that overlap has none that can be told.
+    A series that reaches it only at its largest batch size has no knee yet: its rate still rises. One whose sizes are
+    not known to differ (`sizes_apart`) should be left out.
     """
-    rates = rates[rates["series"].isin(_apart(rates))]
     highest = rates.groupby("series")["images_per_second"].transform("max")
     largest = rates.groupby("series")["batch_size"].transform("max")
     near = rates[rates["images_per_second"] >= KNEE * highest].sort_values("batch_size")
@@ -90,20 +91,27 @@ def knee(rates: pd.DataFrame) -> pd.DataFrame:
     return first[first["batch_size"] < largest[first.index]]
 
 
-def _apart(rates: pd.DataFrame) -> list[str]:
-    """The series of which some sizes are surely faster than others."""
-    of_series = rates.groupby("series", sort=False)
-    return [str(name) for name, sizes in of_series if sizes["low"].max() > sizes["high"].min()]
+def sizes_apart(trials: pd.DataFrame, rates: pd.DataFrame) -> dict[str, bool | None]:
+    """Whether the fastest size of each series is distinguishable from its slowest; None with fewer than 3 pairs."""
+    floors, apart = comparison.noise_floors(trials), dict[str, bool | None]()
+    for name, sizes in rates.sort_values("images_per_second").groupby("series", sort=False):
+        slowest, fastest = sizes.iloc[0].to_dict(), sizes.iloc[-1].to_dict()
+        ratio = pairing.ratio(trials, fastest["cell_id"], slowest["cell_id"])
+        graded = comparison.with_floor(ratio, floors, slowest, fastest)
+        apart[str(name)] = graded.distinguishable if graded else None
+    return apart
 
 
-def _knees(rates: pd.DataFrame, knees: pd.DataFrame) -> list[str]:
-    sizes, apart = dict(zip(knees["series"], knees["batch_size"], strict=True)), _apart(rates)
-    rising = [name for name in apart if name not in sizes]
-    alike = [name for name in rates["series"].unique() if name not in apart]
+def _knees(apart: Mapping[str, bool | None], knees: pd.DataFrame) -> list[str]:
+    sizes = dict(zip(knees["series"], knees["batch_size"], strict=True))
+    rising = [name for name, known in apart.items() if known and name not in sizes]
+    alike = [name for name, known in apart.items() if known is False]
+    few = [name for name, known in apart.items() if known is None]
     return [
         *(["Knees: " + ", ".join(f"{name} at batch {size}" for name, size in sizes.items()) + "."] if sizes else []),
         *([f"Still rising at the largest size measured: {', '.join(rising)}."] if rising else []),
-        *([f"No size is distinguishable from another: {', '.join(alike)}."] if alike else []),
+        *([f"The fastest size is not distinguishable from the slowest: {', '.join(alike)}."] if alike else []),
+        *([f"With fewer than 3 pairs it is not known whether sizes differ: {', '.join(few)}."] if few else []),
     ]
 
 

@@ -87,7 +87,7 @@ def to_tensorboard(tables: Tables, folder: Path) -> int:
         for one in listed:
             # The end of the name is the cell's. What is before it depends on what else was exported, and holds text of
             # the user's own.
-            end = f"-{one.cell_id[:6]}"
+            end = f"-{one.cell_id[:12]}"
             home = folder / one.run_id / f"{re.sub('[^A-Za-z0-9_.]+', '-', one.setting)}{end}"
             for old in home.parent.glob(f"*{end}/events.out.tfevents.*"):
                 old.unlink()

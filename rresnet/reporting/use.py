@@ -105,7 +105,7 @@ def memory(measured: pd.DataFrame) -> Section:
 def energy(measured: pd.DataFrame, costs: pd.DataFrame) -> Section:
     """Joules by setting, where the device counts them."""
     return _amounts(
-        measured[["cell_id", "setting"]].merge(costs[["cell_id", "joules_per_1000_images"]], on="cell_id"),
+        measured[["cell_id"]].merge(costs[["cell_id", "setting", "joules_per_1000_images"]], on="cell_id"),
         "joules_per_1000_images",
         "J for 1,000 images",
         Section(

@@ -121,18 +121,21 @@ class _Objects:
 
 
 class _Beat:
-    """A lock object of our own, written again and again.
+    """A lock object of our own that is replaced again and again by one of another name: it beats.
 
-    Of two processes that each write theirs and then look for others, at least one sees the other: object storage lists
+    Of two processes that each put up theirs and then look for others, at least one sees the other: object storage lists
     at once what is written. A process beats while it looks, so of two that see each other at least one gives way.
+
+    The next lock is put up before the last one is taken down. If that is gone by then, a process that thought us dead
+    has removed it, however long ago and whatever became of that process.
     """
 
     def __init__(self, place: _Objects, run_id: str, tell: Callable[[str], object]) -> None:
         self._place, self._run_id = place, run_id
-        self._name = f"runs/{run_id}.{uuid.uuid4().hex}.lock"
-        self._count, self._last, self._lost = 0, 0.0, False
-        self._closed = threading.Event()
-        self._write()
+        self._own = f"{run_id}.{uuid.uuid4().hex}."
+        self._count, self._alive_at, self._lost = 0, time.time(), False
+        self._beating, self._closed = threading.Lock(), threading.Event()
+        self._put_up(0)
         self._thread = threading.Thread(target=self._work, name="rresnet-hold", daemon=True)
         self._thread.start()
         try:
@@ -142,9 +145,8 @@ class _Beat:
             raise
 
     def confirm(self) -> None:
-        if time.time() - self._last > DEAD_SECONDS / 2:  # by the wall clock, which goes on while a machine sleeps
+        if time.time() - self._alive_at > DEAD_SECONDS / 2:  # by the wall clock, which goes on while a machine sleeps
             self._beat()
-            self._lost = self._lost or bool(self._others())
         if self._lost:
             raise StoreError(
                 f"another process took over run {self._run_id} in {self._place.url} while this one was held up: "
@@ -155,29 +157,33 @@ class _Beat:
         self._closed.set()
         self._thread.join()
         with contextlib.suppress(OSError):
-            self._place.remove(self._name)
+            for name in self._locks(self._own):  # also one that was put up although we were told otherwise
+                self._place.remove(name)
 
     def _outlive(self, tell: Callable[[str], object]) -> None:
         """Wait until others' locks are known to be dead, and remove them. Raises StoreError if one of them beats."""
         seen, end = self._others(), time.monotonic() + DEAD_SECONDS
-        if seen:
-            tell(f"Run {self._run_id} was left locked: waiting {DEAD_SECONDS:g} s to be sure that no process is at it")
+        if not seen:
+            return
+        tell(f"Run {self._run_id} was left locked: waiting {DEAD_SECONDS:g} s to be sure that no process is at it")
         while seen and time.monotonic() < end:
             time.sleep(1)
             now = self._others()
-            if any(now[name] != seen.get(name) for name in now):
+            if now - seen:
                 raise StoreError(busy(self._run_id, self._place.url))
             seen = now
         for name in seen:
             self._place.remove(name)
+        if self._others():  # put up while we removed the one before
+            raise StoreError(busy(self._run_id, self._place.url))
 
-    def _others(self) -> dict[str, bytes]:
-        found = {}
-        for name in self._place.names("runs"):
-            if name.startswith(f"{self._run_id}.") and name.endswith(".lock") and f"runs/{name}" != self._name:
-                with contextlib.suppress(FileNotFoundError):
-                    found[f"runs/{name}"] = self._place.read(f"runs/{name}")
-        return found
+    def _locks(self, beginning: str) -> set[str]:
+        names = self._place.names("runs")
+        return {f"runs/{name}" for name in names if name.startswith(beginning) and name.endswith(".lock")}
+
+    def _others(self) -> set[str]:
+        """The locks of others on our run."""
+        return {name for name in self._locks(f"{self._run_id}.") if not name.startswith(f"runs/{self._own}")}
 
     def _work(self) -> None:
         while not self._closed.wait(BEAT_SECONDS):
@@ -186,18 +192,21 @@ class _Beat:
 
     def _beat(self) -> None:
         """Show that we are alive, unless somebody who thought us dead has removed our lock."""
-        info: Any = self._place.system.get_file_info(f"{self._place.base}/{self._name}")
-        if info.type == pa_fs.FileType.NotFound:
-            self._lost = True
-            return
-        began = time.time()
-        self._write()
-        if time.time() - began > DEAD_SECONDS / 2:  # tried again and again: our lock may have been removed meanwhile
-            self._last = 0.0  # until that is known: if it can't be found out now, `confirm` looks itself
-            self._lost = self._lost or bool(self._others())
-            self._last = time.time()
+        with self._beating:  # by `confirm`, on another thread
+            if self._lost:
+                return
+            began, last = time.time(), self._name(self._count)
+            self._put_up(self._count + 1)
+            info: Any = self._place.system.get_file_info(f"{self._place.base}/{last}")
+            self._lost = info.type == pa_fs.FileType.NotFound
+            if self._lost:
+                self._place.remove(self._name(self._count + 1))
+                return
+            self._count, self._alive_at = self._count + 1, began
+            self._place.remove(last)
 
-    def _write(self) -> None:
-        self._count += 1
-        self._place.write(self._name, str(self._count).encode())
-        self._last = time.time()
+    def _put_up(self, count: int) -> None:
+        self._place.write(self._name(count), b"held")
+
+    def _name(self, count: int) -> str:
+        return f"runs/{self._own}{count}.lock"
