@@ -41,17 +41,16 @@ def main(
     what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
     errors = Console(stderr=True)
     stop = _Stop()
-    if os.environ.get("COLUMNS") == "0":
-        del os.environ["COLUMNS"]  # rich would print nothing
     try:
-        # So that --model finds the user's own module; Ray's workers look there anyway.
-        sys.path.append(_working_folder())
-        settings = usage.settings(defaults or Settings(), name=name, description=description)
-        if not sys.stdout.isatty():
-            os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))
-        # The console keeps the stdout of this moment: while Ray works, stdout is redirected to catch Ray's own output.
-        console = _Console(file=sys.stdout)
-        return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
+        with usage.prepared():
+            # So that --model finds the user's own module; Ray's workers look there anyway.
+            sys.path.append(_working_folder())
+            settings = usage.settings(defaults or Settings(), name=name, description=description)
+            if not sys.stdout.isatty():
+                os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))
+            # It keeps the stdout of this moment: while Ray works, stdout is redirected to catch Ray's own output.
+            console = _Console(file=sys.stdout)
+            return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
     except UsageError as error:
         say(errors, f"error: {error}", "red")
         return WRONG_REQUEST

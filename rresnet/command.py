@@ -1,7 +1,6 @@
 """The `rresnet` command: tools around the experiments."""
 
 import sys
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Literal
@@ -105,7 +104,7 @@ def diff(
     share = None if fail_on_regression is None else _share(fail_on_regression)
     found = diffs.compare(diffs.read_rows(a), diffs.read_rows(b), names=(a, b))
     with usage.printing():  # if nobody reads on, the exit code still reports regressions
-        print(diff_text.render(found, format, share=share), flush=True)
+        say(Console(), diff_text.render(found, format, share=share))
     return share is None or not found.regressions(share)
 
 
@@ -153,11 +152,11 @@ def export(
     if format == "tensorboard":
         folder = _local(out or place.at(results).full_name("tensorboard"))
         count = trackers.to_tensorboard(frames.read(results), folder)
-        print(f"{count} series in {folder}: tensorboard --logdir {folder}")
+        say(usage.Output(), f"{count} series in {folder}: tensorboard --logdir {folder}")
     else:
         uri = out or f"sqlite:///{_local(place.at(results).full_name('mlflow.db'))}"
         added = trackers.to_mlflow(frames.read(results), uri)
-        print(f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
+        say(usage.Output(), f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
     return True
 
 
@@ -189,8 +188,7 @@ def main(arguments: list[str] | None = None) -> int:
                 print(f"rresnet {__version__}", flush=True)
             return OK
         commands: dict[str, Callable[..., bool]] = {"doctor": doctor, "report": report, "diff": diff, "export": export}
-        with warnings.catch_warnings():  # told as messages are: where in our code they come from helps nobody
-            warnings.showwarning = lambda message, *of: say(Console(stderr=True), f"warning: {message}", "yellow")
+        with usage.prepared():
             fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED
     except UsageError as error:

@@ -1,5 +1,6 @@
 """From settings to planned trials: pure functions, the same answer on every machine."""
 
+import math
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -104,9 +105,8 @@ def recipe(name: str) -> Callable[[Device, Hardware], Axes]:
 def fewest_nodes(device: Device, num_workers: int, hardware: Hardware) -> int:
     """The fewest machines like `hardware` with a GPU, or a core, for each worker, and equally many workers each."""
     each = max(1, hardware.gpu_count if device == "gpu" else hardware.cpu_cores)
-    return next(
-        nodes for nodes in range(1, num_workers + 1) if num_workers % nodes == 0 and num_workers // nodes <= each
-    )
+    below_root = [n for n in range(1, math.isqrt(num_workers) + 1) if num_workers % n == 0]
+    return min(n for one in below_root for n in (one, num_workers // one) if num_workers // n <= each)
 
 
 def plan(cells: Sequence[Cell], *, repeats: int, processes: int, seed: int) -> list[Trial]:

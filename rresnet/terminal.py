@@ -17,11 +17,14 @@ ALIKE = 100
 def say(console: Console, text: str | Iterable[str], style: str | None = None) -> None:
     """Print one or more texts as they are: no markup, no highlighting, and no added line breaks.
 
-    Bytes of a path that are not UTF-8 are printed as their numbers.
+    What the output can't hold, such as bytes of a path that are not UTF-8, is printed as its number.
     """
     for one in [text] if isinstance(text, str) else text:
-        printable = one.encode("utf-8", "backslashreplace").decode("utf-8")
-        console.print(printable, style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(_printable(one, console), style=style, markup=False, highlight=False, soft_wrap=True)
+
+
+def _printable(text: str, console: Console) -> str:
+    return text.encode(console.encoding, "backslashreplace").decode(console.encoding)
 
 
 def print_table(
@@ -48,7 +51,7 @@ def print_table(
         red: numbers of the rows to print in red, from 0.
     """
     boundless = console.options.update(max_width=UNLIMITED)
-    shown = dict(columns)
+    shown = {heading: [_printable(text, console) for text in texts] for heading, texts in columns.items()}
 
     def table(*, whole: bool = True) -> Table:
         found = Table(box=box.SIMPLE_HEAD)

@@ -6,8 +6,10 @@ import difflib
 import functools
 import inspect
 import os
+import shutil
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import field, fields, make_dataclass
 from itertools import chain, pairwise
@@ -27,6 +29,7 @@ T = TypeVar("T")
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # exit codes
 PRINTING = ("-h", "--help", "--tyro-print-completion")
+NARROWEST = 20  # columns of a terminal that are counted on
 WIDTH = 78  # columns of the text before the flags; the flags are fitted to the terminal
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 
@@ -85,6 +88,20 @@ def _parsed(
                 say(Console(stderr=True), f"Did you mean {', '.join(meant)}?")
             raise
     raise SystemExit(OK)  # nobody reads on: `--help | head`
+
+
+@contextlib.contextmanager
+def prepared() -> Iterator[None]:
+    """Mend, for a block, what in the environment would keep a command from working, and tell warnings as messages."""
+    if os.environ.get("COLUMNS") == "0":
+        del os.environ["COLUMNS"]  # rich would print nothing
+    if shutil.get_terminal_size().columns < NARROWEST:
+        os.environ["COLUMNS"] = str(NARROWEST)  # tyro would not come to an end with its help
+    if os.path.expanduser("~") == "~":  # neither HOME nor an entry for the user: Ray and Path.home() would raise
+        os.environ["HOME"] = "/nonexistent"  # Debian's home of those who have none
+    with warnings.catch_warnings():  # where in our code they come from helps nobody
+        warnings.showwarning = lambda message, *of: say(Console(stderr=True), f"warning: {message}", "yellow")
+        yield
 
 
 @contextlib.contextmanager

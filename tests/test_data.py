@@ -1,4 +1,5 @@
 import io
+import os
 import runpy
 from types import SimpleNamespace
 
@@ -110,6 +111,46 @@ def test_what_is_hidden_in_a_folder_is_no_image(tmp_path):
     assert len(found.train.labels) + len(found.test.labels) == 12
 
 
+def test_linked_folders_are_looked_into_once_and_none_above(tmp_path):
+    write_folder(tmp_path / "images")
+    write_folder(tmp_path / "more", count=2)
+    cat = tmp_path / "images" / "cat"
+    for name, to in (("more", tmp_path / "more" / "cat"), ("again", tmp_path / "more" / "cat"), ("up", tmp_path)):
+        (cat / name).symlink_to(to)
+    (cat / "self").symlink_to(cat)
+    found = load(tmp_path / "images")
+    assert len(found.train.labels) + len(found.test.labels) == 12 + 2
+
+
+def test_a_folder_that_may_not_be_read_is_not_passed_over(tmp_path, monkeypatch):
+    write_folder(tmp_path)
+    (tmp_path / "cat" / "locked").mkdir()
+    scan = os.scandir
+
+    def refuse(path):
+        if str(path).endswith("locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    with pytest.raises(data.DataError, match=r"cat/locked.*Permission denied|Permission denied.*cat/locked"):
+        load(tmp_path)
+
+
+@pytest.mark.parametrize(("one", "other"), [("train", "dev"), ("extra", "Test")])
+def test_one_part_of_a_split_beside_something_else_is_no_class(tmp_path, one, other):
+    for part in (one, other):
+        write_folder(tmp_path / part)
+    with pytest.raises(data.DataError, match=r"rename the other, or give .*/(train|Test) alone"):
+        load(tmp_path)
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    write_folder(tmp_path)
+    (tmp_path / "dog").rename(tmp_path / "train")
+    assert load(tmp_path).classes == ("cat", "train")
+
+
 def test_images_are_scaled_on_the_short_side_and_cut_in_the_centre(tmp_path):
     wide = np.zeros((4, 12), np.uint8)  # three squares of 4 x 4; the middle one is kept
     wide[:, 4:8], wide[:, 8:] = 100, 200
@@ -137,6 +178,12 @@ def test_grey_images_stay_one_channel_and_mixed_ones_become_three(tmp_path):
     ("content", "expected"),
     [
         (png(np.full((8, 8), 65535, np.uint16)), 255),  # 16 bits scale down
+        (png(np.full((8, 8), 257, np.uint16)), 1),
+        (png(np.full((8, 8), 200, np.uint16)), 0),  # however dark the image is
+        (png(np.full((8, 8), 0.5, np.float32), "TIFF"), 127),
+        (png(np.full((8, 8), 200, np.float32), "TIFF"), 200),
+        (png(np.full((8, 8), 200, np.int32), "TIFF"), 200),
+        (png(np.full((8, 8), 65535, np.int32), "TIFF"), 255),
         (png(np.full((8, 8, 4), 255, np.uint8)), 255),  # alpha goes
         (png(np.full((8, 8), True)), 255),  # 1 bit
         (png(np.full((8, 8), 77, np.uint8), "GIF", save_all=True, append_images=[Image.new("L", (8, 8), 9)]), 77),

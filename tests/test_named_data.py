@@ -73,6 +73,21 @@ def test_damaged_idx_files_are_named(tmp_path, small_idx, content, fragment):
         load("mnist", 28, data_dir=tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "labels", "whose"),
+    [
+        ("mnist", [9, 0, 0, 3, 0, 2, 7, 2, 5, 5], "is of FashionMNIST, not MNIST"),
+        ("fashion-mnist", [5, 0, 4, 1, 9, 2, 1, 3, 1, 4], "is of MNIST, not FashionMNIST"),
+    ],
+)
+def test_files_of_another_data_set_with_the_same_names_are_refused(tmp_path, small_idx, name, labels, whose):
+    small_idx(tmp_path, train_labels_idx1_ubyte=idx(np.array(labels * 2, np.uint8)))
+    with pytest.raises(DataError, match=whose):
+        load(name, 28, data_dir=tmp_path)
+    other = "mnist" if name == "fashion-mnist" else "fashion-mnist"
+    assert load(other, 28, data_dir=tmp_path).train.labels[:10].tolist() == labels
+
+
 def test_a_damaged_archive_is_named(tmp_path, small_idx):
     small_idx(tmp_path)
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(b"\x1f\x8bdamaged")

@@ -122,6 +122,47 @@ def test_a_model_whose_code_was_changed_is_another_environment(tmp_path, monkeyp
     assert "mynets_b" not in sys.modules
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        ({"gcc": not A100.gcc}, r"compilers was .*, is .*"),
+        ({"compiler": not A100.compiler}, r"compilers was .*, is .*"),
+        ({"triton": not A100.triton}, r"compilers was .*, is .*"),
+        ({"gpu_count": 8}, r"GPUs was 1, is 8"),
+    ],
+)
+def test_what_a_plan_depends_on_is_part_of_the_environment(tmp_path, change, told):
+    Writer(tmp_path, make_run(environment=environment.of_run(A100, "data"))).close()
+    with pytest.raises(StoreError, match=rf"another environment \({told}\)"):
+        runs.open_run(tmp_path, make_run(environment=environment.of_run(replace(A100, **change), "data")), fresh=False)
+
+
+def test_a_run_that_a_fresh_one_has_superseded_does_not_come_back(tmp_path):
+    def begun(run_id, day, commit, *, complete=False):
+        run = make_run(run_id=run_id, environment={"commit": commit}, started_at=f"2026-01-0{day}")
+        writer = Writer(tmp_path, run)
+        writer.close()
+        if complete:
+            writer.finish(f"2026-01-0{day}")
+
+    def opened(commit, **flags):
+        now = make_run(run_id="new", environment={"commit": commit})
+        return runs.open_run(tmp_path, now, fresh=False, **flags).run_id
+
+    begun("r1", 1, "aaa")
+    begun("r2", 2, "aaa", complete=True)
+    assert (opened("aaa"), opened("aaa", again=True)) == ("new", "r2")
+    begun("r3", 3, "bbb", complete=True)
+    assert (opened("aaa"), opened("bbb"), opened("ccc")) == ("new", "new", "new")
+    begun("r4", 4, "bbb")
+    assert (opened("aaa"), opened("bbb")) == ("new", "r4")
+    with pytest.raises(StoreError, match=r"run r4 .*commit was bbb, is ccc"):
+        opened("ccc")
+    begun("r5", 5, "aaa")
+    begun("r6", 6, "bbb", complete=True)
+    assert opened("aaa") == "r5"  # nothing of its own environment has superseded it
+
+
 def test_a_local_run_is_not_continued_on_another_machine_of_the_same_kind(tmp_path):
     def begun(host, **how):
         return make_run(environment=environment.of_run(replace(A100, hostname=host), "data", **how))

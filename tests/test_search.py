@@ -120,6 +120,8 @@ def test_nothing_that_fits_is_a_wrong_request():
 def test_the_first_probes_are_one_repeat():
     begin = search.first(Settings(batch_size="auto", repeats=12, aa=True))
     assert (begin.batch_size, begin.repeats, begin.aa, begin.retry) == ((search.FIRST_SIZE,), 1, False, None)
+    again = {retry: search.first(Settings(retry=retry)).retry for retry in ("failed", "disturbed", "all")}
+    assert again == {"failed": "failed", "disturbed": None, "all": None}  # others could choose another run
 
 
 @pytest.mark.parametrize(

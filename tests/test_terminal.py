@@ -92,6 +92,17 @@ def test_what_looks_like_markup_is_told_as_it_is():
     assert "[/x]" in console.file.getvalue()
 
 
+def test_what_the_output_can_not_hold_is_told_by_its_number():
+    file = io.TextIOWrapper(io.BytesIO(), encoding="latin-1")
+    console = Console(file=file, width=60)
+    say(console, "1.2 % ± 3: 日 \udcff")
+    print_table(console, {"name": ["日é"]}, left=["name"])
+    file.flush()
+    said = file.buffer.getvalue().decode("latin-1")
+    assert said.startswith("1.2 % ± 3: \\u65e5 \\udcff\n")
+    assert "\\u65e5é" in said
+
+
 def test_a_table_without_rows_has_headings():
     console = shown(60)
     print_table(console, {"name": [], "rate": []}, left_out=["rate", "rate"])

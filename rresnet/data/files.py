@@ -6,7 +6,7 @@ import json
 import os
 import statistics
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO
@@ -45,6 +45,7 @@ def folder(root: Path, image_size: int, seed: int, stop: Stop = lambda: False) -
         parts = [_files(train, classes, classes), _files(test, classes, tested)]
     else:
         classes = _class_folders(root)
+        _check_is_class(root, train or test)
         parts = [_files(root, classes, classes)]
     paths = [path for part in parts for path, _ in part]
     check_memory(str(root), len(paths), 3, image_size)
@@ -70,22 +71,50 @@ def _class_folders(root: Path) -> list[str]:
     return names
 
 
+def _check_is_class(root: Path, split: Path | None) -> None:
+    """Raise DataError if `train/`, say, has folders and no images of its own: it is no class, but one of two splits."""
+    _, folders, files = next(os.walk(split, onerror=_raise)) if split else ("", [], [])
+    if split and folders and not any(_images_in(split, files)):
+        raise DataError(
+            f"{root} has {split.name}/ with folders in it, but not both of train/ and test/ (or val/, validation/): "
+            f"rename the other, or give {split} alone, of which a sixth is then kept for testing"
+        )
+
+
 def _parquet_below(folder: Path) -> str:
     there = any(folder.rglob("*.parquet"))
     return "; of several Parquet files, give one: --dataset FOLDER/FILE.parquet" if there else ""
 
 
-def _is_hidden(path: Path, root: Path) -> bool:
-    """Whether the path, or a folder between it and `root`, has a name that begins with a dot."""
-    return any(part.startswith(".") for part in path.relative_to(root).parts)
+def _images_below(folder: Path) -> Iterator[Path]:
+    """The image files in a folder and those below it, also linked ones; hidden files and folders are left out.
+
+    Raises OSError if one of the folders can't be read.
+    """
+    real = Path(os.path.realpath(folder))
+    seen = {real, *real.parents}  # a link may lead back to where the walk has been, or above all of it
+    for path, folders, files in os.walk(folder, onerror=_raise, followlinks=True):
+        leads = {name: Path(os.path.realpath(os.path.join(path, name))) for name in folders if name[0] != "."}
+        once = {to: name for name, to in sorted(leads.items(), reverse=True) if to not in seen}
+        seen.update(once)
+        folders[:] = once.values()
+        yield from _images_in(Path(path), files)
+
+
+def _images_in(folder: Path, names: Iterable[str]) -> Iterator[Path]:
+    paths = (folder / name for name in names if name[0] != ".")  # such as macOS's ._1.png, which is no image
+    return (path for path in paths if path.suffix.lower() in SUFFIXES and path.is_file())
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _files(root: Path, classes: Sequence[str], names: Sequence[str]) -> list[tuple[Path, int]]:
     """The image files in the folders `names`, each with its class's place in `classes`."""
     found = []
     for name in names:
-        images = (p for p in (root / name).rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
-        files = sorted(p for p in images if not _is_hidden(p, root))  # such as macOS's ._1.png, which is no image
+        files = sorted(_images_below(root / name))
         if not files:
             raise DataError(
                 f"{root / name} has no images: expected files ending in {', '.join(sorted(SUFFIXES))}; "
@@ -270,6 +299,13 @@ def _decode_one(name: str, source: Path | IO[bytes], size: int) -> tuple[Image.I
 def _eight_bits(image: Image.Image) -> Image.Image:
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         values = np.asarray(image).astype(np.float32)
-        values *= 255.0 / (65535.0 if values.max(initial=0) > 255 else 255.0)
+        values *= 255.0 / _white(image.mode, values.max(initial=0))
         return Image.fromarray(values.clip(0, 255, out=values).astype(np.uint8))
     return image.convert("L" if image.mode in _GREY_MODES else "RGB")
+
+
+def _white(mode: str, most: float) -> float:
+    """The value of white. Numbers of 32 bits do not tell it: then it follows from the largest there is."""
+    if mode.startswith("I;16") or most > 255:
+        return 65535.0
+    return 1.0 if mode == "F" and most <= 1 else 255.0

@@ -24,6 +24,8 @@ _IDX = {  # file -> its shape
     "t10k-images-idx3-ubyte": (10_000, 28, 28),
     "t10k-labels-idx1-ubyte": (10_000,),
 }
+# The first training labels of data sets whose files have the same names and shapes.
+_BEGINNINGS = {(5, 0, 4, 1, 9, 2, 1, 3, 1, 4): "MNIST", (9, 0, 0, 3, 0, 2, 7, 2, 5, 5): "FashionMNIST"}
 
 
 def load(of_class: str, data_dir: Path | None) -> Source:
@@ -34,7 +36,7 @@ def load(of_class: str, data_dir: Path | None) -> Source:
         data_dir: where its files are, or are downloaded to; by default rresnet/data in the user's cache folder.
 
     Raises:
-        DataError: files are damaged, or can't be downloaded.
+        DataError: files are damaged, or another data set's, or can't be downloaded.
     """
     dataset = getattr(torchvision.datasets, of_class)
     # A shell does not expand ~ behind --data-dir=; no error where there is no such user.
@@ -48,6 +50,11 @@ def _idx(dataset: Any, folder: Path) -> Source:
         _download(dataset, folder)
         paths = _idx_files(folder, dataset.__name__)
     contents = [_read_idx(path, shape) for path, shape in zip(paths, _IDX.values(), strict=True)]
+    whose = _BEGINNINGS.get(tuple(contents[1][:10].tolist()), dataset.__name__)
+    if whose != dataset.__name__:
+        raise DataError(
+            f"{paths[1]} is of {whose}, not {dataset.__name__}: give the --dataset or --data-dir that you mean"
+        )
     train, test = (_idx_split(paths[i + 1], *contents[i : i + 2]) for i in (0, 2))
     return Source(train=train, test=test, classes=tuple(dataset.classes))
 

@@ -152,10 +152,9 @@ def _opened(name: str, settings: Settings, setup: Setup, planned: Plan, *, reuse
 def continuing(name: str, settings: Settings, planned: Plan) -> list[str]:
     """Say how many of the planned trials are done, if the command would go on with an earlier run."""
     earlier = runs.of_request(settings.results_dir, settings.name or name, name, settings.request_id)
-    candidates = [run for run in earlier if settings.retry or run.finished_at is None]
-    if settings.fresh or not candidates:
+    if settings.fresh or not earlier or not (settings.retry or earlier[-1].finished_at is None):
         return []
-    run = candidates[-1]
+    run = earlier[-1]
     _, fine = _ended(settings, run)
     done = len(fine & {trial.trial_id for trial, _ in planned})
     return [f"{done} of them are done: it would go on with run {run.run_id} (--fresh starts anew)"]

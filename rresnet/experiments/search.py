@@ -39,6 +39,8 @@ class SearchResult:
 def first(settings: Settings, *, most: int = FIRST_SIZE) -> Settings:
     """The settings of the first probes: one repeat of a small size.
 
+    Of what is to be run again, only failed probes are: others could choose other sizes, and thereby another run.
+
     Args:
         settings: with `batch_size` auto.
         most: the largest size there are images for.
@@ -52,6 +54,7 @@ def first(settings: Settings, *, most: int = FIRST_SIZE) -> Settings:
         aa=False,
         profile=False,
         save_model=False,
+        retry="failed" if settings.retry == "failed" else None,
     )
 
 

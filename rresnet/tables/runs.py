@@ -28,26 +28,26 @@ class Run:
 def open_run(
     results: Location, run: Run, *, fresh: bool, again: bool = False, reuse: bool = False, mix: bool = False
 ) -> Run:
-    """`run`, or the newest run of the same name and request in `results` that is to be continued.
+    """`run`, or the newest run of the same name, request and environment in `results` if it is to be continued.
 
     Args:
         results: the results folder, or its URL.
         run: a new run.
         fresh: start it, whatever is there.
-        again: continue the newest run even where it is complete.
-        reuse: likewise, but pass over a complete one that was begun in another environment.
-        mix: continue a run that was begun in another environment.
+        again: continue the newest run of any environment, even where it is complete.
+        reuse: continue the newest run of this environment, even where it is complete.
+        mix: take runs of other environments for runs of this one.
 
     Raises:
-        StoreError: the folder can't be written to, or the run to continue was begun in another environment.
+        StoreError: the folder can't be written to, or the run to continue was begun in another environment. If none was
+            begun in this one, that is the newest, unless it is complete.
     """
     at(results).check_writable()
     same = of_request(results, run.name, run.experiment, run.request_id)
-    alike = [r for r in same if mix or not _changes(r, run)] if reuse else []
-    candidates = [r for r in same if again or r.finished_at is None or r in alike]
-    if fresh or not candidates:
+    alike = [r for r in same if mix or not _changes(r, run)]
+    found = next(reversed(same if again or not alike else alike), None)  # what is older has been superseded (--fresh)
+    if fresh or found is None or not (again or found.finished_at is None or (reuse and found in alike)):
         return run
-    found = candidates[-1]
     changes = _changes(found, run)
     if changes and not mix:
         raise StoreError(
