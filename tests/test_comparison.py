@@ -309,6 +309,11 @@ def test_rows_without_what_pairs_them_are_refused_by_name(column):
         rresnet.speedup(rows.assign(**{column: rows[column].where(rows["repeat"] > 0)}), "recipe", "blog")
 
 
+def test_rows_that_do_not_say_their_experiment_are_compared():
+    rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3)).drop(columns="experiment")
+    assert rresnet.speedup(rows, over="recipe", reference="blog")["speedup"].tolist() == pytest.approx([2.0])
+
+
 def test_rows_that_are_there_twice_are_refused_with_what_to_do():
     rows = trials((BLOG, [100.0] * 3), (TUNED, [200.0] * 3))
     with pytest.raises(ValueError, match=r"there twice: give trials\.drop_duplicates"):

@@ -239,3 +239,9 @@ def test_a_slow_rate_and_a_missing_currency_are_told():
     told = {v.question: v.sentence() for v in decision.verdicts(table, decision.prices(["cpu=1/h"]))}
     assert "0.44 images/s" in told["fastest"]
     assert "(currency not given) an epoch" in told["cheapest"]
+
+
+@pytest.mark.parametrize("column", ["hostname", "git_commit", "cell_id", "energy_joules"])
+def test_rows_without_what_tells_them_apart_are_refused_by_name(column):
+    with pytest.raises(ValueError, match=f"trials lack the columns {column}: give rows as rresnet.read returns them"):
+        decision.verdicts(trials((BLOG, [100.0] * 3)).drop(columns=column))

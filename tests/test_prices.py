@@ -65,6 +65,7 @@ def test_wrong_prices_are_named(texts, message):
         ("[price]\ngpu = '4.10'", "the price of gpu must be a number an hour .* got '4.10'"),
         ("[price]\ngpu = true", "the price of gpu must be a number"),
         ("[price]\ngpu = -1", r"above 0, got -1 \(gpu in "),
+        (f"[price]\ngpu = {10**400}", r"got 1(0{19}) \(gpu in .*1e\+12 are valid"),
     ],
 )
 def test_wrong_price_files_are_named(content, message, tmp_path):

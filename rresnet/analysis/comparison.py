@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rresnet.analysis import alike
-from rresnet.analysis.frames import same, with_all_axes, without_probes
+from rresnet.analysis.frames import check_columns, same, with_all_axes, without_probes
 from rresnet.analysis.pairing import in_series, side_by_side
 from rresnet.analysis.ranking import as_written
 from rresnet.analysis.statistics import DRIFT_LIMIT, Interval, in_order, log_mean_interval, variance_components
@@ -149,8 +149,7 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
     rows = with_all_axes(trials)
     identity = [*alike.PAIRED, "cell_id", "process"]
-    if lacking := [c for c in ("status", *identity, *CELL_COLUMNS, "images_per_second") if c not in rows]:
-        raise ValueError(f"trials lack the columns {', '.join(lacking)}: give rows as rresnet.read returns them")
+    check_columns(rows, ["status", *identity, *CELL_COLUMNS, "images_per_second"])
     rows = without_probes(rows)
     if "git_commit" not in rows:
         rows = rows.assign(git_commit=None)
@@ -171,7 +170,8 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
 
 def _without_rungs(trials: pd.DataFrame) -> pd.DataFrame:
     """Drop the rungs between the two ends of a ladder: they bear the name of the blog's recipe but are not it."""
-    return trials[(trials["experiment"] != "ladder") | (trials["recipe"] != "blog") | as_written(trials)]
+    is_ladder = trials["experiment"] == "ladder" if "experiment" in trials else False
+    return trials[~(is_ladder & (trials["recipe"] == "blog")) | as_written(trials)]
 
 
 def matched_axes(ok: pd.DataFrame, over: str, allow: Sequence[str]) -> tuple[list[str], list[str]]:

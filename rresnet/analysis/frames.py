@@ -88,6 +88,12 @@ def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(**{axis: values[axis].where(values[axis].notna(), value) for axis, value in DEFAULTS.items()})
 
 
+def check_columns(trials: pd.DataFrame, needed: Sequence[str]) -> None:
+    """Raise ValueError if rows lack columns without which they can't be told apart."""
+    if lacking := [column for column in needed if column not in trials]:
+        raise ValueError(f"trials lack the columns {', '.join(lacking)}: give rows as rresnet.read returns them")
+
+
 def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Convert a column of categories, or with `pd.NA` (neither equal nor unequal to anything), to what `read` gives."""
     values = pa.array(column)

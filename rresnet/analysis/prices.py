@@ -80,13 +80,14 @@ def _of_file(path: Path) -> list[Price]:
     for what, amount in pairs.items():
         if isinstance(amount, bool) or not isinstance(amount, int | float):
             raise UsageError(f"{path}: the price of {what} must be a number an hour (4.10), got {amount!r}")
-    return [Price(what=what, per_hour=_amount(float(n), f"{what} in {path}"), **about) for what, n in pairs.items()]
+    return [Price(what=what, per_hour=_amount(n, f"{what} in {path}"), **about) for what, n in pairs.items()]
 
 
 def _amount(value: float, where: str) -> float:
     if not LEAST <= value <= MOST:
-        raise UsageError(f"a price must be a number above 0, got {value:g} ({where}): {LEAST:g} to {MOST:g} are valid")
-    return value
+        given = f"{value:g}" if isinstance(value, float) else f"{value}"[:20]  # TOML's whole numbers have no end
+        raise UsageError(f"a price must be a number above 0, got {given} ({where}): {LEAST:g} to {MOST:g} are valid")
+    return float(value)
 
 
 def used(trials: pd.DataFrame, prices: Sequence[Price]) -> list[Price]:
