@@ -49,7 +49,7 @@ def test_workers_are_spread_over_machines_as_asked_and_one_worker_stays_alone():
 
 def test_more_workers_than_a_machine_has_room_for_go_to_as_few_machines_as_hold_them():
     assert [grid.fewest_nodes("cpu", n, FOUR) for n in (1, 4, 6, 8, 9)] == [1, 1, 2, 2, 3]
-    assert grid.fewest_nodes("cpu", 2**31 - 1, FOUR) == 2**31 - 1  # a prime
+    assert repr(grid.fewest_nodes("cpu", 2**31 - 1, FOUR)) == "2147483647"  # a prime, and no 2147483647.0
     two = make_cell(num_workers=8, num_nodes=2, cpu_threads=1)
     assert grid.infeasible(two, FOUR, machines=2) is None
     assert "8 workers with a core each need 2 machines, and this run has 1" in grid.infeasible(two, FOUR, machines=1)
