@@ -20,7 +20,7 @@ def say(console: Console, text: str | Iterable[str], style: str | None = None) -
     What the output can't hold, such as bytes of a path that are not UTF-8, is printed as its number.
     """
     for one in [text] if isinstance(text, str) else text:
-        console.print(_printable(one, console), style=style, markup=False, highlight=False, soft_wrap=True)
+        console.print(_printable(one, console), style=style, markup=False, emoji=False, highlight=False, soft_wrap=True)
 
 
 def _printable(text: str, console: Console) -> str:

@@ -18,7 +18,7 @@ def shown(width):
 
 def test_what_a_program_says_is_printed_as_it_is():
     console = shown(140)
-    text = "[enforce fail at alloc_cpu.cpp:118] can't open [/usr/lib/a] " + "long " * 50
+    text = "[enforce fail at alloc_cpu.cpp:118] can't open [/usr/lib/a:car:b] " + "long " * 50
     say(console, text)
     assert console.file.getvalue() == f"{text}\n"
 

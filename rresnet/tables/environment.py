@@ -67,14 +67,10 @@ def of_run(hardware: Hardware, images: str, *, models: Collection[str] = (), loc
     packages = {name: version(name) for name in ("torch", "torchvision", "ray", "rresnet")}
     system = {"operating system": _system(), "driver": str(hardware.driver_version)}
     machine = {"processor": hardware.cpu_model, "processors": str(hardware.cpu_count), "GPU": str(hardware.gpu_name)}
-    there = {
-        "g++": hardware.gcc,
-        "a C++ compiler": hardware.compiler,
-        "Triton": hardware.triton,
-    }  # fused kernels need it
-    tools = {"compilers": ", ".join(name for name, found in there.items() if found) or "none"}
-    cores = {"cores": str(hardware.cpu_cores), "GPUs": str(hardware.gpu_count)}
-    found = {"Python": platform.python_version(), **packages, **system, **machine, **cores, **tools}
+    machine |= {"cores": str(hardware.cpu_cores), "GPUs": str(hardware.gpu_count)}
+    there = {"g++": hardware.gcc, "a C++ compiler": hardware.compiler, "Triton": hardware.triton}
+    compilers = ", ".join(name for name, found in there.items() if found) or "none"  # recipes depend on them
+    found = {"Python": platform.python_version(), **packages, **system, **machine, "compilers": compilers}
     found |= {"images": images, "set in the environment": hardware.variables}
     found |= {f"code of {model}": code for model in sorted(models) if (code := model_code(model))}
     found |= {"machine": hardware.hostname} if local else {}
