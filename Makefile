@@ -54,7 +54,7 @@ coverage: $(STAMP)
 oldest: $(STAMP)
 	.venv/bin/uv venv --quiet --clear --python .venv/bin/python build/oldest
 	.venv/bin/uv pip install --quiet --python build/oldest/bin/python --resolution lowest-direct --editable '.[dev]'
-	build/oldest/bin/python -m pytest --numprocesses 2 --dist loadfile tests --ignore tests/integration --ignore tests/browser $(ARGS)
+	POLARS_ALLOW_FORKING_THREAD=1 build/oldest/bin/python -m pytest --numprocesses 2 --dist loadfile tests --ignore tests/integration --ignore tests/browser $(ARGS)
 
 # Changes the code in a thousand small ways, one at a time: which of them does no test notice? Half an hour on 2 cores.
 mutants: $(STAMP)
