@@ -123,6 +123,8 @@ def test_products_with_the_padding_are_no_work_where_they_are_spared():
 def test_a_model_that_can_not_be_counted_has_no_work():
     too_small = make_cell(model="alexnet", image_size=8, batch_size=2)  # fewer pixels than its pooling needs
     assert limits.work(too_small, 10) is None
+    asks_for_values = limits.work(make_cell(model="regnet_x_400mf", batch_size=2), 10)
+    assert asks_for_values.flops > 1e6
 
 
 def test_the_limits_are_work_over_the_fastest_call(monkeypatch):

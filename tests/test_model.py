@@ -3,11 +3,12 @@ from collections import Counter
 
 import pytest
 import torch
-from benches import CPU, bench
+from benches import CPU, bench, losses
 from samples import make_cell
 
 from rresnet.cell import UsageError
-from rresnet.training import convolution, model, relu
+from rresnet.training import convolution, model, relu, step
+from rresnet.training.train import train_epochs
 
 
 def test_convolutions_as_products_are_the_same_network():
@@ -115,6 +116,63 @@ def test_a_model_of_ones_own_that_every_trial_would_fail_with_is_refused_before_
     monkeypatch.setattr(model, "_own", lambda name, classes: network)
     with pytest.raises(UsageError, match=rf"--model nets:f can't be (laid out|trained) \(.*{why}"):
         model.check("nets:f", 32)
+
+
+TUNED = {
+    "recipe": "tuned",
+    "channels_last": True,
+    "fused_optimizer": True,
+    "pointwise": "linear",
+    "small_maps": "linear",
+}
+
+
+def test_a_model_of_ones_own_that_only_one_recipe_can_train_is_refused_with_what_to_do():
+    blog, tuned = make_cell(model="odd_nets:Viewed"), make_cell(model="odd_nets:Viewed", **TUNED)
+    model.check("odd_nets:Viewed", 32, cells=[blog])
+    told = r"can't be trained as the recipe tuned does \(.*view size.*x\.flatten\(1\).* or give --recipe blog"
+    with pytest.raises(UsageError, match=told):
+        model.check("odd_nets:Viewed", 32, cells=[blog, tuned])
+
+
+@pytest.mark.parametrize("name", ["OverDepth", "OneByOne"])
+def test_models_of_other_dimensions_are_trained_alike_by_both_recipes(name):
+    found = [losses(model=f"odd_nets:{name}", batch_size=8, **recipe) for recipe in ({}, TUNED)]
+    model.check(f"odd_nets:{name}", 32, cells=[make_cell(**TUNED)])
+    assert found[0] == pytest.approx(found[1], rel=1e-9)
+    assert found[0][0] != found[0][1]
+
+
+def test_a_kernel_that_is_larger_than_the_map_in_one_dimension_is_refused_as_pytorch_does():
+    small = convolution.SmallMapConv2d(2, 2, (5, 4))
+    with pytest.raises(RuntimeError, match="can't be greater than actual input size"):
+        small(torch.zeros(1, 2, 3, 9))
+
+
+def test_what_a_model_sets_for_the_process_is_set_back_and_its_state_put_back_and_kept():
+    rows = []
+    for _ in range(2):  # the canary's matrices are made in the first
+        found = bench(model="odd_nets:Averaging", batch_size=8, cpu_threads=2)
+        record = train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None, save_model=True)
+        measured = record.measurement
+        assert (measured.matmul_precision, measured.observed_threads, torch.get_num_threads()) == ("ieee", 2, 2)
+        assert (
+            measured.flops_per_image == 6 * 3 * 4
+        )  # forward, and back to weights and images: of 3 colours to 4 classes
+        rows.append((measured.first_loss, measured.final_loss, record.epochs[0].test_loss))
+        saved = torch.load(io.BytesIO(record.files[".pt"]), weights_only=False)
+        assert saved["_extra_state"] == {"version": 3}
+    assert rows[0] == rows[1]
+
+
+def test_a_buffer_that_was_assigned_anew_is_put_back():
+    found = bench(model="odd_nets:Averaging", batch_size=8)
+    held, state = found.network.mean, step.State(found.network, found.optimizer)
+    found.take_step(next(found.batches))
+    assert found.network.mean is not held
+    state.restore()
+    assert found.network.mean is held
+    assert held.tolist() == [0, 0, 0]
 
 
 def test_a_model_that_is_wrapped_for_several_workers_is_saved_as_itself():

@@ -30,11 +30,11 @@ def plan(settings: Settings, cells: Cells, machine: hardware.Hardware, machines:
 
     Raises UsageError if none of them can run there.
     """
+    wanted = _wanted(settings, cells, machine)
     if settings.model not in USUAL_MODELS:
         from rresnet.training import model  # imports torch, which takes seconds: only to look up an unusual name
 
-        model.check(settings.model, settings.image_size)
-    wanted = _wanted(settings, cells, machine)
+        model.check(settings.model, settings.image_size, cells=wanted)
     reasons = {cell.cell_id: grid.infeasible(cell, machine, machines) for cell in wanted}
     if not wanted:
         raise UsageError(

@@ -21,6 +21,8 @@ class PointwiseConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to [N, D, H / stride, W / stride]; without a copy where they are channels-last."""
+        if x.dim() != 4:
+            return super().forward(x)  # a single image
         pixels = self.seen(x.permute(0, 2, 3, 1))  # after permuting, so that their gradient is channels-last, too
         # Flattened here: `linear` would multiply each image by a copy of the weights of its own where the pixels have
         # gaps and no gradient is needed.
@@ -50,9 +52,13 @@ class SmallMapConv2d(nn.Conv2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Images [N, C, H, W] to [N, D, H', W'], as `nn.Conv2d`; without a copy where they are channels-last."""
+        if x.dim() != 4:
+            return super().forward(x)  # a single image
         rows, columns = (
             Dimension(x.shape[2 + i], self.kernel_size[i], self.stride[i], int(self.padding[i])) for i in range(2)
         )
+        if min(rows.outputs, columns.outputs) < 1:
+            return super().forward(x)  # raises: the kernel is larger than the map
         dims = tuple(rows), tuple(columns)  # plain tuples: the compiler's cache finds no graph that makes others
         outputs, taps = rows.outputs * columns.outputs, rows.kernel * columns.kernel
         pixels, weight = x.permute(0, 2, 3, 1), self.weight.permute(0, 2, 3, 1)

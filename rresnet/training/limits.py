@@ -125,7 +125,8 @@ def _warmed(device: torch.device, call: Callable[[], object]) -> Callable[[], ob
 
 
 def _matrix_product(device: torch.device, dtype: torch.dtype, size: int) -> Callable[[], object]:
-    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
+    drawn = torch.Generator(device).manual_seed(0)  # not from what a model's dropout draws from
+    a, b = (torch.randn(size, size, device=device, generator=drawn).to(dtype) for _ in range(2))
     out = torch.empty(size, size, device=device, dtype=dtype)
     return _warmed(device, lambda: torch.mm(a, b, out=out))
 
@@ -160,8 +161,8 @@ def work(cell: Cell, classes: int) -> Work | None:
     """
     batch_size = max(2, cell.batch_size)  # a batch of one has no statistics over a map of one pixel
     try:
+        network = _on_meta(replace(cell, execution="eager"), classes)  # as whole operations, however they run
         with torch.device("meta"):
-            network = models.of(replace(cell, execution="eager"), classes)  # as whole operations, however they run
             images = torch.empty(batch_size, 3, cell.image_size, cell.image_size)
             labels = torch.empty(batch_size, dtype=torch.long)
         with FlopCounterMode(display=False) as flops, _ByteCounter() as traffic:
@@ -174,6 +175,16 @@ def work(cell: Cell, classes: int) -> Work | None:
         bytes=share * traffic.bytes / batch_size,
         update_bytes=ADAM_BYTES * sum(parameter.numel() for parameter in network.parameters()),
     )
+
+
+def _on_meta(cell: Cell, classes: int) -> nn.Module:
+    """The cell's model on the meta device; one that can't be made there, as it asks for values, is brought there."""
+    try:
+        with torch.device("meta"):
+            return models.of(cell, classes)
+    except Exception:
+        with torch.random.fork_rng(devices=[]):
+            return models.of(cell, classes).to("meta")
 
 
 class _ByteCounter(TorchDispatchMode):  # type: ignore[no-untyped-call]

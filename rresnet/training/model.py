@@ -2,7 +2,8 @@
 
 import contextlib
 import importlib
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -77,8 +78,11 @@ def _as_usage_error(what: str, valid: str) -> Iterator[None]:
         raise UsageError(f"{what} ({type(error).__name__}: {error}): {valid}") from error
 
 
-def check(name: str, image_size: int, classes: int = 10) -> None:
-    """Raise UsageError unless there is such a model and, if it is the user's own, it can be trained and evaluated."""
+def check(name: str, image_size: int, classes: int = 10, cells: Collection[Cell] = ()) -> None:
+    """Raise UsageError unless there is such a model and, if it is the user's own, it can be trained and evaluated.
+
+    Of `cells` each way to lay out and compute the model and its update is tried, on the CPU.
+    """
     if ":" not in name:
         _check_name(name)
         return
@@ -99,6 +103,16 @@ def check(name: str, image_size: int, classes: int = 10) -> None:
             with _as_usage_error(f"--model {name} can't be trained", "its scores must lead back to weights"):
                 torch.optim.Adam(model.parameters())
                 torch.autograd.backward(nn.functional.cross_entropy(scores, torch.tensor([0, 1])))
+    plain: dict[str, Any] = {"device": "cpu", "precision": "fp32", "execution": "eager", "kernels": "pytorch"}
+    alone: dict[str, Any] = {"batch_size": 2, "num_workers": 1, "num_nodes": 1, "cpu_threads": 1, "copy": 0}
+    for cell in dict.fromkeys(replace(cell, **plain, **alone) for cell in cells):
+        what = f"--model {name} can't be trained as the recipe {cell.recipe} does"
+        valid = "write x.flatten(1) for x.view(len(x), -1), if that is it, or give --recipe blog"
+        with _as_usage_error(what, valid):
+            model, optimizer = build(cell, classes, torch.device("cpu"))
+            scores = model(images.contiguous(memory_format=memory_format(cell)))
+            torch.autograd.backward(nn.functional.cross_entropy(scores, torch.tensor([0, 1])))
+            optimizer.step()
 
 
 def of(cell: Cell, classes: int) -> nn.Module:
@@ -121,7 +135,10 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
         native.prepare()
         model = fusion.fused(model, native)
         moves.natively(model)
-    model = model.to(device=device).to(memory_format=memory_format(cell))
+    model = model.to(device=device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.dim() == 4:
+            tensor.data = tensor.data.to(memory_format=memory_format(cell))
     return model, optimizer_of(model, cell)
 
 

@@ -243,6 +243,8 @@ class State:
         self._optimizer, self._scaler = optimizer, scaler
         self._scaling = scaler.state_dict() if scaler else {}
         self._copies = [(tensor, tensor.detach().clone()) for tensor in (*model.parameters(), *model.buffers())]
+        # A model may assign a buffer anew instead of writing into it.
+        self._buffers = [(module._buffers, dict(module._buffers)) for module in model.modules()]
         self._before = {id(t): t.clone() for t in optimizer_tensors(optimizer)}
         self._random = torch.get_rng_state()
         # A cell on the CPU must not start CUDA, which would take GPU memory.
@@ -252,6 +254,8 @@ class State:
     @torch.no_grad()
     def restore(self) -> None:
         """Write the copies back in place: whoever holds the tensors (a captured graph, DDP) goes on holding them."""
+        for held, buffers in self._buffers:
+            held.update(buffers)
         for tensor, copy in self._copies:
             tensor.copy_(copy)
             tensor.grad = None

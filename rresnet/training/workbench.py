@@ -61,6 +61,9 @@ class Workbench:
         self.inputs = self._new_inputs()
         self.batches = self.inputs.forever()
         self.network, self.optimizer = model.build(cell, len(self.data.classes), self.device)
+        self.apply_process_settings()  # again: a user's own model may have set others
+        if self.rank:
+            torch.manual_seed(cell.seed + self.rank)  # not for the weights, but for dropout
         if self.world > 1:
             from ray.train.torch import prepare_model
 
@@ -81,7 +84,9 @@ class Workbench:
     @functools.cached_property
     def work(self) -> Work | None:
         """The work of a step for each image."""
-        return limits.work(self.cell, len(self.data.classes))
+        found = limits.work(self.cell, len(self.data.classes))
+        self.apply_process_settings()  # the model was made once more
+        return found
 
     def _new_inputs(self) -> Inputs:
         return Inputs(self.data.train, self.cell, self.device, self.rank, self.world)
@@ -183,7 +188,7 @@ class Workbench:
         content = io.BytesIO()
         network: nn.Module = getattr(self.network, "module", self.network)  # DDP's wrapper is not the user's network
         state = network.state_dict()  # written over, not made anew: it also holds versions, which loading asks for
-        state.update({name: tensor.cpu() for name, tensor in state.items()})
+        state.update({name: value.cpu() for name, value in state.items() if torch.is_tensor(value)})
         torch.save(state, content)
         return content.getvalue()
 
