@@ -1,3 +1,4 @@
+import contextlib
 from dataclasses import asdict, replace
 from types import SimpleNamespace
 
@@ -130,6 +131,27 @@ def test_what_failed_in_an_extension_before_an_interruption_still_counts(status,
     with pytest.raises(experiment.StoppedAfterAll) as stopped:  # nothing is left to do but to print it
         experiment._measure(replace(shown, show=interrupted), settings, setup)
     assert (stopped.value.fine, stopped.value.results_dir) == (fine, str(tmp_path))
+
+
+@pytest.mark.parametrize(("measured", "raised"), [(True, experiment.StoppedAfterAll), (None, KeyboardInterrupt)])
+def test_an_interrupt_while_ray_ends_finds_a_run_that_is_complete(monkeypatch, tmp_path, measured, raised):
+    @contextlib.contextmanager
+    def ending(*of):
+        yield (SimpleNamespace(hardware=LAPTOP),)
+        raise KeyboardInterrupt
+
+    def measure(*of):
+        if measured is None:
+            raise KeyboardInterrupt
+        return measured
+
+    monkeypatch.setattr("rresnet.runner.cluster.connect", ending)
+    monkeypatch.setattr(experiment, "_measure", measure)
+    with pytest.raises(KeyboardInterrupt) as stopped:
+        experiment.run(
+            Experiment(name="compare"), Settings(batch_size=(8,), results_dir=str(tmp_path)), Console(quiet=True)
+        )
+    assert stopped.type is raised
 
 
 def test_a_plan_too_small_for_an_interval_is_gone_on_with_until_there_is_one(monkeypatch):

@@ -156,9 +156,7 @@ def test_what_a_model_sets_for_the_process_is_set_back_and_its_state_put_back_an
         record = train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None, save_model=True)
         measured = record.measurement
         assert (measured.matmul_precision, measured.observed_threads, torch.get_num_threads()) == ("ieee", 2, 2)
-        assert (
-            measured.flops_per_image == 6 * 3 * 4
-        )  # forward, and back to weights and images: of 3 colours to 4 classes
+        assert measured.flops_per_image == 2 * 2 * 3 * 4  # of 3 colours to 4 classes, forward and back to weights
         rows.append((measured.first_loss, measured.final_loss, record.epochs[0].test_loss))
         saved = torch.load(io.BytesIO(record.files[".pt"]), weights_only=False)
         assert saved["_extra_state"] == {"version": 3}

@@ -1,6 +1,7 @@
 """Results in object storage, on a real server of its protocol: the same tables, resumed, held against others."""
 
 import itertools
+import signal
 import threading
 from pathlib import Path
 
@@ -165,11 +166,11 @@ def test_a_process_whose_beat_was_refused_for_long_writes_no_more_beside_the_one
     try:
         whole, refused, accepted = objects._Objects.write, threading.Event(), threading.Event()
 
-        def write_late(self, name, content):
+        def write_late(self, name, content, *check):
             if name.startswith(f"runs/{held_up._hold._own}") and not refused.is_set():
                 refused.set()
                 accepted.wait(60)  # as long as an object store asks for patience
-            whole(self, name, content)
+            whole(self, name, content, *check)
 
         monkeypatch.setattr(objects._Objects, "write", write_late)
         assert refused.wait(20)
@@ -350,3 +351,61 @@ def test_a_schema_is_the_same_there(url):
     write(url, 0)
     system, path = pa_fs.FileSystem.from_uri(f"{url}/trials/r1.parquet")
     assert pq.read_schema(path, filesystem=system).field("step_seconds").metadata[b"doc"].startswith(b"mean seconds")
+
+
+def test_an_interrupt_during_an_upload_leaves_the_object_whole(url, monkeypatch):
+    kept = place.at(url)
+    kept.write("files/a", b"before")
+    real = kept.system
+
+    class Interrupting:
+        """A storage during whose first request the main thread gets Ctrl-C, which Python raises when it next runs."""
+
+        def open_output_stream(self, *given, **named):
+            signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+            return real.open_output_stream(*given, **named)
+
+    monkeypatch.setattr(kept, "system", Interrupting())
+    with pytest.raises(KeyboardInterrupt):
+        kept.write("files/a", b"after")
+    for thread in threading.enumerate():
+        if thread.name == "rresnet-upload":
+            thread.join()
+    monkeypatch.setattr(kept, "system", real)
+    assert kept.read("files/a") == b"after"  # or as it was, but never empty
+
+
+def test_a_process_that_slept_within_a_write_asks_before_each_upload(url, quick, monkeypatch):
+    slept, whole, asleep, awake = Writer(url, make_run()), objects._Objects.write, threading.Event(), threading.Event()
+
+    def write_late(self, name, content, *check):
+        if name.startswith("windows/") and not asleep.is_set():
+            asleep.set()
+            awake.wait(60)
+            slept._hold._alive_at -= objects.DEAD_SECONDS
+        whole(self, name, content, *check)
+
+    monkeypatch.setattr(objects._Objects, "write", write_late)
+    slept.write(*rows_of_trial(slept.run, 1))
+    assert asleep.wait(20)
+    slept._hold._closed.set()
+    slept._hold._thread.join()
+    write(url, 2, 3)  # takes over meanwhile, and ends
+    awake.set()
+    with pytest.raises(StoreError, match="another process took over run r1"):
+        slept.flush()
+    with pytest.raises(StoreError, match="another process took over run r1"):
+        slept.finish("2026-01-01")
+    slept.close()
+    assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [2, 3]
+    assert [run.finished_at for run in runs.read_runs(url)] == [None]
+
+
+def test_a_run_that_can_not_be_opened_is_not_left_locked(url, monkeypatch):
+    def interrupted(self, run):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Writer, "_write_manifest", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        Writer(url, make_run())
+    assert place.at(url).names("runs") == []

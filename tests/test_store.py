@@ -51,6 +51,27 @@ def test_a_text_that_is_none_is_written_as_far_as_it_is_one(tmp_path):
     assert pd.read_parquet(tmp_path / "trials")["error_message"].tolist() == ["bad ? name"]
 
 
+@pytest.mark.parametrize("space", [False, True])
+def test_who_stops_is_told_of_rows_that_are_not_written_unless_they_are_in_the_end(tmp_path, monkeypatch, space):
+    write, full = place._Folder.write, threading.Event()
+
+    def write_if_there_is_room(self, name, content):
+        if full.is_set():
+            raise OSError(28, "No space left on device")
+        write(self, name, content)
+
+    monkeypatch.setattr(place._Folder, "write", write_if_there_is_room)
+    writer = Writer(tmp_path, make_run())
+    full.set()
+    writer.write(*rows_of_trial(writer.run, 0))
+    writer._pool.submit(lambda: None).result()  # by then that write has failed
+    if space:
+        full.clear()
+    with contextlib.nullcontext() if space else pytest.raises(StoreError, match="No space left on device"):
+        writer.__exit__(KeyboardInterrupt, KeyboardInterrupt(), None)
+    assert len(reading.read_tables(tmp_path)["trials"]) == (1 if space else 0)
+
+
 def test_rows_that_nobody_can_write_are_told_to_who_gave_them(tmp_path):
     run = make_run()
     trial_id, of_trial = rows_of_trial(run, 0)

@@ -74,16 +74,23 @@ def run(
         count=settings.machines,
         wait_seconds=settings.wait_seconds,
     )
-    with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
-        machines = _alike(joined, begin, experiment.cells, tell)
-        planned = planning.plan(begin, experiment.cells, machines[0].hardware, len(machines))
-        setup = Setup(machines=machines, images=images.result(), console=console, stop_asked=stop_asked)
-        if settings.batch_size != AUTO:  # auto looks only at sizes that there are images for
-            planning.check_batches(planned, setup.images)
-        if settings.dry_run:
-            _show(experiment.name, planned, settings, console)
-            return True
-        return _measure(experiment, settings, setup)
+    fine: bool | None = None
+    try:
+        with ray_cluster.connect(settings.address, here, wanted, tell) as joined:
+            machines = _alike(joined, begin, experiment.cells, tell)
+            planned = planning.plan(begin, experiment.cells, machines[0].hardware, len(machines))
+            setup = Setup(machines=machines, images=images.result(), console=console, stop_asked=stop_asked)
+            if settings.batch_size != AUTO:  # auto looks only at sizes that there are images for
+                planning.check_batches(planned, setup.images)
+            if settings.dry_run:
+                _show(experiment.name, planned, settings, console)
+                return True
+            fine = _measure(experiment, settings, setup)
+    except KeyboardInterrupt as stopped:
+        if fine is None:
+            raise
+        raise StoppedAfterAll(fine, settings.results_dir) from stopped  # while Ray ended
+    return bool(fine)
 
 
 def _unused(settings: Settings) -> list[str]:

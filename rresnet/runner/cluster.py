@@ -111,7 +111,7 @@ def _started(hardware: Hardware) -> Iterator[tuple[Machine, ...]]:
             presence.watched(
                 lambda: all(map(presence.alive, servers)),
                 1.5 * presence.WATCH_SECONDS,  # that is two checks, in which the rows that have arrived are written
-                "a process of Ray's has died (was the machine out of memory?): what was measured is kept; run the same "
+                "a process of Ray's has died (was the machine out of memory?): what was written is kept; run the same "
                 "command again",
             )
         )
@@ -123,12 +123,13 @@ def _joined(address: str, wanted: Wanted, tell: Callable[[str], None]) -> Iterat
     """Join a running Ray; yield those of its machines that are to measure."""
     import ray
 
-    with _connecting(lambda reason: presence.missing(f"--address {address}", reason)):
+    told = presence.missing if address == "auto" else presence.refused  # any other has answered
+    with _connecting(lambda reason: told(f"--address {address}", reason)):
         ray.init(address, **_QUIET)
     try:
         gcs = ray.get_runtime_context().gcs_address
         message = (
-            f"the Ray cluster at {gcs} is gone: what was measured is kept; run the same command again when the cluster "
+            f"the Ray cluster at {gcs} is gone: what was written is kept; run the same command again when the cluster "
             "is back, or without --address"
         )
         with presence.watched(lambda: presence.answers(gcs), LOST_SECONDS, message):

@@ -60,6 +60,16 @@ def missing(where: str, reason: str) -> str:
     )
 
 
+def refused(where: str, reason: str) -> str:
+    """What to tell of a cluster that answers and can't be joined."""
+    if reason.startswith(VERSIONS):
+        return missing(where, reason)
+    return (
+        f"the Ray cluster at {where} answers, but can't be joined ({reason}): if it was started with a token, as Ray "
+        "does by default, have its ~/.ray/auth_token here and set RAY_AUTH_MODE=token"
+    )
+
+
 @contextlib.contextmanager
 def watched(there: Callable[[], bool], patience: float, message: str) -> Iterator[None]:
     """End this process with a message once Ray has not been `there` for so many seconds: Ray would end it without one.

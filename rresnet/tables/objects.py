@@ -82,9 +82,26 @@ class _Objects:
                 return bytes(content)
         raise OSError(11, f"{self.full_name(name)} is replaced faster than it can be read")
 
-    def write(self, name: str, content: bytes) -> None:
-        """Upload in one call, since a stream that is left early is kept; retry after faults that may pass."""
+    def write(self, name: str, content: bytes, check: Callable[[], object] = lambda: None) -> None:
+        """Upload on a thread of its own: Ctrl-C here would end the stream, and one that is left early is kept."""
+        failed = list[BaseException]()
+
+        def upload() -> None:
+            try:
+                self._upload(name, content, check)
+            except BaseException as error:
+                failed.append(error)
+
+        uploading = threading.Thread(target=upload, name="rresnet-upload")
+        uploading.start()
+        uploading.join()
+        if failed:
+            raise failed[0]
+
+    def _upload(self, name: str, content: bytes, check: Callable[[], object]) -> None:
+        """Upload in one call, and again after faults that may pass; `check` is called before each try."""
         for pause in (*RETRY_SECONDS, None):
+            check()
             try:
                 with self.system.open_output_stream(f"{self.base}/{name}", compression=None) as file:
                     file.write(content)
@@ -135,10 +152,10 @@ class _Beat:
         self._own = f"{run_id}.{uuid.uuid4().hex}."
         self._count, self._alive_at, self._lost = 0, time.time(), False
         self._beating, self._closed = threading.Lock(), threading.Event()
-        self._put_up(0)
         self._thread = threading.Thread(target=self._work, name="rresnet-hold", daemon=True)
-        self._thread.start()
         try:
+            self._put_up(0)
+            self._thread.start()
             self._outlive(tell)
         except BaseException:
             self.close()
@@ -153,9 +170,13 @@ class _Beat:
                 "run the same command again to measure what that one has not"
             )
 
+    def write(self, name: str, content: bytes) -> None:
+        self._place.write(name, content, self.confirm)
+
     def close(self) -> None:
         self._closed.set()
-        self._thread.join()
+        if self._thread.ident:  # it was started
+            self._thread.join()
         with contextlib.suppress(OSError):
             for name in self._locks(self._own):  # also one that was put up although we were told otherwise
                 self._place.remove(name)
@@ -165,7 +186,10 @@ class _Beat:
         seen, end = self._others(), time.monotonic() + DEAD_SECONDS
         if not seen:
             return
-        tell(f"Run {self._run_id} was left locked: waiting {DEAD_SECONDS:g} s to be sure that no process is at it")
+        tell(
+            f"Run {self._run_id} is locked, or was left locked: waiting {DEAD_SECONDS:g} s to be sure that no process "
+            "is at it"
+        )
         while seen and time.monotonic() < end:
             time.sleep(1)
             now = self._others()

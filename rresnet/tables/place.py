@@ -150,9 +150,13 @@ class _Folder:
 
 
 class _FileLock:
-    """The system's lock on a file: it ends with the process, however that ends."""
+    """The system's lock on a file: it ends with the process, however that ends.
+
+    `write` writes a file of the run as long as that is ours, which with this lock it always is.
+    """
 
     def __init__(self, folder: _Folder, run_id: str) -> None:
+        self.write = folder.write
         path = folder.path / "runs" / f"{run_id}.lock"
         path.parent.mkdir(parents=True, exist_ok=True)
         self._file = path.open("w")

@@ -32,8 +32,10 @@ class _TableWriter:
     their part.
     """
 
-    def __init__(self, place: Place, name: str, run_id: str, schema: pa.Schema) -> None:
-        self.place, self.name, self.run_id, self.schema = place, name, run_id, schema
+    def __init__(
+        self, place: Place, write: Callable[[str, bytes], None], name: str, run_id: str, schema: pa.Schema
+    ) -> None:
+        self.place, self.write, self.name, self.run_id, self.schema = place, write, name, run_id, schema
         self._part_of: dict[str, int] = {}  # trial id -> number of the part that has its rows
         for number, rows in self._read():  # of an interrupted run that is continued
             self._part_of |= dict.fromkeys(map(str, rows["trial_id"].to_pylist()), number)
@@ -88,7 +90,7 @@ class _TableWriter:
         content = pa.BufferOutputStream()
         pq.write_table(table, content, compression="zstd", write_page_checksum=True)
         suffix = f".part{number}" if number else ""
-        self.place.write(f"{self.name}/{self.run_id}{suffix}.parquet", content.getvalue().to_pybytes())
+        self.write(f"{self.name}/{self.run_id}{suffix}.parquet", content.getvalue().to_pybytes())
 
 
 class Writer:
@@ -103,12 +105,17 @@ class Writer:
         self._place = at(results)
         with self._as_store_error():
             self._hold = self._place.hold(run.run_id, tell)
-            self._tables = {
-                name: _TableWriter(self._place, name, run.run_id, schema) for name, schema in SCHEMAS.items()
-            }
-            self._write_manifest(run)
+            try:
+                self._tables = {
+                    name: _TableWriter(self._place, self._hold.write, name, run.run_id, schema)
+                    for name, schema in SCHEMAS.items()
+                }
+                self._write_manifest(run)
+            except BaseException:
+                self._hold.close()
+                raise
         self._given: deque[tuple[str, Rows]] = deque()  # and not yet written
-        self._error: BaseException | None = None
+        self._errors: dict[str, BaseException] = {}  # of what is not written: a trial's id, a file's name, or "rows"
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="rresnet-store")
         self._next = Future[None]()  # the latest write that was asked for
 
@@ -117,14 +124,16 @@ class Writer:
 
     def __exit__(self, kind: object, error: object, trace: object) -> None:
         self.close()
-        if kind is None:
+        if kind in (None, KeyboardInterrupt):  # who stops is told that what was measured is kept
             self.check()
 
     def close(self) -> None:
         """Write what is left, and let another process have the run."""
-        self._pool.submit(self._commit)
-        self._pool.shutdown()
-        self._hold.close()
+        try:
+            self._pool.submit(self._commit)
+            self._pool.shutdown()
+        finally:
+            self._hold.close()
 
     def write(self, trial_id: str, rows: Rows) -> None:
         """Queue the rows of one trial, written in a quarter second. Raises StoreError if an earlier write failed."""
@@ -136,9 +145,9 @@ class Writer:
     def keep(self, name: str, content: bytes) -> None:
         """Write a file that a trial sent to `files/<run_id>/<name>`."""
         try:
-            self._place.write(f"files/{self.run.run_id}/{name}", content)
+            self._hold.write(f"files/{self.run.run_id}/{name}", content)
         except OSError as error:
-            self._error = error
+            self._errors[name] = error
         self.check()
 
     def flush(self) -> None:
@@ -148,9 +157,9 @@ class Writer:
 
     def check(self) -> None:
         """Raise StoreError when a write failed (a full disk, say)."""
-        if self._error:
+        for error in list(self._errors.values()):
             with self._as_store_error():
-                raise self._error
+                raise error
 
     @contextlib.contextmanager
     def _as_store_error(self) -> Iterator[None]:
@@ -179,7 +188,7 @@ class Writer:
             self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned, retried_at=None))
 
     def _write_manifest(self, run: Run) -> None:
-        self._place.write(f"runs/{run.run_id}.json", json.dumps(vars(run), indent=1).encode())
+        self._hold.write(f"runs/{run.run_id}.json", json.dumps(vars(run), indent=1).encode())
 
     def _commit(self, *, pause: bool = False) -> None:
         """Write all that was given so far, and what an earlier write has failed to; with `pause`, wait after it."""
@@ -188,11 +197,15 @@ class Writer:
             self._hold.confirm()
             while self._given:  # all before any is written: if that fails, the next write has them
                 trial_id, rows = self._given.popleft()
-                for name, table in self._tables.items():
-                    table.add(trial_id, rows.get(name, ()))
+                try:
+                    for name, table in self._tables.items():
+                        table.add(trial_id, rows.get(name, ()))
+                except Exception as error:  # rows that no table can hold
+                    self._errors[trial_id] = error
             for table in reversed(self._tables.values()):  # trials last: a trial's row says that its windows are there
                 table.flush()
+            self._errors.pop("rows", None)  # an earlier write's: this one has written them
         except Exception as error:  # whatever it is: the thread goes on, and the next caller is told
-            self._error = error
+            self._errors["rows"] = error
         if pause:
             time.sleep(min(PAUSE_SECONDS, PAUSE_PER_WRITE * (time.monotonic() - began)))
