@@ -353,7 +353,15 @@ def test_a_schema_is_the_same_there(url):
     assert pq.read_schema(path, filesystem=system).field("step_seconds").metadata[b"doc"].startswith(b"mean seconds")
 
 
-def test_an_interrupt_during_an_upload_leaves_the_object_whole(url, monkeypatch):
+@pytest.fixture
+def interruptible():
+    """Ctrl-C as Python has it, whatever handler a command left that ran in this process before."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupt_during_an_upload_leaves_the_object_whole(url, interruptible, monkeypatch):
     kept = place.at(url)
     kept.write("files/a", b"before")
     real = kept.system
