@@ -7,7 +7,7 @@ from benches import CPU, bench, losses
 from samples import make_cell
 
 from rresnet.cell import UsageError
-from rresnet.training import convolution, model, relu, step
+from rresnet.training import convolution, limits, model, relu, step
 from rresnet.training.train import train_epochs
 
 
@@ -138,7 +138,7 @@ def test_a_model_of_ones_own_that_only_one_recipe_can_train_is_refused_with_what
 @pytest.mark.parametrize("name", ["OverDepth", "OneByOne"])
 def test_models_of_other_dimensions_are_trained_alike_by_both_recipes(name):
     found = [losses(model=f"odd_nets:{name}", batch_size=8, **recipe) for recipe in ({}, TUNED)]
-    model.check(f"odd_nets:{name}", 32, cells=[make_cell(**TUNED)])
+    model.check(f"odd_nets:{name}", 32, cells=[make_cell(model=f"odd_nets:{name}", **TUNED)])
     assert found[0] == pytest.approx(found[1], rel=1e-9)
     assert found[0][0] != found[0][1]
 
@@ -151,6 +151,7 @@ def test_a_kernel_that_is_larger_than_the_map_in_one_dimension_is_refused_as_pyt
 
 def test_what_a_model_sets_for_the_process_is_set_back_and_its_state_put_back_and_kept():
     rows = []
+    limits._canary_product.cache_clear()
     for _ in range(2):  # the canary's matrices are made in the first
         found = bench(model="odd_nets:Averaging", batch_size=8, cpu_threads=2)
         record = train_epochs(found, epochs=1, startup_seconds=0.0, progress=lambda rate: None, save_model=True)

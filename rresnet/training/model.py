@@ -1,6 +1,7 @@
 """The network and its optimizer."""
 
 import contextlib
+import functools
 import importlib
 from collections.abc import Collection, Iterator
 from dataclasses import replace
@@ -105,14 +106,19 @@ def check(name: str, image_size: int, classes: int = 10, cells: Collection[Cell]
                 torch.autograd.backward(nn.functional.cross_entropy(scores, torch.tensor([0, 1])))
     plain: dict[str, Any] = {"device": "cpu", "precision": "fp32", "execution": "eager", "kernels": "pytorch"}
     alone: dict[str, Any] = {"batch_size": 2, "num_workers": 1, "num_nodes": 1, "cpu_threads": 1, "copy": 0}
-    for cell in dict.fromkeys(replace(cell, **plain, **alone) for cell in cells):
-        what = f"--model {name} can't be trained as the recipe {cell.recipe} does"
-        valid = "write x.flatten(1) for x.view(len(x), -1), if that is it, or give --recipe blog"
-        with _as_usage_error(what, valid):
-            model, optimizer = build(cell, classes, torch.device("cpu"))
-            scores = model(images.contiguous(memory_format=memory_format(cell)))
-            torch.autograd.backward(nn.functional.cross_entropy(scores, torch.tensor([0, 1])))
-            optimizer.step()
+    for cell in cells:
+        _check_recipe(replace(cell, **plain, **alone), classes)
+
+
+@functools.cache  # a command plans several times, and most cells differ in nothing that matters here
+def _check_recipe(cell: Cell, classes: int) -> None:
+    what = f"--model {cell.model} can't be trained as the recipe {cell.recipe} does"
+    with _as_usage_error(what, "write x.flatten(1) for x.view(len(x), -1), if that is it, or give --recipe blog"):
+        model, optimizer = build(cell, classes, torch.device("cpu"))
+        images = torch.zeros(2, 3, cell.image_size, cell.image_size)
+        scores = model(images.contiguous(memory_format=memory_format(cell)))
+        torch.autograd.backward(nn.functional.cross_entropy(scores, torch.tensor([0, 1])))
+        optimizer.step()
 
 
 def of(cell: Cell, classes: int) -> nn.Module:
