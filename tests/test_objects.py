@@ -9,7 +9,7 @@ import pandas as pd
 import pyarrow.fs as pa_fs
 import pyarrow.parquet as pq
 import pytest
-from stored import make_run, rows_of_trial
+from stored import make_run, write
 
 import rresnet
 from rresnet import command
@@ -18,47 +18,6 @@ from rresnet.tables import objects, place, reading, runs, store
 from rresnet.tables.place import StoreError
 from rresnet.tables.reading import DamagedFileWarning
 from rresnet.tables.store import Writer
-
-
-@pytest.fixture(scope="module")
-def server():
-    moto = pytest.importorskip("moto.server")
-    running = moto.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
-    running.start()
-    yield "http://{}:{}".format(*running.get_host_and_port())
-    running.stop()
-
-
-@pytest.fixture
-def url(server, monkeypatch, request):
-    """A folder of a bucket of the test's own."""
-    for name, value in {
-        "AWS_ENDPOINT_URL": server,
-        "AWS_ACCESS_KEY_ID": "a",
-        "AWS_SECRET_ACCESS_KEY": "b",
-        "AWS_DEFAULT_REGION": "us-east-1",
-    }.items():
-        monkeypatch.setenv(name, value)
-    bucket = f"bucket-{abs(hash(request.node.name))}"
-    system, path = pa_fs.FileSystem.from_uri(f"s3://{bucket}?allow_bucket_creation=true")
-    system.create_dir(path)
-    return f"s3://{bucket}/results"
-
-
-@pytest.fixture
-def quick(monkeypatch):
-    """Locks that beat, and are given up, in a fraction of a second."""
-    monkeypatch.setattr(objects, "BEAT_SECONDS", 0.2)
-    monkeypatch.setattr(objects, "DEAD_SECONDS", 3.0)
-
-
-def write(results, *repeats, run=None):
-    run = run or make_run()
-    with Writer(results, run) as writer:
-        for repeat in repeats:
-            writer.write(*rows_of_trial(run, repeat, images_per_second=100.0 + repeat, epoch_seconds=9.0))
-            writer.flush()
-    return writer
 
 
 def test_the_tables_are_those_of_a_folder_byte_for_byte(url, tmp_path, monkeypatch):
@@ -101,133 +60,6 @@ def test_files_of_a_run_and_paths_that_lost_a_slash(url, tmp_path):
     assert place.at(url).read("files/r1/trace.json") == b"{}"
     assert place.at(Path(url)).full_name("trials") == f"{url}/trials"
     assert place.at(f"file://{tmp_path}").full_name("trials") == str(tmp_path / "trials")
-
-
-def test_two_commands_never_continue_one_run_at_once(url, quick):
-    first, told = Writer(url, make_run()), []
-    with pytest.raises(StoreError, match=r"another process is working on run r1 in s3://.*--fresh"):
-        Writer(url, make_run(), told.append)
-    assert "waiting 3 s to be sure" in told[0]
-    first.write(*rows_of_trial(first.run, 0))
-    first.flush()
-    first.close()
-    Writer(url, make_run()).close()
-    assert len(reading.read_tables(url)["trials"]) == 1
-    assert place.at(url).names("runs") == ["r1.json"]
-
-
-def test_of_two_commands_at_the_same_moment_at_most_one_gets_the_run(url, quick, monkeypatch):
-    both, others, looked, told = threading.Barrier(2, timeout=20), objects._Beat._others, set(), []
-
-    def look(hold):
-        if hold not in looked:
-            looked.add(hold)
-            both.wait()  # each has written its lock before either looks
-        return others(hold)
-
-    monkeypatch.setattr(objects._Beat, "_others", look)
-
-    def start():
-        try:
-            Writer(url, make_run()).close()
-        except StoreError as error:
-            told.append(str(error))
-
-    commands = [threading.Thread(target=start) for _ in range(2)]
-    for one in commands:
-        one.start()
-    for one in commands:
-        one.join()
-    assert told
-    assert [text for text in told if "another process is working on run r1" not in text] == []
-    assert [name for name in place.at(url).names("runs") if name.endswith(".lock")] == []
-
-
-def test_the_run_of_a_killed_process_is_taken_over_and_it_can_write_no_more(url, quick):
-    slept = Writer(url, make_run())
-    slept.write(*rows_of_trial(slept.run, 0))
-    slept.flush()
-    slept._hold._closed.set()  # as if the process, or its machine, were asleep: no more beats
-    slept._hold._thread.join()
-    with Writer(url, make_run()) as writer:
-        writer.write(*rows_of_trial(writer.run, 1))
-    slept._hold._alive_at -= objects.DEAD_SECONDS  # and wakes up later
-    slept.write(*rows_of_trial(slept.run, 2))
-    with pytest.raises(StoreError, match="another process took over run r1"):
-        slept.flush()
-    slept.close()
-    assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [0, 1]
-
-
-def test_a_process_whose_beat_was_refused_for_long_writes_no_more_beside_the_one_that_took_over(
-    url, quick, monkeypatch
-):
-    held_up = Writer(url, make_run())
-    try:
-        whole, refused, accepted = objects._Objects.write, threading.Event(), threading.Event()
-
-        def write_late(self, name, content, *check):
-            if name.startswith(f"runs/{held_up._hold._own}") and not refused.is_set():
-                refused.set()
-                accepted.wait(60)  # as long as an object store asks for patience
-            whole(self, name, content, *check)
-
-        monkeypatch.setattr(objects._Objects, "write", write_late)
-        assert refused.wait(20)
-        write(url, 0)  # takes over meanwhile, and is gone again
-        accepted.set()
-        with pytest.raises(StoreError, match="another process took over run r1"):
-            write_one(held_up)
-    finally:
-        accepted.set()
-        held_up.close()
-    assert [row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()] == [0]
-    assert place.at(url).names("runs") == ["r1.json"]
-
-
-def test_a_process_that_puts_up_its_lock_while_it_is_taken_for_dead_keeps_the_run(url, quick, monkeypatch):
-    asleep = Writer(url, make_run())
-    asleep._hold._closed.set()  # no more beats by itself
-    asleep._hold._thread.join()
-    remove, awake = objects._Objects.remove, []
-
-    def remove_late(self, name):
-        if name == asleep._hold._name(0) and not awake:
-            awake.append(1)
-            asleep._hold._beat()  # between the last look at it and its removal
-        remove(self, name)
-
-    monkeypatch.setattr(objects._Objects, "remove", remove_late)
-    with pytest.raises(StoreError, match="another process is working on run r1"):
-        Writer(url, make_run())
-    write_one(asleep)
-    asleep.close()
-    assert [row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()] == [1]
-
-
-def test_a_beat_that_fails_midway_is_made_up_for(url, quick, monkeypatch):
-    held = Writer(url, make_run())
-    held._hold._closed.set()
-    held._hold._thread.join()
-    remove, fails = objects._Objects.remove, iter([OSError("AWS Error NETWORK_CONNECTION during")])
-
-    def remove_once(self, name):
-        for fault in fails:
-            raise fault
-        remove(self, name)
-
-    monkeypatch.setattr(objects._Objects, "remove", remove_once)
-    with pytest.raises(OSError, match="NETWORK_CONNECTION"):
-        held._hold._beat()
-    held._hold._beat()
-    write_one(held)
-    held.close()
-    assert place.at(url).names("runs") == ["r1.json"]
-
-
-def write_one(writer):
-    writer.write(*rows_of_trial(writer.run, 1, images_per_second=1.0))
-    writer.flush()
 
 
 def test_a_fault_that_passes_is_outwaited(url, monkeypatch):
@@ -381,39 +213,3 @@ def test_an_interrupt_during_an_upload_leaves_the_object_whole(url, interruptibl
             thread.join()
     monkeypatch.setattr(kept, "system", real)
     assert kept.read("files/a") == b"after"  # or as it was, but never empty
-
-
-def test_a_process_that_slept_within_a_write_asks_before_each_upload(url, quick, monkeypatch):
-    slept, whole, asleep, awake = Writer(url, make_run()), objects._Objects.write, threading.Event(), threading.Event()
-
-    def write_late(self, name, content, *check):
-        if name.startswith("windows/") and not asleep.is_set():
-            asleep.set()
-            awake.wait(60)
-            slept._hold._alive_at -= objects.DEAD_SECONDS
-        whole(self, name, content, *check)
-
-    monkeypatch.setattr(objects._Objects, "write", write_late)
-    slept.write(*rows_of_trial(slept.run, 1))
-    assert asleep.wait(20)
-    slept._hold._closed.set()
-    slept._hold._thread.join()
-    write(url, 2, 3)  # takes over meanwhile, and ends
-    awake.set()
-    with pytest.raises(StoreError, match="another process took over run r1"):
-        slept.flush()
-    with pytest.raises(StoreError, match="another process took over run r1"):
-        slept.finish("2026-01-01")
-    slept.close()
-    assert sorted(row["repeat"] for row in reading.read_tables(url)["trials"].to_pylist()) == [2, 3]
-    assert [run.finished_at for run in runs.read_runs(url)] == [None]
-
-
-def test_a_run_that_can_not_be_opened_is_not_left_locked(url, monkeypatch):
-    def interrupted(self, run):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Writer, "_write_manifest", interrupted)
-    with pytest.raises(KeyboardInterrupt):
-        Writer(url, make_run())
-    assert place.at(url).names("runs") == []
