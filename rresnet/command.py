@@ -53,7 +53,7 @@ def report(
         Path("results"),
     ),
     *,
-    out: Annotated[Path | None, UNSET] = None,
+    out: Annotated[str | None, UNSET] = None,
     run: Annotated[tuple[str, ...], UNSET, tyro.conf.arg(metavar="ID ...")] = (),
     price: Annotated[tuple[str, ...], UNSET, tyro.conf.arg(metavar="PRICE ...")] = (),
 ) -> bool:
@@ -72,6 +72,7 @@ def report(
     """
     if not results:
         raise UsageError("rresnet report needs at least one results folder")
+    _check_named(out)
     from rresnet.reporting import report as reporting  # imports pandas and matplotlib, which takes seconds
 
     reporting.write(results, usage.Output(), out=out, runs=run, prices=price)
@@ -130,8 +131,7 @@ def export(
             tensorboard: the folder (default: RESULTS/tensorboard).
             mlflow: the URI of its store (default: sqlite:///RESULTS/mlflow.db).
     """
-    if out == "":
-        raise UsageError("--out names nothing: give a name, or leave it out")
+    _check_named(out)
     if table != "trials" and format in ("tensorboard", "mlflow"):
         raise UsageError(f"--table is for csv and json, and {format} shows what it can of the trials: leave it out")
     from rresnet.reporting import export as exports
@@ -158,6 +158,12 @@ def export(
         added = trackers.to_mlflow(frames.read(results), uri)
         say(usage.Output(), f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
     return True
+
+
+def _check_named(out: str | None) -> None:
+    """Raise UsageError for an empty name, which a script gives whose variable is not set."""
+    if out == "":
+        raise UsageError("--out names nothing: give a name, or leave it out")
 
 
 def _local(path: str) -> Path:

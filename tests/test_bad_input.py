@@ -382,6 +382,15 @@ def test_names_that_no_file_can_have(tmp_path, monkeypatch, capsys):
         assert "a/trials: File name too long" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("line", [["report"], ["export", "--format", "csv"]])
+def test_an_empty_name_of_what_to_write_is_refused(line, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    written(tmp_path / "R", [row(BLOG, 0, 100.0)])
+    assert command.main([*line[:1], "R", *line[1:], "--out", ""]) == 2
+    assert "--out names nothing: give a name, or leave it out" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["R"]
+
+
 def test_tables_that_one_may_not_list_are_not_told_as_none(tmp_path, monkeypatch, capsys):
     written(tmp_path / "R", [row(BLOG, 0, 100.0)])
 

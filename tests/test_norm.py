@@ -105,6 +105,17 @@ def test_what_is_not_a_number_stays_so(kernels, where):
         found.reset_running_stats()
 
 
+@pytest.mark.parametrize("where", [(0, 0, 0), (2, 127, 127)])
+def test_a_pixel_far_from_all_others_costs_no_digits(kernels, where):
+    expected, found = batch_norm(kernels, 8, relu=False)
+    x = images(3, 8, 128, 128)
+    item, row, column = where
+    x[item, :, row, column] = 1e5
+    y = expected(x.double())
+    assert far(found(x), y) < 1e-5
+    assert far(found.running_var, expected.running_var) < 1e-5
+
+
 def test_what_the_kernels_do_not_take_pytorch_computes(kernels):
     _, found = batch_norm(kernels, 4, relu=True, twice=True)
     x, row = images(3, 4, 2, 2), images(1, 4, 1, 1)

@@ -47,6 +47,17 @@ def test_of_fewer_than_three_pairs_nothing_is_said_about_sizes(tmp_path):
     assert speed.batch_sizes(part, measured).findings == told
 
 
+def test_predictions_of_two_environments_have_two_names(tmp_path):
+    sizes = [({"batch_size": size}, [rate] * 3) for size, rate in ((8, 50.0), (16, 80.0), (32, 95.0))]
+    known = {"git_commit": "c", "dataset_fingerprint": "d"}
+    old, new = (trials(*sizes, environment_fingerprint=of, **known) for of in ("old", "new"))
+    (line,) = speed.predictions(pd.DataFrame(old + new))
+    assert "cpu blog (environment old) at batch" in line
+    assert "cpu blog (environment new) at batch" in line
+    (line,) = speed.predictions(pd.DataFrame(old))
+    assert "cpu blog at batch" in line
+
+
 def test_seconds_are_summed_by_kind(tmp_path):
     rows = two()
     part, measured = part_of(tmp_path, rows, epochs(rows[:4], [0.5, 0.6]))

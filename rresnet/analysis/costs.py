@@ -70,8 +70,12 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
 
 def settings(rows: list[dict[Any, Any]]) -> list[str]:
     """The names of costs' rows: what tells each from the others."""
-    names = [_setting(row, rows) for row in rows]
     # CPU rows do not hold the GPU's driver, but another driver still makes another environment.
+    return with_environment([_setting(row, rows) for row in rows], rows)
+
+
+def with_environment(names: list[str], rows: list[dict[Any, Any]]) -> list[str]:
+    """The rows' names, with the environment where several have the same."""
     return [
         f"{of_row} (environment {_version(row['environment_fingerprint'])})" if names.count(of_row) > 1 else of_row
         for row, of_row in zip(rows, names, strict=True)

@@ -29,7 +29,7 @@ def write(
     folders: Sequence[Path],
     console: Console,
     *,
-    out: Path | None = None,
+    out: place.Location | None = None,
     runs: Sequence[str] = (),
     prices: Sequence[str] = (),
 ) -> str:

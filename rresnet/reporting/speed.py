@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from rresnet import naming
-from rresnet.analysis import comparison, ladder, pairing, prediction
+from rresnet.analysis import comparison, costs, ladder, pairing, prediction
 from rresnet.analysis.statistics import MINIMUM_REPEATS
 from rresnet.figures import amounts, bars
 from rresnet.figures.drawing import MOST_SERIES
@@ -120,8 +120,9 @@ def predictions(trials: pd.DataFrame) -> list[str]:
     fits = prediction.fit(trials).dropna(subset=["batch_size_at_90_percent"])
     fits = fits[fits["sizes"] >= FEWEST_SIZES].head(MOST_SERIES)
     rows: list[dict[Any, Any]] = fits.to_dict("records")
+    names = costs.with_environment([naming.name(row, rows, sized=False) for row in rows], rows)
     told = []
-    for row in rows:
+    for row, setting in zip(rows, names, strict=True):
         error = row["leave_one_out_error"]
         checked = (
             "not checked: that takes 4 sizes"
@@ -130,7 +131,7 @@ def predictions(trials: pd.DataFrame) -> list[str]:
         )
         peak = f"{number(row['peak_images_per_second'])} images/s"
         size = f"{row['batch_size_at_90_percent']:,.0f}"
-        told.append(f"{naming.name(row, rows, sized=False)} at batch {size} (peak {peak}; {checked})")
+        told.append(f"{setting} at batch {size} (peak {peak}; {checked})")
     line = "Predicted from a line through the step times, not measured: 90 % of the peak rate is reached by"
     return [f"{line} {'; '.join(told)}."] if told else []
 

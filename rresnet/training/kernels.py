@@ -104,20 +104,26 @@ def _load_sums(sums, channels, c, inside, WIDE: tl.constexpr):
 
 
 @triton.jit
-def _first_pixel(x, c, inside):
-    """What is taken off all values before they are squared: sums of squares lose the digits that they share."""
-    return tl.load(x + c, inside, other=0.0).to(tl.float32)[None, :]
+def _typical(x, pixels, channels, c, inside):
+    """What is taken off all values before they are squared: sums of squares lose the digits that they share.
+
+    It is the median of three pixels, since a single one may be far from all others.
+    """
+    p = tl.load(x + c, inside, other=0.0).to(tl.float32)
+    q = tl.load(x + pixels // 3 * channels + c, inside, other=0.0).to(tl.float32)
+    s = tl.load(x + 2 * pixels // 3 * channels + c, inside, other=0.0).to(tl.float32)
+    return tl.maximum(tl.minimum(p, q), tl.minimum(tl.maximum(p, q), s))[None, :]
 
 
 @triton.jit
 def norm_sums(x, sums, pixels, channels, TALL: tl.constexpr, WIDE: tl.constexpr):
-    """Sums over this program's pixels, of the values and of their squares, each less the first pixel's."""
+    """Sums over this program's pixels, of the values and of their squares, each less the typical value."""
     c, inside = _channels(channels, WIDE)
-    first = _first_pixel(x, c, inside)
+    typical = _typical(x, pixels, channels, c, inside)
     one, two = tl.zeros((TALL, WIDE), tl.float32), tl.zeros((TALL, WIDE), tl.float32)
     for start in range(tl.program_id(1) * TALL, pixels, tl.num_programs(1) * TALL):
         at, there = _tile(start, pixels, channels, c, inside, TALL)
-        value = tl.where(there, tl.load(x + at, there, other=0.0).to(tl.float32) - first, 0.0)
+        value = tl.where(there, tl.load(x + at, there, other=0.0).to(tl.float32) - typical, 0.0)
         one += value
         two += value * value
     _store_sums(one, two, sums, channels, c, inside)
@@ -131,7 +137,7 @@ def norm_large(
     """Batch norm forward, from the sums of all parts."""
     c, inside = _channels(channels, WIDE)
     one, two = _load_sums(sums, channels, c, inside, WIDE)
-    m = _first_pixel(x, c, inside) + one / pixels
+    m = _typical(x, pixels, channels, c, inside) + one / pixels
     squares = tl.maximum(two - one * one / pixels, 0.0, propagate_nan=tl.PropagateNan.ALL)
     if tl.program_id(1) == 0:
         _keep(m, squares, mean, scale, running_mean, running_var, momentum, eps, pixels, c, inside)

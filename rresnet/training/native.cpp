@@ -49,26 +49,31 @@ float total(const float* sums, long channels, long c) {
     return result;
 }
 
-// Mean, 1 / deviation and the running averages, from sums of the values and of their squares, each less the first
-// pixel's: sums of squares lose the digits that they share.
+// Mean, 1 / deviation and the running averages, from sums of the values and of their squares, each less a typical value:
+// sums of squares lose the digits that they share.
 template <typename T, bool BESIDE>
 void forward(int threads, long pixels, long channels, const T* x, const T* beside, T* y, const float* weight,
              const float* bias, float* mean, float* scale, float* running_mean, float* running_var, float momentum,
              float eps, float floor, float* room) {
-    float *const factor = room, *const sums = room + channels;
+    float *const factor = room, *const typical = room + channels, *const sums = room + 2 * channels;
+    for (long c = 0; c < channels; ++c) {  // the median of three pixels: a single one may be far from all others
+        const float p = widened(x[c]), q = widened(x[pixels / 3 * channels + c]);
+        const float s = widened(x[2 * pixels / 3 * channels + c]);
+        typical[c] = std::max(std::min(p, q), std::min(std::max(p, q), s));
+    }
 #pragma omp parallel num_threads(threads)
     {
         const Part part(pixels, channels, sums);
         float* const __restrict one = part.one;
         float* const __restrict two = part.two;
+        const float* const __restrict less = typical;
         long r = part.first;
         for (; r + 4 <= part.last; r += 4) {  // four at a time: the sums are in memory, too
             const T* const __restrict at = x + r * channels;
 #pragma omp simd
             for (long c = 0; c < channels; ++c) {
-                const float first = widened(x[c]);
-                const float p = widened(at[c]) - first, q = widened(at[c + channels]) - first;
-                const float s = widened(at[c + 2 * channels]) - first, t = widened(at[c + 3 * channels]) - first;
+                const float p = widened(at[c]) - less[c], q = widened(at[c + channels]) - less[c];
+                const float s = widened(at[c + 2 * channels]) - less[c], t = widened(at[c + 3 * channels]) - less[c];
                 one[c] += (p + q) + (s + t);
                 two[c] += (p * p + q * q) + (s * s + t * t);
             }
@@ -76,7 +81,7 @@ void forward(int threads, long pixels, long channels, const T* x, const T* besid
         for (; r < part.last; ++r) {
 #pragma omp simd
             for (long c = 0; c < channels; ++c) {
-                const float p = widened(x[r * channels + c]) - widened(x[c]);
+                const float p = widened(x[r * channels + c]) - less[c];
                 one[c] += p;
                 two[c] += p * p;
             }
@@ -87,7 +92,7 @@ void forward(int threads, long pixels, long channels, const T* x, const T* besid
             const float of_values = total(sums, channels, c), of_squares = total(sums + channels, channels, c);
             const float squares = of_squares - of_values * of_values / pixels;
             const float variance = squares < 0.0f ? 0.0f : squares / pixels;  // NaN stays NaN
-            mean[c] = widened(x[c]) + of_values / pixels;
+            mean[c] = typical[c] + of_values / pixels;
             scale[c] = 1.0f / std::sqrt(variance + eps);
             factor[c] = scale[c] * weight[c];
             running_mean[c] += momentum * (mean[c] - running_mean[c]);
