@@ -38,7 +38,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rresnet.cell import UsageError
-from rresnet.data import DataError, files
+from rresnet.data import DataError, parquet
+from rresnet.data import images as decoding
 from rresnet.tables import reading, runs, store
 from rresnet.tables.measurement import TRIALS
 from rresnet.tables.place import StoreError
@@ -210,10 +211,10 @@ def readers() -> dict[str, Reader]:
     """Every reader of files that others have made."""
 
     def pictures(folder: Path) -> object:
-        return files._decode([("x", folder / "x")], 32)
+        return decoding.decode([("x", folder / "x")], 32, lambda: False)
 
     def table(folder: Path) -> object:
-        return files.parquet(folder / "x.parquet", 32, 42)
+        return parquet.load(folder / "x.parquet", 32, 42, lambda: False)
 
     listed = io.BytesIO()
     pairs = [(images()[0], n % 2, "train" if n else "test") for n in range(4)]

@@ -29,7 +29,7 @@ HOUSE = [
     ("quality", "flags states monitor rapl steady"),
     ("", "progress naming terminal"),
     ("tables", "environment store runs reading objects place measurement"),
-    ("data", "__init__ files named"),
+    ("data", "folder parquet images __init__ named"),
     ("", "grid hardware cgroup scratch config cell"),
 ]
 ORDER = [f"{folder}.{name}".strip(".").removesuffix(".__init__") for folder, names in HOUSE for name in names.split()]
@@ -38,7 +38,8 @@ LATE = {  # imported where they run, or for their types alone
     ("runner.lane", "runner.sweep"),
     ("runner.events", "runner.lane"),
     ("tables.place", "tables.objects"),
-    ("data", "data.files"),
+    ("data", "data.folder"),
+    ("data", "data.parquet"),
     ("data", "data.named"),
 }
 

@@ -13,7 +13,7 @@ from image_files import png, write_folder, write_parquet
 from PIL import Image
 
 from rresnet import data
-from rresnet.data import DataError, files
+from rresnet.data import DataError, images, parquet
 
 FULL = data.Path("/usr/share/datasets/fashion-mnist")
 
@@ -217,7 +217,7 @@ def test_hugging_face_files_bring_names_and_split(tmp_path):
 
 @given(hnp.arrays(np.int64, st.integers(1, 60), elements=st.integers(0, 4)), st.integers(0, 99))
 def test_a_stratified_split_is_a_partition_that_tests_every_class(labels, seed):
-    train, test = data.stratified_test_split(labels, seed)
+    train, test = images.stratified_test_split(labels, seed)
     assert sorted([*train, *test]) == list(range(len(labels)))
     for label in np.unique(labels):
         members = int((labels == label).sum())
@@ -250,7 +250,7 @@ def test_a_parquet_file_that_unpacks_to_more_than_memory_is_refused(tmp_path, mo
     path = tmp_path / "bomb.parquet"
     write_parquet(path, [bytes(2**20)] * 128, [0] * 128)
     assert path.stat().st_size < 2**21  # 128 MiB of zeros
-    monkeypatch.setattr(files.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
+    monkeypatch.setattr(parquet.psutil, "virtual_memory", lambda: SimpleNamespace(available=2**27))
     with pytest.raises(DataError, match=r"bomb\.parquet holds more than 0\.1 GiB of images, half of the memory"):
         load(path)
 

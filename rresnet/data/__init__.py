@@ -145,10 +145,10 @@ def check_known(dataset: str) -> None:
 
 def _may_be_images(path: Path) -> bool:
     """Whether it is a Parquet file, or a folder whose folders hold images."""
-    from rresnet.data import files
+    from rresnet.data import folder
 
     below = chain(path.glob("*/*"), path.glob("*/*/*"))
-    return path.suffix == ".parquet" or any(one.suffix.lower() in files.SUFFIXES for one in below)
+    return path.suffix == ".parquet" or any(one.suffix.lower() in folder.SUFFIXES for one in below)
 
 
 @contextlib.contextmanager
@@ -162,21 +162,11 @@ def _as_data_error(dataset: str) -> Iterator[None]:
 
 
 def _own(dataset: str, image_size: int, seed: int, stop: Callable[[], bool]) -> Source:
-    from rresnet.data import files
+    from rresnet.data import folder, parquet
 
     path = Path(os.path.expanduser(dataset))  # no error where there is no such user
-    return (files.folder if path.is_dir() else files.parquet)(path, image_size, seed, stop)
-
-
-def stratified_test_split(labels: Labels, seed: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
-    """Indices of a training and a test part: a sixth of each class for testing, at least one image of two or more."""
-    random = np.random.default_rng(seed)
-    test: list[NDArray[np.intp]] = []
-    for label in np.unique(labels):
-        members = random.permutation(np.flatnonzero(labels == label))
-        test.append(members[: max(len(members) // 6, min(1, len(members) - 1))])
-    chosen = np.sort(np.concatenate(test)) if test else np.empty(0, dtype=np.intp)
-    return np.setdiff1d(np.arange(len(labels)), chosen), chosen
+    read = folder.load if path.is_dir() else parquet.load
+    return read(path, image_size, seed, stop)
 
 
 def check_memory(dataset: str, count: int, channels: int, image_size: int) -> None:
