@@ -1,5 +1,6 @@
 """The command of an experiment: flags in, an exit code out that says how it went."""
 
+import errno
 import math
 import os
 import shlex
@@ -10,14 +11,11 @@ import time
 from collections.abc import Callable
 from types import FrameType
 
-from rich.console import Console
-
 from rresnet import grid, usage
 from rresnet.cell import UsageError
 from rresnet.config import Settings
 from rresnet.experiments import experiment, planning, running
-from rresnet.terminal import say
-from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, TERMINATED, WRONG_REQUEST
+from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, TERMINATED, WRONG_REQUEST, complain
 
 PATIENCE_SECONDS = 10.0  # for which more signals mean the same as the first: what it set going is to end
 ASKED_SECONDS = 2.0  # after it was last asked for, a signal waits as long to be asked for again
@@ -39,7 +37,6 @@ def main(
     other arguments are the fields of `running.Experiment`.
     """
     what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
-    errors = Console(stderr=True)
     stop = _Stop()
     try:
         with usage.prepared():
@@ -52,16 +49,16 @@ def main(
             console = _Console(file=sys.stdout)
             return OK if experiment.run(what, settings, console, stop.asked) else SOME_FAILED
     except UsageError as error:
-        say(errors, f"error: {error}", "red")
+        complain(f"error: {error}", "red")
         return WRONG_REQUEST
     except experiment.StoppedAfterAll as stopped:
         if stop.signal is None:  # the reader has gone, and missed only the end of the answer
             return OK if stopped.fine else SOME_FAILED
-        say(errors, f"\nStopped; the run is complete: rresnet report {shlex.quote(stopped.results_dir)} shows it")
+        complain(f"\nStopped; the run is complete: rresnet report {shlex.quote(stopped.results_dir)} shows it")
         return INTERRUPTED if stop.signal == signal.SIGINT else TERMINATED
     except KeyboardInterrupt as stopped:
         if "--dry-run" not in sys.argv:  # which has measured nothing: its reader has seen enough (`| head`)
-            say(errors, f"\nStopped; every trial that ended is kept. To continue: {_again()}")
+            complain(f"\nStopped; every trial that ended is kept. To continue: {_again()}")
         if isinstance(stopped.__cause__, UsageError):  # it can't print
             return WRONG_REQUEST
         return INTERRUPTED if stop.signal in (None, signal.SIGINT) else TERMINATED
@@ -80,7 +77,9 @@ class _Console(usage.Output):
             super()._check_buffer()
         except UsageError as error:
             self.quiet = True
-            say(Console(stderr=True), f"error: {error}", "red")
+            if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.EIO:
+                return  # its terminal has gone, and whoever took the command's SIGHUP from it wants it to go on
+            complain(f"error: {error}", "red")
             raise KeyboardInterrupt from error
 
     def on_broken_pipe(self) -> None:

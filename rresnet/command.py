@@ -12,7 +12,7 @@ from rresnet import __version__, usage
 from rresnet.cell import UsageError
 from rresnet.tables import place
 from rresnet.terminal import say
-from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST
+from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST, complain
 
 DESCRIPTION = """What should you train on? Measure it, then look at the results with the commands below.
 
@@ -198,7 +198,7 @@ def main(arguments: list[str] | None = None) -> int:
             fine = usage.command(commands, prog="rresnet", description=DESCRIPTION, arguments=given)
         return OK if fine else SOME_FAILED
     except UsageError as error:
-        say(Console(stderr=True), f"error: {error}", "red")
+        complain(f"error: {error}", "red")
         return WRONG_REQUEST
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -85,7 +85,7 @@ def _parsed(
             return cli(args=gathered(arguments, several))
         except SystemExit as stopped:
             if stopped.code and (meant := likely(arguments, valid, several)):
-                say(Console(stderr=True), f"Did you mean {', '.join(meant)}?")
+                complain(f"Did you mean {', '.join(meant)}?")
             raise
     raise SystemExit(OK)  # nobody reads on: `--help | head`
 
@@ -100,8 +100,16 @@ def prepared() -> Iterator[None]:
     if os.path.expanduser("~") == "~":  # neither HOME nor an entry for the user: Ray and Path.home() would raise
         os.environ["HOME"] = "/nonexistent"  # Debian's home of those who have none
     with warnings.catch_warnings():  # where in our code they come from helps nobody
-        warnings.showwarning = lambda message, *of: say(Console(stderr=True), f"warning: {message}", "yellow")
+        warnings.showwarning = lambda message, *of: complain(f"warning: {message}", "yellow")
         yield
+
+
+def complain(text: str, style: str | None = None) -> None:
+    """Print to stderr; where that can't be written to, the exit code has to do."""
+    try:
+        say(Console(stderr=True), text, style)
+    except OSError:
+        _discard(2)
 
 
 @contextlib.contextmanager
@@ -110,17 +118,17 @@ def printing() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        _nobody_reads()
+        _discard(1)
     except OSError as error:  # a full disk, say
-        _nobody_reads()
+        _discard(1)
         raise UsageError(
             f"can't print ({error.strerror}): make space or send the output elsewhere, then run the same command again"
         ) from error
 
 
-def _nobody_reads() -> None:
-    """Discard further output, so that nothing is written at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+def _discard(stream: int) -> None:
+    """Discard further output to a file descriptor, so that nothing is written at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
 
 
 class Output(Console):

@@ -49,28 +49,54 @@ def test_flags_that_do_nothing_are_told(tmp_path):
     assert done.stdout.startswith("Would run")
 
 
+class Gone:
+    """A stream that takes nothing."""
+
+    encoding, isatty = "utf-8", lambda self: False
+
+    def __init__(self, error):
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+    def flush(self):
+        raise self.error
+
+
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device")])
 @pytest.mark.parametrize("dry", [[], ["--dry-run"]])
 def test_output_that_nobody_reads_or_takes_stops_the_run_as_ctrl_c_does(dry, error, monkeypatch, capsys):
-    class Gone:
-        encoding, isatty = "utf-8", lambda self: False
-
-        def write(self, text):
-            raise error
-
-        def flush(self):
-            raise error
-
     monkeypatch.setattr(sys, "argv", ["experiments/compare.py", "--fresh", "--repeats", "3", *dry])
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     monkeypatch.setattr(cli.experiment, "run", lambda what, settings, console, asked: console.print("a row"))
-    monkeypatch.setattr(sys, "stdout", Gone())
-    monkeypatch.setattr(cli.usage, "_nobody_reads", lambda: None)
+    monkeypatch.setattr(sys, "stdout", Gone(error))
+    monkeypatch.setattr(cli.usage, "_discard", lambda stream: None)
     assert cli.main("compare", "the experiment") == (2 if error.errno == 28 else 130)
     said = " ".join(capsys.readouterr().err.split())
     assert ("Stopped; every trial that ended is kept." in said) == (not dry)
     assert dry or said.endswith("experiments/compare.py --repeats 3")
     assert said.startswith("error: can't print (No space left on device): make space") == (error.errno == 28)
+
+
+def test_a_run_goes_on_whose_terminal_has_gone(monkeypatch):
+    shown = []
+
+    def run(what, settings, console, asked):
+        for row in ("one", "two"):
+            console.print(row)
+            shown.append(row)
+        return False
+
+    gone = Gone(OSError(5, "Input/output error"))  # as that of a job which its shell has disowned
+    for name in ("stdout", "stderr"):
+        monkeypatch.setattr(sys, name, gone)
+    monkeypatch.setattr(sys, "argv", ["experiments/compare.py"])
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    monkeypatch.setattr(cli.experiment, "run", run)
+    monkeypatch.setattr(cli.usage, "_discard", lambda stream: None)
+    assert cli.main("compare", "the experiment") == 1
+    assert shown == ["one", "two"]
 
 
 @pytest.mark.parametrize(

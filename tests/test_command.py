@@ -273,6 +273,13 @@ def test_output_that_can_not_be_written_is_one_message(tmp_path, line):
     assert " ".join(done.stderr.split()).startswith("error: can't print (No space left on device): make space")
 
 
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device here is always full")
+@pytest.mark.parametrize("line", [["-m", "rresnet", "report", "none"], ["experiments/compare.py", "--batch-size", "0"]])
+def test_a_message_that_can_not_be_written_leaves_the_exit_code(line, tmp_path):
+    with open("/dev/full", "w") as full:
+        assert subprocess.run([sys.executable, *line], stderr=full).returncode == 2
+
+
 def test_a_damaged_file_is_one_line(tmp_path):
     results = results_with(tmp_path, QUIET, "r1")
     (tmp_path / "trials" / "r2.parquet").write_text("junk")

@@ -104,6 +104,20 @@ def test_what_failed_in_an_extension_is_tried_again_where_that_is_asked_for(monk
     assert sweep.extensions == [[(extension[1].repeat, extension[1].process)]]
 
 
+def test_what_is_to_be_tried_again_is_whatever_the_time(monkeypatch):
+    settings = Settings(repeats=6, processes=3, target_interval=0.001, max_minutes=1.0)
+    sweep = FakeSweep(settings, scatter=0.02)
+    for extension in range(2):
+        sweep.execute(grid.more(CELLS, extension, repeats=6, processes=3, seed=42))
+    sizes = [len(extension) for extension in sweep.extensions]
+    everything = {row["trial_id"] for row in sweep.rows}
+    sweep.extensions.clear()
+    lines = grow(monkeypatch, sweep, settings, clock=61.0, again=everything)
+    assert [len(extension) for extension in sweep.extensions] == sizes
+    assert lines[-1][0] == 0
+    assert "is used up" in lines[-1][1]
+
+
 def test_an_extension_that_was_interrupted_is_completed_even_if_the_interval_is_tight(monkeypatch):
     settings = Settings(repeats=6, processes=3, target_interval=0.5)
     sweep = FakeSweep(settings, scatter=0.0001)

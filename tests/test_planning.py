@@ -38,7 +38,7 @@ def test_the_opening_says_what_is_trained_on_what(done, told, size, short_side, 
         short_side=short_side,
     )
     conditions = planning.conditions(settings, [LAPTOP, A100], images)
-    opening = planning.opening(SimpleNamespace(run_id="r"), settings, planned, planned[done:], LAPTOP)
+    opening = planning.opening(SimpleNamespace(run_id="r"), settings, planned, set(range(done)), LAPTOP)
     (one,) = planning.machine_lines([dataclasses.replace(LAPTOP, cpu_count=1)])
     assert one == "laptop: A CPU, 1 CPU, no GPU"
     assert conditions[:2] == ["laptop: A CPU, 8 CPUs, no GPU", "a100: B CPU, 16 CPUs, 1 x NVIDIA A100"]

@@ -16,6 +16,7 @@ from stored import make_run
 
 from rresnet import grid
 from rresnet.analysis import frames
+from rresnet.cell import Trial
 from rresnet.config import Settings
 from rresnet.experiments import planning, running
 from rresnet.runner import machines
@@ -49,7 +50,9 @@ def test_a_run_that_is_complete_is_continued_only_when_asked(tmp_path):
     again = make_run(run_id="r2")
     assert runs.open_run(tmp_path, again, fresh=False).run_id == "r2"
     found = runs.open_run(tmp_path, again, fresh=False, again=True)
-    assert (found.run_id, found.finished_at) == ("r1", None)
+    assert found.run_id == "r1"
+    Writer(tmp_path, found).close()
+    assert runs.open_run(tmp_path, again, fresh=False).run_id == "r1"  # it is no longer complete
 
 
 def test_another_environment_is_refused_by_name_unless_asked(tmp_path):
@@ -298,6 +301,19 @@ def test_measuring_all_again_goes_on_where_it_was_interrupted(tmp_path, interrup
     assert trials["attempt"].tolist() == [3, 3, 3, 3]
     shown = interrupted.console.file.getvalue()
     assert shown.count(f"No run of the same flags is in {tmp_path} yet, so this is a new one") == 1
+
+
+def test_of_a_complete_run_that_is_used_again_nothing_is_run_unless_that_is_asked_for(tmp_path):
+    run = make_run()
+    with Writer(tmp_path, run) as writer:
+        for repeat, status in enumerate(("ok", "killed")):
+            trial = Trial(cell=make_cell(), repeat=repeat, process=0)
+            writer.write(trial.trial_id, rows_of(run, trial, Record(measurement=Measurement(status=status)), attempt=1))
+    writer.finish("2026-01-01T01:00:00+00:00")
+    (complete,) = runs.read_runs(tmp_path)
+    for one, retry, done in ((run, None, 1), (complete, None, 2), (complete, "failed", 1)):
+        attempts, ended = running._ended(Settings(results_dir=str(tmp_path), retry=retry), one)
+        assert (len(attempts), len(ended)) == (2, done)
 
 
 def test_what_other_work_disturbed_is_measured_again_in_whole_repeats(interrupted):

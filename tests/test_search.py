@@ -112,9 +112,43 @@ def test_a_single_probe_is_a_search_too():
     assert found.fits(make_cell(batch_size=16))
 
 
-def test_nothing_that_fits_is_a_wrong_request():
-    with pytest.raises(UsageError, match=r"no batch size of .* runs"):
-        search.result(rows((1, "out_of_memory", None)), most=100)
+@pytest.mark.parametrize(
+    ("status", "told"),
+    [
+        ("out_of_memory", r"runs \(batch 1 ended out_of_memory: no memory\); give a smaller --model or --image-size$"),
+        ("error", r"runs \(batch 1 ended error: no memory\); mend that, then add --retry failed$"),
+    ],
+)
+def test_nothing_that_fits_is_a_wrong_request(status, told):
+    probed = rows((2, status, None), (1, status, None)).assign(error_message="no memory\nin line 3")
+    with pytest.raises(UsageError, match=told):
+        search.result(probed, most=100)
+
+
+@pytest.mark.parametrize("status", ["killed", "error"])
+def test_a_probe_that_may_have_failed_by_chance_is_repeated_once(status, monkeypatch):
+    ran, told = [(16, status, 1)], []  # the first size, which the plan has run
+
+    def so_far(sweep):
+        last = {size: (ended, attempt) for size, ended, attempt in ran}
+        probed = rows(*((size, ended, 10.0) for size, (ended, _) in last.items()))
+        return probed.assign(attempt=[attempt for _, attempt in last.values()])
+
+    def execute(trials):
+        for size in (trial.cell.batch_size for trial in trials):
+            attempt = 1 + max((made for of, _, made in ran if of == size), default=0)
+            fails = size > 100 or (size == 32 and attempt == 1)
+            ran.append((size, status if fails else "ok", attempt))
+
+    monkeypatch.setattr(search, "rows_so_far", so_far)
+    sweep = fake_sweep(execute)
+    sweep.progress.more = lambda count, why: told.append(why)
+    search.probe(sweep, [make_cell(batch_size=16)], most=10_000)
+    made = {size: attempt for size, _, attempt in ran}
+    assert made == {16: 2, 32: 2, 64: 1, 128: 2, 96: 1, 112: 2, 104: 2}
+    assert told[0] == "Probing batch size 16 again, since it failed, perhaps by chance"
+    assert told[1] == "Probing batch sizes 32, 64, 128"
+    assert told[2] == "Probing batch sizes 32, 128 again, since it failed, perhaps by chance"
 
 
 def test_the_first_probes_are_one_repeat():
@@ -135,7 +169,9 @@ def test_the_first_probes_are_one_repeat():
 def test_probes_are_run_again_where_that_is_asked_for(again, expected, monkeypatch):
     status, ran = {16: "ok", 32: "ok", 64: "killed", 48: "timeout", 40: "ok", 44: "ok"}, []
     monkeypatch.setattr(
-        search, "rows_so_far", lambda _: rows(*((size, ended, 100.0) for size, ended in status.items()))
+        search,
+        "rows_so_far",
+        lambda _: rows(*((size, ended, 100.0) for size, ended in status.items())).assign(attempt=2),
     )
 
     def execute(trials):

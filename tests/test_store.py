@@ -1,5 +1,6 @@
 import contextlib
 import multiprocessing
+import shutil
 import threading
 import time
 
@@ -281,6 +282,27 @@ def test_the_end_of_a_run_may_flag_rows_and_counts_them(tmp_path, monkeypatch, p
         schema = pq.read_schema(file)
         assert schema.field("quality_flags") == SCHEMAS["trials"].field("quality_flags")
         assert schema.field("step_seconds").metadata == SCHEMAS["trials"].field("step_seconds").metadata
+
+
+@pytest.mark.parametrize("gone", ["trials/r1.parquet", "."])
+def test_rows_that_somebody_has_removed_are_missed_and_the_run_can_be_continued(tmp_path, monkeypatch, gone):
+    monkeypatch.setattr(store, "TRIALS_PER_PART", 2)
+    run, results = make_run(), tmp_path / "results"
+    with Writer(results, run) as writer:
+        for repeat in range(3):
+            writer.write(*rows_of_trial(run, repeat))
+            writer.flush()
+            if repeat == 1:  # the first part is closed
+                (results / gone).unlink() if gone != "." else shutil.rmtree(results)
+        with pytest.raises(StoreError, match=r"rows of 2 trials of run r1 are no longer in .*the same command"):
+            writer.finish("2026-01-01T01:00:00+00:00")
+    (found,) = runs.read_runs(results)
+    assert (found.run_id, found.finished_at) == ("r1", None)
+    with Writer(results, found) as writer:
+        for repeat in range(2):
+            writer.write(*rows_of_trial(run, repeat))
+    writer.finish("2026-01-01T01:00:00+00:00")
+    assert runs.read_runs(results)[0].planned == 3
 
 
 def test_a_run_that_is_gone_on_with_is_judged_anew(tmp_path):

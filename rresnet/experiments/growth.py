@@ -19,7 +19,7 @@ def grow(sweep: Sweep, cells: Sequence[Cell], again: Collection[str], *, setting
     """Measure extensions, each in a fresh process, until every speedup is known well enough or time is up.
 
     An extension that an interrupted run has begun is completed first. `again` are ids of trials that have a row and are
-    to be run once more; `began` is when the run began, by `time.monotonic`.
+    to be run once more, whatever the time; `began` is when the run began, by `time.monotonic`.
     """
     assert settings.target_interval is not None
     target, last_seconds, left = settings.target_interval, 0.0, set(again)
@@ -32,7 +32,8 @@ def grow(sweep: Sweep, cells: Sequence[Cell], again: Collection[str], *, setting
         todo = [trial for trial in trials if trial.trial_id not in recorded - left]
         if not todo:
             continue
-        left -= {trial.trial_id for trial in todo}
+        asked = left & {trial.trial_id for trial in todo}
+        left -= asked
         begun = any(trial.trial_id in recorded for trial in trials)
         widest = ranking.widest(rows)
         enough = widest[0] <= target if widest else rows["repeat"].nunique() >= MINIMUM_REPEATS
@@ -41,7 +42,7 @@ def grow(sweep: Sweep, cells: Sequence[Cell], again: Collection[str], *, setting
                 sweep.progress.note("--target-interval adds nothing: no two settings have a speedup to know better")
             return
         told = _widths(widest[0], target) if widest else "No interval yet"
-        if time.monotonic() - began + last_seconds > settings.max_minutes * 60:
+        if time.monotonic() - began + last_seconds > settings.max_minutes * 60 and not asked:
             needed = repeats_needed(widest[1], target, in_more_processes=True) if widest else None
             would = f"about {needed} repeats would do" if needed else f"not even {MOST_REPEATS:,} repeats would do"
             sweep.progress.note(f"{told}: {would}; --max-minutes {settings.max_minutes:g} is used up")

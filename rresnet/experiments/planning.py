@@ -3,7 +3,7 @@
 import contextlib
 import itertools
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -96,13 +96,15 @@ def conditions(settings: Settings, machines: Sequence[hardware.Hardware], images
     ]
 
 
-def opening(this: "Run", settings: Settings, planned: Plan, todo: Plan, machine: hardware.Hardware) -> list[str]:
-    """What is printed before the first trial of a run: what it measures, and what of that is done."""
+def opening(
+    this: "Run", settings: Settings, planned: Plan, done: Collection[str], machine: hardware.Hardware
+) -> list[str]:
+    """What is printed before the first trial of a run: what it measures, and how much is done, also beyond the plan."""
     lines = [*_recipe_lines(planned), *_kernels_lines(planned, machine), _size(planned, settings)]
-    if len(todo) < len(planned):
-        done = counted(len(planned) - len(todo), "trial is", "trials are")
-        lines.append(f"Continuing run {this.run_id}: {done} done (--fresh starts anew)")
-    impossible = dict.fromkeys(str(reason) for _, reason in todo if reason)
+    if done:
+        count = counted(len(done), "trial is", "trials are")
+        lines.append(f"Continuing run {this.run_id}: {count} done (--fresh starts anew)")
+    impossible = dict.fromkeys(str(reason) for trial, reason in planned if reason and trial.trial_id not in done)
     return [*lines, *(f"infeasible, kept as rows, because {reason}" for reason in impossible)]
 
 

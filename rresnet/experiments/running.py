@@ -65,7 +65,7 @@ def measured(
     with store.Writer(results, this, lambda text: say(console, text)) as writer:
         attempts, done = _ended(settings, this)  # only now that no other command may add to them
         todo = [(trial, reason) for trial, reason in planned if trial.trial_id not in done]
-        say(console, planning.opening(this, settings, planned, todo, first))
+        say(console, planning.opening(this, settings, planned, done, first))
         if waiting := machines.busy(setup.machines):
             say(console, waiting)
         of_all = {trial.cell for trial, _ in planned}
@@ -161,9 +161,12 @@ def continuing(name: str, settings: Settings, planned: Plan) -> list[str]:
 
 
 def _ended(settings: Settings, run: runs.Run) -> tuple[dict[str, int], set[str]]:
-    """Attempts made at each trial of the run that has a row, and the trials that are ok and not to be run again."""
+    """Attempts made at each trial of the run that has a row, and the trials that are not to be run again."""
     table = reading.read_tables(settings.results_dir, ["trials"], run_id=run.run_id)["trials"]
     rows = table.select(["trial_id", "status", "attempt", "command_started_at"]).to_pylist()
+    attempts = {row["trial_id"]: row["attempt"] for row in rows}
+    if run.finished_at and not settings.retry:  # a complete run that is used again
+        return attempts, set(attempts)
     ok = [row for row in rows if row["status"] == "ok"]
     if settings.retry == "all":  # unless a command that began to, and was interrupted, has run it
         began = [(row, row["command_started_at"]) for row in ok]
@@ -173,7 +176,7 @@ def _ended(settings: Settings, run: runs.Run) -> tuple[dict[str, int], set[str]]
         from rresnet.analysis import load  # imports pandas, which would delay every other command
 
         done -= load.to_repeat(table.to_pandas())
-    return {row["trial_id"]: row["attempt"] for row in rows}, done
+    return attempts, done
 
 
 @contextlib.contextmanager

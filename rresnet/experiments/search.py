@@ -17,6 +17,7 @@ from rresnet.terminal import counted, number
 FIRST_SIZE = 16
 STEP_SECONDS = 10.0  # no size is tried whose step is expected to take longer
 AHEAD = 3  # doublings that are tried in one process before deciding on the next
+BY_CHANCE = ("error", "killed")  # how a probe may end for reasons that have nothing to do with its size
 FINENESS = 8  # the largest that fits is known when one that does not is at most an eighth of it larger
 
 _Probes = dict[str, dict[int, float | None]]  # series -> size -> seconds of a step, or None where it did not run
@@ -108,24 +109,37 @@ def probe(sweep: Sweep, cells: Sequence[Cell], again: Collection[str] = (), *, m
     """Probe size after size of every series, each in its turn, until all are known.
 
     `cells` has one cell of each series, with its first size; `most` is the largest size there are images for. `again`
-    are ids of trials that have a row and are to be run once more; those of a first size already have been. A probe too
-    slow for a larger size to be tried is repeated once if other work disturbed it.
+    are ids of trials that have a row and are to be run once more; those of a first size already have been. A probe is
+    repeated once if it may have failed by chance, or if it was too slow for a larger size and other work disturbed it.
     """
-    probes = _probes(rows_so_far(sweep))
+    rows = rows_so_far(sweep)
+    probes = _probes(rows)
     known = [
         _trial(cell, size) for cell in cells for size in probes.get(_series(vars(cell)), {}) if size != cell.batch_size
     ]
-    wanted = [trial for trial in known if trial.trial_id in again] or _next(probes, cells, most)
-    why = ""
+    wanted, why = [trial for trial in known if trial.trial_id in again], ""
+    if not wanted:
+        wanted, why = _wanted(rows, cells, most)
     while wanted:
         sizes = sorted({trial.cell.batch_size for trial in wanted})
         named = f"Probing batch size{'s' if len(sizes) > 1 else ''} {', '.join(map(str, sizes))}{why}"
         sweep.progress.more(len(wanted), named)
         sweep.execute(sorted(wanted, key=lambda trial: trial.cell.batch_size))
-        rows = rows_so_far(sweep)
-        wanted = _next(_probes(rows), cells, most)
-        why = "" if wanted else " again, since other work disturbed it"
-        wanted = wanted or _doubtful(rows, cells, most)
+        wanted, why = _wanted(rows_so_far(sweep), cells, most)
+
+
+def _wanted(rows: pd.DataFrame, cells: Sequence[Cell], most: int) -> tuple[list[Trial], str]:
+    """The trials that come next, and why if they are repeated."""
+    if failed := _failed_once(rows, cells):
+        return failed, " again, since it failed, perhaps by chance"
+    if following := _next(_probes(rows), cells, most):
+        return following, ""
+    return _doubtful(rows, cells, most), " again, since other work disturbed it"
+
+
+def _failed_once(rows: pd.DataFrame, cells: Sequence[Cell]) -> list[Trial]:
+    failed = _probes(rows[rows["status"].isin(BY_CHANCE) & (rows["attempt"] == 1)])
+    return [_trial(cell, size) for cell in cells for size in failed.get(_series(vars(cell)), {})]
 
 
 def _next(probes: _Probes, cells: Sequence[Cell], most: int) -> list[Trial]:
@@ -160,7 +174,11 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
         one, ok = rows.iloc[0].to_dict(), rows[rows["status"] == "ok"]
         name = naming.name(one, probes, sized=False)
         if ok.empty:
-            summary.append(f"no batch size of {name} runs ({rows['error_message'].iloc[-1]})")
+            last = rows.iloc[-1]
+            reason, *_ = str(last["error_message"]).splitlines()
+            summary.append(
+                f"no batch size of {name} runs (batch {last['batch_size']} ended {last['status']}: {reason})"
+            )
             continue
         best = ok.sort_values("images_per_second").iloc[-1]
         top = ok.sort_values("batch_size").iloc[-1]
@@ -181,7 +199,9 @@ def result(trials: pd.DataFrame, *, most: int) -> SearchResult:
         largest[str(series)] = int(top["batch_size"])
         sizes |= {int(best["batch_size"]), int(top["batch_size"])}
     if not sizes:
-        raise UsageError(f"--batch-size {AUTO}: {'; '.join(summary)}; give a smaller --model or --image-size")
+        small = (trials["status"] == "out_of_memory").any()
+        todo = "give a smaller --model or --image-size" if small else "mend that, then add --retry failed"
+        raise UsageError(f"--batch-size {AUTO}: {'; '.join(summary)}; {todo}")
     return SearchResult(sizes=tuple(sorted(sizes)), largest=largest, summary=summary)
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rresnet.tables.place import Location, StoreError, at
 from rresnet.tables.reading import content_of, matching
@@ -54,7 +54,7 @@ def open_run(
             f"run {found.run_id} was begun in another environment ({'; '.join(changes)}), and rows of both would "
             "be mixed: --fresh starts a new run, --mix-environments continues this one all the same"
         )
-    return replace(found, finished_at=None)
+    return found
 
 
 def of_request(results: Location, name: str, experiment: str, request_id: str | None) -> list[Run]:

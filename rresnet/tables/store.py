@@ -17,6 +17,7 @@ from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import Location, Place, StoreError, at
 from rresnet.tables.reading import parts_of, read_files
 from rresnet.tables.runs import Run
+from rresnet.terminal import counted
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 PAUSE_SECONDS = 0.25  # longest pause after a write: trials of milliseconds go together in the next one
@@ -72,9 +73,9 @@ class _TableWriter:
             if changed:
                 self._write(number, pa.Table.from_pylist(rows, schema=self.schema))
 
-    def count(self) -> int:
-        """Rows that are written."""
-        return sum(part.num_rows for _, part in self._read())
+    def count(self) -> tuple[int, int]:
+        """How many trials have rows, and how many were written: fewer have if files were removed or damaged since."""
+        return len({one for _, part in self._read() for one in part["trial_id"].to_pylist()}), len(self._part_of)
 
     def _part(self, number: int) -> pa.Table:
         if number not in self._parts:
@@ -101,7 +102,7 @@ class Writer:
 
     def __init__(self, results: Location, run: Run, tell: Callable[[str], object] = lambda text: None) -> None:
         """Hold the run; `tell` is called where that takes a while. Raises StoreError."""
-        self.results, self.run = results, run
+        self.results, self.run = results, replace(run, finished_at=None)
         self._place = at(results)
         with self._as_store_error():
             self._hold = self._place.hold(run.run_id, tell)
@@ -110,7 +111,7 @@ class Writer:
                     name: _TableWriter(self._place, self._hold.write, name, run.run_id, schema)
                     for name, schema in SCHEMAS.items()
                 }
-                self._write_manifest(run)
+                self._write_manifest(self.run)
             except BaseException:
                 self._hold.close()
                 raise
@@ -180,12 +181,21 @@ class Writer:
             finished_at: when it ended, ISO 8601.
             flagged: ids of trials that the run as a whole makes doubtful.
             flag: the quality flag that they get, and that others lose.
+
+        Raises StoreError, and leaves it to be continued, if rows that were written are no longer there.
         """
         with self._as_store_error():
             if flag:
                 self._tables["trials"].flag(flagged, flag)
-            planned = self._tables["trials"].count()
-            self._write_manifest(replace(self.run, finished_at=finished_at, planned=planned, retried_at=None))
+            there, written = self._tables["trials"].count()
+            if there < written:
+                self._write_manifest(self.run)  # which may be gone, too
+                raise StoreError(
+                    f"the rows of {counted(written - there, 'trial')} of run {self.run.run_id} are no longer in "
+                    f"{self._place.full_name('trials')}: something has removed or damaged files there; the same "
+                    "command measures them again"
+                )
+            self._write_manifest(replace(self.run, finished_at=finished_at, planned=there, retried_at=None))
 
     def _write_manifest(self, run: Run) -> None:
         self._hold.write(f"runs/{run.run_id}.json", json.dumps(vars(run), indent=1).encode())
