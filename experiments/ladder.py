@@ -18,5 +18,5 @@ from rresnet.config import Settings
 from rresnet.experiments import ladder
 
 if __name__ == "__main__":
-    defaults = Settings(batch_size=(64,))
-    sys.exit(main("ladder", __doc__ or "", defaults=defaults, cells=ladder.cells, show=ladder.show))
+    defaults, show = Settings(batch_size=(64,)), ladder.show
+    sys.exit(main("ladder", __doc__ or "", defaults=defaults, cells=ladder.cells, show=show, decided=ladder.DECIDED))

@@ -8,7 +8,7 @@ import shutil
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FrameType
 
 from rresnet import grid, usage
@@ -30,11 +30,12 @@ def main(
     cells: planning.Cells = grid.cells,
     show: running.Show | None = None,
     trainable: Callable[..., None] | None = None,
+    decided: Collection[str] = (),
 ) -> int:
     """Run an experiment from the command line and return the exit code.
 
-    `description` is what `--help` says: the experiment's docstring. `defaults` are the settings before any flag. The
-    other arguments are the fields of `running.Experiment`.
+    `description` is what `--help` says: the experiment's docstring. `defaults` are the settings before any flag, and
+    `decided` the flags that the experiment decides itself. The other arguments are the fields of `running.Experiment`.
     """
     what = running.Experiment(name=name, cells=cells, show=show, trainable=trainable)
     stop = _Stop()
@@ -42,7 +43,7 @@ def main(
         with usage.prepared():
             # So that --model finds the user's own module; Ray's workers look there anyway.
             sys.path.append(_working_folder())
-            settings = usage.settings(defaults or Settings(), name=name, description=description)
+            settings = usage.settings(defaults or Settings(), name=name, description=description, decided=decided)
             if not sys.stdout.isatty():
                 os.environ.setdefault("COLUMNS", str(PLAIN_WIDTH))
             # It keeps the stdout of this moment: while Ray works, stdout is redirected to catch Ray's own output.

@@ -11,7 +11,7 @@ from rich.console import Console
 from rresnet import __version__, usage
 from rresnet.cell import UsageError
 from rresnet.tables import place
-from rresnet.terminal import say
+from rresnet.terminal import counted, say
 from rresnet.usage import INTERRUPTED, OK, SOME_FAILED, WRONG_REQUEST, complain
 
 DESCRIPTION = """What should you train on? Measure it, then look at the results with the commands below.
@@ -152,11 +152,11 @@ def export(
     if format == "tensorboard":
         folder = _local(out or place.at(results).full_name("tensorboard"))
         count = trackers.to_tensorboard(frames.read(results), folder)
-        say(usage.Output(), f"{count} series in {folder}: tensorboard --logdir {folder}")
+        say(usage.Output(), f"{counted(count, 'setting')} with ok trials in {folder}: tensorboard --logdir {folder}")
     else:
         uri = out or f"sqlite:///{_local(place.at(results).full_name('mlflow.db'))}"
         added = trackers.to_mlflow(frames.read(results), uri)
-        say(usage.Output(), f"{added} runs added to {uri}: mlflow ui --backend-store-uri {uri}")
+        say(usage.Output(), f"{counted(added, 'run')} added to {uri}: mlflow ui --backend-store-uri {uri}")
     return True
 
 

@@ -28,25 +28,29 @@ S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 OK, SOME_FAILED, WRONG_REQUEST, INTERRUPTED, TERMINATED = 0, 1, 2, 130, 143  # exit codes
-PRINTING = ("-h", "--help", "--tyro-print-completion")
+COMPLETION, SHELLS = "--tyro-print-completion", ("bash", "zsh", "fish")
+PRINTING = ("-h", "--help", COMPLETION)
 NARROWEST = 20  # columns of a terminal that are counted on
 WIDTH = 78  # columns of the text before the flags; the flags are fitted to the terminal
 CONFIG = (tyro.conf.FlagCreatePairsOff, tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 
 
-def settings(given: S, *, name: str, description: str) -> S:
+def settings(given: S, *, name: str, description: str, decided: Collection[str] = ()) -> S:
     """Parse the program's arguments into settings. Exits if they are wrong or ask for help.
 
-    The `given` settings are the defaults; flags that only this experiment has form a group called `name`.
+    The `given` settings are the defaults; flags that only this experiment has form a group called `name`. Those
+    that it has `decided` itself can't be given, as the help says.
     """
     hints, docs = get_type_hints(type(given)), _docs(type(given))
     hints["recipe"] = GenericAlias(tuple, (tyro.extras.literal_type_from_choices(grid.RECIPES), ...))
     docs["recipe"] += "".join(f" {recipe}: {_summary(of)}" for recipe, of in grid.RECIPES.items())
     docs["dataset"] += f" Names: {', '.join(data.DATASETS)}."
+    docs |= dict.fromkeys(decided, f"Not for {name}.py, which decides it itself.")
     own, groups = FlagGroup(name, "Flags that only this experiment has."), dict[FlagGroup, list[tuple[str, Any, Any]]]()
     for flag, metadata in given.flags().items():
         value = getattr(given, flag)
-        default = "" if value in (None, ()) or isinstance(value, bool) else None  # None: as tyro shows it
+        silent = value in (None, ()) or isinstance(value, bool) or flag in decided
+        default = "" if silent else None  # None: as tyro shows it
         metavar = None if isinstance(value, bool) else _metavar(hints[flag])
         shown = tyro.conf.arg(help=docs.get(flag), metavar=metavar, help_behavior_hint=default)
         group = next((one for one in metadata if isinstance(one, FlagGroup)), own)
@@ -80,6 +84,11 @@ def _parsed(
 ) -> Any:
     """Parse the arguments with tyro; if it exits because they are wrong, print what was likely meant."""
     prints = any(word.startswith(PRINTING) for word in arguments)  # tyro, which then ends; else it runs a command
+    for word, following in pairwise([*arguments, ""]):
+        if word == COMPLETION and following not in SHELLS:
+            raise UsageError(
+                f"{COMPLETION} must be followed by one of {', '.join(SHELLS)}, got {following or 'nothing'}"
+            )
     with printing() if prints else contextlib.nullcontext():
         try:
             return cli(args=gathered(arguments, several))
@@ -221,7 +230,7 @@ def _docs(of: type[Settings]) -> dict[str, str]:
         assert isinstance(defined, ast.ClassDef)
         for one, below in pairwise(defined.body):
             if isinstance(one, ast.AnnAssign) and isinstance(one.target, ast.Name) and isinstance(below, ast.Expr):
-                docs[one.target.id] = ast.literal_eval(below.value)
+                docs[one.target.id] = " ".join(ast.literal_eval(below.value).split())
     return docs
 
 

@@ -144,6 +144,7 @@ COMMANDS = [
     (["export", "R", "--format=json", "--table", "widows"], "Did you mean --table windows?"),
     (["report", "nowhere"], "no results in nowhere"),
     (["diff", "R"], "required"),
+    (["report", "R/trials"], "no results in R/trials (no folder R/trials/trials): give R"),
     (["diff", "R", "nowhere"], "no results in nowhere (no folder nowhere/trials): run python experiments/compare.py"),
     (["diff", "R", "empty"], "no results in empty (no folder empty/trials)"),
     (["diff", "file", "R"], "no results in file"),

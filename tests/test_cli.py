@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from rresnet import cli, command
+from rresnet import cli, command, usage
+from rresnet.config import Settings
 
 ROOT = Path(__file__).parents[1]
 
@@ -226,6 +227,9 @@ def test_a_dry_run_refuses_batches_that_the_run_would_or_says_that_they_are_not_
         "20000 images per step and worker are more than the 10000 training images of fashion-mnist-12k" in done.stderr
     )
     assert "Would run" not in done.stdout
+    done = compare(*where[:2], "60000", *where[3:], "--dataset", "synthetic")
+    assert done.returncode == 2
+    assert "more than the 50000 training images of synthetic" in done.stderr
     done = compare(*where, "--dataset", "cifar10")
     assert done.returncode == 0
     assert "Not checked: whether cifar10 can be read, and has enough images for each batch." in done.stdout
@@ -309,6 +313,29 @@ def test_bash_completes(words, found, tmp_path):
     """
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True)
     assert [line.split()[0] for line in done.stdout.splitlines()] == found
+
+
+@pytest.mark.parametrize(("shell", "got"), [(["foo"], "foo"), ([], "nothing")])
+def test_completion_for_another_shell_is_refused_by_name(shell, got, monkeypatch, capsys):
+    told = f"error: --tyro-print-completion must be followed by one of bash, zsh, fish, got {got}"
+    assert command.main(["--tyro-print-completion", *shell]) == 2
+    assert " ".join(capsys.readouterr().err.split()) == told
+    monkeypatch.setattr(sys, "argv", ["compare.py", "--tyro-print-completion", *shell])
+    monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
+    assert cli.main("compare", "the experiment") == 2
+    assert " ".join(capsys.readouterr().err.split()) == told
+
+
+def test_the_help_of_a_flag_is_filled_and_what_an_experiment_decides_is_told(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["ladder.py", "--help"])
+    monkeypatch.setenv("COLUMNS", "100")
+    with pytest.raises(SystemExit):
+        usage.settings(Settings(), name="ladder", description="", decided=["recipe"])
+    lines = capsys.readouterr().out.splitlines()
+    shown = " ".join(" ".join(line.strip("│ ") for line in lines).split())
+    assert "those that failed, also each whole repeat that other work disturbed, or all of them. --mix" in shown
+    assert "--recipe {blog,tuned} ... Not for ladder.py, which decides it itself. --batch-size" in shown
+    assert any(line.strip("│ ").endswith("that other work disturbed, or all of them.") for line in lines)
 
 
 def test_an_experiment_can_be_started_by_its_name():

@@ -66,6 +66,14 @@ def test_rows_of_unlike_machines_software_or_data_are_not_averaged(column):
     assert (found["speedup"], found["pairs"]) == (pytest.approx(2), 6)
 
 
+@pytest.mark.parametrize(("repeats", "known"), [(3, 1), (2, 0)])
+def test_what_is_known_to_be_distinguishable_can_be_picked_out_with_and_without_intervals(repeats, known):
+    found = comparison.speedup(trials((BLOG, [100.0] * repeats), (TUNED, [200.0] * repeats)), "recipe", "blog")
+    assert [len(found[found["distinguishable"]]), len(found[~found["distinguishable"]])] == [known, 0]
+    assert [str(found[column].dtype) for column in ("low", "high", "distinguishable")] == ["float64"] * 2 + ["boolean"]
+    assert found["low"].isna().tolist() == found["distinguishable"].isna().tolist() == [not known]
+
+
 def test_probes_of_batch_sizes_pair_with_nothing_and_win_nothing_where_something_was_measured():
     larger = replace(TUNED, batch_size=128)
     probes = trials((BLOG, [100.0]), (TUNED, [300.0]), (larger, [310.0]), run_id="s").assign(experiment="compare-sizes")

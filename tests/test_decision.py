@@ -241,7 +241,14 @@ def test_a_slow_rate_and_a_missing_currency_are_told():
     assert "(currency not given) an epoch" in told["cheapest"]
 
 
-@pytest.mark.parametrize("column", ["hostname", "git_commit", "cell_id", "energy_joules"])
+@pytest.mark.parametrize("column", ["hostname", "git_commit", "cell_id", "energy_joules", "status", "repeat", "run_id"])
 def test_rows_without_what_tells_them_apart_are_refused_by_name(column):
     with pytest.raises(ValueError, match=f"trials lack the columns {column}: give rows as rresnet.read returns them"):
         decision.verdicts(trials((BLOG, [100.0] * 3)).drop(columns=column))
+
+
+@pytest.mark.parametrize("question", [decision.verdicts, decision.costs])
+def test_rows_that_are_there_twice_are_refused(question):
+    table = trials((BLOG, [100.0] * 3))
+    with pytest.raises(ValueError, match=r'some rows are there twice: give trials\.drop_duplicates\(\["run_id"'):
+        question(pd.concat([table, table]))

@@ -133,13 +133,17 @@ def test_mlflow_reads_its_store(results, tmp_path, capsys):
     history = client.get_metric_history(blog.info.run_id, "trial/images_per_second")
     assert sorted((m.step, m.value) for m in history) == [(0, 100.0), (1, 101.0), (2, 102.0)]
     assert "trial/peak_memory_bytes" not in runs["cpu tuned batch 8"].data.metrics
+    mean = (100.0 * 101.0 * 102.0) ** (1 / 3)  # a column of its table of runs, by which to sort
+    assert blog.data.metrics["setting/images_per_second"] == pytest.approx(mean)
+    assert blog.data.metrics["setting/low"] < mean < blog.data.metrics["setting/high"]
 
 
 def test_failed_trials_are_no_series(results):
     tables = rresnet.read(results)
     assert {s.setting: len(s.points) for s in trackers.tracked_runs(tables)} == {
-        "cpu blog batch 8": 3 * 2 + 2 * 3,  # rate and memory of each repeat; loss, accuracy and seconds of each epoch
-        "cpu tuned batch 8": 2,
+        # Rate and memory of each repeat; loss, accuracy and seconds of each epoch; the mean rate and its interval.
+        "cpu blog batch 8": 3 * 2 + 2 * 3 + 3,
+        "cpu tuned batch 8": 2 + 1,
     }
 
 
@@ -173,6 +177,7 @@ def test_a_later_export_completes_what_an_earlier_one_began(results, tmp_path, c
     (tuned,) = (run for run in found if run.info.run_name.startswith("cpu tuned"))
     history = client.get_metric_history(tuned.info.run_id, "trial/images_per_second")
     assert sorted(metric.step for metric in history) == list(range(6))
+    assert tuned.data.metrics["setting/images_per_second"] == pytest.approx(200.0)  # the latest, over all six
 
 
 def test_what_is_no_file_is_written_into_and_a_link_is_followed(results, tmp_path):

@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 from benches import CPU, bench, image_data, small_bench
-from samples import make_cell
+from samples import LAPTOP, make_cell
 
 from rresnet.training import clocks, limits, model, step
 from rresnet.training.clocks import StepClock
@@ -140,6 +140,17 @@ def test_a_fast_device_gets_a_larger_matrix(monkeypatch):
     monkeypatch.setattr(limits, "LARGEST_MATRIX", 2048)
     monkeypatch.setattr(limits, "_fastest", lambda device, call, seconds: 0.001)
     assert limits.measure("cpu", "fp32", 2).matrix_flops_per_second == 2 * 2048**3 / 0.001
+
+
+@pytest.mark.parametrize(("there", "dtype"), [(False, torch.float32), (True, torch.bfloat16)])
+def test_a_processor_without_bfloat16_products_is_limited_by_those_in_fp32(there, dtype, monkeypatch):
+    torch.set_num_threads(2)
+    used, machine = [], replace(LAPTOP, cpu_bf16=there)
+    monkeypatch.setattr(limits.hardware, "probe", lambda: machine)
+    monkeypatch.setattr(limits, "_matrix_product", lambda device, dtype, size: used.append(dtype))
+    monkeypatch.setattr(limits, "_fastest", lambda device, call, seconds: 0.5)
+    limits.measure("cpu", "bf16", 2)
+    assert used == [dtype]
 
 
 def test_the_limits_are_the_fastest_of_all_looks(monkeypatch):

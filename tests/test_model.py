@@ -74,6 +74,18 @@ def test_an_unknown_model_suggests_the_right_one():
     model.check("squeezenet1_1", 32)
 
 
+@pytest.mark.parametrize(
+    ("name", "fits", "reason"), [("vit_b_16", 224, "Wrong image height"), ("alexnet", 64, "small")]
+)
+def test_a_model_that_does_not_take_the_image_size_is_refused_before_the_run(name, fits, reason):
+    with pytest.raises(
+        UsageError, match=rf"{name} can't take images \[2, 3, 32, 32\] .*{reason}.*another --image-size"
+    ):
+        model.check(name, 32)
+    model.check(name, fits)
+    model.check("regnet_y_400mf", 32)  # which can't be made without values
+
+
 def test_models_with_losses_of_their_own_are_refused():
     for name in model.AUXILIARY:
         with pytest.raises(UsageError, match=f"--model {name} has auxiliary classifiers.*choose another"):

@@ -54,14 +54,22 @@ def test_the_opening_says_what_is_trained_on_what(done, told, size, short_side, 
     ]
 
 
+@pytest.mark.parametrize(("there", "precision", "told"), [(False, "bf16", 1), (False, "fp32", 0), (True, "bf16", 0)])
+def test_the_opening_says_that_bfloat16_is_emulated(there, precision, told):
+    machine = dataclasses.replace(LAPTOP, cpu_bf16=there)
+    plan = planning.plan(Settings(precision=(precision,)), grid.cells, machine)
+    line = "This processor has no bfloat16 products: bf16 is emulated, and slower than fp32"
+    assert planning._lacking_lines(plan, machine) == [line] * told
+
+
 @pytest.mark.parametrize(("model", "told"), [("resnet50", 1), ("mynets:small", 0)])
 def test_the_opening_says_what_fused_kernels_would_take(model, told):
     bare = dataclasses.replace(LAPTOP, gcc=False)
     cells = grid.cells(Settings(model=model), ("cpu",), bare)
     plan = [(trial, None) for trial in grid.plan(cells, repeats=1, processes=1, seed=0)]
     line = "cpu tuned has PyTorch's kernels: fused kernels need GCC (g++) and Linux on laptop"
-    assert planning._kernels_lines(plan, bare) == [line] * told
-    assert planning._kernels_lines(plan, LAPTOP) == []
+    assert planning._lacking_lines(plan, bare) == [line] * told
+    assert planning._lacking_lines(plan, LAPTOP) == []
 
 
 @pytest.mark.parametrize(
@@ -175,15 +183,43 @@ def test_a_predicted_duration_counts_the_start_of_processes_and_of_their_workers
     planned = planning.plan(settings, grid.cells, LAPTOP)
     monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", predicted)
     monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
-    assert f"Predicted duration: {told} from start to end, from" in planning._prediction(planned, settings)
+    assert f"Predicted duration: {told} from start to end, from" in planning._prediction(
+        [trial for trial, _ in planned], settings
+    )
 
 
 def test_a_dry_run_tells_recipes_apart_that_differ_in_what_is_no_flag(tmp_path, monkeypatch):
     monkeypatch.setitem(grid.RECIPES, "half", lambda device, hardware: grid.Axes(input="resident", small_maps="linear"))
     settings = Settings(device=("cpu",), recipe=("tuned", "half"), batch_size=(8,), results_dir=str(tmp_path))
     out = io.StringIO()
-    planning.show(planning.plan(settings, grid.cells, LAPTOP), settings, Console(file=out, width=140))
+    planning.show(planning.plan(settings, grid.cells, LAPTOP), settings, Console(file=out, width=140), None, ())
     assert "cpu half is input resident, small maps linear\n" in out.getvalue()
+
+
+def test_a_dry_run_counts_and_times_only_what_is_left(monkeypatch):
+    settings = Settings(
+        device=("cpu",), recipe=("blog", "tuned"), batch_size=(8,), kernels=("fused",), repeats=4, processes=2
+    )
+    monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", lambda _, cells, seconds: dict.fromkeys(
+        (cell.cell_id for cell in cells), (20.0, 16.0)))  # fmt: skip
+    monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
+    planned = planning.plan(settings, grid.cells, LAPTOP)  # the blog's layout has no fused kernels
+    able = [trial.trial_id for trial, reason in planned if reason is None]
+
+    def shown(done):
+        out = io.StringIO()
+        run = SimpleNamespace(run_id="r1") if done else None
+        planning.show(planned, settings, Console(file=out, width=140), run, done)
+        return out.getvalue()
+
+    assert len(able) == 4
+    assert "Would run 4 of 8 trials: 2 settings x 4 repeats, 2 processes\n" in shown(())
+    assert "Predicted duration: 1 min 36 s" in shown(())
+    left = shown(able[:3])
+    assert "Would run 1 of 8 trials" in left
+    assert "Predicted duration: 32 s" in left  # one process, and its first trial
+    assert "3 of them are done: it would go on with run r1" in left
+    assert "Predicted" not in shown(able)
 
 
 def test_a_duration_is_not_predicted_from_other_work(monkeypatch):
@@ -192,6 +228,6 @@ def test_a_duration_is_not_predicted_from_other_work(monkeypatch):
     one = planned[0][0].cell.cell_id  # the other cell is not known
     monkeypatch.setattr("rresnet.analysis.rates.trial_seconds", lambda *args: {one: (20.0, 16.0)})
     monkeypatch.setattr("rresnet.analysis.frames.read", lambda place: SimpleNamespace(trials=None))
-    said = planning._prediction(planned, settings)
+    said = planning._prediction([trial for trial, _ in planned], settings)
     assert said.startswith("Predicted duration: not known until")
     assert "resnet18 at 48 pixels" in said

@@ -29,6 +29,12 @@ def test_a_straight_line_is_found_exactly():
     assert prediction.predict(row, 90) == pytest.approx(90)
 
 
+@pytest.mark.parametrize("column", ["status", "images_per_second", "git_commit"])
+def test_rows_that_lack_a_column_are_refused_by_name(column):
+    with pytest.raises(ValueError, match=f"trials lack the columns {column}: give rows as rresnet.read returns them"):
+        prediction.fit(series(LINE).drop(columns=column))
+
+
 def test_relative_errors_count():
     # Through (1, 1 s), (2, 2 s) and (100, 110 s): in seconds the last would outweigh the others, relative to them not.
     row = prediction.fit(series({1: 1.0, 2: 2.0, 100: 110.0})).iloc[0]

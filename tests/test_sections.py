@@ -1,6 +1,7 @@
 """The sections of a report: their findings and the data of their figures."""
 
 import pandas as pd
+import pytest
 from pages import two
 
 from results import BLOG, TUNED, epochs, trials, write
@@ -45,6 +46,17 @@ def test_of_fewer_than_three_pairs_nothing_is_said_about_sizes(tmp_path):
     part, measured = part_of(tmp_path, trials(*(({"batch_size": size}, [10.0 * size] * 2) for size in (8, 16))))
     told = ("With fewer than 3 pairs it is not known whether sizes differ: cpu blog.",)
     assert speed.batch_sizes(part, measured).findings == told
+
+
+@pytest.mark.parametrize(
+    ("seconds_per_image", "told"), [(0.02, "at batch 115 (peak 50"), (0.001, "not by batch 128, as")]
+)
+def test_a_line_is_not_followed_far_beyond_the_largest_size_measured(seconds_per_image, told):
+    # 90 % of the peak is reached where the images of a step take nine times as long as what it takes besides.
+    sizes = [({"batch_size": size}, [size / (0.255 + seconds_per_image * size)] * 3) for size in (8, 16, 32)]
+    known = {"git_commit": "c", "dataset_fingerprint": "d", "environment_fingerprint": "e"}
+    (line,) = speed.predictions(pd.DataFrame(trials(*sizes, **known)))
+    assert f"90 % of the peak rate is reached by cpu blog {told}" in line
 
 
 def test_predictions_of_two_environments_have_two_names(tmp_path):

@@ -294,7 +294,7 @@ def test_rows_that_somebody_has_removed_are_missed_and_the_run_can_be_continued(
             writer.flush()
             if repeat == 1:  # the first part is closed
                 (results / gone).unlink() if gone != "." else shutil.rmtree(results)
-        with pytest.raises(StoreError, match=r"rows of 2 trials of run r1 are no longer in .*the same command"):
+        with pytest.raises(StoreError, match=r"2 of 3 trials of run r1 have lost their rows in .*the same command"):
             writer.finish("2026-01-01T01:00:00+00:00")
     (found,) = runs.read_runs(results)
     assert (found.run_id, found.finished_at) == ("r1", None)

@@ -29,6 +29,11 @@ def test_machines_are_compared_unpaired_when_asked():
         rresnet.speedup(both, over="device", reference="cpu")
 
 
+def test_an_empty_table_is_refused_by_what_it_lacks():
+    with pytest.raises(ValueError, match="trials lack the columns status, run_id"):
+        unpaired.speedup_across_machines(pd.DataFrame(), over="device", reference="cpu")
+
+
 def test_code_that_two_machines_do_not_share_is_told():
     here, there = trials((BLOG, [100.0] * 3), hostname="here"), trials((GPU, [400.0] * 3), hostname="there")
     found = [

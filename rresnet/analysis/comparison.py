@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rresnet.analysis import alike
-from rresnet.analysis.frames import check_columns, same, with_all_axes, without_probes
+from rresnet.analysis.frames import checked, nullable, same, with_all_axes, without_probes
 from rresnet.analysis.pairing import in_series, side_by_side
 from rresnet.analysis.ranking import as_written
 from rresnet.analysis.statistics import DRIFT_LIMIT, Interval, in_order, log_mean_interval, variance_components
@@ -86,7 +86,7 @@ def speedup(
             }
         )
     needless = [c for c in (*axes, "git_commit") if c not in matched and len({str(row[c]) for row in rows}) == 1]
-    return pd.DataFrame(rows).drop(columns=needless)
+    return nullable(pd.DataFrame(rows).drop(columns=needless))
 
 
 def _pairs(ok: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> tuple[pd.DataFrame, frozenset[str]]:
@@ -147,19 +147,12 @@ def comparable(trials: pd.DataFrame, over: str, reference: object) -> pd.DataFra
     """
     if over not in CELL_COLUMNS:
         raise ValueError(f"over must be one of {', '.join(CELL_COLUMNS)}, got {over!r}")
-    rows = with_all_axes(trials)
-    identity = [*alike.PAIRED, "cell_id", "process"]
-    check_columns(rows, ["status", *identity, *CELL_COLUMNS, "images_per_second"])
-    rows = without_probes(rows)
+    rows = without_probes(checked(trials, ["images_per_second"]))
     if "git_commit" not in rows:
         rows = rows.assign(git_commit=None)
     if over in ("device", "recipe"):
         rows = _without_rungs(rows)
     ok = rows[rows["status"] == "ok"]
-    if null := [c for c in identity if c != "hostname" and ok[c].isna().any()]:
-        raise ValueError(f"ok rows have no {', '.join(null)}: leave these rows out")
-    if ok.duplicated([*alike.PAIRED, "cell_id"]).any():
-        raise ValueError('some rows are there twice: give trials.drop_duplicates(["run_id", "trial_id"])')
     values = sorted(ok[over].dropna().unique().tolist())
     if reference not in values:
         raise ValueError(f"no ok rows with {over} = {reference!r}; there are: {', '.join(map(str, values)) or 'none'}")

@@ -8,7 +8,7 @@ import pandas as pd
 
 from rresnet.analysis import alike, frames, rates
 from rresnet.analysis.prices import Price, price_of
-from rresnet.cell import CELL_COLUMNS, UsageError
+from rresnet.cell import UsageError
 from rresnet.naming import name
 from rresnet.terminal import short_hash
 
@@ -37,15 +37,13 @@ def costs(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> pd.DataFrame:
 
     Raises:
         TypeError: a price is not one of `prices`, but a text, say.
-        ValueError: `trials` lack columns.
+        ValueError: `trials` lack columns, or a row is there twice.
         UsageError: no price fits any of the trials.
     """
     if wrong := [price for price in prices if not isinstance(price, Price)]:
         raise TypeError(f"expected prices as decision.prices reads them, got {wrong[0]!r}")
-    trials = frames.without_probes(frames.with_all_axes(trials))
-    frames.check_columns(
-        trials, ["status", "cell_id", *CELL_COLUMNS, *alike.AVERAGED, "images_per_second", "energy_joules"]
-    )
+    trials = frames.checked(trials, [*alike.AVERAGED, "images_per_second", "energy_joules"])
+    trials = frames.without_probes(trials)
     first_copies = trials[trials["copy"] == 0]
     ok = first_copies["status"] == "ok"
     never = ~first_copies["cell_id"].isin(first_copies["cell_id"][ok])

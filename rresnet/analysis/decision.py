@@ -61,10 +61,11 @@ def verdicts(trials: pd.DataFrame, prices: Sequence[Price] = ()) -> list[Verdict
     independent means (`unpaired.ratio`).
 
     Raises:
+        ValueError: `trials` lack columns, or a row is there twice.
         UsageError: no price fits any of the trials.
     """
-    trials = frames.without_probes(frames.with_all_axes(trials))
     table = costs(trials, prices)
+    trials = frames.without_probes(frames.with_all_axes(trials))
     if table.empty:
         return []
     found = []

@@ -8,10 +8,14 @@ from typing import Any
 import pandas as pd
 import pyarrow as pa
 
+from rresnet.analysis import alike
+from rresnet.cell import CELL_COLUMNS
 from rresnet.config import OF_SIZES
 from rresnet.tables.measurement import DEFAULTS, TRIAL_KEY
 from rresnet.tables.place import Location, StoreError
 from rresnet.tables.reading import check_there, read_tables
+
+_IDENTITY = [*alike.PAIRED, "cell_id", "process"]  # what tells a row from all others, and from which process it is
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +83,7 @@ def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     """Bring rows from any reader to the form of `read`: plain dtypes, and defaults for axes newer than the rows."""
     if not isinstance(trials, pd.DataFrame):
         raise TypeError(
-            f"expected a DataFrame of trials, such as rresnet.read(...).trials, got {type(trials).__name__}"
+            f"expected a pandas DataFrame of trials, such as rresnet.read(...).trials, got {_full_name(type(trials))}"
         )
     dtypes = {name: trials[name].dtype for name in trials}
     odd = [name for name, of in dtypes.items() if of == "category" or getattr(of, "na_value", None) is pd.NA]
@@ -88,10 +92,31 @@ def with_all_axes(trials: pd.DataFrame) -> pd.DataFrame:
     return trials.assign(**{axis: values[axis].where(values[axis].notna(), value) for axis, value in DEFAULTS.items()})
 
 
+def checked(trials: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:
+    """Rows from any reader in the form of `read`, each once.
+
+    Raises:
+        TypeError: they are no DataFrame.
+        ValueError: they lack one of `columns`, or of those that tell rows apart, or a row is there twice.
+    """
+    trials = with_all_axes(trials)
+    check_columns(trials, ["status", *_IDENTITY, *CELL_COLUMNS, *columns])
+    ok = trials[trials["status"] == "ok"]
+    if null := [column for column in _IDENTITY if column != "hostname" and ok[column].isna().any()]:
+        raise ValueError(f"ok rows have no {', '.join(null)}: leave these rows out")
+    if ok.duplicated([*alike.PAIRED, "cell_id"]).any():
+        raise ValueError('some rows are there twice: give trials.drop_duplicates(["run_id", "trial_id"])')
+    return trials
+
+
 def check_columns(trials: pd.DataFrame, needed: Sequence[str]) -> None:
-    """Raise ValueError if rows lack columns without which they can't be told apart."""
-    if lacking := [column for column in needed if column not in trials]:
+    """Raise ValueError if rows lack columns."""
+    if lacking := [column for column in dict.fromkeys(needed) if column not in trials]:
         raise ValueError(f"trials lack the columns {', '.join(lacking)}: give rows as rresnet.read returns them")
+
+
+def _full_name(kind: type) -> str:
+    return kind.__name__ if kind.__module__ == "builtins" else f"{kind.__module__.partition('.')[0]}.{kind.__name__}"
 
 
 def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
@@ -100,6 +125,14 @@ def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
     values = values.dictionary_decode() if pa.types.is_dictionary(values.type) else values
     plain: pd.Series[Any] = values.to_pandas().set_axis(column.index)
     return plain
+
+
+def nullable(ratios: pd.DataFrame) -> pd.DataFrame:
+    """Ratios with the same dtypes whether or not they have an interval: NaN bounds, and a boolean that may be null.
+
+    So `ratios[ratios.distinguishable]` are those that are known to be, and `~ratios.distinguishable` does not fail.
+    """
+    return ratios.astype({"low": "float64", "high": "float64", "distinguishable": "boolean"})
 
 
 def without_probes(trials: pd.DataFrame) -> pd.DataFrame:

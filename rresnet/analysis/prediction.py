@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from scipy import optimize
 
 from rresnet.analysis.alike import AVERAGED
-from rresnet.analysis.frames import with_all_axes
+from rresnet.analysis.frames import check_columns, with_all_axes
 from rresnet.cell import CELL_COLUMNS
 
 SERIES_COLUMNS = [column for column in CELL_COLUMNS if column not in ("batch_size", "copy")]
@@ -34,8 +34,12 @@ def fit(trials: pd.DataFrame) -> pd.DataFrame:
         `batch_size_at_90_percent` (of that peak), `leave_one_out_error` (largest relative error when each size is
         predicted from the others; null under 4 sizes), `sizes` (how many), `smallest_batch_size` and
         `largest_batch_size`. What a single size can't tell is null.
+
+    Raises:
+        ValueError: `trials` lack columns.
     """
     trials = with_all_axes(trials)
+    check_columns(trials, ["status", *CELL_COLUMNS, *AVERAGED, "images_per_second"])
     ok = trials[(trials["status"] == "ok") & (trials["copy"] == 0)]
     rows = []
     for key, series in ok.groupby([*SERIES_COLUMNS, *AVERAGED], dropna=False, sort=False):

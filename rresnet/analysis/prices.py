@@ -51,7 +51,7 @@ def prices(texts: Sequence[str]) -> tuple[Price, ...]:
 
 
 def _of_text(text: str) -> Price:
-    what, _, amount = text.rpartition("=")
+    what, _, amount = text.strip().rpartition("=")
     number, _, currency = amount.removesuffix("/h").strip().partition(" ")
     try:
         if not (what.strip() and amount.endswith("/h")):

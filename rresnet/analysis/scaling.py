@@ -221,6 +221,6 @@ def predictions(measured: pd.DataFrame) -> list[str]:
         )
         lines.append(
             f"Prediction, not measured, images/s for {setting} per worker: {predicted}. A "
-            f"step of n workers takes {model} ({checked}), if all workers are like those measured and all links alike."
+            f"step of n > 1 workers takes {model} ({checked}), if all are like those measured and all links alike."
         )
     return lines

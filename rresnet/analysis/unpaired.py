@@ -66,7 +66,8 @@ def speedup_across_machines(
         ValueError: there is no such column, no ok row with the reference value or none with another, or no rows may be
             compared.
     """
-    trials, allow = frames.with_all_axes(trials), [allow] if isinstance(allow, str) else allow
+    trials = frames.checked(trials, ["images_per_second", *alike.AVERAGED])
+    allow = [allow] if isinstance(allow, str) else allow
     floors = comparison.floors_by_host(trials)
     ok = comparison.comparable(trials if over == "copy" else trials[trials["copy"] == 0], over, reference)
     matched, free = comparison.matched_axes(ok, over, allow)
@@ -101,7 +102,7 @@ def speedup_across_machines(
         if all(_one_machine(ok.iloc[0], row) for _, row in ok.iterrows()):
             raise ValueError(_ONE_MACHINE)
         raise ValueError(comparison.why_no_pair(ok[~is_reference], ok[is_reference], matched))
-    return pd.DataFrame(rows)
+    return frames.nullable(pd.DataFrame(rows))
 
 
 def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]) -> None:

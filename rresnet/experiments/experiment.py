@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
     from rresnet.runner.machines import Machine
 
-EMBEDDED_SIZE = 28  # of the embedded images as they are stored, pixels
 # All else of a machine may decide which settings the flags mean there, and which of them can run.
 UNDECIDING = ("hostname", "cpu_model", "gpu_name", "driver_version", "variables")
 EARLY_SECONDS = 0.5  # for data to be read, or rejected, before Ray is started
@@ -128,26 +127,27 @@ def _unchecked(planned: planning.Plan, settings: Settings) -> list[str]:
     """Check the batches of a dry run, which does not wait for data; return a sentence on what stays unchecked."""
     if settings.batch_size == AUTO:
         return []
-    if settings.dataset != data.EMBEDDED:
+    if settings.dataset not in data.MADE_AT:
         return [
             f"Not checked: whether {settings.dataset} can be read, and has enough images for each batch. A dry run "
             "does not load them."
         ]
-    images = data.load(data.EMBEDDED, image_size=EMBEDDED_SIZE)
-    data.check_memory(data.EMBEDDED, len(images.train.labels) + len(images.test.labels), 1, settings.image_size)
+    images = data.load(settings.dataset, image_size=data.MADE_AT[settings.dataset])
+    count, channels = len(images.train.labels) + len(images.test.labels), images.train.images.shape[1]
+    data.check_memory(settings.dataset, count, channels, settings.image_size)
     planning.check_batches(planned, images)
     return []
 
 
 def _show(name: str, planned: planning.Plan, settings: Settings, console: Console) -> None:
     """Print what would run, and what of it is done; if batch sizes are to be found, what follows the first probes."""
-    planning.show(planned, _beginning(settings), console)
-    if settings.batch_size == AUTO:
+    searched = settings.batch_size == AUTO
+    earlier = (None, set[str]()) if searched else running.continued(name, settings)
+    planning.show(planned, _beginning(settings), console, *earlier)
+    if searched:
         from rresnet.experiments import search
 
         say(console, search.plan_of(settings))
-    else:
-        say(console, running.continuing(name, settings, planned))
 
 
 def _alike(

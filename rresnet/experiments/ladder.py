@@ -17,14 +17,16 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+DECIDED = ("recipe", *FLAGGED, "num_workers", "num_nodes", "aa")  # by the ladder itself
+
+
 def cells(settings: Settings, devices: Sequence[Device], hardware: Hardware) -> list[Cell]:
     """The rungs for each device and batch size: the blog's cell, then one more of tuned's changes in each cell."""
-    for name in ("recipe", *FLAGGED, "num_workers", "num_nodes", "aa"):
+    for name in DECIDED:
         if getattr(settings, name) != getattr(Settings, name):
-            flag = f"--{name.replace('_', '-')}"
             raise UsageError(
-                f"{flag} can't be given here, because the ladder goes from blog to tuned, with one worker and no cell "
-                "twice: leave it out"
+                f"--{name.replace('_', '-')} can't be given here: the ladder goes from blog to tuned one change at a "
+                "time, with one worker and no setting twice, and so decides it itself; leave it out"
             )
     found = []
     ends = (grid.cells(replace(settings, recipe=(name,)), devices, hardware) for name in ("blog", "tuned"))

@@ -100,7 +100,7 @@ def opening(
     this: "Run", settings: Settings, planned: Plan, done: Collection[str], machine: hardware.Hardware
 ) -> list[str]:
     """What is printed before the first trial of a run: what it measures, and how much is done, also beyond the plan."""
-    lines = [*_recipe_lines(planned), *_kernels_lines(planned, machine), _size(planned, settings)]
+    lines = [*_recipe_lines(planned), *_lacking_lines(planned, machine), _size(planned, settings)]
     if done:
         count = counted(len(done), "trial is", "trials are")
         lines.append(f"Continuing run {this.run_id}: {count} done (--fresh starts anew)")
@@ -133,11 +133,14 @@ def _recipe_lines(planned: Plan) -> list[str]:
     return lines
 
 
-def _kernels_lines(planned: Plan, machine: hardware.Hardware) -> list[str]:
-    """Say which recipes have PyTorch's kernels only because the machine lacks what makes fused ones."""
+def _lacking_lines(planned: Plan, machine: hardware.Hardware) -> list[str]:
+    """Say what is slower than it need be because the machine lacks what makes fused kernels, or bfloat16 products."""
     cells = dict.fromkeys(trial.cell for trial, _ in planned)
     told = {(cell.device, cell.recipe): why for cell in cells if (why := grid.without_fused(cell, machine))}
-    return [f"{device} {recipe} has PyTorch's kernels: {why}" for (device, recipe), why in told.items()]
+    lines = [f"{device} {recipe} has PyTorch's kernels: {why}" for (device, recipe), why in told.items()]
+    if not machine.cpu_bf16 and any((cell.device, cell.precision) == ("cpu", "bf16") for cell in cells):
+        lines.append("This processor has no bfloat16 products: bf16 is emulated, and slower than fp32")
+    return lines
 
 
 def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
@@ -160,8 +163,17 @@ def machine_lines(machines: Sequence[hardware.Hardware]) -> list[str]:
     return lines
 
 
-def show(planned: Plan, settings: Settings, console: Console) -> None:
-    """Print the planned settings, and how long their trials will take as far as earlier results tell."""
+def show(planned: Plan, settings: Settings, console: Console, continued: "Run | None", done: Collection[str]) -> None:
+    """Print the planned settings, and how long their trials will take as far as earlier results tell.
+
+    Args:
+        planned: the plan.
+        settings: what it was made from.
+        console: where to print.
+        continued: the earlier run that would be continued.
+        done: the trials of that run that would not be run again.
+    """
+    todo = [trial for trial, reason in planned if reason is None and trial.trial_id not in done]
     reasons = {trial.cell: reason for trial, reason in planned}
     cells = sorted(reasons, key=_place)
     values = {axis: [getattr(cell, axis) for cell in cells] for axis in CELL_COLUMNS}
@@ -171,7 +183,8 @@ def show(planned: Plan, settings: Settings, console: Console) -> None:
         asked |= {*AXES}
     axes = ("device", "recipe", *FLAGGED, "batch_size", "num_workers", "cpu_threads")
     varied = [axis for axis in CELL_COLUMNS if (axis in asked or axis in axes) and len(set(values[axis])) > 1]
-    say(console, f"Would run {_size(planned, settings)}")
+    some = f"{len(todo)} of " if len(todo) < len(planned) else ""
+    say(console, f"Would run {some}{_size(planned, settings)}")
     table = {_words(axis): list(map(str, values[axis])) for axis in varied}
     words = ("feasible", *(_words(axis) for axis in varied if isinstance(values[axis][0], str)))
     if any(reasons.values()):
@@ -180,7 +193,10 @@ def show(planned: Plan, settings: Settings, console: Console) -> None:
         print_table(console, table, left=words, broken="feasible")
     same = (f"{_words(axis)} {values[axis][0]}" for axis in axes if axis not in varied)
     say(console, f"In all of them: {', '.join(same)}.")
-    say(console, [*_recipe_lines(planned), _prediction(planned, settings)])
+    say(console, [*_recipe_lines(planned), *([_prediction(todo, settings)] if todo else [])])
+    if continued:
+        count = sum(trial.trial_id in done for trial, _ in planned)
+        say(console, f"{count} of them are done: it would go on with run {continued.run_id} (--fresh starts anew)")
 
 
 def _place(cell: Cell) -> tuple[Any, ...]:
@@ -200,10 +216,9 @@ def _words(axis: str) -> str:
     return axis.removeprefix("num_").removeprefix("cpu_").replace("_", " ")
 
 
-def _prediction(planned: Plan, settings: Settings) -> str:
+def _prediction(trials: Sequence[Trial], settings: Settings) -> str:
     from rresnet.analysis import frames, rates
 
-    trials = [trial for trial, reason in planned if reason is None]
     several = any(trial.cell.num_workers > 1 for trial in trials)
     process_start = PROCESS_START_SECONDS + (GROUP_START_SECONDS if several else 0.0)
     seconds: dict[str, tuple[float, float]] = {}
@@ -216,7 +231,7 @@ def _prediction(planned: Plan, settings: Settings) -> str:
         which = f"{settings.results_dir} holds a first result of {size}"
         epochs = ", of the same settings with --epochs" if settings.epochs else ""
         return f"Predicted duration: not known until {which}, on the same device{epochs}."
-    total, begun = settings.processes_planned * process_start, set[tuple[int, str]]()
+    total, begun = len({trial.process for trial in trials}) * process_start, set[tuple[int, str]]()
     for trial in trials:
         first, later = seconds[trial.cell.cell_id]
         total += later if (trial.process, trial.cell.cell_id) in begun else first

@@ -149,15 +149,12 @@ def _opened(name: str, settings: Settings, setup: Setup, planned: Plan, *, reuse
     return this
 
 
-def continuing(name: str, settings: Settings, planned: Plan) -> list[str]:
-    """Say how many of the planned trials are done, if the command would go on with an earlier run."""
+def continued(name: str, settings: Settings) -> tuple[runs.Run | None, set[str]]:
+    """The earlier run that the command would go on with, if any, and the trials of it that are not run again."""
     earlier = runs.of_request(settings.results_dir, settings.name or name, name, settings.request_id)
     if settings.fresh or not earlier or not (settings.retry or earlier[-1].finished_at is None):
-        return []
-    run = earlier[-1]
-    _, fine = _ended(settings, run)
-    done = len(fine & {trial.trial_id for trial, _ in planned})
-    return [f"{done} of them are done: it would go on with run {run.run_id} (--fresh starts anew)"]
+        return None, set()
+    return earlier[-1], _ended(settings, earlier[-1])[1]
 
 
 def _ended(settings: Settings, run: runs.Run) -> tuple[dict[str, int], set[str]]:

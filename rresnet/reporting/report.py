@@ -56,7 +56,7 @@ def write(
     except OSError as error:
         raise StoreError(f"can't write to {to.full_name('')}: {to.reason(error)}; choose another --out") from error
     first = page.lead(chapters, decisions) if chapters else ["There are no trials in these results."]
-    told = f"Report: {to.full_name('index.html')}; beside it summary.md and {len(drawn)} figure files."
+    told = f"Report: {to.full_name('index.html')}; beside it summary.md and the figures."
     say(console, [*first, told])
     return to.full_name("index.html")
 

@@ -18,6 +18,7 @@ from rresnet.terminal import duration, number, percent
 KNEE = 0.9  # of a series' highest rate
 NEARLY = 0.95  # of the accuracy that every setting reached
 FEWEST_SIZES = 3  # batch sizes of a line that is worth reporting: two always fit one
+FARTHEST = 4  # times the largest batch size measured: a line is not trusted beyond
 
 
 def speedups(measured: pd.DataFrame) -> Section:
@@ -129,9 +130,11 @@ def predictions(trials: pd.DataFrame) -> list[str]:
             if pd.isna(error)
             else f"a size left out is missed by up to {percent(error)}"
         )
-        peak = f"{number(row['peak_images_per_second'])} images/s"
-        size = f"{row['batch_size_at_90_percent']:,.0f}"
-        told.append(f"{setting} at batch {size} (peak {peak}; {checked})")
+        peak, farthest = f"{number(row['peak_images_per_second'])} images/s", FARTHEST * row["largest_batch_size"]
+        if row["batch_size_at_90_percent"] <= farthest:
+            told.append(f"{setting} at batch {row['batch_size_at_90_percent']:,.0f} (peak {peak}; {checked})")
+        else:
+            told.append(f"{setting} not by batch {farthest:,.0f}, as far as the line goes ({checked})")
     line = "Predicted from a line through the step times, not measured: 90 % of the peak rate is reached by"
     return [f"{line} {'; '.join(told)}."] if told else []
 

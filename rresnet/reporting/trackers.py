@@ -8,6 +8,7 @@ from typing import Any
 
 import pandas as pd
 
+from rresnet.analysis import rates
 from rresnet.analysis.frames import Tables
 from rresnet.cell import CELL_COLUMNS, UsageError
 from rresnet.naming import name
@@ -15,6 +16,7 @@ from rresnet.tables.measurement import TRIAL_KEY
 
 # The columns of a trial that are tracked over its cell's repeats, and those of an epoch over epochs.
 OF_TRIAL = ("images_per_second", "step_seconds", "epoch_seconds", "peak_memory_bytes", "energy_joules", "test_accuracy")
+OF_SETTING = ("images_per_second", "low", "high")  # over all repeats: the mean and its interval
 OF_EPOCH = ("train_loss", "test_loss", "test_accuracy", "seconds")
 TAGS = ("hostname", "cpu_model", "gpu_name", "torch_version", "rresnet_version", "git_commit", "experiment")
 
@@ -42,12 +44,16 @@ class TrackedRun:
 
 
 def tracked_runs(tables: Tables) -> Iterator[TrackedRun]:
-    """The ok trials, cell by cell: values of trials by repeat, and values of epochs by epoch (of the first repeat)."""
+    """The ok trials, cell by cell: values of trials by repeat, and values of epochs by epoch (of the first repeat).
+
+    And the mean over all repeats, with their number as its step: a later export with more adds to what is there.
+    """
     ok = tables.trials[tables.trials["status"] == "ok"]
     cells = ok.drop_duplicates("cell_id").to_dict("records")
     for (run_id, cell_id), trials in ok.sort_values("repeat").groupby(["run_id", "cell_id"], sort=False):
         first: dict[Any, Any] = trials.iloc[0].to_dict()
         epochs = tables.epochs.merge(trials[trials["repeat"] == first["repeat"]][TRIAL_KEY], on=TRIAL_KEY)
+        mean = rates.by_cell(trials).assign(finished_at=trials["finished_at"].max())
         yield TrackedRun(
             run_id=str(run_id),
             cell_id=str(cell_id),
@@ -57,6 +63,7 @@ def tracked_runs(tables: Tables) -> Iterator[TrackedRun]:
             points=(
                 *_points(trials, OF_TRIAL, "repeat", "trial"),
                 *_points(epochs.assign(finished_at=first["finished_at"]), OF_EPOCH, "epoch", "epoch"),
+                *_points(mean, OF_SETTING, "repeats", "setting"),
             ),
         )
 

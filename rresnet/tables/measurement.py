@@ -62,7 +62,7 @@ class Measurement:
     percent_of_limit: float | None = column("achieved FLOP/s in percent of the machine's measured matrix rate")
     flops_per_image: float | None = column("FLOP of a training step per image, optimizer not counted")
     matrix_flops_per_second: float | None = column(
-        "FLOP a second of a large matrix product in the trial's precision (the limit)"
+        "FLOP a second of a large matrix product in the trial's precision, or fp32 if the CPU has no bf16 products"
     )
     copy_bytes_per_second: float | None = column("bytes read and written a second by a large copy (the limit)")
     optimizer_seconds: float | None = column("seconds of a step in optimizer.step, timed on the step alone")

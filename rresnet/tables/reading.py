@@ -26,10 +26,9 @@ def check_there(results: Location) -> None:
     """Raise StoreError unless there are results."""
     kept = at(results)
     if not kept.holds("trials"):
-        raise StoreError(
-            f"no results in {kept.full_name('')} (no folder {kept.full_name('trials')}): "
-            "run python experiments/compare.py first"
-        )
+        above, _, last = str(results).rstrip("/").rpartition("/")
+        todo = f"give {above or '.'}" if last in SCHEMAS else "run python experiments/compare.py first"
+        raise StoreError(f"no results in {kept.full_name('')} (no folder {kept.full_name('trials')}): {todo}")
 
 
 def read_tables(

@@ -17,7 +17,6 @@ from rresnet.tables.measurement import SCHEMAS
 from rresnet.tables.place import Location, Place, StoreError, at
 from rresnet.tables.reading import parts_of, read_files
 from rresnet.tables.runs import Run
-from rresnet.terminal import counted
 
 Rows = Mapping[str, Sequence[Mapping[str, Any]]]  # table name -> rows of one trial
 PAUSE_SECONDS = 0.25  # longest pause after a write: trials of milliseconds go together in the next one
@@ -191,7 +190,7 @@ class Writer:
             if there < written:
                 self._write_manifest(self.run)  # which may be gone, too
                 raise StoreError(
-                    f"the rows of {counted(written - there, 'trial')} of run {self.run.run_id} are no longer in "
+                    f"{written - there} of {written} trials of run {self.run.run_id} have lost their rows in "
                     f"{self._place.full_name('trials')}: something has removed or damaged files there; the same "
                     "command measures them again"
                 )

@@ -12,6 +12,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
+from rresnet import hardware
 from rresnet.cell import Cell, Precision
 from rresnet.training import model as models
 from rresnet.training.timing import seconds_of
@@ -35,7 +36,7 @@ _DTYPES = {"fp32": torch.float32, "tf32": torch.float32, "bf16": torch.bfloat16,
 class Limits:
     """The highest rates at which the device did what training consists of."""
 
-    matrix_flops_per_second: float  # of a square matrix product in the given precision, 2 FLOP a multiply-add
+    matrix_flops_per_second: float  # of a square matrix product for the given precision, 2 FLOP a multiply-add
     copy_bytes_per_second: float  # of a large copy, bytes read and bytes written
 
 
@@ -70,12 +71,14 @@ def seen(kind: str, precision: Precision, threads: int, *, look: bool = False) -
 def measure(kind: str, precision: Precision, threads: int) -> Limits:
     """Take one look at the limits of a device kind ("cpu" or "cuda") with `threads` threads, in under a second."""
     assert torch.get_num_threads() == threads, "the threads that the limit is for must be set"
-    device = torch.device(kind)
+    device, dtype = torch.device(kind), _DTYPES[precision]
+    if kind == "cpu" and not hardware.probe().cpu_bf16:
+        dtype = torch.float32  # also for bf16: what such a processor does fastest is to widen it
     with _matrix_precision(precision):
-        size, call = SMALLEST_MATRIX, _matrix_product(device, _DTYPES[precision], SMALLEST_MATRIX)
+        size, call = SMALLEST_MATRIX, _matrix_product(device, dtype, SMALLEST_MATRIX)
         while _fastest(device, call, CALL_SECONDS) < CALL_SECONDS / 2 and size < LARGEST_MATRIX:
             size *= 2
-            call = _matrix_product(device, _DTYPES[precision], size)
+            call = _matrix_product(device, dtype, size)
         matrix_seconds = _fastest(device, call, PROBE_SECONDS)
     copy_seconds = _fastest(device, _copy(kind), PROBE_SECONDS)
     return Limits(

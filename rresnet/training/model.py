@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -60,8 +60,8 @@ def _own(name: str, classes: int) -> nn.Module:
     functions = {name: value for name, value in vars(module).items() if callable(value)}
     if function not in functions:
         raise UsageError(
-            f"--model {name}: {path} has no function {function!r}: {nearest(function, functions)}"
-            "Give package.module:function, a function of the number of classes that returns an nn.Module"
+            f"--model {name}: {path} has no function {function!r}; {nearest(function, functions)}"
+            "give package.module:function, a function of the number of classes that returns an nn.Module"
         )
     with _as_usage_error(f"--model {name} can't be made", f"it is called with the number of classes, {classes}"):
         model = functions[function](classes)
@@ -80,24 +80,27 @@ def _as_usage_error(what: str, valid: str) -> Iterator[None]:
 
 
 def check(name: str, image_size: int, classes: int = 10, cells: Collection[Cell] = ()) -> None:
-    """Raise UsageError unless there is such a model and, if it is the user's own, it can be trained and evaluated.
+    """Raise UsageError unless there is such a model and it takes images of that size; one's own is trained, too.
 
-    Of `cells` each way to lay out and compute the model and its update is tried, on the CPU.
+    Of `cells` each way to lay out and compute a model of one's own and its update is tried, on the CPU.
     """
+    shape = (2, 3, image_size, image_size)
+    what = f"--model {name} can't take images {list(shape)}"
     if ":" not in name:
         _check_name(name)
+        with _as_usage_error(what, "give another --image-size"):
+            _run_without_data(name, classes, shape)
         return
-    model, images = _own(name, classes), torch.zeros(2, 3, image_size, image_size)
-    what, valid = f"--model {name} can't take images {list(images.shape)}", "change it, or give another --image-size"
+    model, images, valid = _own(name, classes), torch.zeros(shape), "change it, or give another --image-size"
     with _as_usage_error(f"--model {name} can't be laid out", "give its layers their sizes"):
         model.to(memory_format=torch.contiguous_format)  # as `build` does, at which lazy layers fail
     for how in MODES:
         with _as_usage_error(what, valid), torch.set_grad_enabled(how == "training"):
             scores = model.train(how == "training")(images)
-        shape = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-        if shape != [2, classes]:
+        returned = list(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        if returned != [2, classes]:
             raise UsageError(
-                f"--model {name} in {how} returned {shape} for 2 images and {classes} classes: "
+                f"--model {name} in {how} returned {returned} for 2 images and {classes} classes: "
                 f"it must return scores [2, {classes}]"
             )
         if how == "training":
@@ -108,6 +111,18 @@ def check(name: str, image_size: int, classes: int = 10, cells: Collection[Cell]
     alone: dict[str, Any] = {"batch_size": 2, "num_workers": 1, "num_nodes": 1, "cpu_threads": 1, "copy": 0}
     for cell in cells:
         _check_recipe(replace(cell, **plain, **alone), classes)
+
+
+def _run_without_data(name: str, classes: int, shape: Sequence[int]) -> None:
+    """Run torchvision's model forward on PyTorch's meta device, which has shapes and no values."""
+    try:
+        with torch.device("meta"):
+            model, images = network(name, classes), torch.empty(*shape)
+    except NotImplementedError:  # RegNets ask for values while they are made; they take any size
+        return
+    for how in MODES:
+        with torch.no_grad():
+            model.train(how == "training")(images)
 
 
 @functools.cache  # a command plans several times, and most cells differ in nothing that matters here
