@@ -74,6 +74,10 @@ class How:
         return self.limit_seconds(cell) + (WORKERS_SECONDS if cell.num_workers > 1 else 0.0)
 
 
+def _sorted(value: Any) -> Any:
+    return tuple(sorted(value)) if isinstance(value, tuple) else value
+
+
 def _with_axes(settings: type[T]) -> type[T]:
     """Give the class the flags of the axes; no value means that the recipe decides."""
     hints: dict[str, Any] = get_type_hints(Axes)
@@ -211,10 +215,12 @@ class Settings:
     def request_id(self) -> str:
         """Hash of what is asked for: every flag but those of the groups results (except --name), cluster and run.
 
-        Flags at their defaults are left out, so that a flag that is added later changes no earlier request.
+        The order of several values does not count. Flags at their defaults are left out, so that a flag that is added
+        later changes no earlier request.
         """
         apart = {name for name, metadata in self.flags().items() if {RESULTS, CLUSTER, RUN} & set(metadata)} - {"name"}
-        given = {name: value for name, value in asdict(self).items() if value != getattr(type(self), name)}
+        asked = {name: (_sorted(value), _sorted(getattr(type(self), name))) for name, value in asdict(self).items()}
+        given = {name: value for name, (value, default) in asked.items() if value != default}
         return stable_hash({name: str(value) for name, value in given.items() if name not in apart})
 
     @property

@@ -104,6 +104,12 @@ def test_requests_keep_their_hashes_so_that_unfinished_runs_go_on(settings, know
     assert settings.request_id == known
 
 
+def test_a_request_in_another_order_is_the_same():
+    one = Settings(batch_size=(64, 8), recipe=("tuned", "blog"), precision=("fp32", "bf16"))
+    other = Settings(batch_size=(8, 64), precision=("bf16", "fp32"))
+    assert one.request_id == other.request_id != Settings(batch_size=(8, 32), precision=("bf16", "fp32")).request_id
+
+
 def test_a_flag_at_its_default_is_no_part_of_a_request_so_that_a_later_one_changes_none():
     assert Settings().request_id == Settings(seconds=1.0).request_id != Settings(seconds=2.0).request_id
 

@@ -227,12 +227,27 @@ def test_a_commit_whose_code_was_changed_is_another(tmp_path, monkeypatch):
         (tmp_path / unmeasured).parent.mkdir(exist_ok=True)
         (tmp_path / unmeasured).write_text("new")
     assert told("a") == commit
+    (tmp_path / ".git" / "index").write_bytes(b"damaged")
+    assert told("a") == f"{commit}-dirty-unknown"  # so that it does not pass for the commit's
     assert short_hash(changed) == f"{commit[:10]}-dirty-{changed[-8:]}"
     assert short_hash("Linux 6.8.0-45-generic") == "Linux 6.8.0-45-generic"
 
 
-def test_what_is_not_known_now_is_no_other_environment(tmp_path):
-    Writer(tmp_path, make_run(environment={"torch": "2.15", "rresnet's commit": "abc"})).close()
+def test_code_that_is_known_on_one_side_alone_is_other_code(tmp_path, monkeypatch):
+    for number, (before, now) in enumerate([("abc", None), (None, "abc")]):
+        for commit, run_id in ((before, "r1"), (now, "r2")):
+            monkeypatch.setattr(environment, "git_commit", lambda commit=commit: commit)
+            monkeypatch.setattr(environment, "model_code", lambda model, commit=commit: commit)
+            run = make_run(run_id=run_id, environment=environment.of_run(A100, "data", models=["nets:f"]))
+            if run_id == "r1":
+                Writer(tmp_path / str(number), run).close()
+        of = f"was {before or 'not known'}, is {now or 'not known'}"
+        with pytest.raises(StoreError, match=f"code of nets:f {of}; rresnet's commit {of}"):
+            runs.open_run(tmp_path / str(number), run, fresh=False)
+
+
+def test_what_is_no_longer_recorded_makes_no_other_environment(tmp_path):
+    Writer(tmp_path, make_run(environment={"torch": "2.15", "phase of the moon": "full"})).close()
     assert runs.open_run(tmp_path, make_run(run_id="r2", environment={"torch": "2.15"}), fresh=False).run_id == "r1"
 
 

@@ -35,6 +35,8 @@ def test_each_trial_is_one_row_when_the_memory_monitor_ends_the_process():
     assert [hungry[-1]] in [of_process for _, of_process in sweep.processes]
     first = next(row for row in sweep.rows if row["status"] == "out_of_memory" and row["attempt"] == 2)
     assert "low on memory" in first["error_message"]
+    (other,) = (row for row in sweep.rows if row["status"] == "out_of_memory" and row is not first)
+    assert other["error_message"].startswith("it ran out of memory beside other hot cells, and was not run again: the")
 
 
 def test_rows_tell_the_command_that_measured_them():

@@ -117,7 +117,7 @@ class Lane:
     def _has_next(self, trials: deque[Trial], process: int | None) -> bool:
         """Whether there is a trial to run; those before it that are known not to run get their rows."""
         while trials or (process is not None and self._take(process)):
-            measurement = self._known_not_to_run(trials[0].cell)
+            measurement = self._known_not_to_run(trials[0].cell, again=trials is not self._waiting)
             if measurement is None:
                 return True
             self.sweep.record(trials.popleft(), Record(measurement=measurement))
@@ -181,10 +181,11 @@ class Lane:
                 self.lost = True
                 raise MachineLostError
 
-    def _known_not_to_run(self, cell: Cell) -> Measurement | None:
-        """What to record for a cell that this run has found unable to run; None for any other."""
+    def _known_not_to_run(self, cell: Cell, *, again: bool = False) -> Measurement | None:
+        """What to record for a cell that this run has found unable to run, or to run `again`; None for any other."""
         if message := self._too_large.get(cell.cell_id):
-            reason = f"not run: the cell has already run out of memory alone in a fresh process ({message})"
+            tried = "it ran out of memory beside other hot cells, and was not run again" if again else "not run"
+            reason = f"{tried}: the cell has already run out of memory alone in a fresh process ({message})"
             return Measurement(status="out_of_memory", error_type="OutOfMemoryError", error_message=reason)
         if cell.num_nodes > 1 and cell.num_nodes > (left := len(self._nodes())):
             reason = f"not run: it needs {cell.num_nodes} machines, and the cluster has {left} left"

@@ -15,6 +15,8 @@ from rresnet.cell import Cell, Device, stable_hash
 from rresnet.hardware import Hardware, affinity, probe
 from rresnet.tables.measurement import Environment
 
+UNKNOWN = "not known"  # of code: a run begun with code that is known is not continued with it, nor the reverse
+
 
 @functools.cache
 def describe(device: Device) -> Environment:
@@ -72,10 +74,9 @@ def of_run(hardware: Hardware, images: str, *, models: Collection[str] = (), loc
     compilers = ", ".join(name for name, found in there.items() if found) or "none"  # recipes depend on them
     found = {"Python": platform.python_version(), **packages, **system, **machine, "compilers": compilers}
     found |= {"images": images, "set in the environment": hardware.variables}
-    found |= {f"code of {model}": code for model in sorted(models) if (code := model_code(model))}
+    found |= {f"code of {model}": model_code(model) or UNKNOWN for model in sorted(models) if ":" in model}
     found |= {"machine": hardware.hostname} if local else {}
-    commit = git_commit()
-    return found if commit is None else {**found, "rresnet's commit": commit}
+    return {**found, "rresnet's commit": git_commit() or UNKNOWN}
 
 
 def _system() -> str:
@@ -87,7 +88,7 @@ def git_commit() -> str | None:
     """The commit of the checkout this package runs from, or None: an installed copy has none.
 
     If the code that measures has changed since, `-dirty-` and a hash of the changes follow: the rows are not the
-    commit's.
+    commit's. If git can't tell whether it has, `-dirty-unknown` follows.
     """
     folder = Path(__file__).parents[2]
     commit = _git(folder, "rev-parse", "HEAD") if (folder / ".git").exists() else None
@@ -96,7 +97,9 @@ def git_commit() -> str | None:
     what = ["rresnet", "experiments", *(f":!rresnet/{apart}" for apart in ("analysis", "figures", "reporting"))]
     quietly = ["--no-optional-locks", "-c", "core.fileMode=false"]
     status = _git(folder, *quietly, "status", "--porcelain", "--untracked-files=all", "-z", "--", *what)
-    changed = sorted(entry[3:] for entry in (status or b"").decode(errors="surrogateescape").split("\0") if entry)
+    if status is None:
+        return f"{commit.decode().strip()}-dirty-unknown"
+    changed = sorted(entry[3:] for entry in status.decode(errors="surrogateescape").split("\0") if entry)
     if not changed:
         return commit.decode().strip()
     contents = [[name, _content_hash(folder / name)] for name in changed]
