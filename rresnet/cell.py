@@ -21,6 +21,11 @@ class UsageError(ValueError):
     """A request that is wrong or can't be met; the message says what was wrong, what is valid and what to do."""
 
 
+def first_line(error: object) -> str:
+    """The first line of an error's text, or the name of its type if it has none."""
+    return next(iter(str(error).splitlines()), "") or type(error).__name__
+
+
 class Must(NamedTuple):
     """A requirement on a value: its wording in error messages, and the test."""
 

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rresnet import hardware
-from rresnet.cell import Precision
+from rresnet.cell import Precision, first_line
 from rresnet.hardware import Hardware
 from rresnet.quality import flags
 from rresnet.quality.monitor import Monitor
@@ -108,7 +108,7 @@ def _limits(machine: Hardware) -> tuple[Table, list[str]]:
                 raise
             table.add_row(name, "too little memory" if short else "fails", "")
             if not short:  # say, PyTorch's kernels are for newer GPUs
-                told = f"PyTorch {torch.__version__} fails on the {machine.gpu_name} ({str(error).splitlines()[0]})"
+                told = f"PyTorch {torch.__version__} fails on the {machine.gpu_name} ({first_line(error)})"
                 failures[f"{told}: install one that is built for it, or the trials on the GPU will fail"] = None
             continue
         rate, copy = found.matrix_flops_per_second / 1e9, found.copy_bytes_per_second / 1e9

@@ -174,7 +174,7 @@ def gathered(arguments: Sequence[str], several: Collection[str]) -> list[str]:
     return [*chain.from_iterable(parts.values())]
 
 
-def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]], several: Collection[str] = ()) -> list[str]:
+def likely(arguments: Sequence[str], valid: Mapping[str, Sequence[str]], several: Collection[str]) -> list[str]:
     """Return, for each word that is not valid where it stands, what was likely meant, with its flag.
 
     That is the nearest valid word. `valid` holds the closed sets of values by flag, and under "" those of the first

@@ -11,28 +11,19 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "rresnet"
 
-# From the front door to the foundations: a module imports only what stands after it, and so does a folder.
-HOUSE = [
-    ("", "__main__ command doctor cli usage"),
-    ("reporting", "report page speed use section parts rows trackers export"),
-    ("experiments", "ladder blog scaling experiment running planning printing search growth"),
-    ("figures", "bars amounts drawing"),
-    ("analysis", "diff_text diff decision costs prediction scaling ladder compiling answer load unpaired"),
-    ("analysis", "comparison ranking rates pairing frames prices statistics alike"),
-    ("runner", "trial group trainer hot exchange"),
-    ("runner", "sweep lane events handout agenda failures cluster presence machines layout"),
-    (
-        "training",
-        "train workbench clocks limits timing step captured side pool adam gpu_norm kernels",
-    ),
-    ("training", "layers model fusion norm moves native compilers relu convolution inputs memory"),
-    ("quality", "flags states monitor rapl steady"),
-    ("", "progress naming terminal"),
-    ("tables", "environment store runs reading objects place measurement"),
-    ("data", "folder parquet images __init__ named"),
-    ("", "grid hardware cgroup scratch config cell"),
-]
-ORDER = [f"{folder}.{name}".strip(".").removesuffix(".__init__") for folder, names in HOUSE for name in names.split()]
+
+def listed():
+    """The modules in the order of docs/architecture.md: one imports only what stands after it, as does a folder."""
+    folder = ""
+    for line in (PACKAGE.parent / "docs" / "architecture.md").read_text().splitlines():
+        if row := re.match(r"\| ([^|]*)\| (`[^|]*)\|", line):  # stage, modules
+            folder = row[1].strip() or folder
+            within = f"{folder[1:-1]}." if folder[0] == "`" else ""  # a stage in words is of the package itself
+            for name in re.findall(r"`(\w+)`", row[2]):
+                yield name if f"{name}." == within else within + name
+
+
+ORDER = list(listed())
 LATE = {  # imported where they run, or for their types alone
     ("runner.lane", "runner.trial"),
     ("runner.lane", "runner.sweep"),

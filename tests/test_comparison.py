@@ -192,7 +192,7 @@ def test_a_machines_noise_is_not_another_ones():
     quiet = trials((BLOG, [100.0] * 6), (TUNED, list(130.0 + rng.normal(0, 1, 6))), hostname="quiet")
     noisy = trials((BLOG, [100.0] * 6), (replace(BLOG, copy=1), [140.0] * 6), run_id="r2", hostname="noisy")
     table = pd.concat([quiet, noisy])
-    assert comparison.floors_by_host(table) == {"quiet": {}, "noisy": {"cpu": pytest.approx(0.4)}}
+    assert comparison.floors_by_host(table) == {("noisy", "cpu"): pytest.approx(0.4)}
     assert comparison.speedup(table, "recipe", "blog")["distinguishable"].tolist() == [True]
     same = pd.concat([quiet, noisy.assign(hostname="quiet")])
     assert comparison.speedup(same, "recipe", "blog")["distinguishable"].tolist() == [False]

@@ -190,7 +190,7 @@ def test_a_trace_tells_of_fused_norms():
 @needs_gcc
 def test_native_kernels_run_on_pytorchs_threads():
     """They are made without an OpenMP of their own, whose threads would be others."""
-    code = "import ctypes, torch; from rresnet.training import native; native.prepare(); "
+    code = "import ctypes, torch; from rresnet.training import native; native.library(); "
     code += "print(sum('libgomp' in line and ' r-xp ' in line for line in open('/proc/self/maps')))"
     told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert told.strip() == "1"

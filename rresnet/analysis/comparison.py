@@ -67,7 +67,7 @@ def speedup(
         in_time = in_order(*(of[at] for of in series))
         interval = log_mean_interval(in_time, level, drift_limit=drift_limit)
         components = variance_components(in_time)
-        first = pairs.iloc[at[0]]
+        first, sides = pairs.iloc[at[0]], (floor_at(pairs.iloc[at], floors, f"device{of}") for of in ("", "_reference"))
         differs = [axis for axis in axes if not same(first[axis], first[f"{axis}_reference"])]
         rows.append(
             {
@@ -79,7 +79,7 @@ def speedup(
                 "low": interval.low,
                 "high": interval.high,
                 "pairs": interval.count,
-                "distinguishable": replace(interval, floor=_floor(pairs.iloc[at], floors)).distinguishable,
+                "distinguishable": replace(interval, floor=floor_of(*sides)).distinguishable,
                 "differs": "; ".join(f"{axis}: {first[axis]} vs {first[f'{axis}_reference']}" for axis in differs),
                 "repeat_sd": components.repeat_sd,
                 "process_sd": components.process_sd,
@@ -110,11 +110,9 @@ def _pairs(ok: pd.DataFrame, over: str, reference: object, allow: Sequence[str])
     raise ValueError(why_no_pair(ok[~is_reference], ok[is_reference], columns))
 
 
-def _floor(pairs: pd.DataFrame, floors: Mapping[str, Mapping[str, float]]) -> float | None:
-    """The noise floor of the two devices of these pairs, on the noisiest of their machines."""
-    devices = (pairs[side].iloc[0] for side in ("device", "device_reference"))
-    of_hosts = [floors.get(host, {}) for host in pairs["hostname"].fillna("").unique()]
-    return floor_of(*(of_host.get(device) for device in devices for of_host in of_hosts))
+def floor_at(rows: pd.DataFrame, floors: Mapping[tuple[str, str], float], device: str = "device") -> float | None:
+    """The noise floor of the device of these rows (or pairs, in that column), on the noisiest of their machines."""
+    return floor_of(*(floors.get(where) for where in set(zip(rows["hostname"].fillna(""), rows[device], strict=True))))
 
 
 def _paired(of_run: pd.DataFrame, over: str, reference: object, matched: Sequence[str]) -> pd.DataFrame:
@@ -222,15 +220,15 @@ def noise_floors(trials: pd.DataFrame) -> dict[str, float]:
     It is the larger of the largest ratio seen and the root mean square of the half-widths of their intervals; of
     several machines, that of the noisiest.
     """
-    by_host = floors_by_host(trials).values()
-    devices = {device for of_host in by_host for device in of_host}
-    return {device: max(of_host[device] for of_host in by_host if device in of_host) for device in sorted(devices)}
+    found = floors_by_host(trials)
+    return {device: max(floor for (_, of), floor in found.items() if of == device) for _, device in sorted(found)}
 
 
-def floors_by_host(trials: pd.DataFrame) -> dict[str, dict[str, float]]:
-    """The noise floors of each machine, by its name; "" where that is not known."""
+def floors_by_host(trials: pd.DataFrame) -> dict[tuple[str, str], float]:
+    """The noise floor of each machine, by its name ("" where that is not known), and device."""
     rows = with_all_axes(trials)
-    return {str(host): _noise_floors(of_host) for host, of_host in rows.groupby(rows["hostname"].fillna(""))}
+    by_host = rows.groupby(rows["hostname"].fillna(""))
+    return {(str(host), device): floor for host, rows in by_host for device, floor in _noise_floors(rows).items()}
 
 
 def _noise_floors(rows: pd.DataFrame) -> dict[str, float]:

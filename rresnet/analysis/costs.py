@@ -82,11 +82,9 @@ def with_environment(names: list[str], rows: list[dict[Any, Any]]) -> list[str]:
 
 def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Price]) -> dict[str, Any]:
     first = trials.iloc[0].to_dict()
-    ok = trials[trials["status"] == "ok"]
     nodes = int(row["num_nodes"])
     price = price_of(first, prices)
     an_hour = price.per_hour * nodes if price else None
-    joules = (ok["energy_joules"].where(ok["energy_joules"] > 0) / ok["measured_images"]).mean()
 
     def cost(seconds: float | None) -> float | None:
         return None if an_hour is None or pd.isna(seconds) else float(seconds) / 3600 * an_hour
@@ -99,7 +97,6 @@ def _costs_of(row: Mapping[Any, Any], trials: pd.DataFrame, prices: Sequence[Pri
         "epoch_cost_low": cost(row["epoch_low"]),
         "epoch_cost_high": cost(row["epoch_high"]),
         "cost_per_1000_images": cost(1000 / row["images_per_second"]),
-        "joules_per_1000_images": None if pd.isna(joules) else 1000 * float(joules),
         "currency": price.currency if price else None,
     }
 

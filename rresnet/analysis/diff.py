@@ -122,7 +122,7 @@ def compare(a: pd.DataFrame, b: pd.DataFrame, *, names: tuple[str, str] = ("A", 
     cells = [rows.iloc[0].to_dict() for side in (of_a, of_b) for rows in side.values()]
     shared_a, shared_b = (pd.concat([side[key] for key in both]) for side in (of_a, of_b))
     changes = {key: _change(of_a[key], of_b[key], cells, floors) for key in both}
-    worse = {key: (of_a[key], of_b[key]) for key, change in changes.items() if change.verdict == "worse"}
+    worse = {key: _ok(of_b[key], of_a[key]) for key, change in changes.items() if change.verdict == "worse"}
     sure = _surely_worse(worse, tested=sum(change.low is not None for change in changes.values()))
     return Diff(
         a=names[0],
@@ -172,16 +172,13 @@ def _refuse_mixed(settings: Iterable[pd.DataFrame], named: str) -> None:
 
 
 def _change(
-    a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[Any, Mapping[str, float]]]
+    a: pd.DataFrame, b: pd.DataFrame, cells: list[dict[Any, Any]], floors: Sequence[Mapping[tuple[str, str], float]]
 ) -> Change:
-    sides, device = zip((a, b), floors, strict=True), b["device"].iloc[0]
-    by_host = [of_side.get(host, {}) for side, of_side in sides for host in side["hostname"].fillna("").unique()]
-    floor = comparison.floor_of(*(of_host.get(device) for of_host in by_host))
-    ratio, verdict = None, _of_failures(a, b)
+    floor = comparison.floor_of(*map(comparison.floor_at, (a, b), floors))
+    ratio, verdict, (ok_a, ok_b) = None, _of_failures(a, b), _ok(a, b)
     if verdict is None:
-        ratio = replace(_ratio(a, b), floor=floor)
+        ratio = replace(unpaired.ratio(ok_b, ok_a, LEVEL), floor=floor)
         verdict = _of_ratio(ratio)
-    ok_a, ok_b = (side[side["status"] == "ok"] for side in (a, b))
     return Change(
         setting=_setting(b, cells),
         machine=_machine(b),
@@ -197,9 +194,8 @@ def _change(
     )
 
 
-def _ratio(a: pd.DataFrame, b: pd.DataFrame, level: float = LEVEL) -> Interval:
-    ok_a, ok_b = (rows[rows["status"] == "ok"] for rows in (a, b))
-    return unpaired.ratio(ok_b, ok_a, level)
+def _ok(one: pd.DataFrame, other: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
+    return one[one["status"] == "ok"], other[other["status"] == "ok"]
 
 
 def _surely_worse(worse: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], tested: int) -> set[Any]:
@@ -210,7 +206,7 @@ def _surely_worse(worse: Mapping[Any, tuple[pd.DataFrame, pd.DataFrame]], tested
     """
     for left in range(tested - len(worse) + 1, tested + 1):
         level = max(LEVEL, 1 - 2 * ANY_BY_CHANCE / left)
-        sure = {key for key, sides in worse.items() if _ratio(*sides, level).distinguishable}
+        sure = {key for key, sides in worse.items() if unpaired.ratio(*sides, level).distinguishable}
         if len(sure) > tested - left:
             return sure
     return set()

@@ -40,14 +40,14 @@ def _summed_up(ok: pd.DataFrame) -> pd.DataFrame:
     measured = ["epoch_seconds", "images_per_second", "energy_joules", "measured_images", "peak_memory_bytes"]
     numbers = ok[[*measured, "percent_of_limit", "test_accuracy"]].astype("float64")
     numbers["epoch_images"] = numbers["epoch_seconds"] * numbers["images_per_second"]
-    energy = numbers["energy_joules"].where(numbers["energy_joules"] > 0)
-    numbers["epoch_joules"] = energy / numbers["measured_images"] * numbers["epoch_images"]
+    per_image = numbers["energy_joules"].where(numbers["energy_joules"] > 0) / numbers["measured_images"]
+    numbers["epoch_joules"], numbers["joules_per_1000_images"] = per_image * numbers["epoch_images"], 1000 * per_image
     of_cell = numbers.groupby(ok["cell_id"])
     votes = ok.dropna(subset=["bottleneck"]).groupby("cell_id")["bottleneck"]
     return pd.DataFrame(
         {
             **of_cell[["epoch_images", "percent_of_limit"]].median(),
-            **of_cell[["epoch_joules", "test_accuracy"]].mean(),
+            **of_cell[["epoch_joules", "joules_per_1000_images", "test_accuracy"]].mean(),
             "peak_memory_bytes": of_cell["peak_memory_bytes"].max(),
             "epoch_seconds_kind": ok.groupby("cell_id")["epoch_seconds_kind"].first(),
             "bottleneck": votes.agg(lambda cast: cast.mode()[0]),  # in a tie, the first by name

@@ -81,7 +81,7 @@ def speedup_across_machines(
             if _one_machine(one, its) or not all(frames.same(one[axis], its[axis]) for axis in matched):
                 continue
             _refuse_unlike(side, other, allow)
-            floor = comparison.floor_of(*(floors.get(row["hostname"], {}).get(row["device"]) for row in (one, its)))
+            floor = comparison.floor_of(*(comparison.floor_at(rows, floors) for rows in (side, other)))
             found = replace(ratio(side, other, level), floor=floor)
             rows.append(
                 {

@@ -16,6 +16,7 @@ import numpy as np
 import torchvision
 
 from rresnet import scratch
+from rresnet.cell import first_line
 from rresnet.data import DataError, Pixels, Source, Split
 
 _IDX = {  # file -> its shape
@@ -135,7 +136,7 @@ def _download(dataset: Any, folder: Path) -> None:
                     shutil.rmtree(folder / entry.name, ignore_errors=True)
                     entry.rename(folder / entry.name)
     except (OSError, RuntimeError) as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        reason = first_line(error)
         raise DataError(f"can't download {dataset.__name__} ({reason}): {by_hand}") from error
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from rresnet.cell import first_line
 from rresnet.data import DataError, Labels, Source, check_memory
 from rresnet.data.images import Stop, decode, split
 
@@ -50,7 +51,7 @@ def _read(path: Path) -> pa.Table:
         table = _read_within_memory(path, file, wanted).rename_columns(["image", *wanted[1:]])
         table.validate(full=True)  # text that is no UTF-8, say
     except (pa.ArrowException, OSError, UnicodeError) as error:
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise DataError(
             f"{path} is not a readable Parquet file ({reason}): give a .parquet file or an image folder"
         ) from error

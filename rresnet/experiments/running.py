@@ -103,7 +103,6 @@ def _sweep(
 ) -> "Sweep":
     import ray
 
-    from rresnet.runner.lane import run_trial
     from rresnet.runner.sweep import Sweep
 
     return Sweep(
@@ -114,7 +113,7 @@ def _sweep(
         progress=progress,
         stop_asked=setup.stop_asked,
         attempts=dict(attempts),
-        trainable=trainable or run_trial,
+        trainable=trainable,
     )
 
 

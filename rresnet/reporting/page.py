@@ -126,8 +126,8 @@ def failures(part: Part) -> list[tuple[str, str, str, int]]:
     """Each way in which trials failed: status, error, its first line, how many."""
     failed = part.trials[part.trials["status"] != "ok"]
     messages = failed["error_message"].fillna("").map(lambda text: text.strip().partition("\n")[0][:300])
-    counted = Counter(zip(failed["status"], failed["error_type"].fillna(""), messages, strict=True))
-    return [(*what, count) for what, count in counted.most_common(20)]
+    ways = Counter(zip(failed["status"], failed["error_type"].fillna(""), messages, strict=True))
+    return [(*way, count) for way, count in ways.most_common(20)]
 
 
 def environment(part: Part) -> list[tuple[str, str]]:

@@ -12,7 +12,7 @@ from typing import Any
 import ray
 import ray.train
 import torch
-from ray.train.torch import get_device
+from ray.train.torch import TorchTrainer, get_device
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import distributed
 
@@ -25,7 +25,6 @@ from rresnet.runner.exchange import Exchange, Request, Training
 from rresnet.runner.hot import MEMORY_RESERVE, HotCells, free_memory_share, give_back, images_of
 from rresnet.runner.layout import Layout
 from rresnet.runner.machines import NODE_ID
-from rresnet.runner.trainer import GroupTrainer
 from rresnet.tables.measurement import Record
 from rresnet.training.train import train
 from rresnet.training.workbench import Workbench
@@ -125,6 +124,28 @@ class WorkerGroup:
             raise self._ended.exception() or RuntimeError("the worker group has ended")
         content: bytes = answer.result()
         return content
+
+
+class GroupTrainer(TorchTrainer):  # type: ignore[misc]  # Ray leaves it untyped
+    """Starts the workers with two actors fewer, each of which would import Ray Train, for seconds, and then be idle.
+
+    One hands out shards of Ray Data's datasets, of which there are none. The other asks an autoscaler for machines,
+    which are there already; the controller would wait until it has. A version of Ray that has other names for these
+    starts them.
+    """
+
+    def _create_default_callbacks(self) -> list[Any]:
+        return [one for one in super()._create_default_callbacks() if type(one).__name__ != "DatasetsCallback"]
+
+    def _initialize_and_run_controller(self, **settings: Any) -> Any:
+        if policy := settings.get("scaling_policy"):
+            for request in ("_send_resource_request", "_maybe_send_resource_request", "_cancel_resource_request"):
+                setattr(policy, request, _nothing)
+        return super()._initialize_and_run_controller(**settings)
+
+
+def _nothing() -> None:
+    pass
 
 
 def _loop(config: dict[str, Any]) -> None:

@@ -149,7 +149,7 @@ class Lane:
             machines.wait_until_free(those, self.check, self.sweep.progress.note)
         with scratch.folder() as storage, handout:
             trainable = tune.with_resources(
-                tune.with_parameters(self.sweep.trainable, how=self.sweep.how, data=[self.sweep.data]),
+                tune.with_parameters(self.sweep.trainable or run_trial, how=self.sweep.how, data=[self.sweep.data]),
                 self.machine.left_by(groups),
             )
             # Tune looks a trial's resources up by this name, in a registry that all lanes share: without a name of its

@@ -248,8 +248,9 @@ def _probed(node: Mapping[str, Any], tell: Callable[[str], None]) -> Machine | N
     try:
         hardware: Hardware = ray.get(asked, timeout=PROBE_TIMEOUT_SECONDS)
     except ray.exceptions.RayError as error:  # rresnet is not installed there, or the machine hangs or has just gone
-        late = isinstance(error, ray.exceptions.GetTimeoutError)
-        reason = f"no answer within {PROBE_TIMEOUT_SECONDS:g} s" if late else str(error).strip().splitlines()[-1]
+        *_, reason = (str(error).strip() or type(error).__name__).splitlines()
+        if isinstance(error, ray.exceptions.GetTimeoutError):
+            reason = f"no answer within {PROBE_TIMEOUT_SECONDS:g} s"
         tell(f"{node['NodeManagerHostname']} does not measure: {reason}")
         return None
     cpus, gpus = int(node["Resources"]["CPU"]), int(node["Resources"].get("GPU", 0))

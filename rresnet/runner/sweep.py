@@ -12,7 +12,7 @@ from rresnet.config import How
 from rresnet.progress import Progress
 from rresnet.runner.agenda import Agenda
 from rresnet.runner.cluster import ClusterLostError
-from rresnet.runner.lane import Lane, run_trial
+from rresnet.runner.lane import Lane
 from rresnet.runner.machines import Machine
 from rresnet.tables.measurement import DETAILS, SCHEMA_VERSION, TRIAL_KEY, Derived, Identity, Record
 from rresnet.tables.runs import Run
@@ -62,7 +62,7 @@ class Sweep:
     how: How
     writer: Writer  # of the run
     progress: Progress
-    trainable: Callable[..., None] = run_trial
+    trainable: Callable[..., None] | None = None  # what runs a trial, instead of training
     stop_asked: Callable[[], bool] = lambda: False  # asked at each of Tune's events
     attempts: dict[str, int] = field(default_factory=dict)  # trial id -> how many have been made, before and here
     lane: type[Lane] = Lane

@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.fs as pa_fs
 
+from rresnet.cell import first_line
 from rresnet.tables.place import StoreError, busy
 
 RETRY_SECONDS = (1, 2, 4, 8, 15)  # pauses before an upload is tried again
@@ -39,7 +40,7 @@ def _refusal(url: str, error: Exception) -> str:
 
 def _reason(error: BaseException) -> str:
     """An error's own words in one line; those of an object store without the call and the request's number."""
-    text = (str(error).splitlines() or [type(error).__name__])[0]
+    text = first_line(error)
     _, found, detail = text.partition("AWS Error ")
     return re.split(r" \(Request ID|; Details:", detail, maxsplit=1)[0] if found else text
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
-from rresnet.cell import UsageError
+from rresnet.cell import UsageError, first_line
 
 if TYPE_CHECKING:
     from rresnet.tables.objects import _Objects
@@ -113,7 +113,7 @@ class _Folder:
 
     def reason(self, error: OSError) -> str:
         """What an error of this place says, in one line."""
-        return error.strerror or (str(error).splitlines() or [type(error).__name__])[0]
+        return error.strerror or first_line(error)
 
     def hold(self, run_id: str, tell: Callable[[str], object]) -> "_FileLock":
         """Hold a run, and clear away what a killed process has half written of it. Raises StoreError, OSError."""

@@ -24,8 +24,8 @@ class StepClock:
 
     seconds: float  # of one step, when steps are given to the device one after another
     optimizer_seconds: float | None  # of that in optimizer.step; None where the step doesn't call it (a graph)
-    launch_seconds: float | None = None  # until the CPU had launched all of a single step; None where it can't be told
-    launch_share: float | None = None  # the same as a share of that step
+    launch_seconds: float | None  # until the CPU had launched all of a single step; None where it can't be told
+    launch_share: float | None  # the same as a share of that step
 
 
 def step_alone(step: Eager, optimizer: torch.optim.Optimizer, batch: Raw, steps: int) -> StepClock:

@@ -17,7 +17,7 @@ Grid = tuple[int, int]  # of programs: channels across, parts of the pixels down
 
 
 def norm(x: torch.Tensor, beside: torch.Tensor | None, *others: Any) -> None:
-    """Write what `Kernels.norm` says."""
+    """Compute what `native.norm` does, whose schema says what is written."""
     pixels, channels = x.numel() // x.shape[1], x.shape[1]
     does = {"BESIDE": beside is not None}
     if pixels <= PIXELS_IN_REGISTERS:
@@ -33,7 +33,7 @@ def norm(x: torch.Tensor, beside: torch.Tensor | None, *others: Any) -> None:
 def norm_backward(
     gradient: torch.Tensor, also: torch.Tensor | None, x: torch.Tensor, y: torch.Tensor | None, *others: Any
 ) -> None:
-    """Write what `Kernels.norm_backward` says."""
+    """The same for `native.norm_backward`."""
     pixels, channels = x.numel() // x.shape[1], x.shape[1]
     tensors = gradient, also, x, y, *others
     does = {"BESIDE": y is not None, "TWICE": also is not None}

@@ -18,6 +18,7 @@ from rresnet.data import Split
 
 Batch = tuple[torch.Tensor, torch.Tensor]  # images float [N, 3, S, S] normalised to -1 .. 1, labels int64 [N]
 Raw = tuple[torch.Tensor, ...]  # what `load` takes: (images, labels) on the host, or (indices int64 [N],) on the device
+EVALUATED_AT_ONCE = 500  # test images
 
 
 class EpochSampler(Sampler[int]):
@@ -114,12 +115,12 @@ def normalise(images: torch.Tensor) -> torch.Tensor:
     return images.to(torch.float32).div_(127.5).sub_(1.0).expand(-1, 3, -1, -1)
 
 
-def evaluation_batches(split: Split, cell: Cell, device: torch.device, batch_size: int = 500) -> Iterator[Batch]:
+def evaluation_batches(split: Split, cell: Cell, device: torch.device) -> Iterator[Batch]:
     """Every image of `split` once, in order."""
     images, labels = torch.from_numpy(split.images), torch.from_numpy(split.labels)
-    for start in range(0, len(labels), batch_size):
-        batch = normalise(images[start : start + batch_size].to(device))
-        yield batch.contiguous(memory_format=memory_format(cell)), labels[start : start + batch_size].to(device)
+    for start in range(0, len(labels), EVALUATED_AT_ONCE):
+        batch = normalise(images[start : start + EVALUATED_AT_ONCE].to(device))
+        yield batch.contiguous(memory_format=memory_format(cell)), labels[start : start + EVALUATED_AT_ONCE].to(device)
 
 
 @functools.cache

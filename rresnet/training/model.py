@@ -153,7 +153,7 @@ def build(cell: Cell, classes: int, device: torch.device) -> tuple[nn.Module, to
     torch.manual_seed(cell.seed)
     model = of(cell, classes)
     if cell.kernels == "fused" and cell.device == "cpu":  # on a GPU they are part of the captured step alone
-        native.prepare()
+        native.library()
         model = fusion.fused(model, native)
         moves.natively(model)
     model = model.to(device=device)

@@ -35,13 +35,9 @@ norm, norm_backward = torch.ops.rresnet.norm.default, torch.ops.rresnet.norm_bac
 add_rows = torch.ops.rresnet.add_rows.default
 
 
-def prepare() -> None:
-    """Compile what has not been compiled on this machine. Raises RuntimeError, which says what to do."""
-    _library()
-
-
 @functools.cache
-def _library() -> ctypes.CDLL:
+def library() -> ctypes.CDLL:
+    """The kernels, compiled where that was not done on this machine. Raises RuntimeError, which says what to do."""
     return compilers.native(Path(__file__).with_name("native.cpp"))
 
 
@@ -59,7 +55,7 @@ def _call(name: str, x: torch.Tensor, *args: torch.Tensor | float | None) -> Non
     """Call a function of the library for images like x, [N, C, H, W], which are tables of N * H * W pixels."""
     channels, threads = x.shape[1], torch.get_num_threads()
     room = torch.empty((_ROWS + 2 * threads) * channels)
-    function = getattr(_library(), f"{name}_{_NAMES[x.dtype]}")
+    function = getattr(library(), f"{name}_{_NAMES[x.dtype]}")
     sizes = ctypes.c_int(threads), ctypes.c_long(x.numel() // channels), ctypes.c_long(channels)
     function(*sizes, *map(_as_c, args), _as_c(room))
 
@@ -69,7 +65,7 @@ def _add_rows(
     source: torch.Tensor, target: torch.Tensor, table: torch.Tensor, rows: int, items: int, channels: int,
     source_step: int, target_step: int,
 ) -> None:  # fmt: skip
-    function = getattr(_library(), f"add_rows_{_NAMES[source.dtype]}_{_NAMES[target.dtype]}")
+    function = getattr(library(), f"add_rows_{_NAMES[source.dtype]}_{_NAMES[target.dtype]}")
     sizes = map(ctypes.c_long, (items, channels, source_step, target_step, rows))
     function(ctypes.c_int(torch.get_num_threads()), *sizes, *map(_as_c, (source, target, table)))
 

@@ -131,7 +131,7 @@ class Prepared(Eager):
         optimizer: torch.optim.Optimizer,
         load: Load,
         examples: Sequence[Raw],
-        capture: "Capture | None" = None,
+        capture: "Capture | None",
     ) -> None:
         """Make ready for batches like `examples`, the first a whole one; `capture` makes a graph of each one's step."""
         super().__init__(cell, model, optimizer, load)
@@ -142,8 +142,7 @@ class Prepared(Eager):
         whole = compiler.compile(plain) if compiler else plain
         forwards = [whole, *[plain] * (len(examples) - 1)]
         steps: list[Step] = [functools.partial(self._train, layers, forward) for forward in forwards]
-        if capture:
-            self._captured = whole  # kept: the graphs go on using what was compiled
+        self._whole = whole  # kept: graphs go on using what was compiled
         with warnings.catch_warnings():
             # The compiler looks at the gradient of each input, and the copies of the weights keep none.
             warnings.filterwarnings("ignore", "The .grad attribute of a Tensor that is not a leaf")

@@ -79,7 +79,7 @@ def test_ray_starts_no_actor_that_the_group_makes_no_use_of(trained):
 def test_a_ray_that_has_other_names_for_them_starts_its_workers_all_the_same(monkeypatch):
     from ray.train.torch import TorchTrainer
 
-    from rresnet.runner.trainer import GroupTrainer
+    from rresnet.runner.group import GroupTrainer
 
     class DatasetsCallback:
         pass
