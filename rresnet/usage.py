@@ -115,10 +115,8 @@ def prepared() -> Iterator[None]:
 
 def complain(text: str, style: str | None = None) -> None:
     """Print to stderr; where that can't be written to, the exit code has to do."""
-    try:
-        say(Console(stderr=True), text, style)
-    except OSError:
-        _discard(2)
+    with contextlib.suppress(OSError):
+        say(_Errors(stderr=True), text, style)
 
 
 @contextlib.contextmanager
@@ -127,17 +125,25 @@ def printing() -> Iterator[None]:
     try:
         yield
     except BrokenPipeError:
-        _discard(1)
+        _discard()
     except OSError as error:  # a full disk, say
-        _discard(1)
+        _discard()
         raise UsageError(
             f"can't print ({error.strerror}): make space or send the output elsewhere, then run the same command again"
         ) from error
 
 
-def _discard(stream: int) -> None:
-    """Discard further output to a file descriptor, so that nothing is written at exit."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), stream)
+def _discard() -> None:
+    """Discard further output, so that nothing is written at exit."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+class _Errors(Console):
+    """A console whose reader may go away."""
+
+    def on_broken_pipe(self) -> None:
+        """Raise what a console for other output raises; rich would exit with 1."""
+        raise BrokenPipeError
 
 
 class Output(Console):

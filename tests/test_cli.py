@@ -12,6 +12,7 @@ import pytest
 
 from rresnet import cli, command, usage
 from rresnet.config import Settings
+from rresnet.experiments import ladder
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +73,7 @@ def test_output_that_nobody_reads_or_takes_stops_the_run_as_ctrl_c_does(dry, err
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     monkeypatch.setattr(cli.experiment, "run", lambda what, settings, console, asked: console.print("a row"))
     monkeypatch.setattr(sys, "stdout", Gone(error))
-    monkeypatch.setattr(cli.usage, "_discard", lambda stream: None)
+    monkeypatch.setattr(cli.usage, "_discard", lambda: None)
     assert cli.main("compare", "the experiment") == (2 if error.errno == 28 else 130)
     said = " ".join(capsys.readouterr().err.split())
     assert ("Stopped; every trial that ended is kept." in said) == (not dry)
@@ -95,7 +96,7 @@ def test_a_run_goes_on_whose_terminal_has_gone(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["experiments/compare.py"])
     monkeypatch.setattr(cli.signal, "signal", lambda *args: None)
     monkeypatch.setattr(cli.experiment, "run", run)
-    monkeypatch.setattr(cli.usage, "_discard", lambda stream: None)
+    monkeypatch.setattr(cli.usage, "_discard", lambda: None)
     assert cli.main("compare", "the experiment") == 1
     assert shown == ["one", "two"]
 
@@ -332,6 +333,9 @@ def test_the_help_of_a_flag_is_filled_and_what_an_experiment_decides_is_told(mon
     with pytest.raises(SystemExit):
         usage.settings(Settings(), name="ladder", description="", decided=["recipe"])
     lines = capsys.readouterr().out.splitlines()
+    line = [sys.executable, str(ROOT / "experiments" / "ladder.py"), "--help"]
+    told = subprocess.run(line, capture_output=True, text=True, check=True).stdout
+    assert told.count("Not for ladder.py, which decides it itself.") == len(ladder.DECIDED)
     shown = " ".join(" ".join(line.strip("│ ") for line in lines).split())
     assert "those that failed, also each whole repeat that other work disturbed, or all of them. --mix" in shown
     assert "--recipe {blog,tuned} ... Not for ladder.py, which decides it itself. --batch-size" in shown

@@ -278,6 +278,10 @@ def test_output_that_can_not_be_written_is_one_message(tmp_path, line):
 def test_a_message_that_can_not_be_written_leaves_the_exit_code(line, tmp_path):
     with open("/dev/full", "w") as full:
         assert subprocess.run([sys.executable, *line], stderr=full).returncode == 2
+    reader, writer = os.pipe()
+    os.close(reader)
+    assert subprocess.run([sys.executable, *line], stderr=writer).returncode == 2
+    os.close(writer)
 
 
 def test_a_damaged_file_is_one_line(tmp_path):

@@ -69,8 +69,9 @@ def test_rows_of_unlike_machines_software_or_data_are_not_averaged(column):
 @pytest.mark.parametrize(("repeats", "known"), [(3, 1), (2, 0)])
 def test_what_is_known_to_be_distinguishable_can_be_picked_out_with_and_without_intervals(repeats, known):
     found = comparison.speedup(trials((BLOG, [100.0] * repeats), (TUNED, [200.0] * repeats)), "recipe", "blog")
-    assert [len(found[found["distinguishable"]]), len(found[~found["distinguishable"]])] == [known, 0]
-    assert [str(found[column].dtype) for column in ("low", "high", "distinguishable")] == ["float64"] * 2 + ["boolean"]
+    assert [len(found[found["distinguishable"].eq(is_so)]) for is_so in (True, False)] == [known, 0]
+    assert [bool(row["distinguishable"]) for _, row in found.iterrows()] == [bool(known)]
+    assert [str(found[column].dtype) for column in ("low", "high")] == ["float64"] * 2
     assert found["low"].isna().tolist() == found["distinguishable"].isna().tolist() == [not known]
 
 

@@ -178,6 +178,10 @@ def test_a_later_export_completes_what_an_earlier_one_began(results, tmp_path, c
     history = client.get_metric_history(tuned.info.run_id, "trial/images_per_second")
     assert sorted(metric.step for metric in history) == list(range(6))
     assert tuned.data.metrics["setting/images_per_second"] == pytest.approx(200.0)  # the latest, over all six
+    again = [row(TUNED, repeat, 400.0, finished_at=START + timedelta(hours=1)) for repeat in range(6)]  # --retry all
+    assert command.main(["export", str(written(tmp_path / "again", again)), "--format", "mlflow", "--out", uri]) == 0
+    retried = client.get_run(tuned.info.run_id).data.metrics
+    assert (retried["setting/images_per_second"], retried["trial/images_per_second"]) == (pytest.approx(400.0), 400.0)
 
 
 def test_what_is_no_file_is_written_into_and_a_link_is_followed(results, tmp_path):

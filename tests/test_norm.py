@@ -105,8 +105,8 @@ def test_what_is_not_a_number_stays_so(kernels, where):
         found.reset_running_stats()
 
 
-@pytest.mark.parametrize("where", [(0, 0, 0), (2, 127, 127)])
-def test_a_pixel_far_from_all_others_costs_no_digits(kernels, where):
+@pytest.mark.parametrize("where", [(0, 0, 0), (2, 127, 127), (slice(None), 0, 0)])
+def test_pixels_far_from_all_others_cost_no_digits(kernels, where):
     expected, found = batch_norm(kernels, 8, relu=False)
     x = images(3, 8, 128, 128)
     item, row, column = where

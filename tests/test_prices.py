@@ -9,6 +9,10 @@ from rresnet.analysis.prices import used
 from rresnet.cell import UsageError
 
 
+def test_blanks_around_a_price_do_not_count():
+    assert decision.prices([" cpu=0.40 EUR/h "]) == decision.prices(["cpu=0.40 EUR/h"])
+
+
 def test_prices_are_read_from_texts():
     assert decision.prices(["gpu=4.10/h", "NVIDIA A100=3/h"]) == (
         Price(what="gpu", per_hour=4.1),

@@ -146,9 +146,9 @@ def test_a_probe_that_may_have_failed_by_chance_is_repeated_once(status, monkeyp
     search.probe(sweep, [make_cell(batch_size=16)], most=10_000)
     made = {size: attempt for size, _, attempt in ran}
     assert made == {16: 2, 32: 2, 64: 1, 128: 2, 96: 1, 112: 2, 104: 2}
-    assert told[0] == "Probing batch size 16 again, since it failed, perhaps by chance"
+    assert told[0] == "Probing batch size 16 again, in case it was chance that one failed"
     assert told[1] == "Probing batch sizes 32, 64, 128"
-    assert told[2] == "Probing batch sizes 32, 128 again, since it failed, perhaps by chance"
+    assert told[2] == "Probing batch sizes 32, 128 again, in case it was chance that one failed"
 
 
 def test_the_first_probes_are_one_repeat():

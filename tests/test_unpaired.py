@@ -29,6 +29,14 @@ def test_machines_are_compared_unpaired_when_asked():
         rresnet.speedup(both, over="device", reference="cpu")
 
 
+def test_bounds_are_numbers_where_no_interval_is_claimed():
+    laptop = side((BLOG, [100.0] * 2), hostname="laptop")
+    cluster = side((GPU, [300.0] * 2), run_id="r2", hostname="cluster", cpu_model="B CPU")
+    found = unpaired.speedup_across_machines(pd.concat([laptop, cluster]), over="device", reference="cpu")
+    assert [str(found[column].dtype) for column in ("low", "high")] == ["float64"] * 2
+    assert found["low"].isna().all()
+
+
 def test_an_empty_table_is_refused_by_what_it_lacks():
     with pytest.raises(ValueError, match="trials lack the columns status, run_id"):
         unpaired.speedup_across_machines(pd.DataFrame(), over="device", reference="cpu")

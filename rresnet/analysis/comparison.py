@@ -10,7 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from rresnet.analysis import alike
-from rresnet.analysis.frames import checked, nullable, same, with_all_axes, without_probes
+from rresnet.analysis.frames import checked, same, with_all_axes, without_probes
 from rresnet.analysis.pairing import in_series, side_by_side
 from rresnet.analysis.ranking import as_written
 from rresnet.analysis.statistics import DRIFT_LIMIT, Interval, in_order, log_mean_interval, variance_components
@@ -41,8 +41,9 @@ def speedup(
     Returns:
         One row for each value of `over` and setting of the other axes. Its columns: the axes (null where the two sides
         differ); `git_commit` if there are runs of several commits of this package, which are never averaged; `speedup`
-        (ratio of images a second); `low` and `high` (null under 3 pairs); `pairs`; `distinguishable` (the interval
-        leaves out 1 and the speedup is beyond the noise floor of its devices; null without an interval); `differs`; and
+        (ratio of images a second); `low` and `high` (NaN under 3 pairs); `pairs`; `distinguishable` (the interval
+        leaves out 1 and the speedup is beyond the noise floor of its devices; None without an interval, so pick rows
+        out with `distinguishable.eq(True)`); `differs`; and
         what one repeat and one process add to the scatter of the log ratio (`repeat_sd`, `process_sd`; null where that
         can't be told).
 
@@ -86,7 +87,7 @@ def speedup(
             }
         )
     needless = [c for c in (*axes, "git_commit") if c not in matched and len({str(row[c]) for row in rows}) == 1]
-    return nullable(pd.DataFrame(rows).drop(columns=needless))
+    return pd.DataFrame(rows).drop(columns=needless).astype({"low": "float64", "high": "float64"})
 
 
 def _pairs(ok: pd.DataFrame, over: str, reference: object, allow: Sequence[str]) -> tuple[pd.DataFrame, frozenset[str]]:

@@ -127,14 +127,6 @@ def _plain(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return plain
 
 
-def nullable(ratios: pd.DataFrame) -> pd.DataFrame:
-    """Ratios with the same dtypes whether or not they have an interval: NaN bounds, and a boolean that may be null.
-
-    So `ratios[ratios.distinguishable]` are those that are known to be, and `~ratios.distinguishable` does not fail.
-    """
-    return ratios.astype({"low": "float64", "high": "float64", "distinguishable": "boolean"})
-
-
 def without_probes(trials: pd.DataFrame) -> pd.DataFrame:
     """Leave out the probes of `--batch-size auto`, unless nothing else is ok: single, and too far apart to pair."""
     if "experiment" not in trials:

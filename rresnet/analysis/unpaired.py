@@ -59,7 +59,7 @@ def speedup_across_machines(
 
     Returns:
         One row for each value of `over`, setting of the other axes, and pair of machines: the axes, `machine` and
-        `reference_machine` (hostnames), `speedup`, `low`, `high` (null under 3 repeats on either side), `repeats` (of
+        `reference_machine` (hostnames), `speedup`, `low`, `high` (NaN under 3 repeats on either side), `repeats` (of
         the side that has fewer), `distinguishable`, and in `differs` what the two sides do not share.
 
     Raises:
@@ -102,7 +102,7 @@ def speedup_across_machines(
         if all(_one_machine(ok.iloc[0], row) for _, row in ok.iterrows()):
             raise ValueError(_ONE_MACHINE)
         raise ValueError(comparison.why_no_pair(ok[~is_reference], ok[is_reference], matched))
-    return frames.nullable(pd.DataFrame(rows))
+    return pd.DataFrame(rows).astype({"low": "float64", "high": "float64"})
 
 
 def _refuse_unlike(side: pd.DataFrame, other: pd.DataFrame, allow: Sequence[str]) -> None:

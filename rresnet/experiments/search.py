@@ -131,7 +131,7 @@ def probe(sweep: Sweep, cells: Sequence[Cell], again: Collection[str] = (), *, m
 def _wanted(rows: pd.DataFrame, cells: Sequence[Cell], most: int) -> tuple[list[Trial], str]:
     """The trials that come next, and why if they are repeated."""
     if failed := _failed_once(rows, cells):
-        return failed, " again, since it failed, perhaps by chance"
+        return failed, " again, in case it was chance that one failed"
     if following := _next(_probes(rows), cells, most):
         return following, ""
     return _doubtful(rows, cells, most), " again, since other work disturbed it"

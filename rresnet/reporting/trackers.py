@@ -135,15 +135,16 @@ def to_mlflow(tables: Tables, uri: str) -> int:
             there = client.search_runs([home], filter_string=f"tags.`rresnet.series` = '{key}'")
             starts, ends = (int(f(p.at for p in one.points).timestamp() * 1000) for f in (min, max))
             exported = {
-                (tag, metric.step)
+                (tag, metric.step, metric.timestamp)
                 for run in there
                 for tag in {p.tag for p in one.points}
                 for metric in client.get_metric_history(run.info.run_id, tag)
             }
+            times = [int(p.at.timestamp() * 1000) for p in one.points]  # later where a trial was run again
             metrics = [
-                Metric(p.tag, p.value, int(p.at.timestamp() * 1000), p.step)
-                for p in one.points
-                if (p.tag, p.step) not in exported
+                Metric(p.tag, p.value, at, p.step)
+                for p, at in zip(one.points, times, strict=True)
+                if (p.tag, p.step, at) not in exported
             ]
             if there and not metrics:
                 continue

@@ -107,11 +107,13 @@ def _load_sums(sums, channels, c, inside, WIDE: tl.constexpr):
 def _typical(x, pixels, channels, c, inside):
     """What is taken off all values before they are squared: sums of squares lose the digits that they share.
 
-    It is the median of three pixels, since a single one may be far from all others.
+    It is the median of three pixels, since a single one may be far from all others; and not of three corners, as thirds
+    of a batch of 96 would be.
     """
-    p = tl.load(x + c, inside, other=0.0).to(tl.float32)
-    q = tl.load(x + pixels // 3 * channels + c, inside, other=0.0).to(tl.float32)
-    s = tl.load(x + 2 * pixels // 3 * channels + c, inside, other=0.0).to(tl.float32)
+    first = tl.arange(0, 1)  # a tensor, so that what may exceed 32 bits is counted in 64
+    p = tl.load(x + (first + pixels // 17 * 3).to(tl.int64) * channels + c, inside, other=0.0).to(tl.float32)
+    q = tl.load(x + (first + pixels // 19 * 9).to(tl.int64) * channels + c, inside, other=0.0).to(tl.float32)
+    s = tl.load(x + (first + pixels // 23 * 17).to(tl.int64) * channels + c, inside, other=0.0).to(tl.float32)
     return tl.maximum(tl.minimum(p, q), tl.minimum(tl.maximum(p, q), s))[None, :]
 
 

@@ -3,7 +3,7 @@
 import contextlib
 import functools
 import importlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -113,7 +113,8 @@ def check(name: str, image_size: int, classes: int = 10, cells: Collection[Cell]
         _check_recipe(replace(cell, **plain, **alone), classes)
 
 
-def _run_without_data(name: str, classes: int, shape: Sequence[int]) -> None:
+@functools.cache  # a command plans several times
+def _run_without_data(name: str, classes: int, shape: tuple[int, ...]) -> None:
     """Run torchvision's model forward on PyTorch's meta device, which has shapes and no values."""
     try:
         with torch.device("meta"):

@@ -56,9 +56,12 @@ void forward(int threads, long pixels, long channels, const T* x, const T* besid
              const float* bias, float* mean, float* scale, float* running_mean, float* running_var, float momentum,
              float eps, float floor, float* room) {
     float *const factor = room, *const typical = room + channels, *const sums = room + 2 * channels;
-    for (long c = 0; c < channels; ++c) {  // the median of three pixels: a single one may be far from all others
-        const float p = widened(x[c]), q = widened(x[pixels / 3 * channels + c]);
-        const float s = widened(x[2 * pixels / 3 * channels + c]);
+    // The median of three pixels, since a single one may be far from all others; and not of three corners, as thirds of
+    // a batch of 96 would be.
+    const long places[] = {pixels / 17 * 3, pixels / 19 * 9, pixels / 23 * 17};
+    for (long c = 0; c < channels; ++c) {
+        const float p = widened(x[places[0] * channels + c]), q = widened(x[places[1] * channels + c]);
+        const float s = widened(x[places[2] * channels + c]);
         typical[c] = std::max(std::min(p, q), std::min(std::max(p, q), s));
     }
 #pragma omp parallel num_threads(threads)
