@@ -1,4 +1,4 @@
-"""A cell (one configuration to train) and its axes, which are fields with metadata that describe them."""
+"""A cell (one configuration to train) and its axes, described by metadata; errors and hashes that all layers use."""
 
 import difflib
 import functools

@@ -23,6 +23,7 @@ from rresnet.tables.measurement import Environment
 from rresnet.terminal import counted
 
 TEMPLATES = Path(__file__).parent / "templates"
+WORDS = ("setting", "bound by", "trials")  # the columns that are aligned left
 HEADINGS = ("setting", "images/s", "epoch", "speedup", "of limit", "bound by", "peak memory", "trials", "test accuracy")
 # Backslash escapes, and entities for what could begin an element or end a table's cell.
 MARKDOWN = str.maketrans({c: f"&#{ord(c)};" if c in "<>|&" else f"\\{c}" for c in "<>|&\\`*_{}[]~#"})
@@ -166,6 +167,6 @@ def _template(name: str) -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     found.globals.update(flagged=load.flagged, failures=failures, environment=environment, svg=svg, csv=csv)
-    found.globals.update(version=__version__, headings=HEADINGS, most=MOST_LINES)
+    found.globals.update(version=__version__, headings=HEADINGS, words=WORDS, most=MOST_LINES)
     found.filters.update(row=setting_row, md=_markdown_text)
     return found.get_template(name)
