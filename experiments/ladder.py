@@ -18,5 +18,13 @@ from rresnet.config import Settings
 from rresnet.experiments import ladder
 
 if __name__ == "__main__":
-    defaults, show = Settings(batch_size=(64,)), ladder.show
-    sys.exit(main("ladder", __doc__ or "", defaults=defaults, cells=ladder.cells, show=show, decided=ladder.DECIDED))
+    sys.exit(
+        main(
+            "ladder",
+            __doc__ or "",
+            defaults=Settings(batch_size=(64,)),
+            cells=ladder.cells,
+            show=ladder.show,
+            decided=ladder.DECIDED,
+        )
+    )

@@ -4,6 +4,7 @@ import pytest
 import torch
 from ray.exceptions import ActorDiedError, OutOfMemoryError, RayError
 
+from rresnet import cell
 from rresnet.runner import trial
 from rresnet.runner.failures import death
 
@@ -114,6 +115,13 @@ def test_a_worker_whose_process_ended_is_told_as_a_trial_process(error, elapsed,
 )
 def test_a_death_without_a_word_is_told_from_rays_account(text, elapsed, status):
     assert death(text, elapsed, 10.0).status == status
+
+
+@pytest.mark.parametrize(
+    ("error", "told"), [(ValueError("one\ntwo"), "one"), (RuntimeError(), "RuntimeError"), (OSError("\nx"), "OSError")]
+)
+def test_an_error_is_told_in_one_line_also_where_it_says_nothing(error, told):
+    assert cell.first_line(error) == told
 
 
 def test_the_first_line_of_a_process_end_says_what_was_raised():
